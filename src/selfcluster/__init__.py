@@ -1,0 +1,47 @@
+"""selfcluster: visual features from unlabelled images by clustering, and the clusters themselves.
+
+Names are imported when first used, so that `import selfcluster` costs nothing and a help text never waits for torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from selfcluster.models.registration import register_with_timm
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "train": "api",
+    "embed": "api",
+    "cluster": "api",
+    "evaluate": "api",
+    "report": "api",
+    "export": "api",
+    "demo": "api",
+    "METHODS": "methods",
+    "KMeans": "clustering.kmeans",
+    "HierarchicalKMeans": "clustering.hierarchical",
+    "PowerIterationClustering": "clustering.pic",
+    "Whitening": "clustering.whitening",
+    "sinkhorn": "clustering.sinkhorn",
+    "nearest": "clustering.neighbours",
+}
+
+__all__ = ["__version__", *sorted(_HOME)]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'selfcluster' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"selfcluster.{_HOME[name]}"), name)
+    globals()[name] = value  # once: later look-ups never come here
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])
+
+
+register_with_timm()

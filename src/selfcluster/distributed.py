@@ -1,0 +1,125 @@
+"""Processes: who am I, and sums and gathers that gradients flow through. One process needs none of it set up."""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def start(device: torch.device | str = "cpu", timeout_seconds: float = 1800) -> None:
+    """Join the group that `torchrun` announces in the environment; nothing to do without one."""
+    if "WORLD_SIZE" not in os.environ or dist.is_initialized():
+        return
+    backend = "nccl" if torch.device(device).type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=timedelta(seconds=timeout_seconds))
+
+
+def stop() -> None:
+    """Leave the group, if there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def rank(group: Any = None) -> int:
+    """This process's number in the group, from 0."""
+    return dist.get_rank(group) if dist.is_initialized() else 0
+
+
+def world_size(group: Any = None) -> int:
+    """How many processes the group has; 1 without one."""
+    return dist.get_world_size(group) if dist.is_initialized() else 1
+
+
+def share(n: int, r: int | None = None, world: int | None = None) -> slice:
+    """The contiguous part of range(n) that belongs to a rank; the parts in rank order are the whole."""
+    r = rank() if r is None else r
+    world = world_size() if world is None else world
+    return slice(n * r // world, n * (r + 1) // world)
+
+
+def all_reduce(x: Tensor, group: Any = None) -> Tensor:
+    """The sum of `x` over all ranks, differentiable; `x` itself is left alone."""
+    return x if world_size(group) == 1 else _AllReduce.apply(x, group)  # pyright: ignore[reportReturnType]
+
+
+def all_gather(x: Tensor, group: Any = None) -> Tensor:
+    """The ranks' `x` concatenated along dimension 0 in rank order, differentiable; lengths may differ.
+
+    The gradient of a rank's part is the sum over ranks of what each computed for it.
+    """
+    return x if world_size(group) == 1 else _AllGather.apply(x, group)  # pyright: ignore[reportReturnType]
+
+
+def broadcast(x: Tensor, source: int = 0) -> Tensor:
+    """Overwrite `x` in place with rank `source`'s and return it."""
+    if world_size() > 1:
+        dist.broadcast(x, source)
+    return x
+
+
+def broadcast_object(value: Any, source: int = 0) -> Any:
+    """Rank `source`'s small Python object."""
+    if world_size() == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, source)
+    return box[0]
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """Every rank's small Python object, in rank order, on all ranks."""
+    if world_size() == 1:
+        return [value]
+    box: list[Any] = [None] * world_size()
+    dist.all_gather_object(box, value)
+    return box
+
+
+def barrier() -> None:
+    """Wait for all ranks. Never while one of them has long work to do."""
+    if world_size() > 1:
+        dist.barrier()
+
+
+class _AllReduce(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: Any) -> Tensor:
+        ctx.group = group
+        total = x.detach().clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total, group=group)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        total = grads[0].clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total, group=ctx.group)
+        return total, None
+
+
+class _AllGather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: Any) -> Tensor:
+        # gloo aborts the process where lengths differ, so they are exchanged first and the parts padded
+        length = torch.tensor([x.shape[0]], device=x.device)
+        lengths = [torch.empty_like(length) for _ in range(world_size(group))]
+        dist.all_gather(lengths, length, group=group)
+        ctx.group, ctx.lengths = group, [int(n) for n in lengths]
+        longest = max(ctx.lengths)
+        mine = x.detach().contiguous()
+        if x.shape[0] < longest:
+            mine = torch.cat([mine, mine.new_zeros((longest - x.shape[0], *x.shape[1:]))])
+        parts = [torch.empty_like(mine) for _ in ctx.lengths]
+        dist.all_gather(parts, mine, group=group)
+        return torch.cat([part[:n] for part, n in zip(parts, ctx.lengths, strict=True)])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        total = grads[0].clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total, group=ctx.group)
+        before = sum(ctx.lengths[: rank(ctx.group)])
+        return total[before : before + ctx.lengths[rank(ctx.group)]], None

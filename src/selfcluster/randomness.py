@@ -1,0 +1,97 @@
+"""Counter-based randomness: every random number is a pure function of what it is for.
+
+No generator has state that a worker, a rank or a checkpoint would have to carry: the same key gives the same
+uniforms in NumPy (loader workers) and in torch (the device), in any process and in any order.
+The mixing function is the finaliser of SplitMix64 (Steele, Lea, Flood 2014).
+"""
+
+from __future__ import annotations
+
+import zlib
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+_GOLDEN = 0x9E3779B97F4A7C15  # 2**64 divided by the golden ratio, SplitMix64's increment
+_FIRST = 0xBF58476D1CE4E5B9
+_SECOND = 0x94D049BB133111EB
+_MASK = (1 << 64) - 1
+_BITS = 24  # what a float32 in [0, 1) holds exactly
+
+
+def key(seed: int, purpose: str, *counters: int) -> int:
+    """One 64-bit key from a seed, the name of a purpose and any number of counters (step, view, rank, ...)."""
+    state = _mix(seed & _MASK)
+    for part in (zlib.crc32(purpose.encode()), *counters):
+        state = _mix((state + _GOLDEN + (int(part) & _MASK)) & _MASK)
+    return state
+
+
+def draw(seed: int, purpose: str, step: int, index: Any, view: int, n: int) -> Any:
+    """Uniforms in [0, 1): row b belongs to sample `index[b]` and to nothing else.
+
+    Args:
+        seed: the run's seed.
+        purpose: what the numbers are for ("crops", "colour", ...); different purposes are independent.
+        step: the step (or epoch) they are for.
+        index: (B,) integers, a NumPy array or a torch tensor; the samples.
+        view: which view of the sample.
+        n: how many numbers a sample needs.
+
+    Returns:
+        (B, n) float32 of `index`'s kind, on its device. The bits are the same in NumPy and in torch.
+
+    >>> bool((draw(0, "crops", 3, np.array([5, 7]), 0, 2)[1] == draw(0, "crops", 3, np.array([7]), 0, 2)[0]).all())
+    True
+    """
+    base = key(seed, purpose, step, view)
+    if isinstance(index, np.ndarray):
+        return _draw_numpy(base, index, n)
+    return _draw_torch(base, index, n)
+
+
+def _mix(x: int) -> int:
+    x = ((x ^ (x >> 30)) * _FIRST) & _MASK
+    x = ((x ^ (x >> 27)) * _SECOND) & _MASK
+    return x ^ (x >> 31)
+
+
+def _draw_numpy(base: int, index: np.ndarray, n: int) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        rows = _mix_numpy(index.astype(np.int64).view(np.uint64) + np.uint64(base))
+        columns = np.arange(1, n + 1, dtype=np.uint64) * np.uint64(_GOLDEN)
+        bits = _mix_numpy(rows[:, None] + columns[None, :])  # (B, n)
+    return (bits >> np.uint64(64 - _BITS)).astype(np.float32) * np.float32(2.0**-_BITS)
+
+
+def _mix_numpy(x: np.ndarray) -> np.ndarray:
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(_FIRST)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(_SECOND)
+    return x ^ (x >> np.uint64(31))
+
+
+def _draw_torch(base: int, index: torch.Tensor, n: int) -> torch.Tensor:
+    import torch
+
+    # torch has no unsigned 64-bit arithmetic: int64 wraps alike, and a logical shift is a shift and a mask
+    columns = torch.arange(1, n + 1, dtype=torch.int64, device=index.device) * _signed(_GOLDEN)
+    rows = _mix_torch(index.to(torch.int64) + _signed(base))
+    bits = _mix_torch(rows[:, None] + columns[None, :])  # (B, n)
+    return _shift(bits, 64 - _BITS).to(torch.float32) * 2.0**-_BITS
+
+
+def _mix_torch(x: torch.Tensor) -> torch.Tensor:
+    x = (x ^ _shift(x, 30)) * _signed(_FIRST)
+    x = (x ^ _shift(x, 27)) * _signed(_SECOND)
+    return x ^ _shift(x, 31)
+
+
+def _shift(x: torch.Tensor, by: int) -> torch.Tensor:
+    return (x >> by) & ((1 << (64 - by)) - 1)
+
+
+def _signed(x: int) -> int:
+    return x - (1 << 64) if x >= 1 << 63 else x
