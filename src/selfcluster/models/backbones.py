@@ -1,0 +1,235 @@
+"""Backbones by timm's names: made for a data set's images, saved so that timm alone can load them again.
+
+A backbone is timm's own module, without a wrapper and with timm's names in its `state_dict`; what we know of it hangs
+on it as attributes. timm is imported inside the functions: it takes seconds, and a help text must not wait for it.
+
+B images, C channels, F features.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from selfcluster.models.initialise import initialise
+from selfcluster.models.registration import register_with_timm
+
+WEIGHTS = "backbone.safetensors"
+ARCHITECTURE = "backbone.json"
+SMALL = 64  # pixels: up to here a residual network gets the stem for small images
+_SMALL_STEM = ("resnet18", "resnet34", "resnet50")
+_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+class Backbone(nn.Module):
+    """What `make_backbone` and `load_backbone` promise of timm's module; never instantiated.
+
+    `num_features` is F, `spec` the JSON-able arguments of `timm.create_model(**spec)`, `account` what became of the
+    weights asked for with `init` ("" without). Calling it maps images (B, C, h, w) to features (B, F).
+    """
+
+    num_features: int
+    spec: dict[str, Any]
+    account: str
+
+    def forward(self, images: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+def make_backbone(
+    name: str,
+    *,
+    channels: int,
+    image_size: int,
+    init: str | Path | None = None,
+    drop_path: float = 0.0,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    **create: Any,
+) -> Backbone:
+    """A new network without a classifier, freshly initialised or with the weights of a local file.
+
+    Args:
+        name: a network of timm's or of `classic.py`. For images of up to 64 pixels `resnet18`, `resnet34` and
+            `resnet50` become their `*_small` variant; `spec["model_name"]` tells which network it really is.
+        channels: C.
+        image_size: side of the full-resolution views in pixels. It sets the stem and the position embeddings.
+        init: a `.safetensors`, `.pt` or `.pth` file of weights (nothing in it is executed), or a folder that
+            `save_backbone` wrote. What matched is in `.account`.
+        drop_path: rate of stochastic depth.
+        mean, std: of the images' normalisation, one number a channel; default ImageNet's for RGB, else 0.5.
+        **create: any further argument of `timm.create_model`.
+
+    Returns:
+        timm's module with `num_features`, `spec` and `account` added (see `Backbone`).
+
+    Raises:
+        ValueError: an unknown name (the nearest ones are named), an argument the network does not take, images
+            it cannot process, or weights that are another network's.
+
+    >>> backbone = make_backbone("resnet18", channels=3, image_size=32)
+    >>> backbone.spec["model_name"], backbone.num_features, backbone(torch.zeros(2, 3, 32, 32)).shape
+    ('resnet18_small', 512, torch.Size([2, 512]))
+    """
+    real = f"{name}_small" if image_size <= SMALL and name in _SMALL_STEM else name
+    _check_name(real)
+    default_mean, default_std = _IMAGENET if channels == 3 else ((0.5,) * channels,) * 2
+    spec: dict[str, Any] = {"model_name": real, "num_classes": 0, "in_chans": channels, **create}
+    if drop_path:
+        spec["drop_path_rate"] = drop_path
+    spec["pretrained_cfg_overlay"] = _overlay(channels, image_size, mean or default_mean, std or default_std)
+    optional = {
+        "img_size": image_size,
+        "dynamic_img_size": True,  # a vision transformer meets crops of several sizes
+        "zero_init_last": False,  # as in the papers' ResNets; a zero scale would also defeat LARC's first step
+    }
+    module = _create(_plain(spec), {k: v for k, v in optional.items() if k not in create})
+    _measure(module, channels, image_size)
+    module.account = initialise(module, _weights_file(init)) if init is not None else ""
+    return module
+
+
+def save_backbone(
+    folder: str | Path, module: nn.Module, mean: Sequence[float], std: Sequence[float], size: int
+) -> Path:
+    """Write `backbone.safetensors` and `backbone.json`; timm alone rebuilds the network from the two.
+
+    A file appears under its name only when it is complete and on the disk.
+
+    Args:
+        folder: made if it does not exist.
+        module: from `make_backbone` or `load_backbone` (not wrapped in DDP).
+        mean, std: of the images' normalisation, one number a channel.
+        size: side of the images in pixels.
+
+    Returns:
+        The path of the weights.
+
+    Raises:
+        ValueError: a module of other origin, or mean and std of another length than the channels.
+
+    >>> json_file, weights = "run/backbone.json", "run/backbone.safetensors"
+    >>> timm.create_model(**json.load(open(json_file)), checkpoint_path=weights)  # doctest: +SKIP
+    """
+    import safetensors.torch
+
+    module = getattr(module, "_orig_mod", module)  # torch.compile's wrapper
+    spec: Any = getattr(module, "spec", None)
+    if spec is None:
+        raise ValueError(f"{type(module).__name__} has no spec: only what make_backbone or load_backbone gave is saved")
+    spec = spec | {"pretrained_cfg_overlay": _overlay(spec["in_chans"], size, mean, std)}
+    # safetensors takes neither channels_last nor a tensor that shares its memory with another
+    state = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in module.state_dict().items()}
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(folder / ARCHITECTURE, json.dumps(_plain(spec), indent=2).encode() + b"\n")
+    _write(folder / WEIGHTS, safetensors.torch.save(state))
+    return folder / WEIGHTS
+
+
+def load_backbone(path: str | Path) -> tuple[Backbone, tuple[float, ...], tuple[float, ...], int]:
+    """Read what `save_backbone` wrote.
+
+    Args:
+        path: the folder, or either of the two files in it.
+
+    Returns:
+        The network in evaluation mode, mean, std (one number a channel) and the side of its images in pixels.
+
+    Raises:
+        FileNotFoundError: one of the two files is missing.
+    """
+    folder = Path(path) if Path(path).is_dir() else Path(path).parent
+    for needed in (folder / ARCHITECTURE, folder / WEIGHTS):
+        if not needed.is_file():
+            raise FileNotFoundError(f"{path} is no saved backbone: {needed} is missing")
+    spec = json.loads((folder / ARCHITECTURE).read_text(encoding="utf-8"))
+    _check_name(spec["model_name"])
+    overlay = spec["pretrained_cfg_overlay"]
+    channels, size, _ = overlay["input_size"]
+    module = _create(spec, {}, checkpoint_path=str(folder / WEIGHTS))
+    _measure(module, channels, size)
+    module.account = ""
+    return module.eval(), tuple(overlay["mean"]), tuple(overlay["std"]), size
+
+
+def _check_name(name: str) -> None:
+    import timm
+
+    register_with_timm()
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), n=4, cutoff=0.5)
+        raise ValueError(f"there is no backbone {name!r}" + (f"; the nearest are {', '.join(near)}" if near else ""))
+
+
+def _create(spec: dict[str, Any], optional: dict[str, Any], **once: Any) -> Any:
+    """timm's module, with as many of the optional arguments as its class takes; they become part of its spec."""
+    import timm
+
+    while True:
+        try:
+            module: Any = timm.create_model(**spec, **optional, **once)
+        except TypeError as error:
+            # only the class knows its arguments, and it refuses before it has built anything
+            refused = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+            if refused is None:
+                raise
+            if refused[1] not in optional:
+                flag = {"drop_path_rate": "drop_path"}.get(refused[1], refused[1])
+                raise ValueError(f"{spec['model_name']} takes no {flag}") from error
+            optional = {k: v for k, v in optional.items() if k != refused[1]}
+        else:
+            module.spec = spec | optional
+            return module
+
+
+def _measure(module: Any, channels: int, size: int) -> None:
+    """Set num_features to what really comes out: some of timm's networks have a wider layer behind it."""
+    training = module.training
+    first = next(module.parameters())
+    try:
+        with torch.no_grad():
+            features = module.eval()(torch.zeros(1, channels, size, size, device=first.device, dtype=first.dtype))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        name = module.spec["model_name"]
+        raise ValueError(f"{name} cannot process images of {channels} x {size} x {size}: {error}") from error
+    module.train(training)
+    if features.dim() != 2:
+        raise ValueError(
+            f"{module.spec['model_name']} gives {tuple(features.shape)} for an image where one row of features is "
+            "needed; ask for another global_pool"
+        )
+    module.num_features = features.shape[1]
+
+
+def _weights_file(init: str | Path) -> Path:
+    return Path(init) / WEIGHTS if Path(init).is_dir() else Path(init)
+
+
+def _overlay(channels: int, size: int, mean: Sequence[float], std: Sequence[float]) -> dict[str, Any]:
+    if not len(mean) == len(std) == channels:
+        raise ValueError(f"mean {tuple(mean)} and std {tuple(std)} need one number for each of {channels} channels")
+    return {"input_size": (channels, size, size), "mean": [float(m) for m in mean], "std": [float(s) for s in std]}
+
+
+def _plain(spec: dict[str, Any]) -> dict[str, Any]:
+    """The spec as JSON gives it back, so that what is saved is what was built."""
+    return json.loads(json.dumps(spec))
+
+
+def _write(path: Path, content: bytes) -> None:
+    """The whole file or none: a temporary name, on the disk, then renamed."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

@@ -1,0 +1,145 @@
+"""Networks that timm lacks, registered with it by importing this file.
+
+`resnet18_small`, `resnet34_small`, `resnet50_small` are the residual networks of He et al. 2016 (arXiv 1512.03385) for
+images of up to 64 pixels: the stem is one 3x3 convolution of stride 1 without pooling, the form that SimCLR's
+appendix B.9 (arXiv 2002.05709) uses for CIFAR. `*_w50` and `*_w25` have a half and a quarter of the channels.
+`tiny_layout` is a convolutional network for digits and other pictures in which position carries the meaning: its last
+map is flattened, never averaged away.
+
+B images, C channels, h x w pixels, F features, G side of the grid that is flattened.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models.resnet import BasicBlock, Bottleneck, ResNet
+from torch import Tensor, nn
+
+_CHANNELS = (64, 128, 256, 512)  # of the four stages of every residual network in the paper
+
+
+class SmallResNet(ResNet):
+    """timm's ResNet with a stem for small images: 3x3, stride 1, no pooling. Its strides multiply to 8, not 32."""
+
+    def __init__(self, *, channels: tuple[int, ...] = _CHANNELS, in_chans: int = 3, **kwargs: Any) -> None:
+        # the deep stem is the one whose width timm lets us set; its three convolutions are replaced by one
+        super().__init__(channels=channels, in_chans=in_chans, stem_type="deep", stem_width=channels[0] // 2, **kwargs)
+        like = self.bn1.weight
+        stem = nn.Conv2d(in_chans, channels[0], 3, padding=1, bias=False, device=like.device, dtype=like.dtype)
+        nn.init.kaiming_normal_(stem.weight, mode="fan_out", nonlinearity="relu")
+        self.conv1 = stem
+        self.maxpool = nn.Identity()
+        for stage, reduction in zip(self.feature_info, (1, 1, 2, 4, 8), strict=True):
+            stage["reduction"] = reduction
+
+
+class TinyLayout(nn.Module):
+    """Five convolutions and a flattened G x G map, so that features know where a stroke is.
+
+    An image whose last map is not G x G (any input but 4 G pixels) is brought to it by averaging over G x G cells.
+
+    Args:
+        num_classes: outputs of the final linear layer; 0 leaves it out.
+        in_chans: channels of the images.
+        widths: channels of the five convolutions; the second and fourth halve the map.
+        grid: G; there are widths[-1] * G * G features.
+        drop_rate: dropout before the final linear layer.
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 10,
+        in_chans: int = 1,
+        widths: tuple[int, ...] = (32, 64, 64, 128, 32),
+        grid: int = 4,
+        drop_rate: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.num_classes, self.in_chans, self.grid, self.drop_rate = num_classes, in_chans, grid, drop_rate
+        before = in_chans
+        self.feature_info = []
+        for number, (width, stride) in enumerate(zip(widths, (1, 2, 1, 2, 1), strict=True), start=1):
+            convolution = nn.Conv2d(before, width, 3, stride=stride, padding=1, bias=False)
+            nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
+            self.add_module(f"layer{number}", nn.Sequential(convolution, nn.BatchNorm2d(width), nn.ReLU(inplace=True)))
+            reduction = (1, 2, 2, 4, 4)[number - 1]
+            self.feature_info.append({"num_chs": width, "reduction": reduction, "module": f"layer{number}"})
+            before = width
+        self.num_features = self.head_hidden_size = before * grid * grid
+        self.reset_classifier(num_classes)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Images (B, C, h, w) to the last map (B, widths[-1], h / 4, w / 4)."""
+        for number in range(1, 6):
+            x = getattr(self, f"layer{number}")(x)
+        return x
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """The last map to features (B, F), or to class scores where there is a classifier."""
+        if x.shape[-2:] != (self.grid, self.grid):
+            x = F.adaptive_avg_pool2d(x, self.grid)
+        x = x.flatten(1)  # (B, F)
+        if pre_logits:
+            return x
+        return self.fc(F.dropout(x, self.drop_rate, self.training))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x))
+
+    def get_classifier(self) -> nn.Module:
+        """The final linear layer (an identity without classes), as timm's networks answer."""
+        return self.fc
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """A new final layer; `global_pool` must stay None, since this network never pools its layout away."""
+        if global_pool:
+            raise ValueError(f"tiny_layout flattens its map: it has no global_pool={global_pool!r} to set")
+        self.num_classes = num_classes
+        self.fc = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
+
+
+def _config(side: int, channels: int, first: str) -> dict[str, Any]:
+    rgb = channels == 3
+    return {
+        "url": "",
+        "num_classes": 10,
+        "input_size": (channels, side, side),
+        "interpolation": "bilinear",
+        "crop_pct": 1.0,
+        "mean": (0.485, 0.456, 0.406) if rgb else (0.5,) * channels,
+        "std": (0.229, 0.224, 0.225) if rgb else (0.5,) * channels,
+        "first_conv": first,
+        "classifier": "fc",
+    }
+
+
+_RESNETS = [f"{name}_small{width}" for name in ("resnet18", "resnet34", "resnet50") for width in ("", "_w50", "_w25")]
+_CONFIGS: dict[str, Any] = {name: _config(32, 3, "conv1") for name in _RESNETS}
+default_cfgs = generate_default_cfgs(_CONFIGS | {"tiny_layout": _config(16, 1, "layer1.0")})
+
+
+def _register_resnet(name: str, block: type[nn.Module], layers: tuple[int, ...], divisor: int) -> None:
+    channels = tuple(c // divisor for c in _CHANNELS)
+
+    def create(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+        arguments = {"block": block, "layers": layers, "channels": channels, **kwargs}
+        return build_model_with_cfg(SmallResNet, name, pretrained, **arguments)
+
+    create.__name__ = create.__qualname__ = name  # what timm registers it under
+    create.__doc__ = f"{name}: 3x3 stem of stride 1, stages of {channels} channels, {layers} blocks."
+    register_model(create)
+
+
+for _suffix, _divisor in (("", 1), ("_w50", 2), ("_w25", 4)):
+    _register_resnet(f"resnet18_small{_suffix}", BasicBlock, (2, 2, 2, 2), _divisor)
+    _register_resnet(f"resnet34_small{_suffix}", BasicBlock, (3, 4, 6, 3), _divisor)
+    _register_resnet(f"resnet50_small{_suffix}", Bottleneck, (3, 4, 6, 3), _divisor)
+
+
+@register_model
+def tiny_layout(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """The digits' five convolutions with their layout kept."""
+    return build_model_with_cfg(TinyLayout, "tiny_layout", pretrained, **kwargs)
