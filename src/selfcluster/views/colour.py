@@ -1,0 +1,272 @@
+"""Colour operations on a batch, with parameters and order of their own for every sample.
+
+Brightness, contrast, saturation and hue in any order (torchvision's `ColorJitter`), greyscale, Gaussian blur,
+solarisation (Grill et al. 2020) and gamma, as torchvision's functional forms compute them on float images, here in
+0..255. What a sample gets is a row of a `ColourTable`; the table lives on the host, so that which rows an operation
+touches is known without waiting for the device. On images without three channels what has no meaning is skipped.
+Departs: a blur reaches three sigmas at any size, like Pillow's (SwAV, MoCo); SimCLR cuts its kernel to a tenth of the
+side (23 taps at 224 px, 3 at 32 px).
+
+B samples, C channels, h x w pixels.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from selfcluster.views.crops import sandwich
+
+UNIFORMS = 11  # a sample's draw for a ColourTable's row
+WHITE = 255.0
+_GREY = (0.2989, 0.587, 0.114)  # ITU-R BT.601, to torchvision's digits
+_BRIGHTNESS, _CONTRAST, _SATURATION, _HUE = range(4)
+_ORDERS = torch.tensor(list(itertools.permutations(range(4))))  # (24, 4)
+_THRESHOLD = 128.0  # solarise from mid-grey, as DINO and BYOL
+_SIGMAS = 3.0  # the kernel's radius; 0.3 % of the weight lies outside
+
+
+@dataclass(frozen=True, kw_only=True)
+class Colour:
+    """How colours of a view are changed; the defaults change nothing.
+
+    `jitter`: strengths of brightness, contrast, saturation (factors in [1 - x, 1 + x]) and hue (turns in [-x, x]),
+    applied in random order to a share `jitter_p` of the samples. `grey_p`, `blur_p`, `solarise_p`: shares of samples
+    that turn grey, are blurred with a sigma (pixels) from `blur_sigma`, have their bright half inverted.
+    `gamma`: range of the exponent, drawn uniformly in its logarithm. `grey_first`: grey before the jitter (NPID, SeLa).
+    """
+
+    jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
+    jitter_p: float = 0.0
+    grey_p: float = 0.0
+    blur_p: float = 0.0
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
+    solarise_p: float = 0.0
+    gamma: tuple[float, float] | None = None
+    grey_first: bool = False
+
+    def table(self, uniforms: Tensor) -> ColourTable:
+        """The parameters that uniforms (B, UNIFORMS) in [0, 1) stand for."""
+        u = uniforms.to("cpu", torch.float32).unbind(1)
+
+        def factor(x: Tensor, strength: float) -> Tensor:
+            low = max(0.0, 1 - strength)
+            return low + x * (1 + strength - low)
+
+        low, high = self.blur_sigma
+        bottom, top = (math.log(g) for g in self.gamma) if self.gamma else (0.0, 0.0)
+        return ColourTable(
+            jitter=u[0] < self.jitter_p,
+            order=_ORDERS[(u[1] * len(_ORDERS)).long()],
+            brightness=factor(u[2], self.jitter[0]),
+            contrast=factor(u[3], self.jitter[1]),
+            saturation=factor(u[4], self.jitter[2]),
+            hue=(2 * u[5] - 1) * self.jitter[3],
+            grey=u[6] < self.grey_p,
+            grey_first=torch.full(u[6].shape, self.grey_first),
+            sigma=torch.where(u[7] < self.blur_p, low + u[8] * (high - low), 0.0),
+            solarise=u[9] < self.solarise_p,
+            gamma=torch.exp(bottom + u[10] * (top - bottom)),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ColourTable:
+    """What each of B samples gets. Host tensors (B,), `order` (B, 4): 0 to 3 are brightness, contrast, saturation, hue.
+
+    Neutral values: False, factors and gamma 1, hue and sigma 0.
+    """
+
+    jitter: Tensor
+    order: Tensor
+    brightness: Tensor
+    contrast: Tensor
+    saturation: Tensor
+    hue: Tensor
+    grey: Tensor
+    grey_first: Tensor
+    sigma: Tensor
+    solarise: Tensor
+    gamma: Tensor
+
+    @staticmethod
+    def stack(tables: Sequence[ColourTable]) -> ColourTable:
+        """The tables' rows one after the other."""
+        if len(tables) == 1:
+            return tables[0]
+        columns = (field.name for field in fields(ColourTable))
+        return ColourTable(**{name: torch.cat([getattr(table, name) for table in tables]) for name in columns})
+
+    def rows(self, part: slice) -> ColourTable:
+        """Some of the rows."""
+        return ColourTable(**{field.name: getattr(self, field.name)[part] for field in fields(self)})
+
+
+@torch.no_grad()
+def recolour_(x: Tensor, table: ColourTable) -> Tensor:
+    """Apply a table to a batch, in place: grey (or jitter) first, then jitter (grey), blur, solarise, gamma.
+
+    Args:
+        x: (B, C, h, w) float32 in 0..255, on any device; overwritten.
+        table: B rows.
+
+    Returns:
+        `x`, still in 0..255.
+    """
+    colours = x.shape[1] == 3
+    if colours:
+        _on_rows(x, table.grey & table.grey_first, greyscale)
+    _jitter_(x, table, colours)
+    if colours:
+        _on_rows(x, table.grey & ~table.grey_first, greyscale)
+    _on_rows(x, table.sigma > 0, blur, table.sigma)
+    _on_rows(x, table.solarise, solarise)
+    _on_rows(x, table.gamma != 1, gamma, table.gamma)
+    return x
+
+
+def _on_rows(x: Tensor, chosen: Tensor, operation, *parameters: Tensor) -> None:
+    rows = chosen.nonzero()[:, 0]
+    if len(rows) == len(x):
+        x.copy_(operation(x, *parameters))
+    elif len(rows):
+        there = rows.to(x.device, non_blocking=True)
+        x.index_copy_(0, there, operation(x.index_select(0, there), *(p[rows] for p in parameters)))
+
+
+def _jitter_(x: Tensor, table: ColourTable, colours: bool) -> None:
+    """The four operations in each sample's own order.
+
+    The rows are sorted by how many operations come before the hue's: what runs before it, and what after, is then a
+    slice, and hue, the expensive one, runs once for all. The other three are one blend with per-sample weights.
+    """
+    rows = table.jitter.nonzero()[:, 0]
+    if not len(rows):
+        return
+    order = table.order[rows]
+    before = (order == _HUE).long().argmax(dim=1)  # (b,) operations before the hue's
+    before, by = before.sort(stable=True)
+    rows, order = rows[by], order[by]
+    factors = torch.stack([table.brightness, table.contrast, table.saturation], dim=1)[rows]  # (b, 3)
+    kinds = order[order != _HUE].view(-1, 3)
+    factors = factors.gather(1, kinds).to(x.device, non_blocking=True)
+    hue = table.hue[rows]
+    there, on_device = rows.to(x.device, non_blocking=True), kinds.to(x.device, non_blocking=True)
+
+    part = x.index_select(0, there)
+    first = [int((before <= step).sum()) for step in range(3)]  # rows from here on do operation `step` before the hue
+    for step in range(3):
+        _blend_(part[first[step] :], on_device[first[step] :, step], factors[first[step] :, step], colours)
+    if colours and bool((hue != 0).any()):
+        _turn_(part, hue.to(x.device, non_blocking=True))
+    for step in range(3):
+        _blend_(part[: first[step]], on_device[: first[step], step], factors[: first[step], step], colours)
+    x.index_copy_(0, there, part)
+
+
+def _blend_(x: Tensor, kind: Tensor, factor: Tensor, colours: bool) -> None:
+    """x <- clamp(f x + (1 - f) y); y is 0 for brightness, the mean grey for contrast, the grey for saturation."""
+    if not len(x):
+        return
+    if not colours:  # there is nothing to saturate
+        factor = torch.where(kind == _SATURATION, 1.0, factor)
+    kind, factor = kind[:, None, None, None], factor[:, None, None, None]
+    other = _grey(x) if colours else x.mean(dim=1, keepdim=True)
+    mean = other.mean(dim=(2, 3), keepdim=True)
+    rest = 1 - factor
+    other.mul_(rest * (kind == _SATURATION)).add_(mean * rest * (kind == _CONTRAST))
+    torch.addcmul(other, x, factor, out=x).clamp_(0, WHITE)
+
+
+def _grey(x: Tensor) -> Tensor:
+    red, green, blue = _GREY
+    return torch.mul(x[:, :1], red).add_(x[:, 1:2], alpha=green).add_(x[:, 2:], alpha=blue)
+
+
+def _turn_(x: Tensor, turns: Tensor) -> None:
+    """Turn the hue: largest and smallest channel stay, as in HSV, so only the hue is computed, in sixths of a turn."""
+    red, green, blue = x.unbind(1)  # each (B, h, w)
+    low = torch.minimum(torch.minimum(red, green), blue)
+    high = torch.maximum(torch.maximum(red, green), blue)
+    chroma = high - low
+    inverse = chroma.clamp_min(1e-6).reciprocal_()
+    # where two channels are largest the formulae agree, so a blend by 0 or 1 chooses; torch.where costs five times more
+    hue = (red - green).mul_(inverse).add_(4)
+    hue.lerp_((blue - red).mul_(inverse).add_(2), _indicator(high, green))
+    hue.lerp_((green - blue).mul_(inverse), _indicator(high, red))
+    hue.add_(6 * turns[:, None, None])
+    hue.sub_(torch.floor(hue * (1 / 6)), alpha=6)  # in [0, 6]
+    torch.addcmul(low, chroma, (hue - 3).abs_().sub_(1).clamp_(0, 1), out=red)
+    torch.addcmul(low, chroma, (hue - 2).abs_().neg_().add_(2).clamp_(0, 1), out=green)
+    torch.addcmul(low, chroma, (hue - 4).abs_().neg_().add_(2).clamp_(0, 1), out=blue)
+
+
+def _indicator(x: Tensor, y: Tensor) -> Tensor:
+    """1.0 where equal, else 0.0."""
+    return torch.eq(x, y, out=torch.empty_like(x))
+
+
+def jitter(x: Tensor, kind: str, amount: Tensor) -> Tensor:
+    """One jitter operation, "brightness", "contrast", "saturation" (factors) or "hue" (turns), a value a sample.
+
+    x (B, C, h, w) float32 in 0..255, amount (B,) -> a new tensor.
+    """
+    out, colours = x.clone(), x.shape[1] == 3
+    names = ("brightness", "contrast", "saturation")
+    if kind == "hue":
+        if colours:
+            _turn_(out, amount)
+    else:
+        _blend_(out, torch.full_like(amount, names.index(kind), dtype=torch.long), amount, colours)
+    return out
+
+
+def greyscale(x: Tensor) -> Tensor:
+    """(B, 3, h, w) -> its grey in all three channels."""
+    return _grey(x).expand_as(x)
+
+
+def blur(x: Tensor, sigma: Tensor) -> Tensor:
+    """Gaussian blur, a sigma (pixels) a sample, reflected at the border; x (B, C, h, w), sigma (B,) on the host.
+
+    Equals torchvision's `gaussian_blur` with a kernel of 1 + 2 * ceil(3 * sigma) taps (less where the image is
+    smaller). Both passes are banded matrices: two batched products cost less than 2 B C convolutions.
+    """
+    radius = min(math.ceil(_SIGMAS * float(sigma.max())), min(x.shape[2:]) - 1)
+    taps = torch.arange(radius + 1, dtype=torch.float32)
+    half = torch.exp(-0.5 * (taps / sigma[:, None]) ** 2)
+    half *= taps <= torch.ceil(_SIGMAS * sigma)[:, None]  # a sample's own radius, whatever its batch mates' is
+    half /= 2 * half.sum(dim=1, keepdim=True) - half[:, :1]
+    half = torch.nn.functional.pad(half, (0, 1)).to(x.device, non_blocking=True)  # (B, radius + 2): 0 beyond the radius
+    rows = _band(half, x.shape[2])
+    columns = rows if x.shape[2] == x.shape[3] else _band(half, x.shape[3])
+    return sandwich(rows, x, columns.mT)
+
+
+def _band(half: Tensor, size: int) -> Tensor:
+    """The (B, size, size) matrices that convolve, the border reflected without its edge pixel.
+
+    Pixel j reaches i directly, by its mirror image left of the border and by that right of it.
+    """
+    i = torch.arange(size, device=half.device)[:, None]
+    j, last = i.T, half.shape[1] - 1
+    left = torch.where(j > 0, i + j, last)
+    right = torch.where(j < size - 1, 2 * (size - 1) - i - j, last)
+    band = sum(half.index_select(1, d.clamp_max(last).reshape(-1)) for d in ((i - j).abs(), left, right))
+    return band.view(-1, size, size)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def solarise(x: Tensor) -> Tensor:
+    """Invert what is 128 or brighter."""
+    return torch.lerp(x, WHITE - x, torch.ge(x, _THRESHOLD, out=torch.empty_like(x)))
+
+
+def gamma(x: Tensor, exponent: Tensor) -> Tensor:
+    """x (B, C, h, w) in 0..255 -> 255 (x / 255) ** exponent, an exponent (B,) a sample, on the host."""
+    power = exponent.to(x.device, non_blocking=True)[:, None, None, None]
+    return (x * (1 / WHITE)).pow_(power).mul_(WHITE)

@@ -1,0 +1,157 @@
+"""Pretext operations: what is done to an image for the network to recognise.
+
+Rotation: Gidaris et al. 2018; a quarter turn is exact, and the flip has to come before it (a flipped quarter turn is a
+three-quarter turn of the flipped image, so labels of flipped views could not be told apart). Jigsaw: Noroozi and Favaro
+2016 with VISSL's figures (255 px, 3 x 3 cells of 85 px, patches of 64 px); permutations that differ most on average,
+chosen greedily. Sobel: DeepCluster's fixed front end.
+Departs: patches are numbered row by row, where VISSL numbers them column by column (a relabelling).
+
+B images, C channels, P permutations.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+GRID = 3
+CELLS = GRID * GRID
+JIGSAW_UNIFORMS = 2 * CELLS
+_PATCH = 64 / 85  # of a cell's side
+
+
+@torch.no_grad()
+def rotate(images: Tensor, turns: Tensor) -> Tensor:
+    """Each image by its own number of quarter turns anticlockwise, as `torch.rot90`; exact.
+
+    Args:
+        images: (B, C, s, s) square.
+        turns: (B,) int64 in 0..3, on the host or the device.
+
+    Returns:
+        (B, C, s, s), a new tensor.
+    """
+    if images.shape[2] != images.shape[3]:
+        raise ValueError(f"quarter turns need square images, got {images.shape[2]} x {images.shape[3]}")
+    turns = turns.to(images.device, non_blocking=True)[:, None, None, None]
+    mirrored = torch.where(turns >= 2, images.flip(2, 3), images)  # half a turn, then a quarter for the odd ones
+    return torch.where(turns % 2 == 1, torch.rot90(mirrored, 1, (2, 3)), mirrored)
+
+
+def every_rotation(images: Tensor) -> tuple[Tensor, Tensor]:
+    """All four rotations of each image, as RotNet batches them: (4 B, C, s, s) and labels (4 B,), turn by turn."""
+    turns = torch.arange(4, device=images.device).repeat_interleave(len(images))
+    return torch.cat([torch.rot90(images, k, (2, 3)) for k in range(4)]), turns
+
+
+@torch.no_grad()
+def patches(images: Tensor, offsets: Tensor, orders: Tensor) -> Tensor:
+    """The nine patches of each image, each somewhere in its cell of a 3 x 3 grid, in a given order.
+
+    The gap between neighbours varies, so that edges which run on cannot give the answer away.
+
+    Args:
+        images: (B, C, s, s); 255 px gives cells of 85 and patches of 64 px, other sizes the same proportions.
+        offsets: (B, JIGSAW_UNIFORMS) in [0, 1): down and right for each cell.
+        orders: (B, 9) int64, a permutation an image: place k of the result shows the cell `orders[b, k]`.
+
+    Returns:
+        (B, 9, C, p, p).
+    """
+    b, _, height, width = images.shape
+    cell = min(height, width) // GRID
+    size = round(cell * _PATCH)
+    if size < 1:
+        raise ValueError(f"images of {height} x {width} are too small for {CELLS} patches")
+    device = images.device
+    slack = (offsets.view(b, 2, CELLS) * (cell - size + 1)).long().to(device)  # (B, 2, 9)
+    orders = orders.to(device)
+    number = torch.arange(CELLS, device=device)
+    down = (number // GRID * cell + slack[:, 0]).gather(1, orders)  # (B, 9)
+    right = (number % GRID * cell + slack[:, 1]).gather(1, orders)
+    span = torch.arange(size, device=device)
+    image = torch.arange(b, device=device)[:, None, None, None]
+    rows, columns = (down[:, :, None] + span)[..., None], (right[:, :, None] + span)[:, :, None]
+    return images.permute(0, 2, 3, 1)[image, rows, columns].permute(0, 1, 4, 2, 3).contiguous()
+
+
+@lru_cache(maxsize=8)
+def permutations(count: int, seed: int = 0, cells: int = CELLS) -> Tensor:
+    """`count` permutations of `cells` places, far apart from one another in Hamming distance.
+
+    The first is drawn at random; each further one has the largest mean distance to those chosen before it (the first in
+    lexicographic order among equals). The sum of agreements is kept up to date, so a choice costs one pass over all
+    permutations (4 s for P = 2,000). The result is cached: do not write to it.
+
+    Args:
+        count: P, at most cells!.
+        seed: of the first permutation.
+        cells: places to permute.
+
+    Returns:
+        (P, cells) int64.
+
+    >>> permutations(2, cells=2).sum(dim=0).tolist()
+    [1, 1]
+    """
+    total = math.factorial(cells)
+    if not 0 < count <= total:
+        raise ValueError(f"permutations={count}: there are {total} orders of {cells} patches")
+    everything = _orders(cells)
+    columns = np.ascontiguousarray(everything.T)  # (cells, cells!)
+    agreements = np.zeros(total, np.int32)  # places shared with the chosen ones, summed: the smaller, the farther
+    equal, shared = np.empty(total, bool), np.empty(total, np.uint8)
+    choice = int(torch.randint(total, (1,), generator=torch.Generator().manual_seed(seed)))
+    chosen = []
+    for _ in range(count):
+        chosen.append(choice)
+        shared[:] = 0
+        for column, place in zip(columns, everything[choice], strict=True):
+            shared += np.equal(column, place, out=equal).view(np.uint8)
+        agreements += shared
+        agreements[choice] = 1 << 30  # never twice
+        choice = int(agreements.argmin())
+    return torch.from_numpy(everything[chosen].astype(np.int64))
+
+
+def _orders(cells: int) -> np.ndarray:
+    """All permutations of `cells` places, (cells!, cells) uint8 in lexicographic order."""
+    table = np.zeros((1, 1), np.uint8)
+    for n in range(2, cells + 1):  # each first place, then the orders of the places that remain
+        first = np.arange(n, dtype=np.uint8).repeat(len(table))[:, None]
+        rest = np.tile(table, (n, 1))
+        table = np.concatenate([first, rest + (rest >= first)], axis=1)
+    return table
+
+
+class Sobel(nn.Module):
+    """Two edge channels of the mean grey, fixed weights (DeepCluster): normalised (B, C, h, w) -> (B, 2, h', w').
+
+    Channel 0 answers to vertical edges, channel 1 to horizontal ones. The weights follow from the definition, so they
+    are no part of `state_dict`.
+
+    Args:
+        padding: zeros around the grey image; 1 keeps the size (DeepCluster), 0 takes a pixel off each side
+            (DeeperCluster, which pads the image by 2 beforehand).
+
+    >>> Sobel()(torch.ones(1, 3, 4, 4))[0, :, 1:3, 1:3].abs().max().item()
+    0.0
+    """
+
+    weight: Tensor
+
+    def __init__(self, padding: int = 1) -> None:
+        super().__init__()
+        self.padding = padding
+        horizontal = torch.tensor([[1.0, 0.0, -1.0], [2.0, 0.0, -2.0], [1.0, 0.0, -1.0]])
+        vertical = torch.tensor([[1.0, 2.0, 1.0], [0.0, 0.0, 0.0], [-1.0, -2.0, -1.0]])
+        self.register_buffer("weight", torch.stack([horizontal, vertical])[:, None], persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, C, h, w) -> (B, 2, h', w')."""
+        return F.conv2d(images.mean(dim=1, keepdim=True), self.weight, padding=self.padding)
