@@ -1,0 +1,369 @@
+"""Batches of views, from images on the device where they fit, else from threads that read, decode and crop ahead.
+
+Resident: all images have one size and fill at most a quarter of the device's memory; they are decoded once and cut on
+the device. Otherwise threads (Pillow and torch let go of the interpreter's lock) decode each image once and cut all its
+views; order and content do not depend on how many there are. Either way the views are finished in batches on the
+device. A bad image is quarantined and replaced by a draw that depends on nothing but (seed, step, image).
+
+N images, B images of this rank in a batch, V views, C channels, H x W pixels, S a view's side.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import weakref
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from selfcluster import distributed, randomness
+from selfcluster.data.decode import BadImage
+from selfcluster.data.images import open_row
+from selfcluster.data.order import epoch_order, rank_slice
+from selfcluster.data.quarantine import Find, Quarantine, TooManyBadImages
+from selfcluster.data.resident import load_resident
+from selfcluster.data.sources import Source, check_enough
+from selfcluster.types import Batch, EpochPlan
+from selfcluster.views.crops import centre, centre_batch, cut, cut_batch
+from selfcluster.views.plans import ViewGroup, ViewPlan
+
+CHUNK = 8  # images a thread takes at once: one call draws all their boxes
+_TRIES = 1000  # replacements drawn for one bad image before giving up
+
+
+@dataclass
+class _Job:
+    """One batch in the making: `shown` (B,) and, per view, `pixels` (B, S, S, C) uint8."""
+
+    step: int
+    index: np.ndarray  # (B,) asked for
+    plan: ViewPlan
+    seed: int
+    crop: bool  # random crops; else the centre view
+    substitute: bool  # replace bad images; else mark them -1 in `shown`
+    shown: np.ndarray
+    pixels: list[np.ndarray]
+    finds: list[Find] = field(default_factory=list)
+
+
+class Loader:
+    """Batches of one source.
+
+    Args:
+        source: the images.
+        batch_size: B over all processes; `world` divides it.
+        image_size: side of the centre view.
+        channels: 1 or 3; images are converted.
+        mean, std: C numbers each, of pixels in 0..1.
+        seed: of orders, crops and replacements.
+        device: where the views end up.
+        workers: threads; None: one a core, shared among the processes of this host. 0 loads in the calling thread.
+        quarantine: file for the list of bad images, or None.
+        max_bad: share of N that may be bad (see `quarantine.py` for the exact rule).
+        rank, world: this process among all.
+        resident: None decides by size; False never keeps the images on the device.
+
+    >>> from selfcluster.data.sources import open_source
+    >>> source = open_source(np.zeros((20, 8, 8), np.uint8))
+    >>> loader = Loader(source, batch_size=4, image_size=8, channels=1, mean=[0.5], std=[0.5], device="cpu")
+    >>> loader.steps_per_epoch, loader.resident
+    (5, True)
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        batch_size: int,
+        image_size: int,
+        channels: int = 3,
+        mean: Sequence[float],
+        std: Sequence[float],
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        workers: int | None = None,
+        quarantine: str | os.PathLike[str] | None = None,
+        max_bad: float = 0.01,
+        rank: int = 0,
+        world: int = 1,
+        resident: bool | None = None,
+    ) -> None:
+        if batch_size < 1 or batch_size % world:
+            raise ValueError(f"batch_size={batch_size} is no positive multiple of the {world} processes")
+        self.source, self.batch_size, self.image_size, self.channels = source, batch_size, image_size, channels
+        self.mean, self.std, self.seed = tuple(mean), tuple(std), seed
+        self.device = torch.device(device)
+        self.rank, self.world = rank, world
+        self.workers = _default_workers() if workers is None else workers
+        self._pool: ThreadPoolExecutor | None = None
+        self.quarantine = Quarantine(source.ids, quarantine, max_bad, rank)
+        self._images: Tensor | None = None  # (N, C, H, W) uint8 on the device
+        if resident is not False:
+            self._images = load_resident(source, channels, self.device, self._threads(), self.quarantine)
+
+    @property
+    def num_samples(self) -> int:
+        """N, bad images included."""
+        return len(self.source)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches in N images; the incomplete last one is dropped.
+
+        Raises:
+            DataError: fewer images than one batch.
+        """
+        check_enough(self.num_samples, self.batch_size)
+        return self.num_samples // self.batch_size
+
+    @property
+    def resident(self) -> bool:
+        """Whether the images live on the device."""
+        return self._images is not None
+
+    def batches(
+        self,
+        plan: ViewPlan,
+        epoch_plan: EpochPlan | None = None,
+        epoch: int = 0,
+        first_step_in_epoch: int = 0,
+        steps_per_epoch: int | None = None,
+        global_step: int = 0,
+    ) -> Iterator[Batch]:
+        """This rank's batches of an epoch, from its step `first_step_in_epoch` on.
+
+        `global_step` is the run's step of the first batch that comes; views depend on it. Bad images are replaced;
+        `Batch.index` holds what is really shown. All ranks take all batches: finds are exchanged after the last.
+        """
+        steps = self.steps_per_epoch if steps_per_epoch is None else steps_per_epoch
+        order = epoch_order(self.num_samples, self.batch_size, steps, self.seed, epoch, epoch_plan)
+        mine = order[first_step_in_epoch:, rank_slice(self.batch_size, self.rank, self.world)]
+        jobs = (
+            self._job(index, plan, self.seed, global_step + k, crop=True, substitute=True)
+            for k, index in enumerate(mine)
+        )
+        yield from self._batches(jobs)
+        self.quarantine.sync()
+
+    def sweep(
+        self, view: str = "centre", plan: ViewPlan | None = None, step: int = 0, batch_size: int | None = None
+    ) -> Iterator[Batch]:
+        """This rank's contiguous share of all images, in manifest order, bad ones left out.
+
+        Args:
+            view: "centre", or "train": all full-resolution views of `plan`, of one decode, with randomness that
+                belongs to sweeps alone. Pretext operations are left out.
+            plan: needed for "train"; for "centre" it says whether Sobel edges are wanted.
+            step: which sweep, for "train".
+            batch_size: images of this rank at a time; default its part of a training batch.
+        """
+        share = distributed.share(self.num_samples, self.rank, self.world)
+        rows = np.arange(share.start, share.stop)
+        size = batch_size or max(1, self.batch_size // self.world)
+        if view == "train":
+            if plan is None:
+                raise ValueError('view="train" needs the plan')
+            full = tuple(group for group in plan.groups if group.size == plan.sizes[0])
+            if full != plan.groups[: len(full)]:
+                raise ValueError(f"full-resolution views come first in a plan; its sizes are {plan.sizes}")
+            plan = replace(plan, groups=full, pretext=None)
+        elif view == "centre":
+            whole = ViewGroup(count=1, size=self.image_size, scale=None, flip_p=0.0)
+            plan = ViewPlan(groups=(whole,), sobel=plan is not None and plan.sobel)
+        else:
+            raise ValueError(f"view={view!r} is neither 'centre' nor 'train'")
+        seed = randomness.key(self.seed, "sweep")
+        jobs = (
+            self._job(rows[start : start + size], plan, seed, step, crop=view == "train", substitute=False)
+            for start in range(0, len(rows), size)
+        )
+        yield from self._batches(jobs)
+        self.quarantine.sync()
+
+    def close(self) -> None:
+        """End the threads; the loader starts new ones if it is used again."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+            self._pool = None
+
+    def _job(self, index: np.ndarray, plan: ViewPlan, seed: int, step: int, *, crop: bool, substitute: bool) -> _Job:
+        return _Job(step, index, plan, seed, crop, substitute, index.copy(), [])
+
+    def _batches(self, jobs: Iterator[_Job]) -> Iterator[Batch]:
+        if self._images is not None:
+            for job in jobs:
+                yield from self._cut_resident(job, self._images)
+            return
+        for job in self._loaded(jobs):
+            for row, reason, detail in job.finds:
+                self.quarantine.add(row, BadImage(reason, detail))
+            keep = job.shown >= 0
+            if keep.any():
+                pixels = job.pixels if keep.all() else [view[keep] for view in job.pixels]
+                yield self._finish([self._to_device(view) for view in pixels], job, job.shown[keep])
+
+    def _finish(self, views: list[Tensor], job: _Job, shown: np.ndarray) -> Batch:
+        index = torch.from_numpy(shown)
+        done = job.plan.finish(views, job.seed, job.step, index, self.mean, self.std)
+        drawn = {k: v.to(self.device) for k, v in job.plan.drawn(job.seed, job.step, index).items()}
+        return Batch(done, index.to(self.device, non_blocking=True), drawn)
+
+    # resident images
+
+    def _cut_resident(self, job: _Job, images: Tensor) -> Iterator[Batch]:
+        bad = self.quarantine.bad
+        shown = job.index if not job.substitute else self._substituted(job, bad)
+        shown = shown[~bad[shown]]
+        if not len(shown):
+            return
+        chosen = images[torch.from_numpy(shown).to(self.device)]  # (B, C, H, W)
+        if not job.crop:
+            yield self._finish([centre_batch(chosen, self.image_size)], job, shown)
+            return
+        height, width = (np.full(len(shown), side) for side in images.shape[2:])
+        boxes = job.plan.boxes(job.seed, job.step, shown, height, width)
+        views = [
+            cut_batch(chosen, torch.from_numpy(box), group.size, group.interpolation)
+            for box, group in zip(boxes, job.plan.views, strict=True)
+        ]
+        yield self._finish(views, job, shown)
+
+    def _substituted(self, job: _Job, bad: np.ndarray) -> np.ndarray:
+        shown = job.index.copy()
+        for attempt in range(_TRIES):
+            wrong = bad[shown]
+            if not wrong.any():
+                return shown
+            shown[wrong] = self._substitute(job, job.index[wrong], attempt)
+        raise self._no_substitute(job)
+
+    def _substitute(self, job: _Job, index: np.ndarray, attempt: int) -> np.ndarray:
+        high, low = randomness.draw(self.seed, "replace", job.step, index, attempt, 2).astype(np.float64).T
+        return ((high + low * 2.0**-24) * self.num_samples).astype(np.int64)
+
+    def _no_substitute(self, job: _Job) -> TooManyBadImages:
+        return TooManyBadImages(
+            f"{_TRIES} images drawn to replace a bad one at step {job.step} were all bad themselves"
+        )
+
+    # threads
+
+    def _threads(self) -> ThreadPoolExecutor | None:
+        if self.workers > 0 and self._pool is None:
+            self._pool = ThreadPoolExecutor(self.workers, thread_name_prefix="selfcluster-loader")
+            weakref.finalize(self, self._pool.shutdown, wait=False, cancel_futures=True)
+        return self._pool
+
+    def _loaded(self, jobs: Iterator[_Job]) -> Iterator[_Job]:
+        """The jobs, done and in order; a few are being worked on ahead of the one that is taken."""
+        pool = self._threads()
+        if pool is None:
+            for job in jobs:
+                for start in self._begin(job):
+                    job.finds += self._load(job, start)
+                yield job
+            return
+        ahead: deque[tuple[_Job, list[Future[list[Find]]]]] = deque()
+        try:
+            for job in jobs:
+                ahead.append((job, [pool.submit(self._load, job, start) for start in self._begin(job)]))
+                chunks = max(1, math.ceil(len(job.index) / CHUNK))
+                if len(ahead) > max(2, math.ceil(2 * self.workers / chunks)):
+                    yield _done(*ahead.popleft())
+            while ahead:
+                yield _done(*ahead.popleft())
+        finally:
+            for _, futures in ahead:
+                for future in futures:
+                    future.cancel()
+
+    def _begin(self, job: _Job) -> range:
+        shape = len(job.index)
+        job.pixels = [np.empty((shape, size, size, self.channels), np.uint8) for size in job.plan.sizes]
+        return range(0, shape, CHUNK)
+
+    def _load(self, job: _Job, start: int) -> list[Find]:
+        """Fill the job's slots from `start` on; runs in a thread and touches nothing else."""
+        finds: list[Find] = []
+        slots = range(start, min(start + CHUNK, len(job.index)))
+        wrong = self._fill(job, list(slots), finds)
+        for attempt in range(_TRIES):
+            if not wrong:
+                return finds
+            if not job.substitute:
+                job.shown[wrong] = -1
+                return finds
+            job.shown[wrong] = self._substitute(job, job.index[wrong], attempt)
+            wrong = self._fill(job, wrong, finds)
+        raise self._no_substitute(job)
+
+    def _fill(self, job: _Job, slots: list[int], finds: list[Find]) -> list[int]:
+        """Read, decode and cut what `job.shown` names in `slots`; returns the slots whose image was bad."""
+        opened: list[Any] = []
+        sizes = np.ones((len(slots), 2), dtype=np.int64)
+        for k, slot in enumerate(slots):
+            row = int(job.shown[slot])
+            image = None
+            if not self.quarantine.bad[row]:
+                try:
+                    image = open_row(self.source, row)
+                    sizes[k] = image.height, image.width
+                except BadImage as error:
+                    finds.append((row, error.reason, error.detail))
+            opened.append(image)
+        boxes = None
+        if job.crop:
+            boxes = np.stack(
+                job.plan.boxes(job.seed, job.step, job.shown[slots], sizes[:, 0], sizes[:, 1])
+            )  # (V, n, 5)
+        wrong = []
+        for k, slot in enumerate(slots):
+            try:
+                if opened[k] is None:
+                    wrong.append(slot)
+                elif boxes is None:
+                    job.pixels[0][slot] = self._centre(opened[k])
+                else:
+                    self._crops(opened[k], boxes[:, k], job, slot)
+            except BadImage as error:
+                finds.append((int(job.shown[slot]), error.reason, error.detail))
+                wrong.append(slot)
+            opened[k] = None  # its bytes are not needed any more
+        return wrong
+
+    def _centre(self, image: Any) -> np.ndarray:
+        size = self.image_size
+        return centre(image.pixels(self.channels, shrink_to=math.ceil(size * 256 / 224)), size)
+
+    def _crops(self, image: Any, boxes: np.ndarray, job: _Job, slot: int) -> None:
+        """All views of one decode; a JPEG is decoded smaller where every view still gets a pixel for a pixel."""
+        sides = boxes[:, 2:4].min(axis=1)  # (V,)
+        needed = float((np.array(job.plan.sizes) / sides).max()) * min(image.height, image.width)
+        pixels = image.pixels(self.channels, shrink_to=math.ceil(needed))
+        down, across = pixels.shape[0] / image.height, pixels.shape[1] / image.width
+        boxes = boxes * np.array([down, across, down, across, 1], dtype=np.float32)
+        for view, (box, group) in enumerate(zip(boxes, job.plan.views, strict=True)):
+            job.pixels[view][slot] = cut(pixels, box, group.size, group.interpolation)
+
+    def _to_device(self, pixels: np.ndarray) -> Tensor:
+        view = torch.from_numpy(pixels)
+        if self.device.type == "cuda":
+            view = view.pin_memory().to(self.device, non_blocking=True)
+        return view.permute(0, 3, 1, 2)  # (B, C, S, S), channels last in memory
+
+
+def _done(job: _Job, futures: list[Future[list[Find]]]) -> _Job:
+    for future in futures:
+        job.finds += future.result()
+    return job
+
+
+def _default_workers() -> int:
+    return max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))

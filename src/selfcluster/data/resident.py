@@ -1,0 +1,114 @@
+"""All images as one uint8 tensor on the device, where they have one size and are small enough together."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from selfcluster import distributed
+from selfcluster.data.decode import BadImage
+from selfcluster.data.images import open_row
+from selfcluster.data.quarantine import Find, Quarantine
+from selfcluster.data.sources import Source
+
+_SHARE = 4  # a quarter of the device's memory
+_PROBES = 64  # headers looked at before anything is decoded
+_BLOCK_BYTES = 1 << 28  # decoded on the host at a time
+_CHUNK = 32  # images a thread takes at once
+
+
+def load_resident(
+    source: Source, channels: int, device: torch.device, pool: ThreadPoolExecutor | None, quarantine: Quarantine
+) -> Tensor | None:
+    """(N, C, H, W) uint8 on `device`, or None where the images differ in size or are too many.
+
+    Bad images are quarantined and stay black. All ranks decide alike.
+    """
+    shape = _common_shape(source)
+    fits = shape is not None and len(source) * shape[0] * shape[1] * channels <= memory(device) // _SHARE
+    # memory may differ between the ranks' devices; what is decoded must not
+    images = _fill(source, (*shape, channels), device, pool, quarantine) if shape and _all(fits) else None
+    if not _all(images is not None):
+        return None
+    quarantine.sync()
+    return images
+
+
+def memory(device: torch.device) -> int:
+    """Bytes of memory of a device; of the host, this process's part of it."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[1]
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = Path("/sys/fs/cgroup/memory.max")
+    if limit.exists() and (text := limit.read_text().strip()).isdigit():
+        total = min(total, int(text))
+    return total // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def _all(yes: bool) -> bool:
+    return all(distributed.gather_objects(yes))
+
+
+def _common_shape(source: Source) -> tuple[int, int] | None:
+    """(H, W) of a few images spread over the source, if they have one size."""
+    shapes = set()
+    for i in np.unique(np.linspace(0, len(source) - 1, _PROBES).astype(np.int64)):
+        try:
+            image = open_row(source, int(i))
+        except BadImage:
+            continue
+        shapes.add((image.height, image.width))
+        if len(shapes) > 1:
+            return None
+    return shapes.pop() if shapes else None
+
+
+def _fill(
+    source: Source,
+    shape: tuple[int, int, int],
+    device: torch.device,
+    pool: ThreadPoolExecutor | None,
+    quarantine: Quarantine,
+) -> Tensor | None:
+    height, width, channels = shape
+    images = torch.zeros((len(source), channels, height, width), dtype=torch.uint8, device=device)
+    order = source.storage_order()
+    each = max(_CHUNK, _BLOCK_BYTES // math.prod(shape))
+    run: Callable[..., Iterable[list[Find] | None]] = pool.map if pool is not None else map
+    for start in range(0, len(order), each):
+        rows = order[start : start + each]
+        block = np.zeros((len(rows), *shape), np.uint8)
+
+        def decode(first: int, rows: np.ndarray = rows, block: np.ndarray = block) -> list[Find] | None:
+            return _decode(source, rows[first : first + _CHUNK], block[first : first + _CHUNK], quarantine.bad)
+
+        for finds in run(decode, range(0, len(rows), _CHUNK)):
+            if finds is None:
+                return None
+            for row, reason, detail in finds:
+                quarantine.add(row, BadImage(reason, detail))
+        images[torch.from_numpy(rows).to(device)] = torch.from_numpy(block).to(device).permute(0, 3, 1, 2)
+    return images
+
+
+def _decode(source: Source, rows: np.ndarray, out: np.ndarray, bad: np.ndarray) -> list[Find] | None:
+    """Decode `rows` into `out` (n, H, W, C); None where an image has another size."""
+    finds: list[Find] = []
+    for k, row in enumerate(rows.tolist()):
+        if bad[row]:
+            continue
+        try:
+            image = open_row(source, row)
+            if (image.height, image.width) != out.shape[1:3]:
+                return None
+            out[k] = image.pixels(out.shape[3])
+        except BadImage as error:
+            finds.append((row, error.reason, error.detail))
+    return finds

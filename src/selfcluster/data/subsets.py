@@ -1,0 +1,74 @@
+"""Seeded subsets and spoilt labels, the same wherever the data is read.
+
+`long_tail`: class sizes fall exponentially from the largest to largest / ratio (Cui et al. 2019, arXiv 1901.05555,
+section 6.1). `label_noise`: a share of the labels is replaced by another class drawn uniformly, never the true one.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from selfcluster import randomness
+from selfcluster.data.files import DataError
+from selfcluster.data.labels import LabelsError
+from selfcluster.data.order import shuffled
+
+
+def read_classes(path: str, class_names: list[str]) -> list[int]:
+    """The numbers of the classes that a file names, one a line.
+
+    Raises:
+        LabelsError: a name that is no class; names the classes found.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            wanted = [line.strip() for line in file if line.strip()]
+    except OSError as error:
+        raise DataError(f"classes from {path}: {error.strerror}") from error
+    if unknown := [name for name in wanted if name not in class_names]:
+        raise LabelsError(
+            f"{path} names {unknown[0]!r}, which is no class; classes found: {', '.join(class_names[:20])}"
+        )
+    if not wanted:
+        raise LabelsError(f"{path} names no class; classes found: {', '.join(class_names[:20])}")
+    return sorted({class_names.index(name) for name in wanted})
+
+
+def limited(n: int, limit: int, seed: int) -> np.ndarray:
+    """`limit` of range(n), sorted; all of them where the limit is larger."""
+    if limit < 1:
+        raise DataError(f"limit={limit}; at least 1 is needed")
+    return np.sort(shuffled(n, seed, "limit")[:limit])
+
+
+def long_tailed(labels: np.ndarray, ratio: float, seed: int) -> np.ndarray:
+    """The rows of a long-tailed subset, sorted.
+
+    Classes are taken from the largest to the smallest (ties by number); class k of C keeps
+    largest x ratio^(-k / (C - 1)) images, rounded, at least 1 and at most what it has.
+    """
+    if ratio < 1:
+        raise DataError(f"long_tail={ratio}; the ratio of the largest class to the smallest is at least 1")
+    sizes = np.bincount(labels)
+    classes = np.argsort(-sizes, kind="stable")
+    rank_in_class = np.empty(len(labels), dtype=np.int64)  # 0, 1, 2 ... in random order within each class
+    mixed = shuffled(len(labels), seed, "long_tail")
+    by_class = mixed[np.argsort(labels[mixed], kind="stable")]
+    rank_in_class[by_class] = np.arange(len(labels)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    keep = np.empty(len(sizes), dtype=np.int64)
+    decay = np.arange(len(sizes)) / max(1, len(sizes) - 1)
+    keep[classes] = np.maximum(1, np.round(sizes.max() * float(ratio) ** -decay)).astype(np.int64)
+    return np.flatnonzero(rank_in_class < keep[labels])
+
+
+def noisy(labels: np.ndarray, classes: int, rate: float, seed: int) -> np.ndarray:
+    """The labels with round(rate x N) of them wrong."""
+    if not 0 <= rate <= 1:
+        raise DataError(f"label_noise={rate}; a share between 0 and 1 is needed")
+    if classes < 2 and rate > 0:
+        raise LabelsError("label_noise needs two classes or more")
+    rows = shuffled(len(labels), seed, "label_noise")[: round(rate * len(labels))]
+    shift = randomness.draw(seed, "label_noise class", 0, rows, 0, 1)[:, 0]
+    spoilt = labels.copy()
+    spoilt[rows] = (labels[rows] + 1 + (shift * (classes - 1)).astype(np.int64)) % classes
+    return spoilt

@@ -1,0 +1,193 @@
+"""Sources: refusals within a second, arrays, digits, labels, and whether the data has changed (faults 13 and 17)."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from selfcluster.data.images import describe_images
+from selfcluster.data.sources import DataError, LabelsError, check_enough, open_source
+
+# row 13
+
+
+def test_row_13_an_empty_folder_is_refused_in_a_second_without_torch(tmp_path):
+    (tmp_path / "notes.txt").write_text("nothing here")
+    program = (
+        "import sys\n"
+        "from selfcluster.data.sources import open_source, DataError\n"
+        "import selfcluster.data.images, selfcluster.data.subsets\n"
+        "try:\n    open_source(sys.argv[1])\nexcept DataError as error:\n    print(error)\n"
+        "print('torch' in sys.modules)\n"
+    )
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True)
+    taken = time.perf_counter() - start
+    message, torch_came = done.stdout.splitlines()
+    assert f"no images in {str(tmp_path)!r}" in message
+    assert ".jpg" in message
+    assert "1 .txt" in message
+    assert torch_came == "False"
+    assert taken < 3  # under 0.5 s alone; the machine that tests may be busy
+
+
+def test_row_13_too_few_images_for_a_batch_are_named_with_both_numbers():
+    with pytest.raises(DataError, match="5 images are fewer than one batch of 256; use --batch-size 5 or less"):
+        check_enough(5, 256)
+    check_enough(256, 256)
+
+
+def test_row_13_one_image_is_data(tmp_path, encode):
+    (tmp_path / "only.png").write_bytes(encode(np.zeros((9, 9), np.uint8)))
+    assert len(open_source(tmp_path)) == 1
+    assert describe_images(open_source(tmp_path))["side"] == [9, 9, 9]
+
+
+@pytest.mark.parametrize("data", ["/nowhere/at/all", "/dev/zero", "builtin:letters"])
+def test_row_13_data_that_is_none_is_named(data):
+    with pytest.raises(DataError, match=data):
+        open_source(data)
+
+
+# arrays
+
+
+def test_an_array_of_bytes_is_its_own_pixels_in_order():
+    images = np.random.default_rng(0).integers(0, 256, (11, 8, 9, 3), dtype=np.uint8)
+    source = open_source(images)
+    assert source.ids[:] == [f"{i:02d}" for i in range(11)]
+    for i in range(11):
+        np.testing.assert_array_equal(source.read(i), images[i])
+    assert open_source(images[..., 0]).read(0).shape == (8, 9, 1)
+
+
+@pytest.mark.parametrize(
+    ("values", "dtype", "expected"),
+    [
+        ([0, 0.5, 1], np.float32, [0, 128, 255]),
+        ([0, 127.5, 255], np.float64, [0, 128, 255]),
+        ([0, 32_768, 65_535], np.uint16, [0, 128, 255]),
+        ([0, 1, 255], np.int64, [0, 1, 255]),
+        ([0, 0, 1], np.bool_, [0, 0, 255]),
+    ],
+)
+def test_other_numbers_become_bytes_by_one_rule_for_the_whole_array(values, dtype, expected):
+    images = np.array(values, dtype).reshape(3, 1, 1) * np.ones((1, 2, 2), dtype)
+    assert [int(open_source(images).read(i)[0, 0, 0]) for i in range(3)] == expected
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (np.full((2, 4, 4), 300.0), "values from 300 to 300; scale it"),
+        (np.full((2, 4, 4), -0.1), "values from -0.1"),
+        (np.full((2, 4, 4), np.nan), "values from nan"),
+        (np.zeros((2, 3, 8, 8), np.uint8), "move the channels last"),
+        (np.zeros((4, 4), np.uint8), "is not"),
+        (np.zeros((0, 4, 4), np.uint8), "no images"),
+    ],
+)
+def test_an_array_without_a_rule_is_refused(images, message):
+    with pytest.raises(DataError, match=message):
+        open_source(images)
+
+
+def test_the_digits_use_the_whole_range_and_keep_their_labels_to_themselves():
+    source = open_source("builtin:digits")
+    assert len(source) == 1797
+    assert source.labels is None
+    pixels = np.stack([source.read(i) for i in range(1797)])
+    assert pixels.shape == (1797, 8, 8, 1)
+    assert (pixels.min(), pixels.max()) == (0, 255)
+    labelled = open_source("builtin:digits", labels_from="labels")
+    assert labelled.class_names == list("0123456789")
+    assert np.bincount(labelled.labels).tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
+
+
+# labels
+
+
+def folder(tmp_path, *names):
+    for name in names:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+    return tmp_path
+
+
+def test_labels_from_folders_are_the_direct_parents_names(tmp_path):
+    folder(tmp_path, "train/dog/1.jpg", "train/cat/1.jpg", "test/cat/2.jpg")
+    source = open_source(tmp_path, labels_from="folders")
+    assert source.ids[:] == ["test/cat/2.jpg", "train/cat/1.jpg", "train/dog/1.jpg"]
+    assert source.labels.tolist() == [0, 0, 1]
+    assert source.class_names == ["cat", "dog"]
+
+
+def test_labels_from_a_table_are_matched_by_id(tmp_path):
+    folder(tmp_path, "b.jpg", "a.jpg")
+    table = tmp_path / "labels.csv"
+    table.write_text("label,id\nx,a.jpg\ny,b.jpg\nz,absent.jpg\n")
+    source = open_source(tmp_path, labels_from=str(table))
+    assert [source.class_names[k] for k in source.labels] == ["x", "y"]
+    table.write_text("a.jpg,x\nc.jpg,y\n")  # no header
+    with pytest.raises(LabelsError, match=r"no label for 1 of 2 images, e\.g\. 'b\.jpg'; classes found: x, y"):
+        open_source(tmp_path, labels_from=str(table))
+
+
+def test_labels_that_are_not_there_are_an_error_that_names_what_is(tmp_path):
+    folder(tmp_path, "loose.jpg", "dog/1.jpg")
+    with pytest.raises(LabelsError, match=r"1 of 2 images lie in no folder, e\.g\. 'loose\.jpg'; classes found: dog"):
+        open_source(tmp_path, labels_from="folders")
+    with pytest.raises(LabelsError, match="no labels from 'nonsense'"):
+        open_source(tmp_path, labels_from="nonsense")
+    with pytest.raises(LabelsError, match=r"gone\.csv: No such file"):
+        open_source(tmp_path, labels_from="gone.csv")
+
+
+# row 17
+
+
+def test_row_17_every_change_of_the_files_changes_the_fingerprint_and_has_words(tmp_path):
+    folder(tmp_path, "a.jpg", "b.jpg")
+    first = open_source(tmp_path)
+    assert open_source(tmp_path).fingerprint == first.fingerprint
+    assert open_source(tmp_path).difference(first.summary()) == ""
+    os.utime(tmp_path / "a.jpg", ns=(1, 1))
+    assert "modified" in open_source(tmp_path).difference(first.summary())
+    (tmp_path / "a.jpg").write_bytes(b"longer")
+    assert "2 bytes then, 7 now" in open_source(tmp_path).difference(first.summary())
+    (tmp_path / "a.jpg").rename(tmp_path / "c.jpg")
+    assert "other names" in open_source(tmp_path).difference(first.summary())
+    folder(tmp_path, "d.jpg")
+    assert "there were 2 images, there are 3" in open_source(tmp_path).difference(first.summary())
+
+
+def test_row_17_an_arrays_fingerprint_is_its_pixels():
+    images = np.zeros((5, 4, 4), np.uint8)
+    other = images.copy()
+    other[3, 1, 1] = 1
+    assert open_source(images).fingerprint == open_source(images.copy()).fingerprint
+    assert open_source(images).fingerprint != open_source(other).fingerprint
+
+
+# what a sample looks like
+
+
+def test_images_are_described_by_size_colour_and_share_of_bad_ones(tmp_path, encode):
+    ramp = np.arange(16 * 20, dtype=np.uint8).reshape(16, 20)
+    (tmp_path / "a.png").write_bytes(encode(ramp))
+    (tmp_path / "b.jpg").write_bytes(encode(np.stack([ramp.T] * 3, axis=2), "JPEG"))
+    (tmp_path / "c.jpg").write_bytes(b"<html>")
+    found = describe_images(open_source(tmp_path))
+    assert found["channels"] == 1  # grey stored as colour is grey
+    assert found["height"] == [16, 18, 20]
+    assert found["side"] == [16, 16, 16]
+    assert found["bad"] == pytest.approx(1 / 3)
+    (tmp_path / "d.png").write_bytes(encode(np.stack([ramp, ramp, 255 - ramp], axis=2)))
+    assert describe_images(open_source(tmp_path))["channels"] == 3
+    assert open_source(tmp_path).describe()["images"] == 4
