@@ -1,0 +1,172 @@
+"""Which centroid is nearest: the step of k-means that costs everything, exact on every engine.
+
+A product in low precision (or float32) proposes; wherever the two best centroids are closer than the product's error
+bound, the candidates within the bound are compared again in float64. Labels therefore are those of float64
+arithmetic, ties going to the lowest number, and depend neither on the engine nor on how rows are cut into chunks.
+
+With u = x - m, v = c - m and m the mean centroid, the nearest centroid maximises s = u.v - |v|^2 / 2; the shift keeps
+bits that a data set far from the origin would lose. A computed product differs from the true one by at most
+|u - u'| |v| + |u'| |v - v'| (Cauchy-Schwarz; u', v' are the rounded factors) plus d eps |u| |v| for the additions.
+
+Letters: n rows, d dimensions, k centroids, P pairs of a row and a candidate.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from selfcluster.clustering import native
+
+_CHUNK_BYTES = 8 << 20  # scores of a chunk stay in cache on a CPU
+_CHUNK_BYTES_CUDA = 1 << 30
+_PAIR_ELEMENTS = 1 << 22  # float64 numbers held at once when candidates are compared
+_EPS32 = 2.0**-24  # unit roundoff of float32
+_EPS16 = 2.0**-9  # of bfloat16
+
+
+class Nearest(NamedTuple):
+    """`labels` (n,) int64 and `distances` (n,) float32 (float64 for float64 rows), squared Euclidean."""
+
+    labels: Tensor
+    distances: Tensor
+
+
+def nearest_centroid(
+    x: Tensor, centroids: Tensor, *, spherical: bool = False, exact: bool = True, engine: str | None = None
+) -> Nearest:
+    """The nearest centroid of every row and its squared distance.
+
+    Args:
+        x: (n, d) floating-point rows, on any device.
+        centroids: (k, d), on the same device.
+        spherical: compare directions: rows and centroids are scaled to length 1 first, so that the squared
+            distance is 2 - 2 cos. A row of zeros keeps length 0.
+        exact: labels equal float64's; False takes the fast product's word, which is right but for near ties.
+        engine: "native" (compiled int8 proposals, CPU), "bfloat16" or "float32"; None takes the fastest at hand.
+
+    Returns:
+        `Nearest(labels, distances)`. Never holds more than a few MB of scores on a CPU (1 GB on CUDA).
+
+    Raises:
+        ValueError: the shapes do not fit, or the engine is unknown or cannot run here.
+
+    >>> nearest_centroid(torch.tensor([[0.0], [9.0]]), torch.tensor([[1.0], [7.0]]))
+    Nearest(labels=tensor([0, 1]), distances=tensor([1., 4.]))
+    """
+    if x.ndim != 2 or centroids.ndim != 2 or x.shape[1] != centroids.shape[1] or len(centroids) == 0:
+        raise ValueError(f"x {tuple(x.shape)} and centroids {tuple(centroids.shape)} are not (n, d) and (k, d), k > 0")
+    x = _working(x)
+    centroids = centroids.to(x.dtype)
+    if spherical:
+        x, centroids = unit_rows(x), unit_rows(centroids)
+    engine = engine or _fastest(x)
+    if engine == "native":
+        labels, distances, done = native.nearest(x, centroids)
+        if done == len(x):
+            return Nearest(labels, distances)
+        rest = _Scorer(centroids, "float32", exact).nearest(x[done:])
+        return Nearest(torch.cat([labels, rest.labels]), torch.cat([distances, rest.distances]))
+    if engine not in ("bfloat16", "float32"):
+        raise ValueError(f"engine={engine!r} is none of 'native', 'bfloat16', 'float32'")
+    return _Scorer(centroids, engine, exact).nearest(x)
+
+
+def unit_rows(x: Tensor) -> Tensor:
+    """Rows scaled to Euclidean length 1; a row of zeros stays."""
+    norms = torch.linalg.vector_norm(x, dim=1, keepdim=True)
+    return x / torch.where(norms > 0, norms, torch.ones_like(norms))
+
+
+def _working(x: Tensor) -> Tensor:
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
+
+
+def _fastest(x: Tensor) -> str:
+    if x.device.type == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    if x.dtype == torch.float32 and native.available():
+        return "native"
+    return "bfloat16" if _cpu_multiplies_bfloat16() else "float32"
+
+
+@functools.cache
+def _cpu_multiplies_bfloat16() -> bool:
+    # private names, absent from some releases and processors: absent means no
+    for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"):
+        check = getattr(torch.cpu, name, None)
+        if check is not None and check():
+            return True
+    return False
+
+
+class _Scorer:
+    """Centroids made ready once, then any number of rows against them."""
+
+    def __init__(self, centroids: Tensor, engine: str, exact: bool) -> None:
+        self.centroids, self.exact, self.low = centroids, exact, engine == "bfloat16"
+        self.middle = centroids.double().mean(dim=0).to(centroids.dtype)  # (d,)
+        shifted = (centroids.double() - self.middle.double()).float()  # (k, d)
+        half = shifted.double().square().sum(dim=1).div(2)  # (k,)
+        self.factor = shifted.bfloat16() if self.low else shifted
+        self.bias = -half.to(self.factor.dtype)
+        self.longest = float(shifted.norm(dim=1).max())
+        self.rounding = float((shifted - self.factor.float()).norm(dim=1).max())
+        k = len(centroids)
+        budget = _CHUNK_BYTES_CUDA if centroids.device.type == "cuda" else _CHUNK_BYTES
+        self.rows_per_chunk = max(64, budget // (k * self.factor.element_size()))
+
+    def nearest(self, x: Tensor) -> Nearest:
+        labels = torch.empty(len(x), dtype=torch.int64, device=x.device)
+        distances = torch.empty(len(x), dtype=x.dtype, device=x.device)
+        for start in range(0, len(x), self.rows_per_chunk):
+            part = slice(start, start + self.rows_per_chunk)
+            labels[part] = self._labels(x[part])
+            # from the difference itself: |x|^2 - 2 x.c + |c|^2 loses the bits of tight clusters
+            distances[part] = (x[part] - self.centroids[labels[part]]).square_().sum(dim=1)
+        return Nearest(labels, distances)
+
+    def _labels(self, x: Tensor) -> Tensor:
+        u = (x - self.middle).float()  # (n, d)
+        factor = u.to(self.factor.dtype)
+        scores = torch.addmm(self.bias, factor, self.factor.T)  # (n, k)
+        if not self.exact or len(self.centroids) == 1:
+            return scores.argmax(dim=1)
+        top = scores.topk(2, dim=1)
+        best, second = top.values.float().unbind(dim=1)
+        tolerance = 2 * self._error(u, factor)
+        if self.low:  # the product is stored in bfloat16 too
+            tolerance = tolerance + 4 * _EPS16 * (best.abs() + tolerance)
+        labels = top.indices[:, 0].clone()
+        close = (best - second <= tolerance).nonzero().squeeze(1)
+        if len(close):
+            near = scores[close].float() >= (best - tolerance)[close, None]
+            labels[close] = self._compare(x[close], near)
+        return labels
+
+    def _error(self, u: Tensor, factor: Tensor) -> Tensor:
+        """The bound on |computed score - true score| for each row, (n,)."""
+        length = torch.linalg.vector_norm(u, dim=1)
+        adding = (u.shape[1] + 8) * _EPS32 * (length * self.longest + self.longest**2)
+        if not self.low:
+            return adding
+        lost = torch.linalg.vector_norm(u - factor.float(), dim=1)
+        return adding + lost * self.longest + (length + lost) * self.rounding + _EPS16 * self.longest**2 / 2
+
+    def _compare(self, x: Tensor, near: Tensor) -> Tensor:
+        """For each row the candidate at the least float64 distance, the lowest number among equals."""
+        row, candidate = near.nonzero().unbind(dim=1)  # each (P,)
+        distance = torch.empty(len(row), dtype=torch.float64, device=x.device)
+        step = max(1, _PAIR_ELEMENTS // x.shape[1])
+        for start in range(0, len(row), step):
+            part = slice(start, start + step)
+            gap = x[row[part]].double() - self.centroids[candidate[part]].double()
+            distance[part] = gap.square_().sum(dim=1)
+        least = torch.full((len(x),), torch.inf, dtype=torch.float64, device=x.device)
+        least.scatter_reduce_(0, row, distance, "amin")
+        k = len(self.centroids)
+        candidate = torch.where(distance == least[row], candidate, k)
+        return torch.full((len(x),), k, device=x.device).scatter_reduce_(0, row, candidate, "amin")

@@ -1,0 +1,111 @@
+"""Where k-means starts: random members, k-means++ on a subsample, k-means||.
+
+k-means++: Arthur and Vassilvitskii 2007. k-means||: Bahmani et al. 2012, arXiv 1203.6402 (algorithm 2).
+All choices are made by a row's global number: they do not depend on how rows are spread over ranks.
+
+Letters: N rows of all ranks, d dimensions, k centroids, m candidates.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from selfcluster import distributed, randomness
+from selfcluster.clustering.assign import nearest_centroid
+from selfcluster.clustering.rows import Rows, choose
+
+_SUBSAMPLE = 65_536  # k-means++ is sequential in k: never over the whole of a large set
+_ROUNDS = 5  # section 5 of arXiv 1203.6402: five rounds suffice
+_OVERSAMPLING = 2.0  # candidates a round, in units of k
+
+
+def random_members(rows: Rows, k: int, seed: int) -> Tensor:
+    """k different rows, each equally likely, rows of weight zero never: (k, d), equal on all ranks.
+
+    Raises:
+        ValueError: fewer than k rows have a weight above zero.
+    """
+    if rows.weight is None:
+        return rows.numbers(choose(rows.total, k, seed))
+    weight = _all_weights(rows)
+    alive = np.flatnonzero(weight > 0)
+    if len(alive) < k:
+        raise ValueError(f"only {len(alive)} rows have a weight above zero, fewer than n_clusters={k}")
+    return rows.numbers(alive[choose(len(alive), k, seed)])
+
+
+def k_means_plus_plus(rows: Rows, k: int, seed: int) -> Tensor:
+    """k-means++ over at most 65,536 rows (4k if that is more): (k, d), equal on all ranks."""
+    size = min(rows.total, max(_SUBSAMPLE, 4 * k))
+    numbers = np.sort(choose(rows.total, size, seed)) if size < rows.total else np.arange(size)
+    weight = None if rows.weight is None else torch.from_numpy(_all_weights(rows)[numbers])
+    chosen = _spread(rows.numbers(numbers), k, seed, weight)
+    return distributed.broadcast(chosen)
+
+
+def k_means_parallel(rows: Rows, k: int, seed: int) -> Tensor:
+    """k-means||: five rounds that each draw about 2k rows by their squared distance, then k-means++ over those.
+
+    Returns:
+        (k, d), equal on all ranks. Where the draws give fewer than k rows, random members are added.
+    """
+    candidates = rows.numbers(choose(rows.total, 1, seed))  # (m, d)
+    distances = torch.full((len(rows),), torch.inf, dtype=torch.float64)
+    new = candidates
+    for turn in range(_ROUNDS):
+        for part, x in rows.blocks():
+            found = nearest_centroid(x, new).distances.double().cpu()
+            weight = rows.weights(part)
+            distances[part] = torch.minimum(distances[part], found if weight is None else found * weight.cpu())
+        cost = float(distributed.all_reduce(distances.sum()[None].to(rows.device)))
+        if cost == 0:
+            break
+        numbers = torch.arange(rows.offset, rows.offset + len(rows))
+        luck = randomness.draw(seed, "k-means||", turn, numbers, 0, 1).squeeze(1)
+        picked = (luck < distances * (_OVERSAMPLING * k / cost)).nonzero().squeeze(1)
+        new = distributed.all_gather(rows.read(picked.numpy()))
+        if len(new) == 0:
+            break
+        candidates = torch.cat([candidates, new])
+    candidates = torch.cat([candidates, random_members(rows, k, seed + 1)]) if len(candidates) < k else candidates
+    counts = torch.zeros(len(candidates), dtype=torch.float64, device=rows.device)
+    for part, x in rows.blocks():
+        labels, weight = nearest_centroid(x, candidates).labels, rows.weights(part)
+        counts.index_add_(0, labels, torch.ones_like(labels, dtype=torch.float64) if weight is None else weight.double())
+    return distributed.broadcast(_spread(candidates, k, seed, distributed.all_reduce(counts).cpu()))
+
+
+def _all_weights(rows: Rows) -> np.ndarray:
+    weight = rows.weights(slice(0, len(rows)))
+    weight = torch.ones(len(rows)) if weight is None else weight
+    return distributed.all_gather(weight.to(rows.device)).cpu().double().numpy()
+
+
+def _spread(x: Tensor, k: int, seed: int, weight: Tensor | None) -> Tensor:
+    """The k-means++ draw over (m, d) rows in memory."""
+    generator = np.random.default_rng(randomness.key(seed, "k-means++"))
+    mass = np.ones(len(x)) if weight is None else weight.double().cpu().numpy()
+    shifted = (x.double() - x.double().mean(dim=0)).to(x.dtype)  # distances by products want the origin inside
+    squares = shifted.square().sum(dim=1)
+    least: np.ndarray | None = None
+    chosen: list[int] = []
+    for _ in range(k):
+        odds = mass if least is None else mass * least
+        odds = odds if odds.sum() > 0 else _unchosen(len(x), chosen)  # fewer different rows than k
+        steps = np.cumsum(odds)
+        pick = int(np.searchsorted(steps, generator.random() * steps[-1], side="right"))
+        pick = min(pick, int(np.flatnonzero(odds)[-1]))  # rounding of the last step
+        chosen.append(pick)
+        gap = squares - 2 * (shifted @ shifted[pick]) + squares[pick]
+        found = gap.clamp_(min=0).double().cpu().numpy()
+        least = found if least is None else np.minimum(least, found)
+        least[chosen] = 0.0
+    return x[torch.tensor(chosen, device=x.device)]
+
+
+def _unchosen(n: int, chosen: list[int]) -> np.ndarray:
+    odds = np.ones(n)
+    odds[chosen] = 0.0
+    return odds if odds.any() else np.ones(n)

@@ -1,0 +1,265 @@
+"""K-means (Lloyd 1982) after scikit-learn's rules: Euclidean or spherical, one process or many, in memory or streamed.
+
+Each iteration assigns every row to its nearest centroid and moves centroids to the mean of their rows; `max_iter`
+such steps and one last assignment give the labels. Under `torch.distributed` each rank passes a contiguous slice of
+the rows (the slices in rank order are the whole) and gets its own labels; centroids are equal on all ranks.
+
+Letters: n rows of this rank, N of all, d dimensions, k centroids.
+"""
+
+from __future__ import annotations
+
+import numbers
+import warnings
+from typing import Any, TypedDict
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator, ClusterMixin
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted, validate_data
+from torch import Tensor
+
+from selfcluster import distributed, randomness
+from selfcluster.clustering import init as starts
+from selfcluster.clustering.assign import nearest_centroid, unit_rows
+from selfcluster.clustering.lloyd import DONORS, Empty, assignment_pass, average
+from selfcluster.clustering.rows import Rows
+from selfcluster.clustering.two_level import Regions
+
+_INITS = {
+    "random": starts.random_members,
+    "k-means++": starts.k_means_plus_plus,
+    "k-means||": starts.k_means_parallel,
+}
+
+
+class Iteration(TypedDict):
+    """One line of `history_`: the assignment an iteration began with. Stage 0 ran on a subsample, stage 1 on all."""
+
+    stage: int
+    inertia: float
+    moved: int
+    empty: int
+    largest: float
+
+
+class KMeans(ClusterMixin, BaseEstimator):
+    """K-means clustering.
+
+    Args:
+        n_clusters: k.
+        spherical: cluster directions: rows are scaled to length 1, centroids are means scaled to length 1, and
+            squared distances are 2 - 2 cos.
+        init: "random" members (the default here and in faiss), "k-means++" over at most 65,536 rows, "k-means||", or
+            an array (k, d) of centroids.
+        max_iter: centroid updates at most; the labels come from one more assignment.
+        tol: stop once an iteration lowers the inertia by no more than this share of it; 0 stops only when no row moves.
+        empty: "split" gives an empty cluster half of a donor, "keep" leaves its centroid where it was.
+        donor: who is split: "uniform" over the non-empty clusters, by "size" (faiss), or the "largest" (ODC).
+        perturbation: halves of a split are the donor's centroid times 1 +- this, alternating over dimensions.
+        max_points_per_centroid: iterate on at most k times this many rows drawn at random, then assign all rows;
+            None uses all rows throughout (faiss's default is 256).
+        subsample: iterate first on this many rows drawn at random (ClusterFit's two stages), then on everything.
+        subsample_iter: updates of that first stage; None means `max_iter`.
+        random_state: None, an int or a `numpy.random.RandomState`. An int gives the same result every time, on any
+            number of ranks (to 1e-5).
+        exact: labels equal float64's even on bfloat16 hardware; False trusts the fast product.
+        approximate: for thousands of clusters: compare a row only with the 256 centroids around its region
+            (`two_level.py`). Many times faster, inertia a little higher; `labels_` are of this kind too.
+
+    Attributes:
+        cluster_centers_: (k, d), a tensor if X was one.
+        labels_: (n,) int64, this rank's rows.
+        inertia_: sum over all ranks' rows of weight times squared distance.
+        n_iter_: centroid updates made on everything (on the sample under `max_points_per_centroid`).
+        history_: a list of dicts, one an assignment: stage, inertia, moved (rows whose label changed), empty
+            (clusters), largest (size of the largest cluster).
+
+    >>> KMeans(2, random_state=0).fit(np.array([[0.0], [1.0], [9.0]])).inertia_
+    0.5
+    """
+
+    def __init__(
+        self,
+        n_clusters: int = 8,
+        *,
+        spherical: bool = False,
+        init: str | Any = "random",
+        max_iter: int = 20,
+        tol: float = 0.0,
+        empty: str = "split",
+        donor: str = "uniform",
+        perturbation: float = 1 / 1024,
+        max_points_per_centroid: int | None = None,
+        subsample: int | None = None,
+        subsample_iter: int | None = None,
+        random_state: Any = None,
+        exact: bool = True,
+        approximate: bool = False,
+    ) -> None:
+        self.n_clusters = n_clusters
+        self.spherical = spherical
+        self.init = init
+        self.max_iter = max_iter
+        self.tol = tol
+        self.empty = empty
+        self.donor = donor
+        self.perturbation = perturbation
+        self.max_points_per_centroid = max_points_per_centroid
+        self.subsample = subsample
+        self.subsample_iter = subsample_iter
+        self.random_state = random_state
+        self.exact = exact
+        self.approximate = approximate
+
+    def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> KMeans:
+        """Cluster the rows of X.
+
+        Args:
+            X: (n, d) tensor (any device), array, or `np.memmap` (streamed, never held whole).
+            y: ignored.
+            sample_weight: (n,) non-negative; None counts every row 1.
+
+        Raises:
+            ValueError: a setting or X cannot be used; the message names the value or the row.
+
+        Warns:
+            UserWarning: fewer different rows than clusters; rows of zeros where directions count.
+        """
+        self._check_settings()
+        rows = self._rows(X, sample_weight, reset=True)
+        k = self.n_clusters
+        if rows.total < k:
+            raise ValueError(f"n_samples={rows.total} is fewer than n_clusters={k}")
+        rows.check()
+        seed = self._seed()
+        self.history_: list[Iteration] = []
+        working, finish = rows, True
+        if self.max_points_per_centroid is not None and rows.total > k * self.max_points_per_centroid:
+            working, finish = rows.sample(k * self.max_points_per_centroid, randomness.key(seed, "points")), False
+        centroids = None
+        if self.subsample is not None and self.subsample < working.total:
+            sample = working.sample(max(k, self.subsample), randomness.key(seed, "subsample"))
+            steps = self.max_iter if self.subsample_iter is None else self.subsample_iter
+            centroids = self._iterate(sample, self._start(sample, seed), steps, seed, stage=0)[0]
+        centroids = self._start(working, seed) if centroids is None else centroids
+        centroids, last, self.n_iter_ = self._iterate(working, centroids, self.max_iter, seed, stage=1)
+        if not finish:
+            last = assignment_pass(rows, centroids, None, exact=self.exact, approximate=self.approximate)
+        self._warn_if_few(rows, int((last.counts == 0).sum()))
+        self.inertia_ = last.inertia
+        self.cluster_centers_ = centroids if rows.is_tensor else centroids.numpy()
+        self.labels_ = last.labels if rows.is_tensor else last.labels.numpy()
+        return self
+
+    def predict(self, X: Any) -> Any:
+        """The nearest centroid of each row: (n,) int64, a tensor if X is one."""
+        return self._assign(X)[0]
+
+    def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
+        """Minus the inertia of X (this rank's rows) under the fitted centroids."""
+        distances = torch.as_tensor(self._assign(X)[1]).double()
+        if sample_weight is not None:
+            distances = distances * torch.as_tensor(sample_weight, device=distances.device)
+        return -float(distances.sum())
+
+    def _assign(self, X: Any) -> tuple[Any, Any]:
+        check_is_fitted(self)
+        rows = self._rows(X, None, reset=False, shared=False)
+        rows.check()
+        centroids = torch.as_tensor(self.cluster_centers_).to(device=rows.device, dtype=rows.dtype)
+        regions = Regions(centroids) if self.approximate else None
+        labels = torch.empty(len(rows), dtype=torch.int64, device=rows.device)
+        distances = torch.empty(len(rows), dtype=rows.dtype, device=rows.device)
+        for part, x in rows.blocks():
+            found = regions.nearest(x) if regions else nearest_centroid(x, centroids, exact=self.exact)
+            labels[part], distances[part] = found
+        return (labels, distances) if rows.is_tensor else (labels.numpy(), distances.numpy())
+
+    def _iterate(self, rows: Rows, centroids: Tensor, steps: int, seed: int, stage: int) -> tuple[Tensor, Any, int]:
+        empty = Empty(self.empty, self.donor, self.perturbation)
+        draw = np.random.default_rng(randomness.key(seed, "empty", stage))
+        found = None
+        for step in range(steps + 1):
+            before = found
+            found = assignment_pass(rows, centroids, None if before is None else before.labels, exact=self.exact, approximate=self.approximate)
+            self.history_.append(
+                Iteration(
+                    stage=stage,
+                    inertia=found.inertia,
+                    moved=found.moved,
+                    empty=int((found.counts == 0).sum()),
+                    largest=float(found.counts.max()),
+                )
+            )
+            settled = found.moved == 0 or (
+                before is not None and self.tol > 0 and before.inertia - found.inertia <= self.tol * before.inertia
+            )
+            if step == steps or settled:
+                return centroids, found, step
+            centroids = average(found, centroids, spherical=self.spherical, empty=empty, draw=draw)
+        raise AssertionError("unreachable")
+
+    def _start(self, rows: Rows, seed: int) -> Tensor:
+        if isinstance(self.init, str):
+            return _INITS[self.init](rows, self.n_clusters, randomness.key(seed, "init"))
+        given = torch.as_tensor(self.init).to(device=rows.device, dtype=rows.dtype, copy=True)
+        if given.shape != (self.n_clusters, rows.d):
+            raise ValueError(f"init has shape {tuple(given.shape)}, expected {(self.n_clusters, rows.d)}")
+        if not torch.isfinite(given).all():
+            raise ValueError("init holds NaN or infinity")
+        return unit_rows(given) if self.spherical else given
+
+    def _rows(self, X: Any, weight: Any, *, reset: bool, shared: bool = True) -> Rows:
+        if isinstance(X, Tensor):
+            if X.ndim != 2:
+                raise ValueError(f"X has shape {tuple(X.shape)}, expected 2 dimensions (n, d)")
+            if reset:
+                self.n_features_in_ = X.shape[1]
+            elif X.shape[1] != self.n_features_in_:
+                raise ValueError(f"X has {X.shape[1]} features, but KMeans was fitted with {self.n_features_in_}")
+        else:  # finiteness is checked by row, in blocks
+            types = [np.float64, np.float32, np.float16]
+            keep = isinstance(X, np.ndarray) and X.ndim == 2 and X.dtype.kind in "fiu"
+            X = validate_data(self, X, reset=reset, dtype=None if keep else types, ensure_all_finite=False)
+        if weight is not None:
+            weight = weight if isinstance(weight, Tensor) else torch.from_numpy(np.array(weight, dtype=np.float64))
+            weight = weight.detach().double()
+            if weight.shape != (len(X),):
+                raise ValueError(f"sample_weight has shape {tuple(weight.shape)}, expected {(len(X),)}")
+            if not bool((weight >= 0).all()) or not bool(torch.isfinite(weight).all()):
+                raise ValueError("sample_weight holds negative or non-finite values")
+            weight = weight.to(X.device) if isinstance(X, Tensor) else weight
+        return Rows(X, spherical=self.spherical, weight=weight, shared=shared)
+
+    def _seed(self) -> int:
+        if isinstance(self.random_state, numbers.Integral):
+            return int(self.random_state)
+        return distributed.broadcast_object(int(check_random_state(self.random_state).randint(2**31 - 1)))
+
+    def _warn_if_few(self, rows: Rows, empty: int) -> None:
+        if empty == 0:
+            return
+        distinct = rows.distinct(self.n_clusters)
+        if distinct < self.n_clusters:
+            warnings.warn(
+                f"X holds {distinct} distinct rows, fewer than n_clusters={self.n_clusters}: "
+                f"{empty} clusters are empty. Ask for at most {distinct} clusters.",
+                stacklevel=3,
+            )
+
+    def _check_settings(self) -> None:
+        if not isinstance(self.n_clusters, numbers.Integral) or self.n_clusters < 1:
+            raise ValueError(f"n_clusters={self.n_clusters!r} is not an integer above 0")
+        if isinstance(self.init, str) and self.init not in _INITS:
+            raise ValueError(f"init={self.init!r} is none of {', '.join(map(repr, _INITS))} and no array")
+        if self.empty not in ("split", "keep"):
+            raise ValueError(f"empty={self.empty!r} is neither 'split' nor 'keep'")
+        if self.donor not in DONORS:
+            raise ValueError(f"donor={self.donor!r} is none of {', '.join(map(repr, DONORS))}")
+        for name in ("max_iter", "max_points_per_centroid", "subsample", "subsample_iter"):
+            value = getattr(self, name)
+            least = 0 if name in ("max_iter", "subsample_iter") else 1
+            if value is not None and (not isinstance(value, numbers.Integral) or value < least):
+                raise ValueError(f"{name}={value!r} is not an integer of at least {least}")

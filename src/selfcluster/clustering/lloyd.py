@@ -1,0 +1,123 @@
+"""Lloyd's iterations: assign, average, mend empty clusters; one all-reduce an iteration.
+
+Empty clusters (`split`) take half of a donor: both get the donor's centroid, moved apart by a factor 1 +- perturbation
+that alternates over the dimensions. Donors: `uniform` among the non-empty (Caron et al. 2018, section 3), `size` with
+odds (size - 1) / (N - k) (faiss), `largest` (ODC, Zhan et al. 2020). `keep` leaves an empty cluster where it was
+(DeepCluster-v2).
+
+Letters: n rows of this rank, N of all, d dimensions, k centroids.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from selfcluster import distributed
+from selfcluster.clustering import native
+from selfcluster.clustering.assign import nearest_centroid, unit_rows
+from selfcluster.clustering.rows import Rows
+from selfcluster.clustering.two_level import Regions
+
+DONORS = ("uniform", "size", "largest")
+_SUM_ROWS = 8192  # float32 sums run over at most so many rows before they are added in float64
+
+
+class Empty(NamedTuple):
+    """What becomes of an empty cluster."""
+
+    policy: str = "split"
+    donor: str = "uniform"
+    perturbation: float = 1 / 1024
+
+
+class Pass(NamedTuple):
+    """One assignment of all rows; `sums` (k, d) and `counts` (k,) are over all ranks, `labels` (n,) this rank's."""
+
+    labels: Tensor
+    sums: Tensor
+    counts: Tensor
+    inertia: float
+    moved: int
+
+
+def assignment_pass(
+    rows: Rows, centroids: Tensor, previous: Tensor | None, *, exact: bool = True, approximate: bool = False
+) -> Pass:
+    """Nearest centroids of all rows, and all that the next centroids need, in one all-reduce.
+
+    `previous` (n,): the labels before, None at first.
+    """
+    k, d = centroids.shape
+    totals = torch.zeros(k * d + k + 2, dtype=torch.float64, device=centroids.device)  # sums | counts | inertia, moved
+    sums, counts = totals[: k * d].view(k, d), totals[k * d : k * d + k]
+    labels = torch.empty(len(rows), dtype=torch.int64, device=centroids.device)
+    regions = Regions(centroids) if approximate else None
+    for part, x in rows.blocks():
+        last = None if previous is None else previous[part]
+        if regions is None:
+            found, distances = nearest_centroid(x, centroids, exact=exact)
+        else:
+            found, distances = regions.nearest(x, last)
+        weight = rows.weights(part)
+        add_rows(sums, x, found, weight)
+        if weight is None:
+            counts += torch.bincount(found, minlength=k)
+            totals[-2] += distances.sum(dtype=torch.float64)
+        else:
+            counts.index_add_(0, found, weight.double())
+            totals[-2] += (distances.double() * weight).sum()
+        totals[-1] += len(found) if last is None else (found != last).sum()
+        labels[part] = found
+    totals = distributed.all_reduce(totals)
+    inertia, moved = totals[-2:].tolist()
+    return Pass(labels, totals[: k * d].view(k, d), totals[k * d : k * d + k], inertia, int(moved))
+
+
+def add_rows(sums: Tensor, x: Tensor, labels: Tensor, weight: Tensor | None) -> None:
+    """sums[labels[i]] += weight[i] x[i], in float64 over groups of 8,192 rows."""
+    if x.dtype == torch.float32 and x.device.type == "cpu" and native.available():
+        native.add(sums, x, labels, weight)
+        return
+    if x.dtype == torch.float64 or weight is not None:
+        x = x.double() if weight is None else x.double() * weight.double()[:, None]
+        sums.index_add_(0, labels, x)
+        return
+    for start in range(0, len(x), _SUM_ROWS):
+        part = slice(start, start + _SUM_ROWS)
+        sums += torch.zeros(sums.shape, device=x.device).index_add_(0, labels[part], x[part])
+
+
+def average(found: Pass, centroids: Tensor, *, spherical: bool, empty: Empty, draw: np.random.Generator) -> Tensor:
+    """The next centroids (k, d): means (scaled to length 1 if spherical), empty clusters kept or split."""
+    counts = found.counts
+    filled = counts > 0
+    means = torch.where(filled[:, None], found.sums / counts.clamp(min=torch.finfo(torch.float64).tiny)[:, None], 0.0)
+    new = torch.where(filled[:, None], means, centroids.double())
+    if spherical:
+        new = unit_rows(new)
+    if empty.policy == "split" and not bool(filled.all()):
+        _split(new, counts.cpu().numpy().copy(), empty, draw)
+        if spherical:
+            new = unit_rows(new)
+    return new.to(centroids.dtype)
+
+
+def _split(centroids: Tensor, counts: np.ndarray, empty: Empty, draw: np.random.Generator) -> None:
+    """Give every empty cluster half of a donor, in place. All ranks draw the same donors."""
+    signs = torch.ones(centroids.shape[1], dtype=centroids.dtype, device=centroids.device)
+    signs[1::2] = -1
+    for target in np.flatnonzero(counts <= 0):
+        filled = counts > 0
+        if empty.donor == "largest":
+            donor = int(counts.argmax())
+        else:
+            odds = filled.astype(float) if empty.donor == "uniform" else np.maximum(counts - 1, 0.0)
+            odds = odds if odds.sum() > 0 else filled.astype(float)
+            donor = int(draw.choice(len(odds), p=odds / odds.sum()))
+        centroids[target] = centroids[donor] * (1 + empty.perturbation * signs)
+        centroids[donor] *= 1 - empty.perturbation * signs
+        counts[target] = counts[donor] = counts[donor] / 2

@@ -1,0 +1,224 @@
+"""How many clusters, without labels: three measures vote, and how far their votes spread is part of the answer.
+
+For every candidate k, k-means is fitted to several random four fifths of a sample of the rows, and to as many sets
+without clusters: uniform in the box along the sample's principal axes (Tibshirani, Walther, Hastie 2001, J. R. Stat.
+Soc. B 63(2), reference b). Each repeat gives three votes:
+
+- inertia: the smallest k whose gap, log inertia of the reference minus log inertia, the next candidate's does not pass
+  by more than one standard error (the same paper's rule); 1 where nothing is gained by parting the data at all;
+- silhouette: the k with the largest mean silhouette;
+- stability: the largest k at which the repeats agree (adjusted Rand index on all rows of the sample) as well as they do
+  at any k, to 0.02. A k below the truth can be stable too, one above it seldom.
+
+The recommendation is the middle one of the three votes on the curves averaged over repeats; `low` and `high` are the
+smallest and the largest of all single votes, widened to the next candidates not tried. It is `certain` where that range
+is narrow and the silhouette beats the reference's; where it does not beat it, the data show no clusters to k-means,
+and the range is all candidates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+
+from selfcluster import randomness
+from selfcluster.clustering import scores
+from selfcluster.clustering.kmeans import KMeans
+
+_SHARE = 0.8  # of the sample that a repeat is fitted to
+_RESTARTS = 3
+_STABLE = 0.02
+_BEATEN = 0.03  # a silhouette must exceed the reference's best by this
+_NARROW = 1.5  # high / low of a range that counts as certain
+
+
+@dataclass(frozen=True)
+class KChoice:
+    """What `choose_k` found.
+
+    `k`: recommended. `low`, `high`: the range it may as well be in. `certain`, `reason`: whether that range is narrow
+    and the data have clusters at all, in words. `votes`: each measure's k on the mean curves. `table`: one dict a
+    candidate with k, inertia (mean squared distance), gap, gap_error, silhouette, reference_silhouette, stability.
+    """
+
+    k: int
+    low: int
+    high: int
+    certain: bool
+    reason: str
+    votes: dict[str, int]
+    table: list[dict[str, float]]
+
+
+def choose_k(
+    X: Any,
+    candidates: Sequence[int] | None = None,
+    seed: int = 0,
+    *,
+    spherical: bool = False,
+    sample: int = 5000,
+    repeats: int = 5,
+) -> KChoice:
+    """Recommend a number of clusters for k-means, with its uncertainty.
+
+    Args:
+        X: (N, D) features, a tensor, array or memory-mapped file; only the sampled rows are read.
+        candidates: numbers of clusters to try; None: 2 to 100 in steps of a fifth, at most a twentieth of the rows.
+        seed: of the sample and every start; the same seed gives the same answer.
+        spherical: cluster directions.
+        sample: rows used at most. Clusters much smaller than N / sample rows cannot be found.
+        repeats: fits a candidate gets, on data and on the reference each.
+
+    Raises:
+        ValueError: for fewer than 10 rows, or candidates outside 2 to half the sampled rows.
+
+    >>> blobs = np.random.default_rng(0).normal(size=(3, 40, 2)) * 0.1 + np.array([[[0, 0]], [[4, 0]], [[0, 4]]])
+    >>> choose_k(blobs.reshape(-1, 2), range(2, 7)).k
+    3
+    """
+    rows = _sampled(X, sample, seed)
+    tried = _candidates(candidates, len(rows))
+    if repeats < 2:
+        raise ValueError(f"repeats={repeats} must be at least 2: stability compares fits")
+    fits = _Fits(rows, tried, repeats, seed, spherical)
+    votes = fits.votes(np.arange(repeats))
+    single = [fits.votes(np.array([r])) for r in range(repeats)]
+    k = max(tried[0], sorted(votes.values())[1])
+    every = [v for vote in single for v in vote.values()] + [k]
+    low, high = _widened(max(tried[0], min(every)), max(every), tried)
+    at = tried.index(k)
+    beats = fits.silhouette[:, at].mean() > fits.reference_silhouette[:, at].max() + _BEATEN
+    if not beats:
+        certain, low, high = False, tried[0], tried[-1]
+        reason = f"at k={k} the clusters are no better apart than k-means makes them in data without any"
+    elif high > _NARROW * low:
+        certain, reason = False, f"the measures and repeats vote for anything from k={low} to k={high}"
+    else:
+        certain, reason = True, f"inertia, silhouette and stability agree on k between {low} and {high}"
+    return KChoice(k, low, high, certain, reason, votes, fits.table())
+
+
+class _Fits:
+    """Curves (R, C) over R repeats and C candidates: inertia, silhouette, those of the reference; `stability` by pairs."""
+
+    def __init__(self, rows: np.ndarray, tried: list[int], repeats: int, seed: int, spherical: bool) -> None:
+        self.tried, self.repeats = tried, repeats
+        shape = repeats, len(tried)
+        self.inertia, self.silhouette, self.reference_inertia, self.reference_silhouette = (
+            np.empty(shape) for _ in range(4)
+        )
+        self.one, self.reference_one = np.empty(repeats), np.empty(repeats)  # inertia at k = 1
+        labels = np.empty((repeats, len(tried), len(rows)), dtype=np.int64)
+        for r in range(repeats):
+            random = np.random.default_rng(randomness.key(seed, "choose_k", r))
+            part = rows[np.sort(random.permutation(len(rows))[: int(_SHARE * len(rows))])]
+            flat = _reference(rows, random)
+            self.one[r], self.reference_one[r] = (_best(x, x, 1, 0, spherical)[1] for x in (rows, flat))
+            for c, k in enumerate(tried):
+                start = randomness.key(seed, "choose_k", r, k) >> 33
+                labels[r, c], self.inertia[r, c] = _best(part, rows, k, start, spherical)
+                self.silhouette[r, c] = _silhouette(rows, labels[r, c], r, spherical)
+                found, self.reference_inertia[r, c] = _best(flat, flat, k, start, spherical)
+                self.reference_silhouette[r, c] = _silhouette(flat, found, r, spherical)
+        self.stability = np.zeros((repeats, repeats, len(tried)))
+        for a, b in combinations(range(repeats), 2):
+            for c in range(len(tried)):
+                self.stability[a, b, c] = self.stability[b, a, c] = scores.ari(labels[a, c], labels[b, c])
+
+    def votes(self, which: np.ndarray) -> dict[str, int]:
+        """Each measure's choice by the repeats `which`."""
+        tried = self.tried
+        gap, error = self._gap(which)
+        stable = self._stability(which)
+        return {
+            "inertia": _first_unbeaten([1, *tried], gap, error),
+            "silhouette": tried[int(self.silhouette[which].mean(axis=0).argmax())],
+            "stability": tried[int(np.flatnonzero(stable >= stable.max() - _STABLE)[-1])],
+        }
+
+    def _stability(self, which: np.ndarray) -> np.ndarray:
+        """(C,): mean agreement of these repeats with all others."""
+        return self.stability[which].sum(axis=(0, 1)) / (len(which) * (self.repeats - 1))
+
+    def _gap(self, which: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(1 + C,) gaps for k = 1 and the candidates, and their standard errors."""
+        mine = _log(np.column_stack([self.one, self.inertia])[which])
+        reference = _log(np.column_stack([self.reference_one, self.reference_inertia]))
+        error = reference.std(axis=0) * np.sqrt(1 + 1 / self.repeats)
+        return reference.mean(axis=0) - mine.mean(axis=0), error
+
+    def table(self) -> list[dict[str, float]]:
+        every = np.arange(self.repeats)
+        gap, error = self._gap(every)
+        columns = {
+            "inertia": self.inertia.mean(axis=0),
+            "gap": gap[1:],
+            "gap_error": error[1:],
+            "silhouette": self.silhouette.mean(axis=0),
+            "reference_silhouette": self.reference_silhouette.mean(axis=0),
+            "stability": self._stability(every),
+        }
+        return [{"k": k, **{name: float(v[c]) for name, v in columns.items()}} for c, k in enumerate(self.tried)]
+
+
+def _sampled(X: Any, sample: int, seed: int) -> np.ndarray:
+    if X.ndim != 2 or len(X) < 10:
+        raise ValueError(f"X has shape {tuple(X.shape)}; choosing k needs (N, D) with at least 10 rows")
+    drawn = np.arange(len(X))
+    if len(X) > sample:
+        drawn = np.sort(np.random.default_rng(randomness.key(seed, "choose_k")).choice(len(X), sample, replace=False))
+    rows = X[drawn].detach().cpu().numpy() if hasattr(X, "detach") else np.asarray(X[drawn])
+    return np.ascontiguousarray(rows, dtype=np.float32)
+
+
+def _candidates(candidates: Sequence[int] | None, n: int) -> list[int]:
+    if candidates is not None:
+        tried = sorted({int(k) for k in candidates})
+        if not tried or tried[0] < 2 or tried[-1] > n // 2:
+            raise ValueError(f"candidates={tried} must be at least 2 and at most {n // 2}, half the sampled rows")
+        return tried
+    tried, highest = [2], min(100, max(3, n // 20))
+    while (k := max(tried[-1] + 1, round(1.2 * tried[-1]))) <= highest:
+        tried.append(k)
+    return tried
+
+
+def _reference(rows: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """As many rows, uniform in the box along the principal axes."""
+    middle = rows.mean(axis=0, dtype=np.float64)
+    axes = np.linalg.eigh(np.cov(rows, rowvar=False, dtype=np.float64).reshape(rows.shape[1], -1))[1]
+    along = (rows - middle) @ axes
+    box = random.uniform(along.min(axis=0), along.max(axis=0), size=rows.shape)
+    return (box @ axes.T + middle).astype(np.float32)
+
+
+def _best(part: np.ndarray, rows: np.ndarray, k: int, seed: int, spherical: bool) -> tuple[np.ndarray, float]:
+    """The best of some starts fitted to `part`: labels and mean squared distance of all `rows`."""
+    starts = 1 if k == 1 else _RESTARTS
+    fits = [KMeans(k, spherical=spherical, init="k-means++", random_state=seed + i).fit(part) for i in range(starts)]
+    best = min(fits, key=lambda fit: fit.inertia_)
+    return np.asarray(best.predict(rows)), float(-best.score(rows)) / len(rows)
+
+
+def _silhouette(rows: np.ndarray, labels: np.ndarray, seed: int, spherical: bool) -> float:
+    value = scores.silhouette(rows, labels, sample=1000, seed=seed, metric="cosine" if spherical else "euclidean")
+    return -1.0 if np.isnan(value) else value
+
+
+def _log(inertia: np.ndarray) -> np.ndarray:
+    return np.log(np.maximum(inertia, np.finfo(np.float32).tiny))
+
+
+def _first_unbeaten(tried: list[int], gap: np.ndarray, error: np.ndarray) -> int:
+    good = np.flatnonzero(gap[:-1] >= gap[1:] - error[1:])
+    return tried[int(good[0])] if len(good) else tried[-1]
+
+
+def _widened(low: int, high: int, tried: list[int]) -> tuple[int, int]:
+    below = [k for k in tried if k < low]
+    above = [k for k in tried if k > high]
+    return (below[-1] + 1 if below else low), (above[0] - 1 if above else high)

@@ -1,0 +1,156 @@
+"""Targets of a batch that cannot collapse: balanced codes (Sinkhorn), and centred, sharpened outputs (DINO).
+
+`sinkhorn` scales the rows and columns of exp(scores / epsilon) in turn until every cluster has an equal share of the
+batch (Caron et al. 2020, arXiv 2006.09882, eq. 3 and 4; Cuturi 2013). Letters: B samples of this rank, Q extra
+samples, K clusters, R rows this rank works on.
+
+The matrix is written once and only two vectors change: with M = exp(scores / epsilon), u = 1 / (M^T v) and
+v = 1 / (M u), starting from v = 1, the code of sample b is the row M_b * u over its sum. The constants 1/K and 1/B of
+the paper's marginals scale all of u or v alike and cancel in that last division; so does the sum over the whole matrix.
+A row's own maximum is subtracted before exponentiating, so that no row vanishes in float32. That shift does *not*
+cancel by itself (it would change the start, and so the result of a few iterations): v starts at the factor taken out.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from selfcluster import distributed
+
+# Smallest exponent kept: no entry, and so no sum, is ever zero, and no quotient of two of them leaves float32.
+# Cosines at epsilon = 0.05 span 40; entries beyond 60 have e^-60 = 9e-27 of their row's largest.
+_LOWEST = -60.0
+_BLOCK = 192 * 1024  # entries of a block of rows that stays in a core's cache between two operations
+
+
+@torch.no_grad()
+def sinkhorn(scores: Tensor, epsilon: float = 0.05, iterations: int = 3, extra: Tensor | None = None) -> Tensor:
+    """Codes that use all clusters equally over the batch: entropic optimal transport with uniform marginals.
+
+    Under `torch.distributed` the batch is that of all ranks; the result equals one process's on the concatenated
+    scores. It costs a K-vector all-reduce an iteration, and one number once. Computed in float32 (float64 scores in
+    float64), also under autocast. No gradient flows.
+
+    Args:
+        scores: (B, K), similarity of this rank's samples to the prototypes. B may differ between ranks, also be 0.
+        epsilon: entropy weight in the scores' unit; smaller is sharper.
+        iterations: rounds of one column (cluster) and one row (sample) normalisation; the row's is last.
+        extra: (Q, K), the same on every rank and counted once: scores of queued samples that join the balancing.
+
+    Returns:
+        (B, K): rows sum to 1; columns sum to about B / K (exactly, as `iterations` grows).
+
+    Raises:
+        ValueError: for shapes, epsilon or iterations that mean nothing.
+
+    >>> sinkhorn(torch.tensor([[0.9, 0.1], [0.8, 0.1]]), iterations=10).argmax(dim=1)
+    tensor([0, 1])
+    """
+    _check(scores, epsilon, iterations, extra)
+    parts = [scores] if extra is None else [scores, extra[distributed.share(len(extra))]]
+    with torch.autocast(scores.device.type, enabled=False):
+        kernel, v = _kernel([p.detach() for p in parts], epsilon)  # (R, K), (R,)
+        blocks = _blocks(kernel)
+        u = _columns(((block, v[rows]) for rows, block in blocks), kernel)
+        for _ in range(iterations - 1):
+            u = _columns(((block, torch.mv(block, u).reciprocal_()) for _, block in blocks), kernel)
+        for rows, block in blocks:
+            if rows.start < len(scores):
+                block.mul_(u).div_(block.sum(dim=1, keepdim=True))
+    return kernel[: len(scores)]
+
+
+def batch_softmax(scores: Tensor, epsilon: float = 0.05, extra: Tensor | None = None) -> Tensor:
+    """The one-step form: a softmax over the batch, then rows scaled to sum 1 (DINO, arXiv 2104.14294, appendix D).
+
+    Arguments and result are `sinkhorn`'s, which this is with one iteration.
+    """
+    return sinkhorn(scores, epsilon, 1, extra)
+
+
+class Centring(nn.Module):
+    """DINO's target: softmax((outputs - centre) / temperature), the centre a moving average of the outputs' mean.
+
+    The centre keeps one cluster from taking everything, the low temperature keeps the target from becoming flat
+    (arXiv 2104.14294, eq. 4; algorithm 1 subtracts the centre). The centre is all zero at first.
+
+    Args:
+        num_prototypes: K.
+        momentum: share of the old centre that is kept at an update.
+
+    >>> Centring(3)(torch.zeros(2, 3), temperature=0.04).sum(dim=1)
+    tensor([1., 1.])
+    """
+
+    centre: Tensor
+
+    def __init__(self, num_prototypes: int, momentum: float = 0.9) -> None:
+        super().__init__()
+        self.momentum = momentum
+        self.register_buffer("centre", torch.zeros(num_prototypes))
+
+    @torch.no_grad()
+    def forward(self, outputs: Tensor, temperature: float) -> Tensor:
+        """(B, K) outputs to (B, K) float32 targets, rows summing to 1. Changes nothing."""
+        return torch.softmax((outputs.float() - self.centre) / temperature, dim=1)
+
+    @torch.no_grad()
+    def update(self, outputs: Tensor) -> None:
+        """Move the centre towards the mean of `outputs` (B, K) over all ranks; B may differ between them."""
+        total = torch.cat([outputs.float().sum(dim=0), self.centre.new_tensor([len(outputs)])])  # (K + 1,)
+        total = distributed.all_reduce(total)
+        self.centre.lerp_(total[:-1] / total[-1], 1 - self.momentum)
+
+
+def _check(scores: Tensor, epsilon: float, iterations: int, extra: Tensor | None) -> None:
+    if scores.ndim != 2 or scores.shape[1] == 0:
+        raise ValueError(f"scores has shape {tuple(scores.shape)}; it must be (samples, clusters)")
+    if extra is not None and (extra.ndim != 2 or extra.shape[1] != scores.shape[1]):
+        raise ValueError(f"extra has shape {tuple(extra.shape)}; with these scores it must be (Q, {scores.shape[1]})")
+    if not epsilon > 0:
+        raise ValueError(f"epsilon={epsilon} must be above 0")
+    if iterations < 1:
+        raise ValueError(f"iterations={iterations} must be at least 1")
+
+
+def _kernel(parts: list[Tensor], epsilon: float) -> tuple[Tensor, Tensor]:
+    """M with a maximum of 1 in each row (R, K), and the v (R,) at which it means exp(scores / epsilon)."""
+    dtype = torch.float64 if parts[0].dtype == torch.float64 else torch.float32
+    top = torch.cat([p.amax(dim=1) for p in parts]).to(dtype)  # (R,)
+    highest = torch.cat([top, top.new_full((1,), -torch.inf)]).max()  # of no rows: -inf
+    if distributed.world_size() > 1:
+        dist.all_reduce(highest, dist.ReduceOp.MAX)
+    kernel = _empty((len(top), parts[0].shape[1]), dtype, parts[0].device)
+    start = 0
+    for part in parts:
+        mine = kernel[start : start + len(part)]
+        for rows, block in _blocks(mine):
+            shift = top[start + rows.start : start + rows.start + len(block), None]
+            torch.sub(part[rows], shift, out=block).mul_(1 / epsilon).clamp_(min=_LOWEST).exp_()
+        start += len(part)
+    return kernel, ((top - highest) / epsilon).clamp_(min=_LOWEST).exp_()
+
+
+def _columns(pairs, kernel: Tensor) -> Tensor:
+    """u = 1 / (M^T v) over all ranks, scaled so that its largest is 1 (the scale cancels, and 1 is exact)."""
+    total = kernel.new_zeros(kernel.shape[1])
+    for block, v in pairs:
+        total.addmv_(block.t(), v)
+    total = distributed.all_reduce(total)
+    return total.min() / total
+
+
+def _blocks(matrix: Tensor) -> list[tuple[slice, Tensor]]:
+    """The matrix cut into blocks of rows: all of it on an accelerator, what fits a core's cache on a CPU."""
+    size = max(1, _BLOCK // matrix.shape[1]) if matrix.device.type == "cpu" else max(1, len(matrix))
+    return [(slice(i, i + size), matrix[i : i + size]) for i in range(0, len(matrix), size)]
+
+
+def _empty(shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    if device.type != "cpu":
+        return torch.empty(shape, dtype=dtype, device=device)
+    # NumPy asks the kernel for huge pages, torch does not: touching 49 MB anew is two to three times quicker
+    return torch.from_numpy(np.empty(shape, np.float64 if dtype == torch.float64 else np.float32))
