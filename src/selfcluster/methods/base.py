@@ -1,0 +1,87 @@
+"""What a method is: views to features, a target for each image, the prediction of one view's target from another.
+
+A method never sees labels, the loader, devices or the loop. The loop calls it in one order:
+`renew` if due, `forward`, backward, `on_backward`, the optimiser's step, `on_step_end`.
+Letters: B images of this rank, V views, F features of the backbone, D of the projection, K clusters, N images in all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import groupby
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from selfcluster.types import Assignment, Batch, Crops, Embeddings, EpochPlan, Facts, Group, Output, Progress, Training
+from selfcluster.views.plans import ViewPlan, plan_from_crops
+
+MakeBackbone = Callable[..., Any]  # (**creation arguments) -> a new, separately initialised network with .num_features
+Embed = Callable[..., Embeddings]  # (fn, view="centre" | "train", train=False) -> this rank's share
+
+
+class Method(nn.Module):
+    """Base of all methods. All state exists after `__init__`; `forward` changes no buffer (batch norm's excepted)."""
+
+    Settings: ClassVar[type]  # frozen keyword-only dataclass of scalars; the comment behind a field is its help
+    paper: ClassVar[Training]
+    accumulates: ClassVar[bool] = False  # True where one large batch equals several small ones
+
+    backbone: nn.Module
+
+    def __init__(self, make_backbone: MakeBackbone, settings: Any, facts: Facts) -> None:
+        super().__init__()
+        self.settings = settings
+        self.facts = facts
+
+    @classmethod
+    def views(cls, settings: Any, crops: Crops, channels: int) -> ViewPlan:
+        """The views of an image, known before the network exists."""
+        return plan_from_crops(crops, channels)
+
+    def groups(self) -> list[Group]:
+        """Parameters that the paper treats apart; together they are all that is trained."""
+        return [Group([p for p in self.parameters() if p.requires_grad])]
+
+    def chance_loss(self) -> float | None:
+        """The loss of a method that has learnt nothing or has collapsed, where there is such a level."""
+        return None
+
+    def forward(self, batch: Batch, progress: Progress) -> Output:
+        raise NotImplementedError
+
+    def renew_now(self, progress: Progress) -> bool:
+        """Whether targets are renewed before this step: at the first step of every epoch unless a paper says else."""
+        return progress.step % progress.steps_per_epoch == 0
+
+    def renew(self, progress: Progress, embed: Embed) -> dict[str, float]:
+        """Make new targets offline; returns scalars to log. All ranks take part."""
+        return {}
+
+    def plan(self) -> EpochPlan:
+        """How to sample until the next renewal: a pure function of the buffers."""
+        return EpochPlan()
+
+    def on_backward(self, progress: Progress) -> None:
+        """Drop or scale gradients, after they are reduced over ranks and before they are clipped."""
+
+    def on_step_end(self, progress: Progress, outputs: Sequence[Output]) -> None:
+        """The only writer of teacher, queue, memory and centre: one output for each micro-batch of the step."""
+
+    def encode(self, images: Tensor) -> Tensor:
+        """(B, C, h, w) normalised images to (B, F): the features that users get, of the exported network."""
+        return self.backbone(images)
+
+    def exported(self) -> nn.Module:
+        """The network whose weights users get."""
+        return self.backbone
+
+    def assign(self, features: Tensor) -> Assignment | None:
+        """Clusters of encoded images (N, F); None where the method has none of its own."""
+        return None
+
+    def encode_views(self, views: Sequence[Tensor]) -> Tensor:
+        """(V * B, F), view after view: consecutive views of one resolution share one pass through the backbone."""
+        same = [list(run) for _, run in groupby(views, key=lambda v: v.shape[-2:])]
+        return torch.cat([self.backbone(torch.cat(run)) for run in same])

@@ -1,0 +1,140 @@
+"""DeepCluster-v2: predict, from every view, the k-means cluster its image had in the previous epoch.
+
+Caron et al. 2020, arXiv 2006.09882, section 4 and its released code. B images, V views, D projection, N images in all,
+H heads with K prototypes each; head h clusters the memory of full-resolution view h mod 2.
+Departs: initial centroids are a random draw over all images (released: over the first process's); images that the last
+epoch did not show have no label and count in no mean (released: a batch of none gives NaN); memories hold the rows of
+all processes and are the same on each, so a run may go on with another number of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import log
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from selfcluster.clustering.kmeans import KMeans
+from selfcluster.clustering.memory import SampleMemory
+from selfcluster.clustering.scores import nmi
+from selfcluster.distributed import all_gather, all_reduce, share, world_size
+from selfcluster.methods.base import Embed, MakeBackbone, Method
+from selfcluster.models.heads import ProjectionHead, Prototypes
+from selfcluster.types import Assignment, Batch, Crops, Facts, Output, Progress, Training
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeepClusterV2Settings:
+    dim: int = 128  # D, size of the projected features
+    hidden: int = 2048  # width of the projection head's hidden layer; 0: one linear layer
+    num_prototypes: int = 3000  # K, clusters a head
+    num_heads: int = 3  # H, independent clusterings
+    temperature: float = 0.1  # tau of the softmax
+    kmeans_iterations: int = 10  # updates of the centroids at each renewal
+
+
+class DeepClusterV2(Method):
+    Settings = DeepClusterV2Settings
+    accumulates = True
+    paper = Training(
+        optimizer="larc",
+        learning_rate=0.3,
+        warmup_epochs=10,
+        warmup_learning_rate=0.01875,
+        final_learning_rate=0.0003,
+        weight_decay=1e-6,
+        epochs=800,
+        batch_size=4096,
+        crops=Crops(local_crops=6, global_scale=(0.14, 1.0)),
+    )
+
+    def __init__(self, make_backbone: MakeBackbone, settings: DeepClusterV2Settings, facts: Facts) -> None:
+        super().__init__(make_backbone, settings, facts)
+        n, k = facts.num_samples, settings.num_prototypes
+        if k > n:
+            raise ValueError(f"num_prototypes={k} is more than the {n} images; use --num-prototypes {max(2, n // 10)}")
+        self.backbone = make_backbone()
+        self.head = ProjectionHead(self.backbone.num_features, settings.hidden, settings.dim)
+        self.heads = nn.ModuleList(Prototypes(settings.dim, k) for _ in range(settings.num_heads))
+        self.heads.requires_grad_(False)  # centroids are the classifier: k-means writes them, gradients never do
+        self.memories = nn.ModuleList(SampleMemory(n, settings.dim) for _ in range(2))
+        self.register_buffer("labels", torch.full((settings.num_heads, n), -1))  # (H, N), -1 = none
+        self.labels: Tensor
+
+    def chance_loss(self) -> float:
+        return log(self.settings.num_prototypes)
+
+    def forward(self, batch: Batch, progress: Progress) -> Output:
+        z = self.project(self.encode_views(batch.views))  # (V * B, D)
+        views = len(batch.views)
+        losses = []
+        for prototypes, labels in zip(self.heads, self.labels, strict=True):
+            target = labels[batch.index]  # (B,), the same for every view of an image
+            losses.append(labelled_cross_entropy(prototypes(z) / self.settings.temperature, target.repeat(views)))
+        first = z[: len(batch.index)]
+        state = (batch.index, [z_v.detach() for z_v in z.chunk(views)[:2]])
+        return Output(torch.stack(losses).mean(), features=first, codes=self.labels[0, batch.index], state=state)
+
+    def project(self, features: Tensor) -> Tensor:
+        """(n, F) to unit rows (n, D)."""
+        return F.normalize(self.head(features).float(), dim=1)
+
+    def project_pair(self, views: Sequence[Tensor]) -> Tensor:
+        """The first two views, side by side (B, 2 D)."""
+        return torch.cat(self.project(self.encode_views(views[:2])).chunk(2), dim=1)
+
+    @torch.no_grad()
+    def renew(self, progress: Progress, embed: Embed) -> dict[str, float]:
+        """Cluster the rows that the last epoch wrote; before the first epoch, one pass in training mode writes them."""
+        if progress.step == 0:
+            first = embed(self.project_pair, view="train", train=True)
+            for memory, z in zip(self.memories, first.rows.chunk(2, dim=1), strict=True):
+                memory.write(first.index, z, epoch=0)
+        written = self.memories[0].written == progress.epoch  # rows of epoch e are written as e + 1
+        index = written.nonzero().flatten()
+        before = self.labels[0].clone()
+        self.labels.fill_(-1)
+        log: dict[str, float] = {}
+        for h, (prototypes, labels) in enumerate(zip(self.heads, self.labels, strict=True)):
+            mine = self.memories[h % 2].rows[index[share(len(index))]]
+            kmeans = KMeans(
+                self.settings.num_prototypes,
+                spherical=True,
+                init="random",
+                max_iter=self.settings.kmeans_iterations,
+                empty="keep",
+                random_state=progress.number(f"k-means head {h}"),
+            ).fit(mine)
+            prototypes.weight.copy_(kmeans.cluster_centers_)
+            labels[index] = all_gather(kmeans.labels_)
+            log[f"inertia_{h}"] = float(kmeans.inertia_)
+        both = (before >= 0) & (self.labels[0] >= 0)
+        if both.any():
+            log["nmi_previous"] = nmi(before[both], self.labels[0][both], average="geometric")
+        return log
+
+    @torch.no_grad()
+    def on_step_end(self, progress: Progress, outputs: Sequence[Output]) -> None:
+        for output in outputs:
+            index, features = output.state
+            for memory, z in zip(self.memories, features, strict=True):
+                memory.write(index, z, epoch=progress.epoch + 1)
+
+    @torch.no_grad()
+    def assign(self, features: Tensor) -> Assignment:
+        best, cluster = self.heads[0](self.project(features)).max(dim=1)
+        return Assignment(cluster, 1 - best)
+
+
+def labelled_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """Mean cross-entropy over the samples of all ranks that have a label; 0 where none has.
+
+    Ranks hold different numbers of labelled samples, and their gradients are averaged: each rank's sum is divided by
+    the mean count a rank, so that the average is the mean over all. `logits` (n, K), `target` (n,) with -1 = none.
+    """
+    total = F.cross_entropy(logits, target, ignore_index=-1, reduction="sum")
+    labelled = all_reduce((target >= 0).sum().to(total.dtype)) / world_size()
+    return total / labelled.clamp(min=1 / world_size())

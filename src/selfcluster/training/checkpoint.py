@@ -1,0 +1,121 @@
+"""Checkpoints that are whole or absent: safetensors and JSON under a hash manifest, never a pickle.
+
+A checkpoint is a folder `step-000000123/` with `tensors.safetensors`, `meta.json` and `manifest.json` (sha256 and size
+of both). It is written under a temporary name, flushed to disk, renamed, and only then are older ones pruned: at every
+instant the newest complete folder is valid. Loading checks the manifest and falls back to the one before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+_TENSORS, _META, _MANIFEST = "tensors.safetensors", "meta.json", "manifest.json"
+
+
+class BrokenCheckpoint(RuntimeError):
+    """A checkpoint folder that is not what its manifest says; the message names the file."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What was loaded: tensors by name, the JSON beside them, and from which folder."""
+
+    tensors: dict[str, Tensor]
+    meta: dict[str, Any]
+    path: Path
+
+
+def save(folder: Path, step: int, tensors: dict[str, Tensor], meta: dict[str, Any], keep: int = 2) -> Path:
+    """Write `folder/step-*`; returns its path. `keep` newest ones stay. Raises OSError with the bytes needed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    final = folder / f"step-{step:09d}"
+    if final.exists() and _whole(final):
+        return final  # a run that went back to an earlier one has come here again
+    temporary = folder / f".{final.name}.{os.getpid()}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    # copies: two names may share memory and views may be strided, which the format does not store
+    stored = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    try:
+        save_file(stored, temporary / _TENSORS)
+        (temporary / _META).write_text(json.dumps(meta))
+        manifest = {name: _fingerprint(temporary / name) for name in (_TENSORS, _META)}
+        (temporary / _MANIFEST).write_text(json.dumps(manifest))
+        for name in (_TENSORS, _META, _MANIFEST):
+            _flush(temporary / name)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        needed = sum(t.numel() * t.element_size() for t in stored.values())
+        free = shutil.disk_usage(folder).free
+        raise OSError(f"{final}: not saved, {needed:,} bytes needed and {free:,} free ({error})") from error
+    _flush(temporary)
+    shutil.rmtree(final, ignore_errors=True)
+    temporary.rename(final)
+    _flush(folder)
+    for old in _complete(folder)[:-keep]:
+        shutil.rmtree(old)
+    return final
+
+
+def load_newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
+    """The newest checkpoint that is whole, or None, and what is wrong with any newer one, in words."""
+    complaints = []
+    for path in reversed(_complete(folder)):
+        try:
+            return load(path), complaints
+        except BrokenCheckpoint as error:
+            complaints.append(str(error))
+    return None, complaints
+
+
+def load(path: Path) -> Checkpoint:
+    """One checkpoint, verified against its manifest; raises BrokenCheckpoint."""
+    try:
+        manifest = json.loads((path / _MANIFEST).read_text())
+        for name, expected in manifest.items():
+            if _fingerprint(path / name) != expected:
+                raise BrokenCheckpoint(f"{path / name}: not what the manifest says (cut short or altered)")
+        return Checkpoint(load_file(path / _TENSORS), json.loads((path / _META).read_text()), path)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise BrokenCheckpoint(f"{path}: cannot be read ({error})") from error
+
+
+def _whole(path: Path) -> bool:
+    try:
+        load(path)
+    except BrokenCheckpoint:
+        return False
+    return True
+
+
+def clean(folder: Path) -> None:
+    """Remove what a killed process left half-written."""
+    for path in folder.glob(".step-*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _complete(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("step-*") if path.is_dir())
+
+
+def _fingerprint(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        return {"sha256": hashlib.file_digest(file, "sha256").hexdigest(), "bytes": path.stat().st_size}
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,90 @@
+"""What a run says while it goes: a live bar on a terminal, plain lines elsewhere, nothing but errors when told so."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+from rich.console import Console as RichConsole
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+class Console:
+    """Progress to standard error, so that standard output stays for results; only rank 0's speaks."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        self.quiet = quiet
+        self._rich = RichConsole(stderr=True, highlight=False, soft_wrap=True)
+        self._bar: Progress | None = None
+        self._task: Any = None
+        self._health = ""
+        self._drawn = 0.0
+
+    def say(self, text: str) -> None:
+        """One line, whoever watches. A closed pipe ends the talking, never the run."""
+        if self.quiet:
+            return
+        try:
+            self._rich.print(escape(text))
+        except (BrokenPipeError, ValueError):
+            self.quiet = True
+
+    def warn(self, text: str) -> None:
+        """One line that is meant to be seen."""
+        if self.quiet:
+            print(text, file=sys.stderr)
+            return
+        try:
+            self._rich.print(f"[bold yellow]{escape(text)}[/]")
+        except (BrokenPipeError, ValueError):
+            self.quiet = True
+
+    def start(self, total: int, done: int) -> None:
+        """A run of `total` steps begins at `done`."""
+        if self.quiet or not self._rich.is_terminal:
+            return
+        columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
+        self._bar = Progress(*columns, console=self._rich, transient=True)
+        self._task = self._bar.add_task("", total=total, completed=done)
+        self._bar.start()
+
+    def step(self, done: int, loss: float, images_per_second: float) -> None:
+        """After each step; drawn twice a second at most."""
+        now = time.monotonic()
+        if self._bar is None or now - self._drawn < 0.5:
+            return
+        self._drawn = now
+        text = f"loss {loss:.3f}  {images_per_second:,.0f} images/s  {self._health}"
+        self._bar.update(self._task, completed=done, description=text)
+
+    def report(self, row: dict[str, Any], total_steps: int) -> None:
+        """A row of metrics, in a line."""
+        self._health = _health_line(row)
+        if self._bar is None:
+            self.say(
+                f"step {row['step']}/{total_steps}  epoch {row['epoch']}  {_loss(row)}  "
+                f"{row['images_per_second']:,.0f} images/s  {self._health}"
+            )
+
+    def stop(self) -> None:
+        """The bar goes; what was said stays."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+def _loss(row: dict[str, Any]) -> str:
+    text = f"loss {row.get('loss', float('nan')):.3f}"
+    return text + (f" (chance {row['chance_loss']:.3f})" if "chance_loss" in row else "")
+
+
+def _health_line(row: dict[str, Any]) -> str:
+    parts = []
+    if "used_codes" in row:
+        parts.append(f"clusters {row['used_codes']} used, {row['effective_clusters']:.0f} effective")
+        parts.append(f"largest {row['largest_share']:.1%}")
+    if "rankme" in row:
+        parts.append(f"rank {row['rankme']:.0f}")
+    return "  ".join(parts)

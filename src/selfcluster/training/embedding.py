@@ -1,0 +1,67 @@
+"""Features of every image: one pass over this rank's share, in manifest order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from selfcluster import randomness
+from selfcluster.data.loader import Loader
+from selfcluster.distributed import all_gather
+from selfcluster.training.precision import autocast
+from selfcluster.types import Embeddings
+from selfcluster.views.plans import ViewPlan
+
+
+def make_embed(
+    module: nn.Module,
+    loader: Loader,
+    plan: ViewPlan | None,
+    *,
+    device: torch.device,
+    precision: str,
+    seed: int = 0,
+    step: int = 0,
+) -> Callable[..., Embeddings]:
+    """The `embed` that `renew` is given.
+
+    `embed(fn, view="centre", train=False)`: `fn` takes a list of (b, C, h, w) views, one centre crop or all
+    full-resolution training views of one decode, and returns (b, F); the result is this rank's share. With
+    `train=True` the module stays in training mode, so that batch-norm statistics move as they do in a step.
+    """
+
+    @torch.no_grad()
+    def embed(fn: Callable[[Sequence[Tensor]], Tensor], view: str = "centre", train: bool = False) -> Embeddings:
+        before = module.training
+        module.train(train)
+        rows: list[Tensor] = []
+        index: list[Tensor] = []
+        try:
+            for number, batch in enumerate(loader.sweep(view, plan=plan, step=step)):
+                torch.manual_seed(randomness.key(seed, "sweep", step, number) >> 1)
+                with autocast(device, precision):
+                    rows.append(fn(to_layout(batch.views)).float())
+                index.append(batch.index)
+        finally:
+            module.train(before)
+        mine = torch.cat(index)
+        seen = torch.zeros(loader.num_samples, dtype=torch.bool, device=mine.device)
+        seen[all_gather(mine)] = True
+        return Embeddings(torch.cat(rows), mine, seen)
+
+    return embed
+
+
+def to_layout(views: Sequence[Tensor]) -> list[Tensor]:
+    """Channels last, which convolutions in bf16 want; the same values."""
+    return [view.contiguous(memory_format=torch.channels_last) for view in views]
+
+
+def gather_rows(shares: Embeddings) -> tuple[Any, Any]:
+    """All ranks' rows in manifest order, as NumPy: (index (n,), rows (n, F))."""
+    index, rows = all_gather(shares.index), all_gather(shares.rows)
+    order = index.argsort()
+    return index[order].cpu().numpy(), rows[order].cpu().numpy()

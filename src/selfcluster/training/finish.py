@@ -1,0 +1,70 @@
+"""The end of a run: every image is embedded once more, and what users take away is written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from selfcluster.clustering.kmeans import KMeans
+from selfcluster.clustering.scores import effective_clusters
+from selfcluster.data.loader import Loader
+from selfcluster.data.sources import Source
+from selfcluster.models.backbones import save_backbone
+from selfcluster.training.console import Console
+from selfcluster.training.embedding import gather_rows, make_embed
+from selfcluster.training.loop import LoopSettings
+from selfcluster.training.runs import read_metrics
+from selfcluster.training.state import RunState
+from selfcluster.training.tables import CLUSTERS, EMBEDDINGS, ClusterTable, image_path, write_clusters, write_embeddings
+
+
+def finish(
+    state: RunState,
+    loader: Loader,
+    settings: LoopSettings,
+    source: Source,
+    mean: Sequence[float],
+    std: Sequence[float],
+    image_size: int,
+    console: Console,
+) -> dict[str, Any]:
+    """Write backbone, embeddings and clusters to the run folder; returns the run's numbers. All ranks take part."""
+    method, folder, device = state.method, state.folder, settings.device
+    console.say("embedding all images")
+    embed = make_embed(method, loader, None, device=device, precision=settings.precision)
+    index, vectors = gather_rows(embed(lambda views: method.encode(views[0])))
+    if folder is None:
+        return {}
+    ids, paths = [source.ids[i] for i in index], [image_path(source, i) for i in index]
+    save_backbone(folder.path, method.exported(), mean, std, image_size)
+    write_embeddings(folder.path / EMBEDDINGS, ids, paths, vectors)
+    clusters, distances = assign(method, vectors, device)
+    write_clusters(folder.path / CLUSTERS, ClusterTable(ids, paths, clusters, distances))
+    rows = read_metrics(folder.path)
+    last = rows[-1] if rows else {}
+    kept = ("loss", "chance_loss", "rankme", "skipped_steps")
+    return {
+        **{key: last[key] for key in kept if key in last},
+        "clusters": len(np.unique(clusters)),
+        "effective_clusters": round(effective_clusters(clusters), 1),
+        "bad_images": len(source) - len(index),
+        "embeddings": str(folder.path / EMBEDDINGS),
+    }
+
+
+@torch.no_grad()
+def assign(method: Any, vectors: np.ndarray, device: torch.device) -> tuple[np.ndarray, np.ndarray]:
+    """The method's own clusters of encoded images, or k-means' where it has none: (n,) int64 and (n,) float32."""
+    method.eval()
+    parts = [
+        method.assign(torch.from_numpy(part).to(device)) for part in np.array_split(vectors, len(vectors) // 4096 + 1)
+    ]
+    if parts[0] is None:
+        kmeans = KMeans(max(2, round((2 * len(vectors)) ** 0.5)), random_state=0).fit(vectors)
+        distances = np.linalg.norm(vectors - kmeans.cluster_centers_[kmeans.labels_], axis=1)
+        return kmeans.labels_, distances.astype(np.float32)
+    cluster, distance = (torch.cat([getattr(p, name) for p in parts]).cpu().numpy() for name in ("cluster", "distance"))
+    return cluster, distance

@@ -1,0 +1,105 @@
+"""Health of a run: what it learns is watched as it learns, and collapse is said in words.
+
+Read at every report: codes in use, effective clusters (the exponential of their entropy), the largest cluster's share,
+and the rank of 1,024 projected features (RankMe, Garrido et al. 2023, arXiv 2210.02885). Three signs of collapse:
+the loss stays within 1 % of the method's chance level for 5 % of the planned steps (at least 200) after warm-up and
+any freezing; RankMe below 2 % of the features' dimension twice running; nearly all images in one cluster. The last is
+the low end of the assignment's entropy; at the high end every prediction is alike, and the loss is the chance level.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from selfcluster.clustering.scores import rankme
+from selfcluster.distributed import all_gather, all_reduce
+from selfcluster.types import Output
+
+SAMPLE = 1024  # features that the rank is read from
+_NEAR = 0.01  # share of the chance level that counts as at it
+_PATIENCE, _FEWEST = 0.05, 200  # share of the planned steps, and the fewest steps, before it is said
+_THIN = 0.02  # share of the dimensions
+_ONE = 0.95  # share of images in one cluster
+
+
+class Health:
+    """Counts between reports. Its whole state is in `tensors` and `counts`, which a checkpoint carries."""
+
+    def __init__(self, num_codes: int | None, chance: float | None, quiet_steps: int, total_steps: int) -> None:
+        self.chance = chance
+        self.patience = max(_FEWEST, int(_PATIENCE * total_steps))
+        self.quiet_steps = quiet_steps
+        self.tensors: dict[str, Tensor] = {"codes": torch.zeros(num_codes or 0), "features": torch.zeros(0, 0)}
+        self.counts: dict[str, float] = {"at_chance": 0, "thin": 0}
+        self._sums: dict[str, float] = {}
+
+    @torch.no_grad()
+    def see(self, step: int, values: dict[str, float], outputs: list[Output], sample: bool) -> None:
+        """After a step that counted: `values` are its logged numbers; `sample`: keep features for the next report."""
+        for key, value in values.items():
+            self._sums[key] = self._sums.get(key, 0.0) + value
+        self._sums["steps"] = self._sums.get("steps", 0.0) + 1
+        near = self.chance is not None and abs(values["loss"] - self.chance) <= _NEAR * self.chance
+        self.counts["at_chance"] = self.counts["at_chance"] + 1 if near and step >= self.quiet_steps else 0
+        for output in outputs:
+            codes = self.tensors["codes"]
+            if output.codes is not None and len(codes):
+                seen = output.codes[output.codes >= 0]
+                self.tensors["codes"] = codes.to(seen.device) + torch.bincount(seen, minlength=len(codes))
+            if sample and output.features is not None:
+                rows = all_gather(output.features.detach().float())
+                kept = self.tensors["features"].to(rows.device)
+                kept = kept if kept.numel() else rows[:0]
+                self.tensors["features"] = torch.cat([kept, rows])[-SAMPLE:]
+
+    @torch.no_grad()
+    def report(self) -> dict[str, Any]:
+        """The row of numbers since the last report, all ranks together; counting starts anew."""
+        steps = self._sums.pop("steps", 0.0)
+        row: dict[str, Any] = {key: value / steps for key, value in self._sums.items()} if steps else {}
+        self._sums = {}
+        if self.chance is not None:
+            row["chance_loss"] = self.chance
+        codes = all_reduce(self.tensors["codes"])
+        if codes.sum() > 0:
+            row["used_codes"] = int((codes > 0).sum())
+            row["effective_clusters"] = float(torch.special.entr(codes / codes.sum()).sum().exp())
+            row["largest_share"] = float(codes.max() / codes.sum())
+        features = self.tensors["features"]
+        if len(features) > 1:
+            row["rankme"] = rankme(features)
+            thin = row["rankme"] < max(1.5, _THIN * min(features.shape))
+            self.counts["thin"] = self.counts["thin"] + 1 if thin else 0
+        self.tensors = {"codes": torch.zeros_like(codes), "features": features[:0]}
+        return row
+
+    def verdict(self, row: dict[str, Any]) -> str | None:
+        """What has collapsed and what to try, in words; None while all is well."""
+        if self.counts["at_chance"] >= self.patience and self.chance is not None:
+            return (
+                f"collapse: the loss has stayed at its chance level {self.chance:.3f} for "
+                f"{int(self.counts['at_chance'])} steps, so nothing is being learnt. Try a lower --epsilon (0.03), "
+                "fewer --num-prototypes, a lower --learning-rate, or larger batches."
+            )
+        if self.counts["thin"] >= 2:
+            return (
+                f"collapse: the features span {row['rankme']:.1f} dimensions only, so all images look alike. Try a "
+                "lower --learning-rate, a longer --warmup-epochs, or gentler views (--local-crops 0)."
+            )
+        if row.get("largest_share", 0.0) > _ONE and len(self.tensors["codes"]) > 2:
+            return (
+                f"collapse: {row['largest_share']:.0%} of the images share one cluster. Try more --num-prototypes or a "
+                "lower --learning-rate; images that really are all alike look the same way."
+            )
+        return None
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint's JSON carries; the tensors go beside it."""
+        return {"counts": self.counts, "sums": self._sums}
+
+    def load(self, state: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        """Put back what `state` and `tensors` held."""
+        self.counts, self._sums, self.tensors = dict(state["counts"]), dict(state["sums"]), tensors

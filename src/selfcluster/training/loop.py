@@ -1,0 +1,229 @@
+"""The loop: one for all methods.
+
+One step: rates, renewal if due, forward, backward, finite?, on_backward, clip, optimiser, on_step_end, report,
+checkpoint if due. Everything random is keyed by the step, so a run that resumes at a step goes on as if it had never
+stopped: same weights, same memories, same metrics, on the same layout of processes and threads.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from selfcluster import randomness
+from selfcluster.data.loader import Loader
+from selfcluster.distributed import all_reduce, rank, world_size
+from selfcluster.methods.base import Method
+from selfcluster.training.console import Console
+from selfcluster.training.embedding import make_embed, to_layout
+from selfcluster.training.health import SAMPLE, Health
+from selfcluster.training.optim import forget, learning_rate_at, make_optimizer, set_rates, weight_decay_at
+from selfcluster.training.parallel import join_ranks, reducing
+from selfcluster.training.precision import autocast
+from selfcluster.training.runs import RunFolder
+from selfcluster.training.signals import StopRequest
+from selfcluster.training.state import RunState, layout_of
+from selfcluster.types import Batch, Output, Progress, Training
+from selfcluster.views.plans import ViewPlan
+
+_REPORT_STEPS = 100  # a row of metrics at least this often, and at the end of every epoch
+_CHECKPOINT_SECONDS = 600
+
+
+class Preempted(RuntimeError):
+    """A signal asked the run to stop; it is saved and resumes with the same command."""
+
+
+class Diverged(RuntimeError):
+    """Too many steps in a row had no finite gradient; the message names the images."""
+
+
+class Collapsed(RuntimeError):
+    """The run learns nothing and was told to stop for that."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopSettings:
+    """What the loop needs beside the method: all of it data. `training` holds the rates of this run's batch."""
+
+    training: Training
+    seed: int = 0
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    precision: str = "fp32"
+    accumulate: int = 1
+    images_seen: int | None = None
+    on_collapse: str = "warn"
+    checkpoint_every: int | None = None
+    max_skipped: int = 10
+
+
+def fit(
+    method: Method,
+    loader: Loader,
+    views: ViewPlan,
+    settings: LoopSettings,
+    console: Console,
+    folder: RunFolder | None = None,
+    checkpoints: Path | None = None,
+    on_row: Callable[[dict[str, Any]], None] = lambda row: None,
+    name_of: Callable[[int], str] = str,
+) -> RunState:
+    """Train `method` to the end, from the newest checkpoint in `checkpoints` where there is one.
+
+    `folder` is what rank 0 writes to, None on the others; `on_row` is given each row of metrics; `name_of` turns an
+    image's position into its id for messages. Returns the final state.
+    Raises Preempted, Diverged or Collapsed; the run folder then holds a checkpoint to go on from.
+    """
+    training, device, per_epoch = settings.training, settings.device, loader.steps_per_epoch
+    images = training.epochs * per_epoch * training.batch_size if settings.images_seen is None else settings.images_seen
+    total = max(1, round(images / training.batch_size))
+    optimizer = make_optimizer(method.groups(), training)
+    quiet = per_epoch * max(training.warmup_epochs, getattr(method.settings, "freeze_epochs", 0))
+    health = Health(getattr(method.settings, "num_prototypes", None), method.chance_loss(), int(quiet), total)
+    state = RunState(method, optimizer, health, folder, layout_of(device, settings.precision, loader.resident))
+    state.load(checkpoints, console)
+    model = join_ranks(method, device)
+    statistics = [b for m in method.modules() if isinstance(m, nn.modules.batchnorm._NormBase) for b in m.buffers()]
+    before = [b.clone() for b in statistics]
+    renews = type(method).renew is not Method.renew
+    batches: Iterator[Batch] | None = None
+    unfit: list[Tensor] = []  # indices of the batches skipped in a row
+    clock = saved = time.monotonic()
+    steps_timed = 0
+    method.train()
+    console.start(total, state.step)
+
+    with StopRequest() as request:
+        while state.step < total:
+            step = state.step
+            progress = Progress(step, total, step // per_epoch, per_epoch, settings.seed)
+            set_rates(optimizer, learning_rate_at(training, progress), weight_decay_at(training, progress))
+
+            if renews and method.renew_now(progress):
+                state.save()
+                embed = make_embed(
+                    method, loader, views, device=device, precision=settings.precision, seed=settings.seed, step=step
+                )
+                state.renewal = method.renew(progress, embed)
+                forget(optimizer, method, method.plan().reset)
+                batches = None
+            if batches is None or step % per_epoch == 0:
+                batches = loader.batches(views, method.plan(), progress.epoch, step % per_epoch, per_epoch, step)
+
+            batch = next(batches)
+            torch._foreach_copy_(before, statistics)
+            torch.manual_seed(randomness.key(settings.seed, "forward", step, rank()) >> 1)
+            optimizer.zero_grad(set_to_none=True)
+            outputs = []
+            for part in split(batch, settings.accumulate):
+                with reducing(model, last=len(outputs) == settings.accumulate - 1):
+                    with autocast(device, settings.precision):
+                        output: Output = model(part, progress)
+                    (output.loss / settings.accumulate).backward()
+                outputs.append(output)
+
+            gradients = [p.grad for p in method.parameters() if p.grad is not None]
+            norm = torch.nn.utils.get_total_norm(gradients)  # reduced already: all ranks see the same
+            due = rank() == 0 and time.monotonic() - saved > _CHECKPOINT_SECONDS
+            values, stop, due = read(outputs, norm, request.signal is not None, due)
+            report = (step + 1) % per_epoch == 0 or (step + 1) % per_epoch % _REPORT_STEPS == 0 or step + 1 == total
+
+            if math.isfinite(values["loss"]) and math.isfinite(values["gradient_norm"]):
+                method.on_backward(progress)
+                clip(gradients, norm, training)
+                optimizer.step()
+                method.on_step_end(progress, outputs)
+                health.see(step, values, outputs, sample=_report_is_near(progress, SAMPLE // training.batch_size))
+                unfit = []
+            else:
+                torch._foreach_copy_(statistics, before)
+                state.skipped += 1
+                unfit.append(batch.index)
+            state.step += 1
+
+            steps_timed += 1
+            seconds = time.monotonic() - clock
+            console.step(state.step, values["loss"], steps_timed * training.batch_size / seconds)
+            if report:
+                row = {"step": state.step, "epoch": progress.epoch, "learning_rate": optimizer.param_groups[0]["lr"]}
+                row |= {**state.renewal, **health.report(), "skipped_steps": state.skipped}
+                row |= {"images_per_second": round(steps_timed * training.batch_size / seconds, 1)}
+                row |= {"seconds": round(seconds, 3)}
+                if folder is not None:
+                    folder.log(row)
+                on_row(row)
+                console.report(row, total)
+                verdict = health.verdict(row)
+                if verdict:
+                    console.warn(verdict)
+                if verdict and settings.on_collapse == "stop":
+                    state.save()
+                    raise Collapsed(verdict)
+                clock, steps_timed = time.monotonic(), 0
+
+            every = settings.checkpoint_every
+            if stop or due or state.step % per_epoch == 0 or state.step == total or (every and state.step % every == 0):
+                state.save()
+                saved = time.monotonic()
+            if len(unfit) == settings.max_skipped:
+                names = ", ".join(name_of(i) for i in unfit[-1][:8].tolist())
+                raise Diverged(
+                    f"{len(unfit)} steps in a row, up to step {step}, had a loss or gradient that is not finite; the "
+                    f"last batch held {names}, ... Try a lower --learning-rate or --precision fp32."
+                )
+            if stop:
+                raise Preempted(f"stopped by {request.signal or 'a signal'} after step {state.step} of {total}: saved")
+    console.stop()
+    return state
+
+
+def split(batch: Batch, parts: int) -> list[Batch]:
+    """The micro-batches of a batch, in channels-last layout."""
+    views = [view.chunk(parts) for view in batch.views]
+    index = batch.index.chunk(parts)
+    drawn = {name: values.chunk(parts) for name, values in batch.drawn.items()}
+    return [
+        replace(
+            batch,
+            views=to_layout([view[i] for view in views]),
+            index=index[i],
+            drawn={name: values[i] for name, values in drawn.items()},
+        )
+        for i in range(parts)
+    ]
+
+
+def read(outputs: list[Output], norm: Tensor, stop: bool, due: bool) -> tuple[dict[str, float], bool, bool]:
+    """The one host read of a step: mean loss and logs over micro-batches and ranks, and whether anyone wants to stop
+    or to save. A loss that is not finite on one rank is so on all."""
+    names = ["loss", *outputs[0].log]
+    means = [
+        torch.stack([o.loss.detach().float() if n == "loss" else o.log[n].float() for o in outputs]) for n in names
+    ]
+    flags = norm.new_tensor([float(stop), float(due)])
+    packed = all_reduce(torch.cat([torch.stack(means).mean(dim=1), flags])) / world_size()
+    *numbers, stopping, saving, gradient_norm = torch.cat([packed, norm.reshape(1)]).tolist()
+    return {**dict(zip(names, numbers, strict=True)), "gradient_norm": gradient_norm}, stopping > 0, saving > 0
+
+
+def clip(gradients: list[Tensor], norm: Tensor, training: Training) -> None:
+    """Scale gradients down to the run's bounds: `clip` on the norm of all, `clip_each` on each parameter's own."""
+    if training.clip is not None:
+        torch._foreach_mul_(gradients, (training.clip / (norm + 1e-6)).clamp(max=1.0))
+    if training.clip_each is not None:
+        for gradient, own in zip(gradients, torch._foreach_norm(gradients), strict=True):
+            gradient.mul_((training.clip_each / (own + 1e-6)).clamp(max=1.0))
+
+
+def _report_is_near(progress: Progress, steps: int) -> bool:
+    """Whether a row of metrics comes within `steps` steps, so that features are kept for it."""
+    in_epoch = progress.step % progress.steps_per_epoch + 1
+    to_report = min(-in_epoch % _REPORT_STEPS, progress.steps_per_epoch - in_epoch)
+    return min(to_report, progress.total_steps - progress.step - 1) <= steps

@@ -1,0 +1,172 @@
+"""Optimisers and schedules: parameter groups, layer-wise rates (LARC, LARS), and rates as pure functions of the step.
+
+LARC is NVIDIA apex's form that SwAV used (You et al. 2017, arXiv 1708.03888, with the decay inside the local rate);
+LARS is SimCLR's and BYOL's. Both are SGD with momentum on gradients that were scaled parameter by parameter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import cos, pi
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from selfcluster.types import Group, Progress, Training
+
+OPTIMIZERS = ("sgd", "adamw", "larc", "lars")
+SCHEDULES = ("cosine", "constant", "step", "multistep")
+
+
+def learning_rate_at(training: Training, progress: Progress) -> float:
+    """The rate of a step: linear warm-up, then the schedule over what is left of the run.
+
+    cosine: from `learning_rate` to `final_learning_rate`; step: times `drop` every `milestones[0]` epochs; multistep:
+    times `drop` at each of the milestones; constant: as it says. `training` holds the rates of this run's batch.
+    """
+    warmup = min(training.warmup_epochs * progress.steps_per_epoch, progress.total_steps)
+    if progress.step < warmup:
+        start = training.warmup_learning_rate
+        return start + (training.learning_rate - start) * progress.step / warmup
+    if training.schedule == "constant":
+        return training.learning_rate
+    if training.schedule == "step":
+        return training.learning_rate * training.drop ** int(progress.epochs // training.milestones[0])
+    if training.schedule == "multistep":
+        return training.learning_rate * training.drop ** sum(progress.epochs >= m for m in training.milestones)
+    done = (progress.step - warmup) / max(1.0, progress.total_steps - warmup)
+    low = training.final_learning_rate
+    return low + (training.learning_rate - low) * (1 + cos(pi * done)) / 2
+
+
+def weight_decay_at(training: Training, progress: Progress) -> float:
+    """The decay of a step: constant, or along a cosine to `final_weight_decay` where that is set."""
+    if training.final_weight_decay is None:
+        return training.weight_decay
+    low, high = training.weight_decay, training.final_weight_decay
+    return high + (low - high) * (1 + cos(pi * progress.fraction)) / 2
+
+
+class LARC(torch.optim.Optimizer):
+    """SGD with momentum whose gradients are scaled by `trust` * norm of the weights / norm of the gradient.
+
+    Args:
+        params: parameters or groups; a group with `adapt=False` is plain SGD.
+        lr, momentum, weight_decay: as in SGD.
+        trust: the coefficient; 0.001 in all papers here.
+        lars: LARS divides by the norm of gradient plus decay and keeps the decay of a zero parameter;
+            LARC divides by the sum of their norms and leaves a parameter with no norm or no gradient entirely alone.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        trust: float = 0.001,
+        lars: bool = False,
+    ) -> None:
+        defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "adapt": True}
+        super().__init__(params, defaults)
+        self.trust, self.lars = trust, lars
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            if not params:
+                continue
+            decay, rate, momentum = group["weight_decay"], group["lr"], group["momentum"]
+            updates = [p.grad for p in params]
+            if group["adapt"]:
+                updates = self._adapted(params, updates, decay)
+            elif decay:
+                updates = torch._foreach_add(updates, params, alpha=decay)
+            if momentum:
+                for p in params:
+                    if "momentum_buffer" not in self.state[p]:
+                        self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+                buffers = [self.state[p]["momentum_buffer"] for p in params]
+                torch._foreach_mul_(buffers, momentum)
+                torch._foreach_add_(buffers, updates)
+                updates = buffers
+            torch._foreach_add_(params, updates, alpha=-rate)
+
+    def _adapted(self, params: list[Tensor], grads: list[Any], decay: float) -> list[Tensor]:
+        weights = torch.stack(torch._foreach_norm(params))
+        decayed = torch._foreach_add(grads, params, alpha=decay)
+        if self.lars:
+            norms = torch.stack(torch._foreach_norm(decayed))
+            ratio = torch.where((weights > 0) & (norms > 0), self.trust * weights / norms, 1.0)
+        else:
+            slopes = torch.stack(torch._foreach_norm(grads))
+            both = (weights > 0) & (slopes > 0)
+            ratio = torch.where(both, self.trust * weights / (slopes + decay * weights + 1e-8), 1.0)
+            if decay:  # apex leaves such a parameter its bare gradient
+                keep = torch.where(both, decay, 0.0).unbind()
+                decayed = torch._foreach_add(grads, torch._foreach_mul(params, list(keep)))
+        return list(torch._foreach_mul(decayed, list(ratio.unbind())))
+
+
+def make_optimizer(groups: Sequence[Group], training: Training) -> torch.optim.Optimizer:
+    """The optimiser that `training` names over a method's groups; a group's own values win over the run's."""
+    described = []
+    for group in groups:
+        params = list(group.params)
+        if not params:
+            continue
+        decay = training.weight_decay if group.weight_decay is None else group.weight_decay
+        entry: dict[str, Any] = {"params": params, "weight_decay": decay}
+        # the run's schedule of the decay moves the groups that have no value of their own
+        entry["scheduled_decay"] = group.weight_decay is None
+        if training.optimizer in ("larc", "lars"):
+            entry["adapt"] = group.adapt
+        if training.optimizer != "adamw":
+            entry["momentum"] = training.momentum if group.momentum is None else group.momentum
+        described.append(entry)
+    make: dict[str, Callable[[], torch.optim.Optimizer]] = {
+        "sgd": lambda: torch.optim.SGD(described, lr=training.learning_rate),
+        "adamw": lambda: torch.optim.AdamW(described, lr=training.learning_rate),
+        "larc": lambda: LARC(described, lr=training.learning_rate),
+        "lars": lambda: LARC(described, lr=training.learning_rate, lars=True),
+    }
+    return make[training.optimizer]()
+
+
+def set_rates(optimizer: torch.optim.Optimizer, learning_rate: float, weight_decay: float) -> None:
+    """Give every group the step's learning rate, and the step's decay to those that follow the run's."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+        if group["scheduled_decay"]:
+            group["weight_decay"] = weight_decay
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, module: nn.Module) -> dict[str, Tensor]:
+    """The optimiser's state by parameter name, `weight.momentum_buffer`: it does not depend on any order."""
+    return {
+        f"{name}.{key}": value
+        for name, parameter in module.named_parameters()
+        for key, value in optimizer.state.get(parameter, {}).items()
+        if isinstance(value, Tensor)
+    }
+
+
+def load_optimizer_tensors(optimizer: torch.optim.Optimizer, module: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Put back what `optimizer_tensors` gave; a parameter without any had made no step yet."""
+    for name, parameter in module.named_parameters():
+        own = {key[len(name) + 1 :]: value for key, value in tensors.items() if key.rpartition(".")[0] == name}
+        if own:
+            # AdamW keeps its step counter on the CPU in float32; moments live beside the parameter, in its layout
+            optimizer.state[parameter] = {
+                key: value.clone() if key == "step" else torch.empty_like(parameter).copy_(value)
+                for key, value in own.items()
+            }
+
+
+def forget(optimizer: torch.optim.Optimizer, module: nn.Module, names: Sequence[str]) -> None:
+    """Drop the state of the named parameters, whose values a renewal has just replaced."""
+    parameters = dict(module.named_parameters())
+    for name in names:
+        optimizer.state.pop(parameters[name], None)

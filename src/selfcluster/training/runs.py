@@ -1,0 +1,137 @@
+"""The run folder: its lock, its resolved configuration, its status and its metrics. Rank 0 alone writes."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import math
+import os
+import socket
+from pathlib import Path
+from typing import IO, Any
+
+import yaml
+
+CONFIG, STATUS, METRICS = "config.yaml", "status.json", "metrics.jsonl"
+
+
+class RunError(ValueError):
+    """A run folder that cannot be used as asked: bad arguments, in words (exit 2)."""
+
+
+class RunFolder:
+    """A run's folder, opened for writing.
+
+    Raises RunError where the folder cannot be written or another process holds it. The lock is the operating system's,
+    so it goes with the process however that ends; the file only says whose it is.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self._rows = 0
+        self._lost = 0
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            probe = path / f".probe.{os.getpid()}"
+            write_atomically(probe, "x")
+            probe.unlink()
+        except OSError as error:
+            raise RunError(f"{path}: cannot be written to ({error}); choose another --out") from error
+        self._lock = self._acquire()
+
+    def _acquire(self) -> IO[str]:
+        file = (self.path / ".lock").open("a+")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            file.close()
+            raise RunError(f"{self.path} is in use by {holder}; stop it, or choose another --out") from error
+        file.seek(0)
+        file.truncate()
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        return file
+
+    def close(self) -> None:
+        """Let go of the folder."""
+        self._lock.close()
+
+    def write_config(self, config: dict[str, Any]) -> None:
+        """Write `config.yaml`; itself a valid `--config`."""
+        text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=120)
+        write_atomically(self.path / CONFIG, text)
+
+    def status(self, state: str, **fields: Any) -> None:
+        """Write `status.json`: `state` is running, finished, preempted or failed."""
+        write_atomically(self.path / STATUS, json.dumps({"state": state, **fields}, indent=2) + "\n")
+
+    @property
+    def rows(self) -> int:
+        """How many rows of metrics there are; a checkpoint remembers it."""
+        return self._rows
+
+    def cut_metrics(self, rows: int) -> None:
+        """Keep the first `rows` rows: what a killed run wrote after its checkpoint is written again."""
+        path = self.path / METRICS
+        lines = path.read_bytes().splitlines(keepends=True)[:rows] if path.exists() else []
+        write_atomically(path, b"".join(lines))
+        self._rows = len(lines)
+
+    def log(self, row: dict[str, Any]) -> None:
+        """Append a row. A full disk loses rows, not the run: training goes on, and `lost_rows` counts them."""
+        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+        try:
+            with (self.path / METRICS).open("a") as file:
+                file.write(json.dumps(finite) + "\n")
+        except OSError:
+            self._lost += 1
+            return
+        self._rows += 1
+
+    @property
+    def lost_rows(self) -> int:
+        """Rows that could not be written."""
+        return self._lost
+
+
+def is_run(path: Path) -> bool:
+    """A folder with a `config.yaml` is a run."""
+    return (path / CONFIG).is_file()
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """A run's resolved configuration; raises RunError where there is none."""
+    try:
+        config = yaml.safe_load((path / CONFIG).read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise RunError(f"{path}: no run here ({error})") from error
+    if not isinstance(config, dict):
+        raise RunError(f"{path / CONFIG}: not a mapping of settings")
+    return config
+
+
+def read_status(path: Path) -> dict[str, Any]:
+    """A run's status; empty where there is none yet."""
+    try:
+        return json.loads((path / STATUS).read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """A run's rows of metrics."""
+    file = path / METRICS
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write under a temporary name, flush to disk, rename: a reader sees the old or the new, never half."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

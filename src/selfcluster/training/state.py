@@ -1,0 +1,96 @@
+"""The whole state of a run at a step, and its way to disk and back. Whatever is not here is a function of the step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from selfcluster import distributed
+from selfcluster.methods.base import Method
+from selfcluster.training import checkpoint
+from selfcluster.training.console import Console
+from selfcluster.training.health import Health
+from selfcluster.training.optim import load_optimizer_tensors, optimizer_tensors
+from selfcluster.training.runs import RunFolder
+
+
+@dataclass
+class RunState:
+    """`step` steps are done and `skipped` of them did not count; `renewal` holds the last renewal's numbers."""
+
+    method: Method
+    optimizer: torch.optim.Optimizer
+    health: Health
+    folder: RunFolder | None  # None on all ranks but the first, and where nothing is to be written
+    layout: dict[str, Any]
+    step: int = 0
+    skipped: int = 0
+    renewal: dict[str, float] = field(default_factory=dict)
+
+    def save(self) -> None:
+        """Write a checkpoint; rank 0's alone, since all ranks hold the same state."""
+        if self.folder is None:
+            return
+        tensors = {f"method.{name}": tensor for name, tensor in self.method.state_dict().items()}
+        optimizer = optimizer_tensors(self.optimizer, self.method)
+        tensors |= {f"optimizer.{name}": tensor for name, tensor in optimizer.items()}
+        tensors |= {f"health.{name}": tensor for name, tensor in self.health.tensors.items()}
+        meta = {
+            "step": self.step,
+            "skipped": self.skipped,
+            "renewal": self.renewal,
+            "health": self.health.state(),
+            "metrics_rows": self.folder.rows,
+            "layout": self.layout,
+        }
+        checkpoint.save(self.folder.checkpoints, self.step, tensors, meta)
+
+    def load(self, checkpoints: Path | None, console: Console) -> None:
+        """Go to the newest whole checkpoint, if there is one; says which newer ones were broken."""
+        loaded, complaints = checkpoint.load_newest(checkpoints) if checkpoints is not None else (None, [])
+        for complaint in complaints:
+            console.warn(f"{complaint}; the one before is used")
+        if self.folder is not None:
+            checkpoint.clean(self.folder.checkpoints)
+            self.folder.cut_metrics(loaded.meta["metrics_rows"] if loaded else 0)
+        if loaded is None:
+            return
+        device = next(self.method.parameters()).device
+        own = self.method.state_dict()
+        stored = section(loaded.tensors, "method.")
+        if own.keys() != stored.keys():
+            raise checkpoint.BrokenCheckpoint(f"{loaded.path}: holds other parts: {sorted(own.keys() ^ stored.keys())}")
+        with torch.no_grad():
+            for name, tensor in own.items():
+                tensor.copy_(stored[name])  # in place: whoever holds the tensor sees the values
+        load_optimizer_tensors(self.optimizer, self.method, section(loaded.tensors, "optimizer."))
+        self.health.load(
+            loaded.meta["health"], {k: v.to(device) for k, v in section(loaded.tensors, "health.").items()}
+        )
+        self.step, self.skipped = loaded.meta["step"], loaded.meta["skipped"]
+        self.renewal = loaded.meta["renewal"]
+        for key, before in loaded.meta["layout"].items():
+            if self.layout.get(key) != before:
+                console.warn(f"{key} was {before} and is {self.layout.get(key)}: the run goes on, but not bit-exact")
+        console.say(f"goes on from step {self.step}")
+
+
+def section(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors under a prefix, without it."""
+    return {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def layout_of(device: torch.device, precision: str, resident: bool) -> dict[str, Any]:
+    """What has to be the same for a resumed run to equal an uninterrupted one bit for bit."""
+    return {
+        "processes": distributed.world_size(),
+        "threads": torch.get_num_threads(),
+        "device": device.type,
+        "precision": precision,
+        "resident": resident,
+        "torch": str(torch.__version__),
+    }

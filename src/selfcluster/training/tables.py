@@ -1,0 +1,101 @@
+"""The tables a user takes away: `embeddings.parquet` (id, path, vector) and `clusters.parquet` with its CSV twin."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from selfcluster.data.sources import Source
+
+EMBEDDINGS, CLUSTERS = "embeddings.parquet", "clusters.parquet"
+
+
+@dataclass(frozen=True)
+class EmbeddingTable:
+    """`ids` and `paths` (n,) in manifest order and their `vectors` (n, F) float32."""
+
+    ids: list[str]
+    paths: list[str]
+    vectors: np.ndarray
+
+
+@dataclass(frozen=True)
+class ClusterTable:
+    """`ids`, `paths` (n,), the `clusters` (n,) int64 and the `distances` (n,) float32 to their centres."""
+
+    ids: list[str]
+    paths: list[str]
+    clusters: np.ndarray
+    distances: np.ndarray
+
+
+def write_embeddings(path: Path, ids: Sequence[str], paths: Sequence[str], vectors: np.ndarray) -> None:
+    """Write the table; it appears under its name when complete."""
+    dim = vectors.shape[1]
+    flat = pa.array(np.ascontiguousarray(vectors, dtype=np.float32).reshape(-1))
+    table = pa.table({"id": list(ids), "path": list(paths), "vector": pa.FixedSizeListArray.from_arrays(flat, dim)})
+    _replace(path, lambda temporary: pq.write_table(table, temporary))
+
+
+def read_embeddings(path: Path) -> EmbeddingTable:
+    """Read the table; raises ValueError where it is not one, naming what is missing."""
+    table = _read(path, {"id", "vector"})
+    vectors = table["vector"].combine_chunks()
+    dim = len(vectors[0]) if len(vectors) else 0
+    matrix = np.asarray(vectors.flatten(), dtype=np.float32).reshape(len(table), dim)
+    ids = table["id"].to_pylist()
+    return EmbeddingTable(ids, table["path"].to_pylist() if "path" in table.column_names else ids, matrix)
+
+
+def write_clusters(path: Path, table: ClusterTable) -> None:
+    """Write `path` (Parquet) and the same as CSV beside it."""
+    columns = {"id": table.ids, "path": table.paths, "cluster": table.clusters, "distance": table.distances}
+    arrow = pa.table(columns)
+    _replace(path, lambda temporary: pq.write_table(arrow, temporary))
+    _replace(path.with_suffix(".csv"), lambda temporary: pyarrow.csv.write_csv(arrow, temporary))
+
+
+def read_clusters(path: Path) -> ClusterTable:
+    """Read what `write_clusters` wrote."""
+    table = _read(path, {"id", "cluster", "distance"})
+    ids = table["id"].to_pylist()
+    paths = table["path"].to_pylist() if "path" in table.column_names else ids
+    return ClusterTable(ids, paths, table["cluster"].to_numpy(), table["distance"].to_numpy())
+
+
+def image_path(source: Source, i: int) -> str:
+    """Where image i is, for people and other tools; its id where it is no file."""
+    return f"{source.where.rstrip('/')}/{source.ids[i]}" if source.kind in ("folder", "tar") else source.ids[i]
+
+
+def is_parquet(path: Path) -> bool:
+    """A file is known by its first bytes."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(4) == b"PAR1"
+
+
+def _read(path: Path, needed: set[str]) -> pa.Table:
+    try:
+        table = pq.read_table(path)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise ValueError(f"{path}: not a Parquet table ({error})") from error
+    missing = needed - set(table.column_names)
+    if missing:
+        raise ValueError(f"{path}: has no column {', '.join(sorted(missing))}; it has {', '.join(table.column_names)}")
+    return table
+
+
+def _replace(path: Path, write: Callable[[Path], None]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    write(temporary)
+    temporary.replace(path)
