@@ -1,0 +1,378 @@
+"""The public functions: train, embed, cluster, evaluate, report, export and demo, composed of the floors below.
+
+torch is imported inside the functions, after the data was scanned: an empty folder is refused at once.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from selfcluster.data.sources import open_source
+from selfcluster.methods import canonical
+from selfcluster.recipes.settings import read_settings
+from selfcluster.training.runs import RunError, RunFolder, is_run, read_config, read_status
+
+_SUBSET = ("labels_from", "limit", "classes", "long_tail", "label_noise", "seed")
+
+
+def train(
+    method: str,
+    data: Any,
+    *,
+    out: str | os.PathLike[str] | None = None,
+    recipe: str = "auto",
+    config: str | os.PathLike[str] | Mapping[str, Any] | None = None,
+    quiet: bool = False,
+    **settings: Any,
+) -> dict[str, Any]:
+    """Train `method` on the images in `data` and write features and clusters.
+
+    Args:
+        method: a name of `METHODS`, hyphens or underscores.
+        data: a folder, list, tar or array of images, or "builtin:digits"; see `open_source`.
+        out: the run folder; default runs/METHOD-DATANAME. An unfinished run in it goes on, a finished one is returned.
+        recipe: auto (from the data), paper, small or cifar.
+        config: a `config.yaml` or a mapping of settings.
+        quiet: print nothing but warnings.
+        **settings: any flag of `selfcluster train METHOD --help`, with underscores.
+
+    Returns:
+        The run's summary: run, method, images, steps, minutes, loss, chance_loss, clusters, bad_images, ...
+
+    Raises:
+        RunError: another run lives in `out`; the message names what differs.
+        ValueError: an unknown setting or a value out of range.
+
+    >>> train("swav", "photos/", epochs=5)["clusters"]  # doctest: +SKIP
+    """
+    name = canonical(method)
+    from_file = read_settings(config)
+    said = {**from_file, **settings}
+    source = open_source(data, **{key: said[key] for key in _SUBSET if key in said})
+
+    from selfcluster import distributed
+    from selfcluster.data.loader import Loader
+    from selfcluster.recipes.assemble import NORMALISATION, assemble
+    from selfcluster.recipes.opening import default_out, open_run
+    from selfcluster.training.console import Console
+    from selfcluster.training.finish import finish
+    from selfcluster.training.loop import Preempted, fit
+    from selfcluster.training.precision import pick_device
+    from selfcluster.training.tracking import tensorboard_rows
+
+    distributed.start(pick_device(said.get("device") or "auto"))
+    first = distributed.rank() == 0
+    console = Console(quiet or not first)
+    path = default_out(name, source) if out is None else Path(out)
+    folder: RunFolder | None = None
+    agreed: Any = None
+    if first:
+        try:
+            folder, resolved = open_run(path, name, source, recipe, from_file, settings, console)
+            agreed = resolved, read_status(path)
+        except (ValueError, OSError) as error:
+            agreed = error
+    agreed = distributed.broadcast_object(agreed)  # every rank stops with the first one's reason
+    if isinstance(agreed, Exception):
+        raise agreed
+    resolved, status = agreed
+    started = time.monotonic()
+    try:
+        if status.get("state") == "finished":
+            console.say(f"{path} is finished; choose another --out to train again")
+            return status["summary"]
+        if folder is not None:
+            folder.status("running")
+        parts = assemble(resolved, len(source))
+        for note in parts.notes:
+            console.say(note)
+        mean, std = NORMALISATION[resolved["channels"]]
+        loader = Loader(
+            source,
+            mean=mean,
+            std=std,
+            device=parts.loop.device,
+            quarantine=path / "quarantine.jsonl",
+            rank=distributed.rank(),
+            world=distributed.world_size(),
+            **{key: resolved[key] for key in ("batch_size", "image_size", "channels", "seed", "workers", "max_bad")},
+        )
+        with tensorboard_rows(path if first and resolved["tensorboard"] else None) as on_row:
+            checkpoints = path / "checkpoints"
+            state = fit(
+                parts.method,
+                loader,
+                parts.views,
+                parts.loop,
+                console,
+                folder,
+                checkpoints,
+                on_row,
+                lambda i: source.ids[i],
+            )
+        summary = {"run": str(path), "method": name, "images": len(source), "steps": state.step}
+        summary |= finish(state, loader, parts.loop, source, mean, std, resolved["image_size"], console)
+        summary["minutes"] = round((time.monotonic() - started) / 60, 2)
+        if folder is not None:
+            folder.status("finished", summary=summary)
+        return summary
+    except BaseException as error:
+        if folder is not None:
+            preempted = isinstance(error, Preempted | KeyboardInterrupt)
+            folder.status("preempted" if preempted else "failed", message=str(error) or type(error).__name__)
+        raise
+    finally:
+        console.stop()
+        if folder is not None:
+            folder.close()
+
+
+def embed(
+    run: str | os.PathLike[str],
+    data: Any = None,
+    *,
+    out: str | os.PathLike[str] | None = None,
+    batch_size: int = 256,
+    workers: int | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    max_bad: float = 0.01,
+    image_size: int | None = None,
+    **subset: Any,
+) -> dict[str, Any]:
+    """Features of images by a trained network, one row an image, in the order of their ids.
+
+    Args:
+        run: a run folder, an exported backbone folder or file, or a timm name.
+        data: the images; default those the run was trained on.
+        out: the Parquet file (id, path, vector); default RUN/embeddings.parquet, and None writes none for others.
+        batch_size, workers, device, precision, max_bad: as in training.
+        image_size: side in pixels for a timm name; a run knows its own.
+        **subset: labels_from, limit, classes, long_tail, label_noise, seed.
+
+    Returns:
+        out, ids, paths, vectors (n, F) float32, labels (n,) int64 or None, and class_names.
+    """
+    where = Path(run)
+    trained = read_config(where) if is_run(where) else {}
+    if data is None and not trained:
+        raise RunError(f"{run} is no run folder, so it names no images: say which")
+    chosen = {key: trained.get(key) for key in _SUBSET if key != "labels_from"} if data is None else {}
+    source = open_source(trained["data"] if data is None else data, **chosen | subset)
+
+    from selfcluster.data.loader import Loader
+    from selfcluster.recipes.opening import load_network
+    from selfcluster.training.embedding import gather_rows, make_embed
+    from selfcluster.training.precision import pick_device, pick_precision
+    from selfcluster.training.tables import EMBEDDINGS, image_path, write_embeddings
+
+    target = pick_device(device)
+    module, mean, std, size = load_network(str(run), image_size, source)
+    loader = Loader(
+        source,
+        batch_size=min(batch_size, len(source)),
+        image_size=size,
+        channels=len(mean),
+        mean=mean,
+        std=std,
+        device=target,
+        workers=workers,
+        max_bad=max_bad,
+    )
+    module.to(target).eval()
+    embed_all = make_embed(module, loader, None, device=target, precision=pick_precision(precision, target))
+    index, vectors = gather_rows(embed_all(lambda views: module(views[0])))
+    ids, paths = [source.ids[i] for i in index], [image_path(source, i) for i in index]
+    if out is None and trained and data is None and not subset:
+        out = where / EMBEDDINGS
+    if out is not None:
+        write_embeddings(Path(out), ids, paths, vectors)
+    labels = None if source.labels is None else source.labels[index]
+    found = {"ids": ids, "paths": paths, "vectors": vectors, "labels": labels, "class_names": source.class_names}
+    return {"out": str(out) if out else None, **found}
+
+
+def cluster(
+    run: str | os.PathLike[str],
+    *,
+    k: int | str | None = None,
+    algorithm: str = "kmeans",
+    out: str | os.PathLike[str] | None = None,
+    seed: int = 0,
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Clusters of embedded images.
+
+    Args:
+        run: a run folder or an embeddings file (Parquet).
+        k: how many clusters; "auto" recommends a number with its uncertainty; None takes the method's own clusters
+            where it has some.
+        algorithm: kmeans, hierarchical or pic.
+        out: the Parquet file (id, path, cluster, distance), with a CSV twin; default clusters.parquet beside the
+            embeddings.
+        seed: of the clustering.
+        quiet: print nothing.
+
+    Returns:
+        out, clusters, largest, smallest, and for k="auto" the recommendation's range.
+    """
+    from selfcluster.evaluation.clustering import cluster_vectors
+    from selfcluster.recipes.opening import own_clusters
+    from selfcluster.training.console import Console
+    from selfcluster.training.tables import CLUSTERS, EMBEDDINGS, ClusterTable, read_embeddings, write_clusters
+
+    where = Path(run)
+    file = where / EMBEDDINGS if is_run(where) else where
+    if not file.is_file():
+        raise RunError(f"{file}: no embeddings there; make them with: selfcluster embed {run} DATA --out {file}")
+    table = read_embeddings(file)
+    console = Console(quiet)
+    facts: dict[str, Any] = {}
+    if k is None and algorithm == "kmeans":
+        if not is_run(where):
+            raise RunError(f"{run} is a table of embeddings, no run with clusters of its own: say --k, or --k auto")
+        clusters, distances = own_clusters(where, table.vectors)
+    else:
+        clusters, distances, facts = cluster_vectors(table.vectors, k, algorithm, seed, console.say)
+    out = Path(out) if out is not None else file.with_name(CLUSTERS)
+    write_clusters(out, ClusterTable(table.ids, table.paths, clusters, distances))
+    sizes = np.bincount(clusters)
+    sizes = sizes[sizes > 0]
+    return {
+        "out": str(out),
+        "csv": str(out.with_suffix(".csv")),
+        "images": len(clusters),
+        "clusters": len(sizes),
+        "largest": int(sizes.max()),
+        "smallest": int(sizes.min()),
+        **facts,
+    }
+
+
+def evaluate(
+    protocol: str,
+    run: str | os.PathLike[str],
+    *,
+    train: Any = None,
+    test: Any = None,
+    split: float = 0.2,
+    labels_from: str | None = None,
+    k: int | None = None,
+    seed: int = 0,
+    **settings: Any,
+) -> dict[str, Any]:
+    """Score a network's features, or a run's clusters, against labels.
+
+    Args:
+        protocol: knn (temperature 0.07), linear (logistic probe on frozen features) or clusters (NMI, ARI, accuracy
+            by matching, purity).
+        run: a run folder, an exported backbone or a timm name.
+        train, test: labelled images; without `test` a seeded share of `train` is held out; without either the run's
+            own images are used.
+        split: share held out for the test.
+        labels_from: where the labels are, see `open_source`; default the folders' names (the digits' own for those).
+        k: neighbours (knn; default 20), or how many clusters to make anew (clusters; default those of the run).
+        seed: of the split and the clustering.
+        **settings: of `embed`.
+
+    Returns:
+        The protocol's numbers.
+    """
+    from selfcluster.evaluation.protocols import PROTOCOLS, aligned, held_out, score, score_clusters
+
+    if protocol not in PROTOCOLS:
+        raise ValueError(f"no protocol named {protocol!r}; there are {', '.join(PROTOCOLS)}")
+    if not 0 < split < 1:
+        raise ValueError(f"--split {split}: must be a share between 0 and 1")
+    data = train if train is not None else read_config(Path(run)).get("data")
+
+    def labelled(images: Any) -> dict[str, Any]:
+        own = "labels" if str(images).startswith("builtin:") else "folders"
+        kept = {} if train is not None else {k: v for k, v in read_config(Path(run)).items() if k in _SUBSET}
+        return embed(run, images, **kept | {"labels_from": labels_from or own} | settings)
+
+    first = labelled(data)
+    if protocol == "clusters":
+        return score_clusters(Path(run), first, k, seed)
+    if test is not None:
+        second = labelled(test)
+        return score(protocol, first["vectors"], first["labels"], second["vectors"], aligned(first, second), k)
+    kept, held = held_out(len(first["labels"]), split, seed)
+    vectors, labels = first["vectors"], first["labels"]
+    return score(protocol, vectors[kept], labels[kept], vectors[held], labels[held], k)
+
+
+def report(run: str | os.PathLike[str], data: Any = None, *, out: str | os.PathLike[str] | None = None) -> Path:
+    """Write the page that shows what a run found: one HTML file that opens offline.
+
+    Args:
+        run: a run folder.
+        data: the images, for the thumbnails; default where the run found them.
+        out: default RUN/report.html.
+    """
+    from selfcluster.reporting.page import write_report
+
+    where = Path(run)
+    config = read_config(where)
+    source = open_source(config["data"] if data is None else data, **{k: config.get(k) for k in _SUBSET})
+    return write_report(where, source, out=None if out is None else Path(out))
+
+
+def export(
+    run: str | os.PathLike[str], out: str | os.PathLike[str] | None = None, *, format: str = "safetensors"
+) -> dict[str, Any]:
+    """The trained network for other tools: `timm.create_model(**json, checkpoint_path=weights)` rebuilds it.
+
+    Args:
+        run: a run folder.
+        out: folder for `backbone.safetensors` and `backbone.json`; default RUN/export.
+        format: safetensors.
+    """
+    if format != "safetensors":
+        raise ValueError(f"--format {format}: only safetensors is written")
+    from selfcluster.models.backbones import load_backbone, save_backbone
+
+    module, mean, std, size = load_backbone(Path(run))
+    folder = Path(out) if out is not None else Path(run) / "export"
+    weights = save_backbone(folder, module, mean, std, size)
+    return {"weights": str(weights), "architecture": str(folder / "backbone.json"), **module.spec}
+
+
+def demo(out: str | os.PathLike[str] = "runs", *, seed: int = 0, quiet: bool = False) -> list[dict[str, Any]]:
+    """The digits, without their labels: raw pixels, an untrained network, SwAV and DeepCluster-v2, a row each.
+
+    Args:
+        out: folder for the two runs, which are made anew.
+        seed: of the runs.
+        quiet: print nothing.
+
+    Returns:
+        Rows of features, knn (accuracy by 20 neighbours, leave one out), matching (of k-means with k = 10 by the best
+        matching to the labels), nmi and seconds.
+    """
+    from selfcluster.evaluation.protocols import score_digits
+    from selfcluster.training.tables import EMBEDDINGS, read_embeddings
+
+    source = open_source("builtin:digits", labels_from="labels")
+    labels = source.labels
+    pixels = np.stack([np.asarray(source.read(i), dtype=np.float32).ravel() for i in range(len(source))])
+    rows = [{"features": "raw pixels", **score_digits(pixels, labels, seed), "seconds": 0.0}]
+    runs = [("untrained network", "swav", {"images_seen": 1, "learning_rate": 0.0})]
+    runs += [("SwAV", "swav", {}), ("DeepCluster-v2", "deepcluster_v2", {})]
+    for title, method, settings in runs:
+        run = Path(out) / f"demo-{title.split()[0].lower()}"
+        shutil.rmtree(run, ignore_errors=True)
+        started = time.monotonic()
+        train(method, "builtin:digits", out=run, seed=seed, quiet=quiet or title.startswith("untrained"), **settings)
+        seconds = round(time.monotonic() - started, 1)
+        vectors = read_embeddings(run / EMBEDDINGS).vectors
+        rows.append({"features": title, **score_digits(vectors, labels, seed), "seconds": seconds})
+    report(Path(out) / "demo-swav")
+    return rows

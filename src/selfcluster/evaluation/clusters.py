@@ -1,0 +1,57 @@
+"""How well the clusters agree with labels that the training never saw.
+
+N images, K clusters, L classes. The literature means the geometric mean (DeepCluster, Caron et al. 2018,
+arXiv 1807.05520) or the arithmetic one (scikit-learn, recent papers) by "NMI", so both are given under their names.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from selfcluster.clustering import scores
+
+
+def clusters(assigned: Any, labels: Any) -> dict[str, float]:
+    """Agreement of a clustering with the classes; an image that lacks a cluster or a label (-1) takes no part.
+
+    Args:
+        assigned: (N,) cluster of each image, whole numbers.
+        labels: (N,) class of each image, whole numbers.
+
+    Returns:
+        accuracy (best one-to-one matching of clusters and classes: an image of a cluster left over is wrong),
+        purity, nmi_geometric, nmi_arithmetic, ami, ari, and the counts clusters, classes and n.
+
+    Raises:
+        ValueError: different lengths, or no image that has both a cluster and a label.
+
+    >>> clusters([7, 7, 3, 3], [0, 0, 1, 1])["accuracy"]
+    1.0
+    """
+    assigned, labels = _numbers(assigned, "clusters"), _numbers(labels, "labels")
+    if len(assigned) != len(labels):
+        raise ValueError(f"{len(assigned)} clusters and {len(labels)} labels: each image needs one of both, or -1")
+    both = (assigned != -1) & (labels != -1)
+    if not both.any():
+        raise ValueError(f"not one of {len(labels)} images has both a cluster and a label")
+    assigned, labels = assigned[both], labels[both]
+    return {
+        "accuracy": scores.matching_accuracy(labels, assigned),
+        "purity": scores.purity(labels, assigned),
+        "nmi_geometric": scores.nmi(labels, assigned, average="geometric"),
+        "nmi_arithmetic": scores.nmi(labels, assigned, average="arithmetic"),
+        "ami": scores.ami(labels, assigned),
+        "ari": scores.ari(labels, assigned),
+        "clusters": len(np.unique(assigned)),
+        "classes": len(np.unique(labels)),
+        "n": len(labels),
+    }
+
+
+def _numbers(x: Any, what: str) -> np.ndarray:
+    x = np.asarray(x.detach().cpu() if hasattr(x, "detach") else x)
+    if x.ndim != 1 or x.dtype.kind not in "iu":
+        raise ValueError(f"{what} are {x.dtype} of shape {x.shape}; needed are whole numbers (N,), -1 = none")
+    return x

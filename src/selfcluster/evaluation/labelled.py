@@ -1,0 +1,63 @@
+"""What every protocol begins with: features and labels as tensors, checked, without the images that have no label.
+
+N images, F features.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+UNLABELLED = -1
+
+
+def labelled(features: Any, labels: Any, what: str) -> tuple[Tensor, Tensor]:
+    """The rows that have a label.
+
+    Args:
+        features: (N, F), NumPy or torch, finite. float64 stays so, everything else becomes float32.
+        labels: (N,) whole numbers, -1 = unlabelled.
+        what: "train" or "test", for the messages.
+
+    Returns:
+        Features (n, F) and labels (n,) int64 on the features' device.
+
+    Raises:
+        ValueError: shapes that do not belong together, no labels at all, or features that are not finite.
+    """
+    x, y = torch.as_tensor(features), torch.as_tensor(labels)
+    if x.dim() != 2 or y.dim() != 1 or len(x) != len(y):
+        raise ValueError(f"{what}: features {tuple(x.shape)} and labels {tuple(y.shape)}; needed are (N, F) and (N,)")
+    if y.is_floating_point() or y.is_complex():
+        raise ValueError(f"{what}: labels are {y.dtype}; needed are whole numbers, -1 = unlabelled")
+    keep = (y != UNLABELLED).to(x.device)
+    x, y = x[keep], y.to(x.device, torch.int64)[keep]
+    if not len(y):
+        raise ValueError(f"{what}: not one of {len(keep)} images has a label")
+    x = x if x.dtype == torch.float64 else x.float()
+    bad = int((~x.isfinite()).any(dim=1).sum())
+    if bad:
+        raise ValueError(f"{what}: the features of {bad} of {len(y)} labelled images are not finite")
+    return x, y
+
+
+def same_width(train: Tensor, test: Tensor) -> None:
+    """Raise ValueError unless both have the same number of features."""
+    if train.shape[1] != test.shape[1]:
+        raise ValueError(
+            f"train has {train.shape[1]} features an image and test {test.shape[1]}: not the same network's"
+        )
+
+
+def top(scores: Tensor, y: Tensor, n: int) -> float:
+    """Share of rows whose class y (position in `scores`'s columns, or -1: not among them) is in the n best."""
+    best = scores.topk(min(n, scores.shape[1]), dim=1).indices
+    return float((best == y[:, None]).any(dim=1).double().mean())
+
+
+def positions(classes: Tensor, y: Tensor) -> Tensor:
+    """Where each label stands in the sorted `classes`; -1 where it does not."""
+    at = torch.searchsorted(classes, y).clamp(max=len(classes) - 1)
+    return torch.where(classes[at] == y, at, -1)

@@ -1,0 +1,128 @@
+"""A linear probe: multinomial logistic regression on frozen features.
+
+Features are standardised with the training images' mean and deviation. The penalty on the weights is chosen on a part
+of the *training* images held out for it, then the classifier is fitted to all of them and meets the test images once:
+the published probes that report the best of many epochs on the test images flatter themselves.
+Minimised is mean cross-entropy + penalty / 2 * |W|^2 (the bias is free), by L-BFGS on all images at once; it has one
+minimum, so nothing depends on a learning rate. scikit-learn's C is 1 / (penalty * N).
+
+N training images, M test images, F features, L classes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from selfcluster.evaluation.labelled import labelled, positions, same_width, top
+
+PENALTIES = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)  # from strong to weak: each fit starts where the last ended
+
+
+def linear(
+    train_features: Any,
+    train_labels: Any,
+    test_features: Any,
+    test_labels: Any,
+    *,
+    penalty: float | None = None,
+    held_out: float = 0.2,
+    max_iter: int = 200,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Accuracy of a logistic regression that was fitted to the training images.
+
+    Args:
+        train_features, train_labels: (N, F) and (N,), NumPy or torch; images labelled -1 take no part. float64
+            features are computed in float64, all others in float32, on the device they are on.
+        test_features, test_labels: (M, F) and (M,).
+        penalty: on half the squared weights, beside the mean cross-entropy; None = the best of `PENALTIES` on the
+            held-out images, the strongest of equals, tried from the strongest until two running are worse.
+        held_out: share of each class's training images that choose the penalty.
+        max_iter: L-BFGS iterations a fit.
+        seed: of the draw of the held-out images.
+
+    Returns:
+        top1, top5 (only with more than 5 classes), penalty, classes, n_train, n_test; accuracies in [0, 1].
+
+    Raises:
+        ValueError: no labels, one class only, features that are not finite or of different widths.
+    """
+    x, y = labelled(train_features, train_labels, "train")
+    queries, wanted = labelled(test_features, test_labels, "test")
+    same_width(x, queries)
+    classes = y.unique()
+    if len(classes) < 2:
+        raise ValueError(f"train has the one label {int(classes[0])}: there is nothing to tell apart")
+    y, wanted = positions(classes, y), positions(classes, wanted)
+    if penalty is None:
+        penalty = _choose(x, y, len(classes), held_out, max_iter, seed)
+    scores = _Probe(x, y, len(classes)).fit(penalty, max_iter).scores(queries)
+    result = {"top1": top(scores, wanted, 1)}
+    if len(classes) > 5:
+        result["top5"] = top(scores, wanted, 5)
+    return result | {"penalty": penalty, "classes": len(classes), "n_train": len(x), "n_test": len(queries)}
+
+
+class _Probe:
+    """Standardisation, weights (L, F) and bias (L,) of a logistic regression; `fit` goes on from what it has."""
+
+    def __init__(self, x: Tensor, y: Tensor, num_classes: int) -> None:
+        deviation, self.mean = torch.std_mean(x, dim=0, correction=0)
+        self.scale = torch.where(deviation > 0, deviation, 1)  # a constant feature tells nothing and divides by 0
+        self.x, self.y = (x - self.mean) / self.scale, y
+        self.weight = x.new_zeros(num_classes, x.shape[1], requires_grad=True)
+        self.bias = x.new_zeros(num_classes, requires_grad=True)
+
+    def fit(self, penalty: float, max_iter: int) -> _Probe:
+        small = 1e-7 if self.x.dtype == torch.float32 else 1e-10
+        solver = torch.optim.LBFGS(
+            [self.weight, self.bias],
+            max_iter=max_iter,
+            tolerance_grad=small,
+            tolerance_change=small / 100,
+            line_search_fn="strong_wolfe",
+        )
+
+        def objective() -> Tensor:
+            solver.zero_grad()
+            loss = F.cross_entropy(F.linear(self.x, self.weight, self.bias), self.y)
+            loss = loss + penalty / 2 * self.weight.square().sum()
+            loss.backward()
+            return loss
+
+        with torch.enable_grad():
+            solver.step(objective)  # pyright: ignore[reportArgumentType]
+        return self
+
+    @torch.no_grad()
+    def scores(self, x: Tensor) -> Tensor:
+        return F.linear((x - self.mean) / self.scale, self.weight, self.bias)  # (M, L)
+
+
+def _choose(x: Tensor, y: Tensor, num_classes: int, held_out: float, max_iter: int, seed: int) -> float:
+    """The penalty whose fit to a part of the training images is best on the rest of them."""
+    out = _hold_out(y.cpu(), num_classes, held_out, seed).to(x.device)
+    if not out.any():
+        return PENALTIES[len(PENALTIES) // 2]  # every class has a single image: nothing can be held out
+    probe, best, accuracy = _Probe(x[~out], y[~out], num_classes), PENALTIES[0], [-1.0]
+    for penalty in PENALTIES:
+        accuracy.append(top(probe.fit(penalty, max_iter).scores(x[out]), y[out], 1))
+        if accuracy[-1] > max(accuracy[:-1]):
+            best = penalty
+        elif max(accuracy[-2:]) < max(accuracy):  # worse twice running: the weaker ones only overfit more, slowly
+            break
+    return best
+
+
+def _hold_out(y: Tensor, num_classes: int, share: float, seed: int) -> Tensor:
+    """(N,) bool: this share of every class, drawn at random; at least one image of each class stays."""
+    order = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))
+    out = torch.zeros(len(y), dtype=torch.bool)
+    for label in range(num_classes):
+        members = order[y[order] == label]
+        out[members[: min(len(members) - 1, round(share * len(members)))]] = True
+    return out

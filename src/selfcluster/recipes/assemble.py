@@ -1,0 +1,76 @@
+"""From a flat configuration to the objects of a run: the method, its views, the loop's settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+
+from selfcluster import randomness
+from selfcluster.methods import METHODS
+from selfcluster.methods.base import Method
+from selfcluster.models.backbones import make_backbone
+from selfcluster.training.loop import LoopSettings
+from selfcluster.training.precision import pick_device, pick_precision
+from selfcluster.types import Crops, Facts, Training
+from selfcluster.views.plans import ViewPlan
+
+# of pixels in [0, 1]: ImageNet's for colour, as the published weights have it; grey is centred
+NORMALISATION = {3: ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), 1: ((0.5,), (0.5,))}
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What `fit` needs beside the loader. `notes`: what the user should know of how it was made."""
+
+    method: Method
+    views: ViewPlan
+    loop: LoopSettings
+    notes: list[str]
+
+
+def assemble(config: Mapping[str, Any], num_images: int) -> Parts:
+    """Build method, views and loop settings; the network's first weights depend on the seed alone."""
+    kind = METHODS[config["method"]]
+    settings = kind.Settings(**{f.name: config[f.name] for f in fields(kind.Settings)})
+    crops = Crops(global_size=config["image_size"], **_named(Crops, config, "global_size"))
+    training = Training(crops=crops, per=config["batch_size"], **_named(Training, config, "crops", "per"))
+    device = pick_device(config["device"])
+    views = kind.views(settings, crops, config["channels"])
+    mean, std = NORMALISATION[config["channels"]]
+    notes: list[str] = []
+
+    def backbone(**create: Any) -> Any:
+        module = make_backbone(
+            config["backbone"],
+            channels=config["channels"],
+            image_size=config["image_size"],
+            init=config["init"],
+            mean=mean,
+            std=std,
+            **create,
+        )
+        name = module.spec["model_name"]
+        if name != config["backbone"]:
+            notes.append(f"{config['backbone']} becomes {name} for images of {config['image_size']} px")
+        notes.extend([module.account] if module.account else [])
+        return module
+
+    torch.manual_seed(randomness.key(config["seed"], "weights") >> 1)
+    facts = Facts(num_images, config["image_size"], config["channels"])
+    method = kind(backbone, settings, facts)
+    method = method.to(device)
+    method.backbone.to(memory_format=torch.channels_last)
+    loop = LoopSettings(
+        training=training,
+        device=device,
+        precision=pick_precision(config["precision"], device),
+        **_named(LoopSettings, config, "training", "device", "precision", "max_skipped"),
+    )
+    return Parts(method, views, loop, notes)
+
+
+def _named(kind: type, config: Mapping[str, Any], *without: str) -> dict[str, Any]:
+    return {f.name: config[f.name] for f in fields(kind) if f.name not in without}

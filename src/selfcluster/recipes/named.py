@@ -1,0 +1,140 @@
+"""Recipes: named settings. `auto` reads the data and says why; the others are fixed. No torch here.
+
+A recipe fills only what the user did not set; what it leaves out is the paper's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import ceil, sqrt
+from typing import Any
+
+from selfcluster.methods.schema import Schema
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """What a recipe may know: the number of images, the median of their shorter side, their channels, a GPU or not."""
+
+    num_images: int
+    side: int
+    channels: int
+    gpu: bool = False
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A value and why."""
+
+    value: Any
+    reason: str
+
+
+Recipe = Callable[[Schema, DataFacts, Mapping[str, Any]], dict[str, Choice]]
+
+
+def paper(schema: Schema, facts: DataFacts, said: Mapping[str, Any]) -> dict[str, Choice]:
+    """The paper's own run, made for ImageNet on many GPUs.
+
+    `torchrun --nproc-per-node 64 -m selfcluster train swav imagenet/train --recipe paper`: 75.3 % linear probe for
+    SwAV and 75.2 % for DeepCluster-v2 (800 epochs, ResNet-50), as published; not run here.
+    """
+    return {}
+
+
+def auto(schema: Schema, facts: DataFacts, said: Mapping[str, Any]) -> dict[str, Choice]:
+    """From the number, size and channels of the images. `selfcluster train swav photos/`"""
+    n = facts.num_images
+    out: dict[str, Choice] = {}
+
+    def choose(name: str, value: Any, reason: str) -> Any:
+        out[name] = Choice(value, reason)
+        return said.get(name, value)
+
+    where = "a GPU" if facts.gpu else "no GPU"
+    sizes = [16, 32, 64] if facts.side <= 64 else [96] if not facts.gpu else [96, 160, 224]
+    fitting = [s for s in sizes if s >= facts.side] if facts.side <= 64 else [s for s in sizes if s <= facts.side]
+    size = choose(
+        "image_size",
+        fitting[0] if facts.side <= 64 else (fitting or sizes)[-1],
+        f"images are {facts.side} px on their shorter side, and there is {where}",
+    )
+    layout = facts.channels == 1
+    small = size <= 64
+    if layout and size <= 32:
+        choose("backbone", "tiny_layout", "small greyscale images: where something is matters, so the layout is kept")
+    elif small:
+        choose("backbone", "resnet18_small", "images up to 64 px: no down-sampling in the first layers")
+    else:
+        choose("backbone", "resnet50" if facts.gpu else "resnet18", where)
+    if layout:
+        choose("augment", "layout", "greyscale images: small affine and elastic changes instead of crops and colours")
+    else:
+        choose("global_scale", (0.2, 1.0) if small else (0.14, 1.0), f"views of {size} px")
+    few = 0 if layout or small else 4
+    if choose("local_crops", few, "small views help large images" if few else f"images of {size} px are small already"):
+        choose("local_size", max(32, round(size * 96 / 224 / 16) * 16), "96 for 224, in proportion")
+
+    most = 512 if facts.gpu else 128
+    fits = 2 ** int(max(1, n / 16)).bit_length() // 2
+    batch = choose("batch_size", max(2, min(most, fits)), f"{n} images, {where}")
+    epochs = choose("epochs", float(max(20, min(400, round(400_000 / n)))), f"{n} images")
+    steps = max(1, int(epochs * (n // max(1, batch))))
+    choose("optimizer", "adamw", "forgiving of short runs; LARC wants the paper's long ones")
+    rate = choose("learning_rate", 1e-3 if not layout else 2e-3, "for adamw")
+    choose("final_learning_rate", rate / 1000, "a thousandth of the highest")
+    choose("warmup_epochs", round(min(10.0, epochs * 0.05), 2), "a twentieth of the run")
+    choose("warmup_learning_rate", 0.0, "for adamw")
+    choose("weight_decay", 1e-4, "for adamw")
+
+    own = {setting.name for setting in schema.settings}
+    if "num_prototypes" in own:
+        wanted = max(10, min(3000, round(2 * sqrt(n) / 10) * 10))
+        k = choose("num_prototypes", min(wanted, n // 2), f"twice the square root of {n} images")
+        if "queue_length" in own and k > batch:
+            choose("queue_length", ceil(2 * k / batch) * batch, f"{k} prototypes need more than {batch} images to fill")
+            choose("queue_from_epoch", round(epochs * 0.1, 2), "a tenth of the run")
+    if "hidden" in own and small:
+        choose("hidden", 512, "a small network")
+    if "freeze_epochs" in own:
+        choose("freeze_epochs", round(min(1.0, epochs * 0.02), 3), f"one epoch, at most a fiftieth of {steps} steps")
+    return out
+
+
+def cifar(schema: Schema, facts: DataFacts, said: Mapping[str, Any]) -> dict[str, Choice]:
+    """The common CIFAR setting: ResNet-18, two views of 32 px, 1,000 epochs, batch 256.
+
+    `selfcluster train swav cifar10/train --recipe cifar`: online linear probe published by solo-learn for this
+    setting: SwAV 89.17 %, DeepCluster-v2 88.85 % on CIFAR-10; not run here at that length.
+    """
+    reason = "the common CIFAR setting"
+    values = {
+        "backbone": "resnet18_small",
+        "image_size": 32,
+        "local_crops": 0,
+        "global_scale": (0.08, 1.0),
+        "epochs": 1000.0,
+        "batch_size": 256,
+        "learning_rate": 0.6,
+        "final_learning_rate": 0.0006,
+        "warmup_epochs": 11.0,
+        "warmup_learning_rate": 0.0,
+    }
+    if schema.name == "swav":
+        values |= {"queue_length": 3840, "queue_from_epoch": 50.0, "freeze_epochs": 2.0}
+    return {name: Choice(value, reason) for name, value in values.items()}
+
+
+def small(schema: Schema, facts: DataFacts, said: Mapping[str, Any]) -> dict[str, Choice]:
+    """Something to see in minutes on two cores: small images, ResNet-18, 20 epochs."""
+    reason = "a short run on a small machine"
+    values = {
+        "backbone": "resnet18_small" if facts.channels == 3 else "tiny_layout",
+        "image_size": 32 if facts.channels == 3 else 16,
+        "epochs": 20.0,
+    }
+    return {**auto(schema, facts, {**values, **said}), **{k: Choice(v, reason) for k, v in values.items()}}
+
+
+RECIPES: dict[str, Recipe] = {"auto": auto, "paper": paper, "small": small, "cifar": cifar}

@@ -1,0 +1,134 @@
+"""Opening a run folder: a new run gets its configuration, an unfinished one goes on, another one is refused."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from selfcluster import __version__
+from selfcluster.data.images import describe_images
+from selfcluster.data.sources import Source
+from selfcluster.methods.schema import read_schema
+from selfcluster.models.backbones import load_backbone, make_backbone
+from selfcluster.recipes.assemble import NORMALISATION, assemble
+from selfcluster.recipes.named import DataFacts
+from selfcluster.recipes.options import FREE, check_names, checked, options_for
+from selfcluster.recipes.resolve import resolve
+from selfcluster.training.checkpoint import load_newest
+from selfcluster.training.console import Console
+from selfcluster.training.finish import assign
+from selfcluster.training.precision import pick_device
+from selfcluster.training.runs import RunError, RunFolder, is_run, read_config
+from selfcluster.training.state import section
+
+
+def default_out(method: str, source: Source) -> Path:
+    """runs/METHOD-DATANAME."""
+    name = Path(source.where.rpartition(":")[2]).resolve().name if source.kind != "array" else "array"
+    return Path("runs") / f"{method}-{Path(name).stem}"
+
+
+def open_run(
+    path: Path,
+    method: str,
+    source: Source,
+    recipe: str,
+    from_file: Mapping[str, Any],
+    given: Mapping[str, Any],
+    console: Console,
+) -> tuple[RunFolder, dict[str, Any]]:
+    """The locked folder and the run's whole configuration.
+
+    Raises RunError where the folder holds a run of another method, other settings or other data (each difference is
+    named), where another process holds it or it cannot be written, and ValueError for settings that make no sense.
+    """
+    if is_run(path):
+        config = _same_run(path, method, source, {**from_file, **given})
+        return RunFolder(path), config
+    if path.exists() and any(p.name != ".lock" for p in path.iterdir()):
+        raise RunError(f"{path} is not empty and holds no run; choose another --out")
+    resolved = resolve(method, data_facts(source, given), given, from_file, recipe)
+    folder = RunFolder(path)
+    about = {
+        "selfcluster": __version__,
+        "torch": str(torch.__version__),
+        "python": platform.python_version(),
+        "command": " ".join(sys.argv),
+        "source": source.describe(),
+        "summary": source.summary(),
+    }
+    plain = {name: list(value) if isinstance(value, tuple) else value for name, value in resolved.config.items()}
+    config = {"method": method, "data": _where(source), "recipe": recipe, **plain, "about": about}
+    folder.write_config(config)
+    for name, reason in resolved.reasons.items():
+        console.say(f"  --{name.replace('_', '-')} {_words(resolved.config[name])}: {reason}")
+    return folder, config
+
+
+def data_facts(source: Source, given: Mapping[str, Any]) -> DataFacts:
+    """What the recipe reads: sizes and channels of a sample of the images, and whether there is a GPU."""
+    seen = describe_images(source)
+    gpu = pick_device(given.get("device") or "auto").type == "cuda"
+    if seen["side"] is None:
+        raise RunError(f"none of {seen['sampled']} images looked at in {source.where} can be read")
+    return DataFacts(len(source), seen["side"][1], seen["channels"], gpu)
+
+
+def load_network(run: str, image_size: int | None, source: Source) -> tuple[Any, Sequence[float], Sequence[float], int]:
+    """The network of a run folder, an exported backbone or a timm name, with its mean, std and image size.
+
+    A timm name is a network without training, in the image size asked for or else the images' own.
+    """
+    if Path(run).exists():
+        return load_backbone(Path(run))
+    seen = data_facts(source, {})
+    size = image_size or min(224, seen.side)
+    mean, std = NORMALISATION[seen.channels]
+    return make_backbone(run, channels=seen.channels, image_size=size, mean=mean, std=std), mean, std, size
+
+
+def own_clusters(run: Path, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The clusters that a run's method gives to embedded images: (n,) and the distances (n,)."""
+    config = read_config(run)
+    loaded, _ = load_newest(run / "checkpoints")
+    if loaded is None:
+        raise RunError(f"{run} has no checkpoint, so the method's own clusters are not to be had: say --k")
+    parts = assemble(config, config["about"]["source"]["images"])
+    parts.method.load_state_dict(section(loaded.tensors, "method."))
+    return assign(parts.method, vectors, parts.loop.device)
+
+
+def _same_run(path: Path, method: str, source: Source, given: Mapping[str, Any]) -> dict[str, Any]:
+    config = read_config(path)
+    if config.get("method") != method:
+        raise RunError(f"{path} holds a run of {config.get('method')}, not {method}; choose another --out")
+    options = options_for(read_schema(method))
+    check_names(given, options)
+    wanted = {name: checked(options[name], value) for name, value in given.items()}
+    have = {name: checked(options[name], config.get(name)) for name in wanted}
+    changed = [n for n, value in wanted.items() if n not in FREE and value != have[n]]
+    if changed:
+        differences = "; ".join(f"--{n.replace('_', '-')} was {have[n]} and is now {wanted[n]}" for n in changed)
+        raise RunError(
+            f"{path} holds a run with other settings: {differences}. Choose another --out, or leave them out"
+        )
+    difference = source.difference(config["about"]["summary"])
+    if difference:
+        raise RunError(f"{path} was begun on other data: {difference}. Choose another --out, or restore the data")
+    return {**config, **{name: value for name, value in wanted.items() if name in FREE}}
+
+
+def _where(source: Source) -> str:
+    return source.where if source.kind in ("array", "builtin") else str(Path(source.where).resolve())
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, tuple):
+        return " ".join(_words(part) for part in value)
+    return f"{value:g}" if isinstance(value, float) else str(value)

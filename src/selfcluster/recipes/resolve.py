@@ -1,0 +1,99 @@
+"""From what the user said to a complete configuration: flag, then `--config`, then the recipe, then the paper."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from selfcluster.methods.schema import Schema, read_schema, training_defaults
+from selfcluster.recipes.named import RECIPES, DataFacts
+from selfcluster.recipes.options import check_names, checked, options_for
+
+# rates that a paper gives for a batch of `per` images
+_SCALED = ("learning_rate", "final_learning_rate", "warmup_learning_rate")
+_LENGTH = ("global_crops", "batch_size", "accumulate", "image_size", "local_size", "epochs", "images_seen", "limit")
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """`config`: a value for every flag, flat; `reasons`: why the recipe chose what it chose."""
+
+    config: dict[str, Any]
+    reasons: dict[str, str] = field(default_factory=dict)
+
+
+def paper_values(schema: Schema) -> dict[str, Any]:
+    """The paper's values under the flags' names; rates are still for a batch of `per` images."""
+    training = {**training_defaults("Training"), **schema.paper}
+    crops = {**training_defaults("Crops"), **training.pop("crops")}
+    crops["image_size"] = crops.pop("global_size")
+    values = {key: value for key, value in (training | crops).items() if key != "per"}
+    return values | {setting.name: setting.default for setting in schema.settings}
+
+
+def resolve(
+    method: str,
+    facts: DataFacts,
+    given: Mapping[str, Any] | None = None,
+    config_file: Mapping[str, Any] | None = None,
+    recipe: str = "auto",
+) -> Resolved:
+    """A value for every flag of `method` on data with these facts.
+
+    `given` are the user's flags and `config_file` the mapping of `--config`; both may leave out anything.
+    Raises ValueError for unknown names, values out of range, and settings that would have no effect.
+    """
+    schema = read_schema(method)
+    options = options_for(schema)
+    said: dict[str, Any] = {}
+    for source in (config_file or {}, given or {}):
+        check_names(source, options)
+        said |= {name: checked(options[name], value) for name, value in source.items()}
+    if recipe not in RECIPES:
+        raise ValueError(f"no recipe named {recipe!r}; there are {', '.join(RECIPES)}")
+
+    values = {name: option.default for name, option in options.items()} | paper_values(schema)
+    choices = RECIPES[recipe](schema, facts, said)
+    values |= {name: choice.value for name, choice in choices.items()}
+    values |= said
+    reasons = {name: choice.reason for name, choice in choices.items() if name not in said}
+    per = {**training_defaults("Training"), **schema.paper}["per"]
+    for name in _SCALED:
+        if name not in said and name not in choices and values[name]:
+            values[name] = values[name] * values["batch_size"] / per
+    values["channels"] = values["channels"] if "channels" in said else facts.channels
+    config = {name: checked(options[name], values[name]) for name in options}
+    _check(schema, config, facts)
+    return Resolved(config, reasons)
+
+
+def _check(schema: Schema, config: dict[str, Any], facts: DataFacts) -> None:
+    for name in _LENGTH:
+        if config[name] is not None and config[name] <= 0:
+            raise ValueError(f"--{name.replace('_', '-')} {config[name]}: must be above 0")
+    if config["local_crops"] < 0:
+        raise ValueError(f"--local-crops {config['local_crops']}: must be 0 or more")
+    if config["channels"] not in (1, 3):
+        raise ValueError(f"--channels {config['channels']}: images have 1 (greyscale) or 3 (colour)")
+    if facts.num_images < 2:
+        raise ValueError(f"{facts.num_images} image: training needs at least 2")
+    if config["batch_size"] > facts.num_images:
+        raise ValueError(
+            f"--batch-size {config['batch_size']} is more than the {facts.num_images} images; "
+            f"use --batch-size {max(2, facts.num_images // 4)}"
+        )
+    k = config.get("num_prototypes")
+    if k is not None and not 2 <= k <= facts.num_images:
+        raise ValueError(f"--num-prototypes {k}: must be 2 to the number of images, {facts.num_images}")
+    if config["accumulate"] > 1 and not schema.accumulates:
+        raise ValueError(
+            f"--accumulate {config['accumulate']}: {schema.name} compares the images of a batch with each other, so "
+            "several small batches are not one large one; use a smaller --batch-size (SwAV: with --queue-length)"
+        )
+    if config["batch_size"] % config["accumulate"]:
+        raise ValueError(f"--batch-size {config['batch_size']} does not divide by --accumulate {config['accumulate']}")
+    if config["schedule"] in ("step", "multistep") and not config["milestones"]:
+        raise ValueError(f"--schedule {config['schedule']} needs --milestones")
+    if config["schedule"] not in ("step", "multistep") and config["milestones"]:
+        raise ValueError(f"--milestones has no effect under --schedule {config['schedule']}")

@@ -1,0 +1,26 @@
+"""Settings from a file: a run's own `config.yaml` is one. No torch here."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+_NOT_FLAGS = ("method", "data", "recipe", "about")  # what a config.yaml holds beside the flags
+
+
+def read_settings(config: str | os.PathLike[str] | Mapping[str, Any] | None) -> dict[str, Any]:
+    """The settings in a `config.yaml` (a run's own is one) or a mapping; raises ValueError for anything else."""
+    if config is None:
+        return {}
+    if not isinstance(config, Mapping):
+        try:
+            config = yaml.safe_load(Path(config).read_text())
+        except (OSError, yaml.YAMLError) as error:
+            raise ValueError(f"--config {config}: cannot be read ({error})") from error
+        if not isinstance(config, Mapping):
+            raise ValueError(f"--config {config}: not a mapping of settings")
+    return {str(name).replace("-", "_"): value for name, value in config.items() if name not in _NOT_FLAGS}

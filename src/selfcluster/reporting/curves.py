@@ -1,0 +1,128 @@
+"""Curves of a run as SVG that takes its colours from the page, so that it is at home on light and on dark paper.
+
+Names of metrics never enter the drawing: they may hold anything, and the page's template escapes them.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+
+from selfcluster.reporting.contents import Contents
+
+_INK, _GRID, _LINE, _CHANCE = "#010203", "#010204", "#010205", "#010206"  # stand-ins that no palette uses
+_THEME = {_INK: "currentColor", _GRID: "var(--rule)", _LINE: "var(--accent)", _CHANCE: "var(--chance)"}
+_POINTS = 300  # a curve is averaged down to this many
+_MOST_CURVES = 12
+_FIRST = ("learning_rate", "used_codes", "effective_clusters", "largest_share", "rankme", "nmi_previous")
+_NOT_CURVES = {"loss", "epoch", "chance_loss", "seconds"}
+_TITLES = {
+    "learning_rate": ("Learning rate", "how big the steps were"),
+    "images_per_second": ("Images per second", "how fast it went"),
+    "used_codes": ("Clusters in use", "a fall towards 1 is collapse"),
+    "effective_clusters": ("Effective clusters", "how many clusters of equal size would be as even"),
+    "largest_share": ("Share of the largest cluster", "a rise towards 1 is collapse"),
+    "rankme": ("Feature rank (RankMe)", "how many dimensions the features really use"),
+    "nmi_previous": ("Agreement with the last assignment", "NMI; towards 1 the clusters stand still"),
+}
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A drawing and the words around it. `svg` is ours from first to last byte."""
+
+    title: str
+    meaning: str
+    svg: Markup
+    last: float | None
+
+
+def loss_curve(contents: Contents) -> Curve | None:
+    """The loss with the chance level as a dashed line; None without a finite loss."""
+    if contents.last("loss") is None:
+        return None
+    chance = contents.last("chance_loss")
+    meaning = "lower is better"
+    if chance is not None:
+        meaning = (
+            f"the dashed line at {chance:.3g}{_as_logarithm(chance)} is chance, the loss of a network that has learned "
+            "nothing; a curve that stays on it is a collapsed run"
+        )
+    return Curve("Loss", meaning, _draw(*contents.metrics["loss"], (5.6, 2.3), "loss", chance), contents.last("loss"))
+
+
+def other_curves(contents: Contents) -> list[Curve]:
+    """Learning rate and health first, then whatever else was logged, at most a dozen."""
+    names = [name for name in contents.metrics if name not in _NOT_CURVES and contents.last(name) is not None]
+    names.sort(key=lambda name: _FIRST.index(name) if name in _FIRST else len(_FIRST))
+    return [
+        Curve(
+            *_TITLES.get(name, (name, "")),
+            _draw(*contents.metrics[name], (3.3, 1.75), f"curve{n}"),
+            contents.last(name),
+        )
+        for n, name in enumerate(names[:_MOST_CURVES])
+    ]
+
+
+def _as_logarithm(chance: float) -> str:
+    k = round(math.exp(min(chance, 20.0)))
+    return f" = ln {k:,}" if k > 1 and abs(math.log(k) - chance) < 1e-3 else ""
+
+
+def _draw(
+    steps: np.ndarray, values: np.ndarray, inches: tuple[float, float], salt: str, level: float | None = None
+) -> Markup:
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    kept = np.isfinite(values) & np.isfinite(steps)
+    x, y = _thin(steps[kept], values[kept])
+    rc: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": salt, "font.size": 8, "axes.unicode_minus": False}
+    with mpl.rc_context(rc):
+        figure = Figure(figsize=inches, layout="constrained")
+        axes = figure.subplots()
+        axes.patch.set_visible(False)
+        axes.plot(x, y, color=_LINE, linewidth=1.6, marker="o" if len(x) == 1 else None, solid_joinstyle="round")
+        if level is not None:
+            axes.axhline(level, color=_CHANCE, linewidth=1.2, linestyle=(0, (5, 3)))
+            axes.set_ylim(top=max(level, float(y.max())) * 1.04)
+        axes.grid(axis="y", color=_GRID, linewidth=0.8)
+        axes.locator_params(axis="y", nbins=5)
+        axes.locator_params(axis="x", nbins=6 if inches[0] > 4 else 4, integer=True)
+        axes.set_axisbelow(True)
+        axes.margins(x=0.01)
+        for side, spine in axes.spines.items():
+            spine.set_visible(side == "bottom")
+            spine.set_color(_GRID)
+        axes.tick_params(colors=_INK, length=0)
+        axes.set_xlabel("step", color=_INK, loc="right")
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    return Markup(_themed(buffer.getvalue()))
+
+
+def _thin(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Means over neighbouring points, so that a million steps draw as fast as a hundred."""
+    if len(x) <= _POINTS:
+        return x, y
+    parts = np.linspace(0, len(x), _POINTS + 1).astype(int)[:-1]
+    counts = np.diff(np.append(parts, len(x)))
+    return np.add.reduceat(x, parts) / counts, np.add.reduceat(y, parts) / counts
+
+
+def _themed(svg: str) -> str:
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'<g id="[a-z0-9]+_\d+(\.[\w.]+)?">', "<g>", svg)  # several drawings share a page, ids must not meet
+    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r'\1 aria-hidden="true"', svg, count=1)
+    for stand_in, colour in _THEME.items():
+        svg = svg.replace(stand_in, colour)
+    return svg

@@ -1,0 +1,307 @@
+"""The report: one HTML file that says what was found in a run, and opens offline by double click.
+
+No network, no other file: pictures are `data:` URIs, and a Content-Security-Policy lets nothing else in and runs no
+script but ours. Names of files, classes and settings are written by strangers: the template escapes them, `visible`
+shows what would be invisible, and what goes to the script goes as JSON that cannot close its element.
+N images, n on the map.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import hashlib
+import json
+import shlex
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from selfcluster.clustering.scores import rankme
+from selfcluster.reporting.colours import cluster_colours
+from selfcluster.reporting.contents import Contents, method_of, read_contents
+from selfcluster.reporting.curves import loss_curve, other_curves
+from selfcluster.reporting.gallery import Gallery, build_gallery
+from selfcluster.reporting.map import lay_out, sample_rows
+from selfcluster.reporting.thumbnails import data_uri, is_pixel_art, read_squares, sprite
+from selfcluster.reporting.verdict import Verdict, judge
+from selfcluster.training.runs import write_atomically
+
+_CARDS = 60
+_MOST_ROWS = 2_000  # clusters without pictures
+_MOST_BAD = 500
+_LONGEST = 300  # characters of a name or a value; file systems allow 4,096
+_CARD_PIXELS = 104
+_MAP_PIXELS = 72
+_INVISIBLE_BUT_MEANT = "\u200d"  # joins emoji
+
+
+@dataclass(frozen=True)
+class _Map:
+    """`rows` (n,) of the embeddings, their `places` (n, 2) in the unit square and their `cluster` (n,), -1 = none."""
+
+    rows: np.ndarray
+    places: np.ndarray
+    cluster: np.ndarray
+    rank: float
+
+
+def write_report(
+    run: Path, source: Any, *, out: Path | None = None, thumbnails: int = 2000, title: str | None = None
+) -> Path:
+    """Write the page of a run.
+
+    Args:
+        run: the run folder. A file that is missing is named on the page, with the command that makes it.
+        source: the images: `ids`, `read(i)` and `labels` (None: none appear on the page); None: no pictures.
+        out: where to write; default `run/report.html`.
+        thumbnails: at most so many images on the map; the file stays under 8 MB with the default.
+        title: the page's heading; default: the run folder's name.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        FileNotFoundError: `run` is not a folder.
+        ValueError: `thumbnails` is negative.
+
+    >>> write_report(Path("runs/swav-photos"), open_source("photos"))  # doctest: +SKIP
+    PosixPath('runs/swav-photos/report.html')
+    """
+    if thumbnails < 0:
+        raise ValueError(f"thumbnails={thumbnails}: give 0 or more")
+    run = Path(run)
+    contents = read_contents(run)
+    labels = getattr(source, "labels", None)
+    gallery = _gallery(contents, source, labels)
+    drawn = _map(contents, thumbnails)
+    verdict = judge(contents, drawn.rank if drawn else None)
+    pictures, sheet = _pictures(contents, source, gallery, drawn)
+    colours = _colours(gallery)
+    about = contents.config.get("about")
+    about = about if isinstance(about, dict) else {}
+    script = _package_file("page.js")
+    page = _environment().from_string(_package_file("template.html.j2"))
+    text = page.render(
+        title=title or run.resolve().name,
+        policy=_policy(script),
+        style=Markup(_package_file("style.css")),
+        script=Markup(script),
+        data=_json_for_script(_map_data(contents, drawn, sheet, colours)),
+        sprite=Markup(sheet[0]) if sheet else None,
+        contents=contents,
+        method=method_of(contents.config),
+        verdict=verdict,
+        facts=_facts(contents, gallery, verdict),
+        gallery=gallery,
+        most_rows=_MOST_ROWS,
+        colours=colours,
+        pictures=pictures,
+        has_source=source is not None,
+        drawn=drawn,
+        loss=loss_curve(contents),
+        curves=other_curves(contents),
+        bad=contents.quarantine[:_MOST_BAD],
+        bad_reasons=Counter(str(row.get("reason", "unknown")) for row in contents.quarantine).most_common(20),
+        settings=_settings(contents.config),
+        about=about,
+        about_rows=list(_flat(about)),
+    )
+    path = Path(out) if out is not None else run / "report.html"
+    # a lone surrogate can reach us in a command line; it is shown as its number
+    write_atomically(path, text.encode("utf-8", "backslashreplace"))
+    return path
+
+
+def visible(value: Any) -> str:
+    """Text with every character to be seen: newlines, controls and direction marks as escapes, long names shortened.
+
+    >>> visible("a" + chr(10) + chr(0x202E) + "gpj.b")
+    'a\\\\n\\\\u202egpj.b'
+    """
+    text = str(value)
+    if len(text) > _LONGEST:
+        text = f"{text[: _LONGEST // 3]} … {text[-_LONGEST * 2 // 3 :]}"
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in _INVISIBLE_BUT_MEANT else repr(c)[1:-1] for c in text)
+
+
+def _gallery(contents: Contents, source: Any, labels: np.ndarray | None) -> Gallery | None:
+    clusters = contents.clusters
+    if clusters is None or not len(clusters.cluster):
+        return None
+    copies = None
+    if contents.vectors is not None:
+        at = _rows_of(clusters.ids, contents.vectors.ids)  # (N,) rows of the embeddings
+        numbers = contents.vectors.copies
+        copies = np.where(at >= 0, numbers[at], -1 - np.arange(len(at))) if len(numbers) else None
+    row_labels = None
+    if labels is not None:
+        names = clusters.ids.to_pylist()
+        where = _positions(source, names)
+        row_labels = np.array([labels[where[name]] if name in where else -1 for name in names], np.int64)
+    return build_gallery(
+        clusters.cluster,
+        clusters.distance,
+        copies=copies,
+        labels=row_labels,
+        class_names=getattr(source, "class_names", None),
+        cards=_CARDS,
+    )
+
+
+def _map(contents: Contents, at_most: int) -> _Map | None:
+    if contents.vectors is None or not at_most:
+        return None
+    cluster = np.full(len(contents.vectors), -1)
+    if contents.clusters is not None and len(contents.clusters.cluster):
+        at = _rows_of(contents.vectors.ids, contents.clusters.ids)
+        cluster = np.where(at >= 0, contents.clusters.cluster[at], -1)
+    rows = sample_rows(len(cluster), at_most, cluster)
+    vectors = contents.vectors.take(rows)
+    finite = np.isfinite(vectors).all(axis=1)
+    rows, vectors = rows[finite], vectors[finite]
+    places = lay_out(vectors)
+    if places is None:
+        places = np.full((len(rows), 2), 0.5)
+    return _Map(rows, places, cluster[rows], rankme(vectors)) if len(rows) else None
+
+
+def _pictures(
+    contents: Contents, source: Any, gallery: Gallery | None, drawn: _Map | None
+) -> tuple[dict[int, dict[str, Any]], tuple[str, int] | None]:
+    """Thumbnails of the gallery by row of the clusters, and the map's sprite with its number of columns."""
+    if source is None:
+        return {}, None
+    card_rows = [m.row for card in gallery.cards for m in card.members] if gallery else []
+    card_ids = contents.clusters.ids.take(card_rows).to_pylist() if contents.clusters is not None else []
+    map_ids = contents.vectors.ids.take(drawn.rows).to_pylist() if contents.vectors is not None and drawn else []
+    where = _positions(source, {*card_ids, *map_ids})
+    known = sorted(set(where.values()))
+    read = dict(zip(known, read_squares(source, known, _CARD_PIXELS), strict=True))
+    by_id = {name: read[i] for name, i in where.items()}
+    pictures = {}
+    for row, name in zip(card_rows, card_ids, strict=True):
+        picture = by_id.get(name)
+        if picture is not None:
+            pictures[row] = {"uri": Markup(data_uri(picture)), "pixels": is_pixel_art(picture)}
+    sheet = sprite([by_id.get(name) for name in map_ids], _MAP_PIXELS) if map_ids else None
+    return pictures, sheet
+
+
+def _rows_of(ids: Any, among: Any) -> np.ndarray:
+    """(N,) positions of `ids` in `among`, -1 where absent."""
+    return pc.fill_null(pc.call_function("index_in", [ids], pc.SetLookupOptions(among)) if False else pc.index_in(ids, value_set=among), -1).to_numpy(zero_copy_only=False)
+
+
+def _positions(source: Any, wanted: Iterable[str]) -> dict[str, int]:
+    wanted = set(wanted)
+    return {name: i for i, name in enumerate(source.ids) if name in wanted}
+
+
+def _colours(gallery: Gallery | None) -> dict[int, str]:
+    """The biggest clusters get the colours that are farthest apart."""
+    numbers = [c.number for c in gallery.clusters] if gallery else []
+    return dict(zip(numbers, cluster_colours(len(numbers)), strict=True))
+
+
+def _map_data(
+    contents: Contents, drawn: _Map | None, sheet: tuple[str, int] | None, colours: dict[int, str]
+) -> dict[str, Any]:
+    if drawn is None or contents.vectors is None:
+        return {"n": 0}
+    shown = {int(c) for c in np.unique(drawn.cluster)}
+    return {
+        "n": len(drawn.rows),
+        "x": np.round(drawn.places[:, 0] * 10_000).astype(int).tolist(),
+        "y": np.round(drawn.places[:, 1] * 10_000).astype(int).tolist(),
+        "cluster": drawn.cluster.tolist(),
+        "path": [visible(path) for path in contents.vectors.paths.take(drawn.rows).to_pylist()],
+        "colours": {str(number): colour for number, colour in colours.items() if number in shown},
+        "cell": _MAP_PIXELS,
+        "columns": sheet[1] if sheet else 0,
+    }
+
+
+def _facts(contents: Contents, gallery: Gallery | None, verdict: Verdict) -> dict[str, Any]:
+    """The key numbers; None where unknown."""
+    seconds = contents.metrics.get("seconds", (np.empty(0), np.empty(0)))[1]
+    table = contents.clusters.cluster if contents.clusters is not None else contents.vectors
+    sizes = [c.size for c in gallery.clusters] if gallery else []
+    chance, loss = contents.last("chance_loss"), contents.last("loss")
+    return {
+        "images": len(table) if table is not None else None,
+        "clusters": len(sizes) or None,
+        "biggest": sizes[0] if sizes else None,
+        "smallest": sizes[-1] if sizes else None,
+        "median": float(np.median(sizes)) if sizes else None,
+        "minutes": float(np.nansum(seconds)) / 60 if len(seconds) else None,
+        "loss": loss,
+        "below_chance": 1 - loss / chance if loss is not None and chance else None,
+        "epochs": _epochs(contents),
+        "bad": len(contents.quarantine),
+    }
+
+
+def _epochs(contents: Contents) -> float | None:
+    last = contents.last("epoch")
+    return None if last is None else last + 1
+
+
+def _settings(config: dict[str, Any]) -> list[tuple[str, list[tuple[str, Any]]]]:
+    """Groups of settings: what stands at the top level first, then every section by its name."""
+    top = [(key, value) for key, value in config.items() if not isinstance(value, dict)]
+    sections = [(str(key), list(_flat(value))) for key, value in config.items() if isinstance(value, dict)]
+    return [(name, rows) for name, rows in [("run", top), *sections] if rows and name != "about"]
+
+
+def _flat(section: dict[Any, Any], before: str = "") -> Iterable[tuple[str, Any]]:
+    for key, value in section.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{before}{key}.")
+        else:
+            yield f"{before}{key}", value
+
+
+def _json_for_script(value: Any) -> Markup:
+    """JSON that is safe inside <script>: it holds no `<`, `>`, `&` and nothing outside ASCII."""
+    text = json.dumps(value, separators=(",", ":"), allow_nan=False)
+    return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
+
+
+def _policy(script: str) -> str:
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
+    # styles may stand inline because the curves carry style attributes; they could load nothing but data: pictures
+    return (
+        f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+@functools.cache
+def _package_file(name: str) -> str:
+    return resources.files("selfcluster.reporting").joinpath(name).read_text("utf-8")
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda value: value if isinstance(value, Markup) else visible(value),
+    )
+    environment.filters["short"] = lambda value: f"{value:,.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+    environment.filters["minutes"] = lambda value: f"{value:,.0f} min" if value >= 1.5 else f"{value * 60:,.0f} s"
+    environment.filters["python"] = repr
+    environment.filters["shell"] = lambda value: shlex.quote(str(value))
+    return environment

@@ -1,0 +1,100 @@
+"""Small pictures for a page that opens offline: single thumbnails, and one sprite for the map.
+
+A picture that cannot be read any more is None, never an error: the page is about the run, not about the disk.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+_QUALITIES = (78, 60, 40, 15)  # tried in turn until a picture is small enough
+_MOST_BYTES = 4_000  # what most photographs of 104 px need; noise would need 12,000
+_MOST_SPRITE_BYTES = 2_400_000
+_PIXEL_ART = 64  # images up to this size are stored as they are, and the page enlarges them without smoothing
+
+
+def read_squares(source: Any, index: Sequence[int], side: int) -> list[Image.Image | None]:
+    """The middle squares of images, at most `side` pixels wide, read by several threads.
+
+    Args:
+        source: has `read(i)` that gives the bytes of a file or a uint8 array (H, W) or (H, W, C).
+        index: positions in the source.
+        side: of the square, in pixels; smaller images keep their size.
+    """
+    from selfcluster.data.decode import BadImage, decode
+
+    def read(i: int) -> Image.Image | None:
+        try:
+            data = source.read(i)
+            return _square(data if isinstance(data, np.ndarray) else decode(data, shrink_to=side), side)
+        except (BadImage, OSError, ValueError):
+            return None
+
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(read, index))
+
+
+def data_uri(picture: Image.Image) -> str:
+    """The picture as a `data:` URI: PNG for tiny ones, JPEG of about 4 kB for the rest."""
+    if picture.width <= _PIXEL_ART:
+        return "data:image/png;base64," + _encoded(picture, "PNG")
+    return "data:image/jpeg;base64," + _jpeg(picture, _MOST_BYTES)
+
+
+def is_pixel_art(picture: Image.Image) -> bool:
+    """True for images so small that smoothing would only blur them."""
+    return picture.width <= _PIXEL_ART
+
+
+def sprite(pictures: Sequence[Image.Image | None], cell: int) -> tuple[str, int]:
+    """All pictures in one JPEG, row by row in square cells.
+
+    Returns:
+        The `data:` URI and the number of columns. An absent picture leaves its cell grey.
+    """
+    columns = max(1, math.isqrt(max(0, len(pictures) - 1)) + 1)
+    rows = max(1, math.ceil(len(pictures) / columns))
+    sheet = Image.new("RGB", (columns * cell, rows * cell), (128, 128, 128))
+    for n, picture in enumerate(pictures):
+        if picture is not None:
+            smooth = Image.Resampling.NEAREST if picture.width < cell else Image.Resampling.LANCZOS
+            tile = picture.convert("RGB").resize((cell, cell), smooth, reducing_gap=3.0)
+            sheet.paste(tile, (n % columns * cell, n // columns * cell))
+    return "data:image/jpeg;base64," + _jpeg(sheet, _MOST_SPRITE_BYTES), columns
+
+
+def _square(image: np.ndarray, side: int) -> Image.Image:
+    if image.dtype != np.uint8 or image.ndim not in (2, 3) or 0 in image.shape:
+        raise ValueError(f"an image of type {image.dtype} and shape {image.shape} cannot be shown")
+    grey = image.ndim == 2 or image.shape[2] < 3
+    pixels = image if image.ndim == 2 else image[:, :, 0] if grey else image[:, :, :3]
+    picture = Image.fromarray(np.ascontiguousarray(pixels))
+    edge = min(picture.size)
+    left, top = (picture.width - edge) // 2, (picture.height - edge) // 2
+    box = (left, top, left + edge, top + edge)
+    if edge <= side:
+        return picture.crop(box)
+    return picture.resize((side, side), Image.Resampling.LANCZOS, box=box, reducing_gap=3.0)
+
+
+def _jpeg(picture: Image.Image, most_bytes: int) -> str:
+    code = ""
+    for quality in _QUALITIES:
+        code = _encoded(picture, "JPEG", quality=quality, optimize=True)
+        if len(code) * 3 // 4 <= most_bytes:
+            break
+    return code
+
+
+def _encoded(picture: Image.Image, kind: str, **options: Any) -> str:
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, **options)
+    return base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -1,0 +1,93 @@
+"""Weighted nearest neighbours."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from selfcluster.evaluation.knn import knn, vote
+
+
+def at(*degrees: float) -> np.ndarray:
+    """Unit vectors in the plane."""
+    angle = np.radians(degrees)
+    return np.stack([np.cos(angle), np.sin(angle)], axis=1)
+
+
+def test_votes_by_hand():
+    cosines = torch.tensor([[1.0, 0.9, 0.8]], dtype=torch.float64)
+    found = vote(cosines, torch.tensor([[1, 0, 0]]), 3, 0.1)
+    torch.testing.assert_close(found, torch.tensor([[math.exp(-1) + math.exp(-2), 1.0, 0.0]], dtype=torch.float64))
+
+
+def test_one_near_neighbour_outvotes_two_far_ones_only_at_a_low_temperature():
+    train, labels = at(0, 40, 50), [1, 0, 0]  # the query at 10 degrees: cosines 0.985, 0.866, 0.766
+    weights = np.exp((np.cos(np.radians([10, 30, 40])) - 1) / 0.07)
+    assert weights[0] > weights[1] + weights[2]
+    for temperature, right in ((0.07, 1.0), (1.0, 0.0)):
+        assert knn(train, labels, at(10), [1], k=3, temperature=temperature)["top1"] == right
+
+
+def test_agrees_with_a_float64_reference_whatever_the_lengths_of_the_features():
+    rng = np.random.default_rng(0)
+    train, test = rng.normal(size=(300, 6)), rng.normal(size=(80, 6))
+    labels, wanted = rng.integers(0, 8, 300) * 3, rng.integers(0, 9, 80) * 3  # class 24 is unknown to train
+    unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (train, test)]
+    cosines = unit[1] @ unit[0].T
+    right, among_five = 0, 0
+    for row, label in zip(cosines, wanted, strict=True):
+        votes = np.zeros(8)
+        for i in np.argsort(-row)[:20]:
+            votes[labels[i] // 3] += math.exp(row[i] / 0.07)
+        order = list(np.argsort(-votes))
+        right += order[0] * 3 == label
+        among_five += label // 3 in order[:5]
+    scaled = train * rng.uniform(0.1, 9, (300, 1))
+    found = knn(scaled, labels, torch.tensor(test), torch.tensor(wanted))
+    assert found["top1"] == pytest.approx(right / 80)
+    assert found["top5"] == pytest.approx(among_five / 80)
+    assert (found["k"], found["classes"], found["n_train"], found["n_test"]) == (20, 8, 300, 80)
+
+
+def test_leave_one_out_never_lets_an_image_vote_for_itself():
+    pairs = at(0, 1, 90, 91)
+    assert knn(pairs, [0, 0, 1, 1], k=1)["top1"] == 1.0
+    assert knn(pairs, [0, 1, 0, 1], k=1)["top1"] == 0.0
+    # exact copies: the image may not even be among its own nearest, and still a copy votes, never itself
+    copies = np.ones((6, 2))
+    found = knn(copies, [0, 0, 0, 0, 0, 1], k=2)
+    assert found["top1"] == pytest.approx(5 / 6)
+    assert found["k"] == 2
+
+
+def test_leave_one_out_is_the_same_as_leaving_one_out():
+    rng = np.random.default_rng(1)
+    x, y = rng.normal(size=(40, 3)), rng.integers(0, 3, 40)
+    apart = [knn(np.delete(x, i, 0), np.delete(y, i), x[i : i + 1], y[i : i + 1], k=5)["top1"] for i in range(40)]
+    assert knn(x, y, k=5)["top1"] == pytest.approx(np.mean(apart))
+
+
+def test_unlabelled_images_take_no_part_and_k_is_cut_to_what_there_is():
+    found = knn(at(0, 0, 90), [-1, 1, 0], at(0, 5), [1, -1])
+    assert found == {"top1": 1.0, "k": 2, "classes": 2, "n_train": 2, "n_test": 1}
+
+
+def test_what_cannot_be_judged_is_refused():
+    x = at(0, 90)
+    with pytest.raises(ValueError, match="not one of 2 images has a label"):
+        knn(x, [-1, -1])
+    with pytest.raises(ValueError, match="one label 4"):
+        knn(x, [4, 4])
+    with pytest.raises(ValueError, match="of 1 of 2 labelled images are not finite"):
+        knn(x * [[1], [math.nan]], [0, 1])
+    with pytest.raises(ValueError, match="2 features an image and test 3"):
+        knn(x, [0, 1], np.ones((1, 3)), [0])
+    with pytest.raises(ValueError, match="whole numbers"):
+        knn(x, [0.5, 1.0])
+    with pytest.raises(ValueError, match=r"features \(2, 2\) and labels \(3,\)"):
+        knn(x, [0, 1, 1])
+    with pytest.raises(ValueError, match="k=0"):
+        knn(x, [0, 1], k=0)

@@ -1,0 +1,55 @@
+"""Curves."""
+
+from __future__ import annotations
+
+import json
+import xml.etree.ElementTree as ET
+
+import numpy as np
+
+from selfcluster.reporting.contents import read_contents
+from selfcluster.reporting.curves import loss_curve, other_curves
+
+
+def contents(tmp_path, rows):
+    (tmp_path / "metrics.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    return read_contents(tmp_path)
+
+
+def test_the_chance_level_is_drawn_and_named(tmp_path):
+    run = contents(tmp_path, [{"step": i, "loss": 1.0, "chance_loss": float(np.log(3000))} for i in range(5)])
+    curve = loss_curve(run)
+    assert curve is not None
+    assert "8.01 = ln 3,000" in curve.meaning
+    assert "var(--chance)" in curve.svg
+    plain = loss_curve(contents(tmp_path, [{"step": 0, "loss": 1.0}]))
+    assert plain is not None
+    assert "var(--chance)" not in plain.svg
+
+
+def test_a_level_that_is_no_logarithm_is_not_called_one(tmp_path):
+    curve = loss_curve(contents(tmp_path, [{"step": 0, "loss": 1.0, "chance_loss": 2.0}]))
+    assert curve is not None
+    assert "ln" not in curve.meaning.split("is chance")[0].removeprefix("the dashed line")
+
+
+def test_unknown_numbers_are_drawn_and_their_names_stay_out_of_the_drawing(tmp_path):
+    name = "$\\frac{<script>\U0001f600"
+    rows = [{"step": i, name: i, "rankme": 2.0, "flat": None} for i in range(3)]
+    rank, other = other_curves(contents(tmp_path, rows))
+    assert (rank.title, other.title, other.last) == ("Feature rank (RankMe)", name, 2.0)
+    assert "frac" not in other.svg
+    assert ET.fromstring(other.svg).tag.endswith("svg")
+
+
+def test_drawings_are_bounded_and_equal_each_time(tmp_path):
+    rng = np.random.default_rng(0)
+    run = contents(tmp_path, [{"step": i, "loss": float(v)} for i, v in enumerate(rng.random(20_000))])
+    first, second = loss_curve(run), loss_curve(run)
+    assert first is not None
+    assert first == second
+    assert len(first.svg) < 40_000
+
+
+def test_no_loss_no_curve(tmp_path):
+    assert loss_curve(contents(tmp_path, [{"step": 0, "loss": None}])) is None

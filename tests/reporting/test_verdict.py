@@ -1,0 +1,69 @@
+"""Health in words."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from selfcluster.reporting.contents import read_contents
+from selfcluster.reporting.verdict import judge
+from tests.reporting.folders import make_run, write_clusters
+
+IDS = [f"{i:02}" for i in range(30)]
+
+
+def with_losses(tmp_path, losses, chance=np.log(30)):
+    run = make_run(tmp_path / "run", IDS)
+    rows = [{"step": i, "loss": loss, "chance_loss": chance} for i, loss in enumerate(losses)]
+    (run / "metrics.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    return read_contents(run)
+
+
+def test_a_good_run_is_healthy_and_says_why(tmp_path):
+    verdict = judge(read_contents(make_run(tmp_path / "run", IDS)), rank=4.0)
+    assert verdict.level == "good"
+    assert len(verdict.reasons) == 3
+
+
+def test_nothing_known_is_unknown(tmp_path):
+    assert judge(read_contents(tmp_path)).level == "unknown"
+
+
+@pytest.mark.parametrize(("end", "level"), [(0.98, "good"), (0.991, "bad"), (1.0, "bad"), (1.2, "bad")])
+def test_a_loss_at_chance_is_bad(tmp_path, end, level):
+    verdict = judge(with_losses(tmp_path, [end * np.log(30)] * 20))
+    assert verdict.level == level
+    assert level == "good" or "nothing was learned" in verdict.reasons[0]
+
+
+def test_a_loss_that_is_not_finite(tmp_path):
+    assert judge(with_losses(tmp_path, [2.0, None])).level == "bad"
+    assert judge(with_losses(tmp_path, [None] + [2.0] * 40)).level == "look"
+
+
+@pytest.mark.parametrize(("rank", "level"), [(1.2, "bad"), (3.0, "good")])
+def test_thin_features_are_bad(tmp_path, rank, level):
+    assert judge(read_contents(make_run(tmp_path / "run", IDS)), rank).level == level
+
+
+@pytest.mark.parametrize(
+    ("cluster", "level"),
+    [([0] * 30, "bad"), ([-1] * 30, "bad"), ([0] * 16 + list(range(14)), "look"), ([0] * 15 + [1] * 15, "good")],
+)
+def test_how_the_images_spread(tmp_path, cluster, level):
+    run = make_run(tmp_path / "run", IDS)
+    write_clusters(run / "clusters.parquet", IDS, cluster, np.zeros(30))
+    assert judge(read_contents(run)).level == level
+
+
+@pytest.mark.parametrize(
+    ("state", "level"), [("finished", "good"), ("running", "look"), ("preempted", "look"), ("failed", "bad")]
+)
+def test_how_the_run_ended(tmp_path, state, level):
+    run = make_run(tmp_path / "run", IDS)
+    (run / "status.json").write_text(json.dumps({"state": state, "message": "step 7"}))
+    verdict = judge(read_contents(run))
+    assert verdict.level == level
+    assert level == "good" or "step 7" in verdict.reasons[0]
