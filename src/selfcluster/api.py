@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from selfcluster.data.sources import open_source
+from selfcluster.data.sources import DataError, open_source
 from selfcluster.methods import canonical
 from selfcluster.recipes.settings import read_settings
 from selfcluster.training.runs import RunError, RunFolder, is_run, read_config, read_status
@@ -321,7 +321,12 @@ def report(run: str | os.PathLike[str], data: Any = None, *, out: str | os.PathL
 
     where = Path(run)
     config = read_config(where)
-    source = open_source(config["data"] if data is None else data, **{k: config.get(k) for k in _SUBSET})
+    try:
+        source = open_source(config["data"] if data is None else data, **{k: config.get(k) for k in _SUBSET})
+    except DataError:
+        if data is not None:
+            raise
+        source = None  # the images have gone: a page without pictures
     return write_report(where, source, out=None if out is None else Path(out))
 
 

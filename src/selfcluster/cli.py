@@ -32,11 +32,14 @@ class _Parser(argparse.ArgumentParser):
         kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(*args, **kwargs)
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        found, unknown = super().parse_known_args(args, namespace)
+        for word in unknown:
+            near = difflib.get_close_matches(word.split("=")[0], self._option_string_actions, n=1)
+            self.error(f"no flag {word}" + (f"; did you mean {near[0]}?" if near else f" in {self.prog}"))
+        return found, unknown
+
     def error(self, message: str) -> NoReturn:
-        for wrong in (word for word in message.split() if word.startswith("--")):
-            near = difflib.get_close_matches(wrong.split("=")[0], self._option_string_actions, n=1)
-            if "unrecognized" in message and near:
-                message += f"; did you mean {near[0]}?"
         raise _UsageError(f"{self.prog}: {message}")
 
 
@@ -66,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if os.environ.get("RANK", "0") == "0":
             print(json.dumps({"ok": True, "result": result}, default=str) if as_json else text, flush=True)
-    except BrokenPipeError:
+    except OSError:  # whoever read our output has gone
         return _closed_pipe()
     return 0
 
@@ -79,7 +82,7 @@ def _fail(message: str, code: int, as_json: bool) -> int:
 
 
 def _closed_pipe() -> int:
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains while it ends
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - or the interpreter complains while it ends
     return 0
 
 

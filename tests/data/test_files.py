@@ -172,6 +172,21 @@ def test_row_11_errors_that_do_not_pass_are_not_tried_again(monkeypatch):
         assert caught.value.reason == reason
 
 
+def test_a_name_that_no_file_can_have_is_a_missing_file(tmp_path):
+    put(tmp_path, "a.jpg")
+    (tmp_path / "list.txt").write_bytes(b"a.jpg\nzero\0byte.jpg\n")
+    with pytest.raises(BadImage, match="vanished"):
+        open_source(tmp_path / "list.txt").read(1)
+
+
+def test_row_23_no_memory_for_one_image_is_that_images_fault():
+    def hungry():
+        raise MemoryError
+
+    with pytest.raises(BadImage, match="read_error: not enough memory"):
+        with_retries(hungry)
+
+
 def test_a_file_of_a_gigabyte_is_not_read(tmp_path):
     path = tmp_path / "huge.jpg"
     with open(path, "wb") as file:

@@ -202,14 +202,30 @@ def test_resident_and_threaded_views_differ_by_rounding_only(tmp_path, encode):
         assert (x[0] - y[0]).abs().max() <= 1.5 / 255
 
 
-def test_scaled_decoding_changes_views_little(photographs, monkeypatch):
-    plan = ViewPlan(groups=(ViewGroup(count=2, size=16, scale=(0.8, 1.0)),))
-    quick = collect(loader(photographs, 10).batches(plan))
+def test_large_resident_images_are_cut_by_threads_on_a_cpu_with_the_same_result(tmp_path, encode):
+    rng = np.random.default_rng(0)
+    for i in range(12):
+        image = encode(rng.integers(0, 255, (70, 80, 3), dtype=np.uint8))
+        (tmp_path / f"{i:02d}.png").write_bytes(image[:-30] if i == 5 else image)
+    kept, read = loader(tmp_path, 4), loader(tmp_path, 4, resident=False)
+    assert kept.resident
+    assert not read.resident
+    assert equal(collect(kept.batches(CROPS)), collect(read.batches(CROPS)))
+    assert equal(collect(kept.sweep()), collect(read.sweep()))
+
+
+def test_scaled_decoding_shows_the_same_part_of_the_image(tmp_path, encode, monkeypatch):
+    y, x = np.mgrid[:256, :320] / 40
+    for i in range(10):
+        wave = np.stack([np.sin(x + i), np.cos(y - i), np.sin(x * y / 4)], axis=2)
+        (tmp_path / f"{i}.jpg").write_bytes(encode((wave * 120 + 128).astype(np.uint8)[i:, 2 * i :], "JPEG"))
+    plan = ViewPlan(groups=(ViewGroup(count=2, size=32, scale=(0.3, 1.0)),))
+    quick = collect(loader(tmp_path, 10).batches(plan))
     from selfcluster.data.decode import OpenedImage
 
     whole = OpenedImage.pixels
     monkeypatch.setattr(OpenedImage, "pixels", lambda self, channels=3, shrink_to=None: whole(self, channels))
-    full = collect(loader(photographs, 10).batches(plan))
+    full = collect(loader(tmp_path, 10).batches(plan))
     differences = [(v - w).abs() for (x, _), (y, _) in zip(quick, full) for v, w in zip(x, y)]
     assert max(float(d.max()) for d in differences) > 0  # it did decode smaller
     assert sum(float(d.mean()) for d in differences) / len(differences) < 0.02

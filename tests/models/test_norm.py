@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from timm.layers import BatchNormAct2d
 from torch import nn
 
 from selfcluster import distributed
@@ -20,9 +19,20 @@ from selfcluster.models import norm
 from selfcluster.models.norm import BatchNorm, convert_sync
 
 
+class Activated(nn.BatchNorm2d):
+    """Shaped like timm's BatchNormAct2d, which takes seconds to import in every process."""
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__(num_features)
+        self.drop, self.act = nn.Identity(), nn.ReLU(inplace=True)
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return self.act(self.drop(super().forward(input)))
+
+
 def network() -> nn.Module:
     torch.manual_seed(3)
-    layers = [nn.Conv2d(2, 4, 3), BatchNormAct2d(4), nn.Flatten(), nn.Linear(36, 5), nn.BatchNorm1d(5, momentum=None)]
+    layers = [nn.Conv2d(2, 4, 3), Activated(4), nn.Flatten(), nn.Linear(36, 5), nn.BatchNorm1d(5, momentum=None)]
     module = nn.Sequential(*layers, nn.Linear(5, 3)).double()
     with torch.no_grad():
         for parameter in module.parameters():
@@ -83,7 +93,7 @@ def rank_checks(rank: int, folder: str) -> None:
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("norm")
     processes = [subprocess.Popen([sys.executable, __file__, str(rank), str(folder)]) for rank in (0, 1)]
-    assert [process.wait(120) for process in processes] == [0, 0]
+    assert [process.wait(300) for process in processes] == [0, 0]
     return [torch.load(Path(folder) / f"rank{rank}.pt") for rank in (0, 1)]
 
 
@@ -133,6 +143,19 @@ def test_alone_the_native_layers_stay():
     before = list(module)
     assert convert_sync(module) is module
     assert all(new is old for new, old in zip(module, before, strict=True))
+
+
+def test_the_activated_batch_norm_of_timm_keeps_its_activation(monkeypatch):
+    from timm.layers import BatchNormAct2d
+
+    module = nn.Sequential(BatchNormAct2d(3, act_layer=nn.PReLU)).eval()
+    x = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    expected, names = module(x), list(module.state_dict())
+    monkeypatch.setattr(distributed, "world_size", lambda group=None: 2)
+    convert_sync(module)
+    assert type(module[0]) is BatchNorm
+    assert list(module.state_dict()) == names
+    assert torch.equal(module(x), expected)
 
 
 def test_a_batch_norm_with_a_forward_of_its_own_is_refused(monkeypatch):

@@ -30,4 +30,4 @@ registration.register_with_timm()  # again is free, and warns of nothing
 @pytest.mark.slow
 @pytest.mark.parametrize("code", [BEFORE, AFTER], ids=["before timm", "after timm"])
 def test_both_import_orders_register(code):
-    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, timeout=120)
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, timeout=300)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shlex
 
 import numpy as np
 import pytest
+import yaml
 
 from selfcluster.reporting.contents import Vectors, read_contents
 from tests.reporting.folders import make_run, write_vectors
@@ -31,6 +33,14 @@ def test_the_commands_name_the_method_and_the_data(tmp_path):
     embed, cluster = read_contents(run).missing
     assert embed.command == f"embed {run} photos --out {run / 'embeddings.parquet'}"
     assert cluster.command == f"cluster {run}"
+
+
+def test_commands_can_be_copied_into_a_shell(tmp_path):
+    run = tmp_path / "my run; reboot"
+    run.mkdir()
+    (run / "config.yaml").write_text(yaml.safe_dump({"method": "swav", "data": {"data": "$(reboot)"}}))
+    words = shlex.split({m.name: m.command for m in read_contents(run).missing}["embeddings.parquet"])
+    assert words == ["embed", str(run), "$(reboot)", "--out", str(run / "embeddings.parquet")]
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "status.json", "embeddings.parquet", "clusters.parquet"])

@@ -14,9 +14,9 @@ from tests.reporting.folders import make_run, write_clusters
 IDS = [f"{i:02}" for i in range(30)]
 
 
-def with_losses(tmp_path, losses, chance=np.log(30)):
+def with_losses(tmp_path, losses):
     run = make_run(tmp_path / "run", IDS)
-    rows = [{"step": i, "loss": loss, "chance_loss": chance} for i, loss in enumerate(losses)]
+    rows = [{"step": i, "loss": loss, "chance_loss": float(np.log(30))} for i, loss in enumerate(losses)]
     (run / "metrics.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     return read_contents(run)
 

@@ -90,6 +90,12 @@ def test_one_float_view_is_not_edited_either():
     assert torch.equal(x, before)
 
 
+def test_an_empty_share_gives_empty_views():
+    for name in ("byol", "layout"):
+        plan = plan_from_crops(Crops(augment=name, **SMALL))
+        assert [v.shape for v in make_views(plan, images(3), np.arange(0))] == [(0, 3, s, s) for s in plan.sizes]
+
+
 def test_seed_step_and_view_give_other_views_and_the_same_ones_again():
     plan = plan_from_crops(Crops(**SMALL))
     x, index = images(8), np.arange(8)
@@ -189,5 +195,7 @@ def test_mistakes_are_named():
     plan = ViewPlan(groups=(ViewGroup(size=8, count=2, affine=Affine()),))
     with pytest.raises(ValueError, match="2 views, 1 were given"):
         plan.finish([images(1)], 0, 0, torch.arange(1), MEAN, STD)
+    with pytest.raises(ValueError, match=r"views of \[1, 2\] images for an index of 1"):
+        plan.finish([images(1), images(2)], 0, 0, torch.arange(1), MEAN, STD)
     with pytest.raises(ValueError, match="not 3 numbers each"):
         plan.finish([images(1)] * 2, 0, 0, torch.arange(1), (0.5,), (0.5,))

@@ -88,7 +88,7 @@ def _working(x: Tensor) -> Tensor:
 def _fastest(x: Tensor) -> str:
     if x.device.type == "cuda":
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
-    if x.dtype == torch.float32 and native.available():
+    if native.takes(x):
         return "native"
     return "bfloat16" if _cpu_multiplies_bfloat16() else "float32"
 

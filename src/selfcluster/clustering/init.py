@@ -73,7 +73,9 @@ def k_means_parallel(rows: Rows, k: int, seed: int) -> Tensor:
     counts = torch.zeros(len(candidates), dtype=torch.float64, device=rows.device)
     for part, x in rows.blocks():
         labels, weight = nearest_centroid(x, candidates).labels, rows.weights(part)
-        counts.index_add_(0, labels, torch.ones_like(labels, dtype=torch.float64) if weight is None else weight.double())
+        counts.index_add_(
+            0, labels, torch.ones_like(labels, dtype=torch.float64) if weight is None else weight.double()
+        )
     return distributed.broadcast(_spread(candidates, k, seed, distributed.all_reduce(counts).cpu()))
 
 

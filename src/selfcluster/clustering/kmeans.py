@@ -25,7 +25,6 @@ from selfcluster.clustering import init as starts
 from selfcluster.clustering.assign import nearest_centroid, unit_rows
 from selfcluster.clustering.lloyd import DONORS, Empty, assignment_pass, average
 from selfcluster.clustering.rows import Rows
-from selfcluster.clustering.two_level import Regions
 
 _INITS = {
     "random": starts.random_members,
@@ -66,12 +65,13 @@ class KMeans(ClusterMixin, BaseEstimator):
             number of ranks (to 1e-5).
         exact: labels equal float64's even on bfloat16 hardware; False trusts the fast product.
         approximate: for thousands of clusters: compare a row only with the 256 centroids around its region
-            (`two_level.py`). Many times faster, inertia a little higher; `labels_` are of this kind too.
+            (`two_level.py`). Many times faster, inertia a little higher. `labels_` are such too; `predict` is exact.
 
     Attributes:
         cluster_centers_: (k, d), a tensor if X was one.
         labels_: (n,) int64, this rank's rows.
         inertia_: sum over all ranks' rows of weight times squared distance.
+        seed_: the seed that `random_state` came to.
         n_iter_: centroid updates made on everything (on the sample under `max_points_per_centroid`).
         history_: a list of dicts, one an assignment: stage, inertia, moved (rows whose label changed), empty
             (clusters), largest (size of the largest cluster).
@@ -133,7 +133,7 @@ class KMeans(ClusterMixin, BaseEstimator):
         if rows.total < k:
             raise ValueError(f"n_samples={rows.total} is fewer than n_clusters={k}")
         rows.check()
-        seed = self._seed()
+        self.seed_ = seed = self._seed()
         self.history_: list[Iteration] = []
         working, finish = rows, True
         if self.max_points_per_centroid is not None and rows.total > k * self.max_points_per_centroid:
@@ -146,7 +146,7 @@ class KMeans(ClusterMixin, BaseEstimator):
         centroids = self._start(working, seed) if centroids is None else centroids
         centroids, last, self.n_iter_ = self._iterate(working, centroids, self.max_iter, seed, stage=1)
         if not finish:
-            last = assignment_pass(rows, centroids, None, exact=self.exact, approximate=self.approximate)
+            last = assignment_pass(rows, centroids, None, exact=self.exact, approximate=0 if self.approximate else None)
         self._warn_if_few(rows, int((last.counts == 0).sum()))
         self.inertia_ = last.inertia
         self.cluster_centers_ = centroids if rows.is_tensor else centroids.numpy()
@@ -169,12 +169,10 @@ class KMeans(ClusterMixin, BaseEstimator):
         rows = self._rows(X, None, reset=False, shared=False)
         rows.check()
         centroids = torch.as_tensor(self.cluster_centers_).to(device=rows.device, dtype=rows.dtype)
-        regions = Regions(centroids) if self.approximate else None
         labels = torch.empty(len(rows), dtype=torch.int64, device=rows.device)
         distances = torch.empty(len(rows), dtype=rows.dtype, device=rows.device)
         for part, x in rows.blocks():
-            found = regions.nearest(x) if regions else nearest_centroid(x, centroids, exact=self.exact)
-            labels[part], distances[part] = found
+            labels[part], distances[part] = nearest_centroid(x, centroids, exact=self.exact)
         return (labels, distances) if rows.is_tensor else (labels.numpy(), distances.numpy())
 
     def _iterate(self, rows: Rows, centroids: Tensor, steps: int, seed: int, stage: int) -> tuple[Tensor, Any, int]:
@@ -183,7 +181,13 @@ class KMeans(ClusterMixin, BaseEstimator):
         found = None
         for step in range(steps + 1):
             before = found
-            found = assignment_pass(rows, centroids, None if before is None else before.labels, exact=self.exact, approximate=self.approximate)
+            found = assignment_pass(
+                rows,
+                centroids,
+                None if before is None else before.labels,
+                exact=self.exact,
+                approximate=step if self.approximate else None,
+            )
             self.history_.append(
                 Iteration(
                     stage=stage,
@@ -222,7 +226,8 @@ class KMeans(ClusterMixin, BaseEstimator):
         else:  # finiteness is checked by row, in blocks
             types = [np.float64, np.float32, np.float16]
             keep = isinstance(X, np.ndarray) and X.ndim == 2 and X.dtype.kind in "fiu"
-            X = validate_data(self, X, reset=reset, dtype=None if keep else types, ensure_all_finite=False)
+            wanted = {"dtype": None if keep else types, "ensure_all_finite": False, "ensure_min_samples": 0}
+            X = validate_data(self, X=X, reset=reset, **wanted)  # pyright: ignore[reportArgumentType]
         if weight is not None:
             weight = weight if isinstance(weight, Tensor) else torch.from_numpy(np.array(weight, dtype=np.float64))
             weight = weight.detach().double()

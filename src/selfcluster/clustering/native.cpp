@@ -507,10 +507,10 @@ int64_t selfcluster_nearest(const float* x, int64_t n, int64_t d, const float* c
 } catch (const std::exception&) { return -1; }
 
 // The same where the rows order[begin[g]..begin[g + 1]) of region g are compared with its own m centroids only,
-// lists[g] (m,), their numbers rising.
+// lists[g] (m,), their numbers rising, and with the centroid last[i] that row i had before (null: none).
 int64_t selfcluster_nearest_listed(const float* x, int64_t d, const float* c, int64_t k, const int64_t* order,
-                                   const int64_t* begin, int64_t regions, const int64_t* lists, int64_t m, int level,
-                                   int threads, int64_t* labels, float* distances) try {
+                                   const int64_t* begin, int64_t regions, const int64_t* lists, int64_t m,
+                                   const int64_t* last, int level, int threads, int64_t* labels, float* distances) try {
     Centroids all(c, k, d);
     pack(all);
     std::atomic<int64_t> next{0}, compared{0};
@@ -524,6 +524,14 @@ int64_t selfcluster_nearest_listed(const float* x, int64_t d, const float* c, in
             for (int64_t i = begin[g]; i < begin[g + 1]; i += BLOCK)
                 worker.block(some, 0, order + i, static_cast<int>(std::min<int64_t>(BLOCK, begin[g + 1] - i)), labels,
                              distances);
+            for (int64_t i = begin[g]; last && i < begin[g + 1]; i++) {
+                const int64_t row = order[i], before = last[row];
+                if (before == labels[row]) continue;
+                const float distance = distance32(x + row * d, c + before * d, d);
+                if (!(distance < distances[row])) continue;
+                labels[row] = before;
+                distances[row] = distance;
+            }
         }
         compared += worker.compared;
     });

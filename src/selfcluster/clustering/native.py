@@ -37,14 +37,14 @@ class _Kernel:
         size, pointer = ctypes.c_int64, ctypes.c_void_p
         self._level = library.selfcluster_level
         self._nearest, self._add = library.selfcluster_nearest, library.selfcluster_add
-        self._listed = library.selfcluster_nearest_listed
-        self._listed.argtypes = [
-            pointer, size, pointer, size, pointer, pointer, size, pointer, size, ctypes.c_int, ctypes.c_int, pointer,
-            pointer,
+        self.listed = library.selfcluster_nearest_listed
+        self.listed.argtypes = [
+            pointer, size, pointer, size, pointer, pointer, size, pointer, size, pointer, ctypes.c_int, ctypes.c_int,
+            pointer, pointer,
         ]  # fmt: skip
         self._nearest.argtypes = [pointer, size, size, pointer, size, ctypes.c_int, ctypes.c_int, pointer, pointer]
         self._add.argtypes = [pointer, size, size, pointer, pointer, size, ctypes.c_int, pointer]
-        self._nearest.restype = self._listed.restype = self._add.restype = size
+        self._nearest.restype = self.listed.restype = self._add.restype = size
         self.level = int(self._level())
 
     def nearest(self, x: Tensor, centroids: Tensor, labels: Tensor, distances: Tensor, level: int) -> int:
@@ -58,16 +58,6 @@ class _Kernel:
             raise MemoryError(f"no memory to assign {n} rows to {len(centroids)} centroids")
         return compared
 
-    def nearest_listed(self, x: Tensor, centroids: Tensor, order: Tensor, begin: Tensor, lists: Tensor,
-                       labels: Tensor, distances: Tensor) -> None:
-        regions, m = lists.shape
-        compared = self._listed(
-            x.data_ptr(), x.shape[1], centroids.data_ptr(), len(centroids), order.data_ptr(), begin.data_ptr(), regions,
-            lists.data_ptr(), m, self.level, torch.get_num_threads(), labels.data_ptr(), distances.data_ptr(),
-        )  # fmt: skip
-        if compared < 0:
-            raise MemoryError(f"no memory to assign {len(x)} rows to {m} of {len(centroids)} centroids each")
-
     def add(self, sums: Tensor, x: Tensor, labels: Tensor, weight: Tensor | None) -> None:
         n, d = x.shape
         pointer = None if weight is None else weight.data_ptr()
@@ -80,6 +70,11 @@ class _Kernel:
 def available() -> bool:
     """Whether the kernel runs here; the first call may compile it (some seconds, once for a user)."""
     return os.environ.get("SELFCLUSTER_NATIVE", "1") != "0" and _kernel() is not None
+
+
+def takes(x: Tensor) -> bool:
+    """Whether the kernel is available and made for rows like these."""
+    return x.dtype == torch.float32 and x.device.type == "cpu" and x.shape[1] <= _MAX_DIMENSIONS and available()
 
 
 def nearest(x: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor, int]:
@@ -97,7 +92,7 @@ def nearest(x: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor, int]:
         ValueError: the kernel cannot take this.
     """
     kernel = _kernel()
-    if kernel is None or kernel.level == 0 or x.dtype != torch.float32 or x.shape[1] > _MAX_DIMENSIONS:
+    if kernel is None or not takes(x):
         raise ValueError("engine='native' needs float32 rows on a CPU with AVX512-VNNI or AMX, and a C++ compiler")
     x, centroids = x.contiguous(), centroids.contiguous()
     n, k = len(x), len(centroids)
@@ -113,20 +108,26 @@ def nearest(x: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor, int]:
 
 
 def nearest_listed(
-    x: Tensor, centroids: Tensor, order: Tensor, begin: Tensor, lists: Tensor
+    x: Tensor, centroids: Tensor, order: Tensor, begin: Tensor, lists: Tensor, last: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """`nearest` where the rows order[begin[g]:begin[g + 1]] are compared with the centroids lists[g] only.
+    """`nearest` where the rows order[begin[g]:begin[g + 1]] are compared with few centroids only.
 
-    `order` (n,), `begin` (g + 1,), `lists` (g, m) rising in each row; all int64.
+    Those are lists[g], and the row's own last[i] where `last` is given. `order` and `last` (n,), `begin` (g + 1,),
+    `lists` (g, m), rising in each row; all int64.
     """
     kernel = _kernel()
-    if kernel is None or x.dtype != torch.float32 or x.shape[1] > _MAX_DIMENSIONS:
+    if kernel is None or not takes(x):
         raise ValueError("the compiled kernel cannot take this")
+    x, centroids, order, begin, lists = (t.contiguous() for t in (x, centroids, order, begin, lists))
+    last = None if last is None else last.contiguous()
     labels, distances = torch.empty(len(x), dtype=torch.int64), torch.empty(len(x))
-    kernel.nearest_listed(
-        x.contiguous(), centroids.contiguous(), order.contiguous(), begin.contiguous(), lists.contiguous(),
-        labels, distances,
-    )  # fmt: skip
+    regions, m = lists.shape
+    if kernel.listed(
+        x.data_ptr(), x.shape[1], centroids.data_ptr(), len(centroids), order.data_ptr(), begin.data_ptr(), regions,
+        lists.data_ptr(), m, None if last is None else last.data_ptr(), kernel.level, torch.get_num_threads(),
+        labels.data_ptr(), distances.data_ptr(),
+    ) < 0:  # fmt: skip
+        raise MemoryError(f"no memory to assign {len(x)} rows to {m} of {len(centroids)} centroids each")
     return labels, distances
 
 

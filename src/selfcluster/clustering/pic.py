@@ -81,10 +81,6 @@ class PowerIterationClustering(ClusterMixin, BaseEstimator):
         self.n_clusters_ = int(labels.max()) + 1
         return self
 
-    def fit_predict(self, X: Any, y: Any = None, **kwargs: Any) -> Any:
-        """`fit(X).labels_`."""
-        return self.fit(X).labels_
-
     def _labels(self, near: np.ndarray, square: np.ndarray) -> np.ndarray:
         n, m = near.shape
         rows = np.repeat(np.arange(n), m)

@@ -4,8 +4,9 @@ For every candidate k, k-means is fitted to several random four fifths of a samp
 without clusters: uniform in the box along the sample's principal axes (Tibshirani, Walther, Hastie 2001, J. R. Stat.
 Soc. B 63(2), reference b). Each repeat gives three votes:
 
-- inertia: the smallest k whose gap, log inertia of the reference minus log inertia, the next candidate's does not pass
-  by more than one standard error (the same paper's rule); 1 where nothing is gained by parting the data at all;
+- inertia: the smallest k whose gap, log inertia of the reference minus log inertia, is within one standard error of the
+  largest gap; 1 where nothing is gained by parting the data at all. (The paper takes the first k that the next does not
+  pass; on symmetric arrangements of clusters that stops far too early.)
 - silhouette: the k with the largest mean silhouette;
 - stability: the largest k at which the repeats agree (adjusted Rand index on all rows of the sample) as well as they do
   at any k, to 0.02. A k below the truth can be stable too, one above it seldom.
@@ -25,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from selfcluster import randomness
+from selfcluster import distributed, randomness
 from selfcluster.clustering import scores
 from selfcluster.clustering.kmeans import KMeans
 
@@ -74,12 +75,15 @@ def choose_k(
         repeats: fits a candidate gets, on data and on the reference each.
 
     Raises:
-        ValueError: for fewer than 10 rows, or candidates outside 2 to half the sampled rows.
+        ValueError: for fewer than 10 rows, candidates outside 2 to half the sampled rows, or under
+            `torch.distributed` with several processes: choose k in one.
 
     >>> blobs = np.random.default_rng(0).normal(size=(3, 40, 2)) * 0.1 + np.array([[[0, 0]], [[4, 0]], [[0, 4]]])
     >>> choose_k(blobs.reshape(-1, 2), range(2, 7)).k
     3
     """
+    if distributed.world_size() > 1:
+        raise ValueError(f"choose_k works in one process and this group has {distributed.world_size()}")
     rows = _sampled(X, sample, seed)
     tried = _candidates(candidates, len(rows))
     if repeats < 2:
@@ -103,7 +107,7 @@ def choose_k(
 
 
 class _Fits:
-    """Curves (R, C) over R repeats and C candidates: inertia, silhouette, those of the reference; `stability` by pairs."""
+    """Curves (R, C) over R repeats and C candidates, of the data and of the reference; agreements (R, R, C)."""
 
     def __init__(self, rows: np.ndarray, tried: list[int], repeats: int, seed: int, spherical: bool) -> None:
         self.tried, self.repeats = tried, repeats
@@ -135,7 +139,7 @@ class _Fits:
         gap, error = self._gap(which)
         stable = self._stability(which)
         return {
-            "inertia": _first_unbeaten([1, *tried], gap, error),
+            "inertia": _within_an_error([1, *tried], gap, error),
             "silhouette": tried[int(self.silhouette[which].mean(axis=0).argmax())],
             "stability": tried[int(np.flatnonzero(stable >= stable.max() - _STABLE)[-1])],
         }
@@ -213,9 +217,9 @@ def _log(inertia: np.ndarray) -> np.ndarray:
     return np.log(np.maximum(inertia, np.finfo(np.float32).tiny))
 
 
-def _first_unbeaten(tried: list[int], gap: np.ndarray, error: np.ndarray) -> int:
-    good = np.flatnonzero(gap[:-1] >= gap[1:] - error[1:])
-    return tried[int(good[0])] if len(good) else tried[-1]
+def _within_an_error(tried: list[int], gap: np.ndarray, error: np.ndarray) -> int:
+    best = int(gap.argmax())
+    return tried[int(np.flatnonzero(gap >= gap[best] - error[best])[0])]
 
 
 def _widened(low: int, high: int, tried: list[int]) -> tuple[int, int]:

@@ -95,6 +95,10 @@ def with_retries(read: Callable[[], T], log: ReadLog | None = None) -> T:
             if log is not None:
                 log.retried()
             time.sleep(wait)
+        except MemoryError as error:
+            raise BadImage("read_error", "not enough memory for its bytes") from error
+        except ValueError as error:  # a name that no file can have, such as one with a zero byte
+            raise BadImage("vanished", str(error)) from error
     raise AssertionError("the last try returns or raises")
 
 

@@ -54,9 +54,10 @@ class Quarantine:
             TooManyBadImages: names the counts, the first few images and the way out.
         """
         if self._note(row, error.reason, error.detail):
-            self._pending.append((row, error.reason, error.detail))
+            find = (row, error.reason, error.detail)
+            self._pending.append(find)
             if self._rank == 0:
-                self._write([self._pending.pop()])
+                self._write([find])
             self._check()
 
     def sync(self) -> None:

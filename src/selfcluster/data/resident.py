@@ -27,7 +27,7 @@ _CHUNK = 32  # images a thread takes at once
 def load_resident(
     source: Source, channels: int, device: torch.device, pool: ThreadPoolExecutor | None, quarantine: Quarantine
 ) -> Tensor | None:
-    """(N, C, H, W) uint8 on `device`, or None where the images differ in size or are too many.
+    """(N, H, W, C) uint8 on `device`, or None where the images differ in size or are too many.
 
     Bad images are quarantined and stay black. All ranks decide alike.
     """
@@ -77,8 +77,7 @@ def _fill(
     pool: ThreadPoolExecutor | None,
     quarantine: Quarantine,
 ) -> Tensor | None:
-    height, width, channels = shape
-    images = torch.zeros((len(source), channels, height, width), dtype=torch.uint8, device=device)
+    images = torch.zeros((len(source), *shape), dtype=torch.uint8, device=device)
     order = source.storage_order()
     each = max(_CHUNK, _BLOCK_BYTES // math.prod(shape))
     run: Callable[..., Iterable[list[Find] | None]] = pool.map if pool is not None else map
@@ -94,7 +93,7 @@ def _fill(
                 return None
             for row, reason, detail in finds:
                 quarantine.add(row, BadImage(reason, detail))
-        images[torch.from_numpy(rows).to(device)] = torch.from_numpy(block).to(device).permute(0, 3, 1, 2)
+        images[torch.from_numpy(rows).to(device)] = torch.from_numpy(block).to(device)
     return images
 
 

@@ -53,7 +53,7 @@ class TinyLayout(nn.Module):
         self,
         num_classes: int = 10,
         in_chans: int = 1,
-        widths: tuple[int, ...] = (32, 64, 64, 128, 32),
+        widths: tuple[int, ...] = (16, 32, 32, 64, 32),
         grid: int = 4,
         drop_rate: float = 0.0,
     ) -> None:

@@ -6,6 +6,7 @@ N images, F features. Vectors are streamed from disk, so that a million rows nee
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -121,6 +122,7 @@ def read_contents(run: Path) -> Contents:
     if not run.is_dir():
         raise FileNotFoundError(f"{run} is not a folder; give the run folder that `selfcluster train` wrote")
     contents = Contents(run)
+    place = shlex.quote(str(run))  # commands are there to be copied into a shell
 
     def read(name: str, gives: str, command: str, reader: Any) -> Any:
         try:
@@ -132,13 +134,14 @@ def read_contents(run: Path) -> Contents:
         contents.missing.append(Missing(name, gives, why, command))
         return None
 
-    contents.config = read("config.yaml", "settings and versions", f"train METHOD DATA --out {run}", _mapping) or {}
-    train = f"train {method_of(contents.config) or 'METHOD'} {contents.data} --out {run}"
+    contents.config = read("config.yaml", "settings and versions", f"train METHOD DATA --out {place}", _mapping) or {}
+    data, method = shlex.quote(contents.data), shlex.quote(method_of(contents.config) or "METHOD")
+    train = f"train {method} {data} --out {place}"
     contents.status = read("status.json", "how the run ended", train, _status) or {}
     contents.metrics = read("metrics.jsonl", "the curves", train, _metrics) or {}
-    embed = f"embed {run} {contents.data} --out {run / 'embeddings.parquet'}"
+    embed = f"embed {place} {data} --out {shlex.quote(str(run / 'embeddings.parquet'))}"
     contents.vectors = read("embeddings.parquet", "the map", embed, Vectors)
-    contents.clusters = read("clusters.parquet", "the gallery of clusters", f"cluster {run}", _clusters)
+    contents.clusters = read("clusters.parquet", "the gallery of clusters", f"cluster {place}", _clusters)
     if (run / "quarantine.jsonl").exists():  # no file: nothing was wrong
         contents.quarantine = read("quarantine.jsonl", "the bad files", train, _lines) or []
     return contents
@@ -206,11 +209,12 @@ def _strings(column: pa.ChunkedArray) -> pa.Array:
 
 
 def _matrix(column: Any, start: int) -> np.ndarray:
+    column = column.cast(pa.list_(pa.float32()))  # whichever kind of list it was written as
     values = column.flatten().to_numpy(zero_copy_only=False)
     n = len(column)
     if not len(values) or (np.diff(column.offsets.to_numpy()) * n != len(values)).any():
         raise ValueError(f"vectors in rows {start} to {start + n - 1} differ in length or are empty")
-    return values.reshape(n, -1).astype(np.float32, copy=False)
+    return values.reshape(n, -1)
 
 
 def _same_rows(projected: np.ndarray) -> np.ndarray:

@@ -43,11 +43,10 @@ if (plane && data.n) {
 
   // a cluster's name stands at the member nearest to the median of its places
   const names = [];
-  const groups = Map.groupBy ? Map.groupBy(indices, (i) => data.cluster[i]) : group();
-  function group() {
-    const found = new Map();
-    for (const i of indices) found.set(data.cluster[i], [...(found.get(data.cluster[i]) || []), i]);
-    return found;
+  const groups = new Map();
+  for (const i of indices) {
+    if (!groups.has(data.cluster[i])) groups.set(data.cluster[i], []);
+    groups.get(data.cluster[i]).push(i);
   }
   const median = (values) => values.sort((a, b) => a - b)[values.length >> 1];
   for (const [cluster, members] of groups) {
@@ -246,7 +245,6 @@ if (plane && data.n) {
     else if (event.key === "0") zoom(0);
     else return;
     if ((way || event.key === "Enter") && over >= 0) {
-      said.firstChild || (said.textContent = "");
       plane.setAttribute("aria-label", `${clusterName(data.cluster[over])}, ${data.path[over]}`);
     }
     event.preventDefault();

@@ -200,7 +200,8 @@ def _pictures(
 
 def _rows_of(ids: Any, among: Any) -> np.ndarray:
     """(N,) positions of `ids` in `among`, -1 where absent."""
-    return pc.fill_null(pc.call_function("index_in", [ids], pc.SetLookupOptions(among)) if False else pc.index_in(ids, value_set=among), -1).to_numpy(zero_copy_only=False)
+    at = pc.call_function("index_in", [ids], pc.SetLookupOptions(among))
+    return pc.fill_null(at, -1).to_numpy(zero_copy_only=False)
 
 
 def _positions(source: Any, wanted: Iterable[str]) -> dict[str, int]:

@@ -49,7 +49,7 @@ def read_embeddings(path: Path) -> EmbeddingTable:
     table = _read(path, {"id", "vector"})
     vectors = table["vector"].combine_chunks()
     dim = len(vectors[0]) if len(vectors) else 0
-    matrix = np.asarray(vectors.flatten(), dtype=np.float32).reshape(len(table), dim)
+    matrix = np.array(vectors.flatten(), dtype=np.float32).reshape(len(table), dim)  # a copy: Arrow's is read-only
     ids = table["id"].to_pylist()
     return EmbeddingTable(ids, table["path"].to_pylist() if "path" in table.column_names else ids, matrix)
 
@@ -67,7 +67,7 @@ def read_clusters(path: Path) -> ClusterTable:
     table = _read(path, {"id", "cluster", "distance"})
     ids = table["id"].to_pylist()
     paths = table["path"].to_pylist() if "path" in table.column_names else ids
-    return ClusterTable(ids, paths, table["cluster"].to_numpy(), table["distance"].to_numpy())
+    return ClusterTable(ids, paths, np.array(table["cluster"]), np.array(table["distance"]))
 
 
 def image_path(source: Source, i: int) -> str:

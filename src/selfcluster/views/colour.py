@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -130,11 +130,13 @@ def recolour_(x: Tensor, table: ColourTable) -> Tensor:
     return x
 
 
-def _on_rows(x: Tensor, chosen: Tensor, operation, *parameters: Tensor) -> None:
+def _on_rows(x: Tensor, chosen: Tensor, operation: Callable[..., Tensor], *parameters: Tensor) -> None:
     rows = chosen.nonzero()[:, 0]
+    if not len(rows):
+        return
     if len(rows) == len(x):
         x.copy_(operation(x, *parameters))
-    elif len(rows):
+    else:
         there = rows.to(x.device, non_blocking=True)
         x.index_copy_(0, there, operation(x.index_select(0, there), *(p[rows] for p in parameters)))
 

@@ -137,6 +137,8 @@ class ViewPlan:
         """
         if len(views) != self.num_views:
             raise ValueError(f"the plan has {self.num_views} views, {len(views)} were given")
+        if any(len(view) != len(index) for view in views):
+            raise ValueError(f"views of {[len(view) for view in views]} images for an index of {len(index)}")
         index = index.cpu()
         out: list[Tensor] = [torch.empty(0)] * len(views)
         for size in dict.fromkeys(self.sizes):
@@ -144,9 +146,9 @@ class ViewPlan:
             x = self._warped([views[v] for v in numbers], numbers, seed, step, index)
             table = self._table(numbers, seed, step, index)
             if table is not None:
-                colours.recolour_(x, table)
+                colours.recolour_(x.flatten(0, 1), table)
             _normalise_(x, mean, std)
-            for view, done in zip(numbers, x.split(len(index)), strict=True):
+            for view, done in zip(numbers, x, strict=True):
                 out[view] = self._posed(done, view, seed, step, index)
         return out
 
@@ -158,19 +160,14 @@ class ViewPlan:
         return {self.pretext: (randomness.draw(seed, self.pretext, step, index, 0, 1)[:, 0] * choices).long()}
 
     def _warped(self, views: list[Tensor], numbers: list[int], seed: int, step: int, index: Tensor) -> Tensor:
-        """The views one after the other in a new float32 tensor, each through its group's affine map."""
-        parts = []
-        for view, number in zip(views, numbers, strict=True):
+        """The views of one size, each through its group's affine map, in one new float32 tensor (views, B, C, h, w)."""
+        x = torch.empty((len(views), *views[0].shape), dtype=torch.float32, device=views[0].device)
+        for place, view, number in zip(x, views, numbers, strict=True):
             affine = self.views[number].affine
-            if affine is not None:
+            if affine is not None and len(index):
                 uniforms = randomness.draw(seed, "affine", step, index, number, affine.uniforms)
                 view = geometry.warp(view.to(torch.float32), affine, uniforms)
-            parts.append(view)
-        if len(parts) == 1:
-            return parts[0].to(torch.float32, copy=parts[0] is views[0], memory_format=torch.contiguous_format)
-        x = torch.empty((len(index) * len(parts), *parts[0].shape[1:]), dtype=torch.float32, device=parts[0].device)
-        for part, place in zip(parts, x.split(len(index)), strict=True):
-            place.copy_(part)
+            place.copy_(view)
         return x
 
     def _table(self, numbers: list[int], seed: int, step: int, index: Tensor) -> ColourTable | None:
@@ -194,8 +191,8 @@ class ViewPlan:
 
 
 def _normalise_(x: Tensor, mean: Sequence[float], std: Sequence[float]) -> None:
-    if not len(mean) == len(std) == x.shape[1]:
-        raise ValueError(f"mean={tuple(mean)} and std={tuple(std)} are not {x.shape[1]} numbers each, one a channel")
+    if not len(mean) == len(std) == x.shape[-3]:
+        raise ValueError(f"mean={tuple(mean)} and std={tuple(std)} are not {x.shape[-3]} numbers each, one a channel")
     centre, spread = (torch.tensor(v, dtype=torch.float32)[:, None, None] for v in (mean, std))
     factor = (1 / (colours.WHITE * spread)).to(x.device, non_blocking=True)
     offset = (-centre / spread).to(x.device, non_blocking=True)

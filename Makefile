@@ -1,0 +1,42 @@
+# Every target sets itself up from python3, make and the default package index, and starts at once when that is done.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: demo test check bench clean
+
+demo: $(VENV)/.core
+	$(BIN)/selfcluster demo
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+check: $(VENV)/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+	$(BIN)/python -m pytest -p no:cacheprovider tests/test_layers.py
+
+bench: $(VENV)/.bench
+	$(BIN)/python benchmarks/clustering.py
+	$(BIN)/python benchmarks/train_vs_lightly.py
+	$(BIN)/python benchmarks/views.py
+
+.venv: $(VENV)/.dev
+
+$(VENV)/.core: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) --editable .
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.core
+	$(PIP) --editable ".[dev]"
+	touch $@
+
+$(VENV)/.bench: $(VENV)/.dev
+	$(PIP) --editable ".[bench]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist

@@ -1,0 +1,127 @@
+"""Two levels of k-means: the whole set into m parts, then each part into k of its own (DeeperCluster).
+
+Caron et al. 2019, arXiv 1905.01278, section 3.2. Cheaper than m k clusters at once by a factor of m, and every
+sub-cluster lies within one part.
+
+Letters: n rows of this rank, d dimensions, m parts, k clusters a part.
+Departs: a part with fewer rows than clusters keeps the surplus ones empty at copies of its members, where the released
+code draws with replacement too but may then split them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator, ClusterMixin
+from sklearn.utils.validation import check_is_fitted
+from torch import Tensor
+
+from selfcluster import distributed, randomness
+from selfcluster.clustering.kmeans import KMeans
+
+
+class HierarchicalKMeans(ClusterMixin, BaseEstimator):
+    """K-means within the parts of a coarser k-means.
+
+    Args:
+        n_parts: m, clusters of the first level.
+        n_clusters: k, clusters of each part; m k in all.
+        spherical, init, max_iter, empty, donor, perturbation, random_state, exact: as in `KMeans`, for both levels.
+            `init` is a name.
+
+    Attributes:
+        part_centers_: (m, d).
+        cluster_centers_: (m k, d); cluster p k + j is the j-th of part p.
+        labels_: (n,) int64 in [0, m k), this rank's rows; labels_ // k is the part, labels_ % k the cluster in it.
+        inertia_: sum of squared distances to the clusters' centres, over all ranks.
+        history_: one list a fit, as in `KMeans`: the first level's, then each part's.
+
+    >>> X = np.array([[0.0], [1.0], [10.0], [11.0]])
+    >>> model = HierarchicalKMeans(2, 2, random_state=0).fit(X)
+    >>> len(set(model.labels_.tolist())), model.inertia_
+    (4, 0.0)
+    """
+
+    def __init__(
+        self,
+        n_parts: int = 4,
+        n_clusters: int = 8,
+        *,
+        spherical: bool = False,
+        init: str = "random",
+        max_iter: int = 10,
+        empty: str = "split",
+        donor: str = "uniform",
+        perturbation: float = 1 / 1024,
+        random_state: Any = None,
+        exact: bool = True,
+    ) -> None:
+        self.n_parts = n_parts
+        self.n_clusters = n_clusters
+        self.spherical = spherical
+        self.init = init
+        self.max_iter = max_iter
+        self.empty = empty
+        self.donor = donor
+        self.perturbation = perturbation
+        self.random_state = random_state
+        self.exact = exact
+
+    def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> HierarchicalKMeans:
+        """Cluster the rows of X; arguments, errors and ranks as in `KMeans.fit`."""
+        X = X if isinstance(X, Tensor | np.ndarray) else np.asarray(X)
+        first = self._model(self.n_parts, self.random_state).fit(X, sample_weight=sample_weight)
+        self.n_features_in_ = first.n_features_in_
+        seed = first.seed_
+        part = torch.as_tensor(first.labels_)
+        weight = None if sample_weight is None else torch.as_tensor(sample_weight)
+        labels = torch.empty_like(part)
+        centers, self.history_ = [], [first.history_]
+        self.inertia_ = 0.0
+        for p in range(self.n_parts):
+            own = (part == p).nonzero().squeeze(1)
+            rows = X[own] if isinstance(X, Tensor) else X[own.numpy()]
+            size = int(distributed.all_reduce(torch.tensor([len(own)], device=part.device)))
+            own_weight = None if weight is None else weight[own]
+            found = min(self.n_clusters, size)
+            if found == 0:
+                filled = torch.as_tensor(first.cluster_centers_)[p].expand(self.n_clusters, -1)
+            else:
+                model = self._model(found, randomness.key(seed, "part", p) >> 33)
+                model.fit(rows, sample_weight=own_weight)
+                labels[own] = torch.as_tensor(model.labels_) + p * self.n_clusters
+                self.inertia_ += model.inertia_
+                self.history_.append(model.history_)
+                filled = torch.as_tensor(model.cluster_centers_)
+                filled = filled[torch.arange(self.n_clusters, device=filled.device) % found]
+            centers.append(filled)
+        tensors = isinstance(X, Tensor)
+        self.part_centers_ = first.cluster_centers_
+        self.cluster_centers_ = torch.cat(centers) if tensors else torch.cat(centers).numpy()
+        self.labels_ = labels if tensors else labels.numpy()
+        return self
+
+    def predict(self, X: Any) -> Any:
+        """The cluster of each row, (n,) int64: the nearest part, then the nearest cluster in it."""
+        check_is_fitted(self)
+        X = X if isinstance(X, Tensor | np.ndarray) else np.asarray(X)
+        first = self._fitted(self.part_centers_)
+        part = torch.as_tensor(first.predict(X))
+        labels = torch.empty_like(part)
+        for p in part.unique().tolist():
+            own = (part == p).nonzero().squeeze(1)
+            rows = X[own] if isinstance(X, Tensor) else X[own.numpy()]
+            span = slice(p * self.n_clusters, (p + 1) * self.n_clusters)
+            labels[own] = torch.as_tensor(self._fitted(self.cluster_centers_[span]).predict(rows)) + span.start
+        return labels if isinstance(X, Tensor) else labels.numpy()
+
+    def _model(self, k: int, random_state: Any) -> KMeans:
+        names = ("spherical", "init", "max_iter", "empty", "donor", "perturbation", "exact")
+        return KMeans(k, random_state=random_state, **{name: getattr(self, name) for name in names})
+
+    def _fitted(self, centers: Any) -> KMeans:
+        model = self._model(len(centers), None)
+        model.cluster_centers_, model.n_features_in_ = centers, self.n_features_in_
+        return model

@@ -1,0 +1,117 @@
+"""Nearest neighbours against a full float64 sort."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from selfcluster.clustering.neighbours import nearest
+
+
+def scores(x: np.ndarray, y: np.ndarray, metric: str) -> np.ndarray:
+    """(N, M) in float64, larger is nearer."""
+    x, y = x.astype(np.float64), y.astype(np.float64)
+    return x @ y.T if metric == "inner_product" else -((x[:, None] - y) ** 2).sum(axis=2)
+
+
+def features(n: int, d: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(n, d)).astype(np.float32)
+
+
+@pytest.fixture
+def small_tiles(monkeypatch) -> None:
+    """Several tiles and blocks of queries, and groups that do not fill up."""
+    monkeypatch.setattr("selfcluster.clustering.neighbours._QUERIES", 16)
+    monkeypatch.setattr("selfcluster.clustering.neighbours._TILE", 16 * 333)
+    monkeypatch.setattr("selfcluster.clustering.neighbours._HELD", 1 << 10)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("metric", ["inner_product", "l2"])
+def test_equals_a_full_sort(metric: str, precision: str, small_tiles: None) -> None:
+    x, y = features(50, 12), features(1000, 12, 1) + 2.0
+    found = nearest(x, y, 4, metric=metric, precision=precision)
+    true = scores(x, y, metric)
+    order = np.argsort(-true, axis=1)[:, :4]
+    np.testing.assert_array_equal(found.indices, order)
+    sign = 1 if metric == "inner_product" else -1
+    np.testing.assert_allclose(found.values, sign * np.take_along_axis(true, order, axis=1), rtol=1e-4, atol=1e-4)
+
+
+@settings(max_examples=25, deadline=None)
+@given(n=st.integers(0, 5), m=st.integers(1, 200), d=st.integers(1, 6), data=st.data())
+def test_any_size(n: int, m: int, d: int, data) -> None:
+    k = data.draw(st.integers(1, m))
+    x, y = features(n, d), features(m, d, 1)
+    found = nearest(x, y, k, metric="l2", precision="float32")
+    expected = np.sort(-scores(x, y, "l2"), axis=1)[:, :k]
+    assert found.indices.shape == (n, k)
+    np.testing.assert_allclose(found.values, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_large_values_of_k_take_whole_tiles(small_tiles: None) -> None:
+    x, y = features(5, 8), features(700, 8, 1)
+    found = nearest(x, y, 600)
+    np.testing.assert_array_equal(np.sort(found.indices), np.sort(np.argsort(-scores(x, y, "inner_product"))[:, :600]))
+
+
+def test_a_row_is_not_its_own_neighbour_but_its_duplicate_is() -> None:
+    x = features(30, 5)
+    x[20] = x[3]
+    found = nearest(x, x, 2, metric="l2", exclude_self=True)
+    assert (found.indices != np.arange(30)[:, None]).all()
+    assert found.indices[3, 0] == 20
+    assert found.indices[20, 0] == 3
+    assert found.values[3, 0] == 0
+    all_equal = np.ones((40, 3), dtype=np.float32)
+    found = nearest(all_equal, all_equal, 5, metric="l2", exclude_self=True)
+    assert (found.indices != np.arange(40)[:, None]).all()
+    assert all(len(set(row)) == 5 for row in found.indices.tolist())
+
+
+def test_bfloat16_falls_back_where_it_cannot_tell(small_tiles: None) -> None:
+    rng = np.random.default_rng(0)
+    y = 1.0 + 1e-4 * rng.normal(size=(600, 8)).astype(np.float32)  # bfloat16 sees one point
+    y[0] += 5.0  # and the mean does not take the offset away exactly
+    found = nearest(y[:40], y, 3, metric="l2", precision="bfloat16")
+    np.testing.assert_array_equal(found.indices, np.argsort(-scores(y[:40], y, "l2"), axis=1)[:, :3])
+
+
+def test_kinds_of_input(tmp_path) -> None:
+    x, y = features(9, 4), features(50, 4, 1)
+    np.save(tmp_path / "y.npy", y)
+    expected = nearest(x, y, 3)
+    mapped = nearest(x, np.load(tmp_path / "y.npy", mmap_mode="r"), 3)
+    tensors = nearest(torch.from_numpy(x).double(), torch.from_numpy(y).double(), 3)
+    assert isinstance(tensors.indices, torch.Tensor)
+    np.testing.assert_array_equal(mapped.indices, expected.indices)
+    np.testing.assert_array_equal(tensors.indices.numpy(), expected.indices)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"k": 0}, "k=0"),
+        ({"k": 51}, "50 rows"),
+        ({"k": 50, "exclude_self": True}, "49 rows"),
+        ({"metric": "cosine"}, "cosine"),
+        ({"precision": "int8"}, "int8"),
+    ],
+)
+def test_errors_name_the_value(arguments: dict, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        nearest(features(50, 4), features(50, 4, 1), **{"k": 3, **arguments})
+
+
+def test_bad_rows_are_errors() -> None:
+    bad = features(50, 4)
+    bad[7, 2] = np.nan
+    with pytest.raises(ValueError, match="row 7"):
+        nearest(features(5, 4), bad, 3)
+    with pytest.raises(ValueError, match=r"\(5, 4\).*\(9, 3\)"):
+        nearest(features(5, 4), features(9, 3), 3)
+    with pytest.raises(ValueError, match="5 and 9"):
+        nearest(features(5, 4), features(9, 4), 3, exclude_self=True)

@@ -1,0 +1,68 @@
+"""The recommended number of clusters on blobs, and that noise without clusters is called uncertain."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from selfcluster.clustering.selection import _candidates, _within_an_error, choose_k
+
+
+def blobs(k: int, seed: int = 0, n: int = 40, d: int = 4) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    centres = 10 * np.concatenate([np.eye(d), -np.eye(d)])[:k]
+    return (centres[:, None] + rng.normal(size=(k, n, d))).reshape(-1, d).astype(np.float32)
+
+
+@pytest.mark.parametrize("k", [2, 4, 6])
+def test_finds_the_blobs(k: int) -> None:
+    found = choose_k(blobs(k), range(2, 9), repeats=3)
+    assert found.k == k
+    assert found.low <= k <= found.high
+    assert found.certain, found.reason
+    assert [row["k"] for row in found.table] == list(range(2, 9))
+    best = max(found.table, key=lambda row: row["silhouette"])
+    assert best["k"] == k
+
+
+def test_uniform_noise_is_uncertain() -> None:
+    X = np.random.default_rng(1).uniform(size=(300, 3)).astype(np.float32)
+    found = choose_k(X, range(2, 8), repeats=3)
+    assert not found.certain
+    assert (found.low, found.high) == (2, 7)
+    assert "without any" in found.reason
+
+
+def test_the_seed_decides_and_tensors_are_arrays() -> None:
+    X = blobs(3, n=25)
+    one = choose_k(X, [2, 3, 5], seed=4, repeats=2)
+    assert choose_k(torch.from_numpy(X), [5, 3, 2], seed=4, repeats=2) == one
+
+
+def test_candidates_not_tried_widen_the_range() -> None:
+    found = choose_k(blobs(4), [2, 4, 8], repeats=2)
+    assert (found.k, found.low, found.high) == (4, 3, 7)
+    assert not found.certain
+
+
+def test_the_gap_rule_by_hand() -> None:
+    gap, error = np.array([0.0, 0.2, 0.5, 0.52]), np.array([0.1, 0.1, 0.1, 0.05])
+    assert _within_an_error([1, 2, 3, 4], gap, error) == 3  # 0.5 >= 0.52 - 0.05, and 0.2 is not
+    assert _within_an_error([1, 2, 3, 4], gap, error / 10) == 4
+
+
+def test_default_candidates() -> None:
+    assert _candidates(None, 200) == [2, 3, 4, 5, 6, 7, 8, 10]
+    assert _candidates(None, 10**6)[-1] <= 100
+
+
+def test_errors_name_the_value() -> None:
+    with pytest.raises(ValueError, match=r"\[1, 3\]"):
+        choose_k(blobs(2), [1, 3])
+    with pytest.raises(ValueError, match=r"\[90\].* 40"):
+        choose_k(blobs(2), [90])
+    with pytest.raises(ValueError, match=r"\(4, 2\)"):
+        choose_k(np.zeros((4, 2)))
+    with pytest.raises(ValueError, match="repeats=1"):
+        choose_k(blobs(2), [2, 3], repeats=1)

@@ -1,0 +1,166 @@
+"""Sinkhorn codes against the half-steps of the paper in float64, their invariances, and DINO's centring by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from selfcluster.clustering.sinkhorn import Centring, batch_softmax, sinkhorn
+
+
+def reference(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
+    """Eq. 3 and 4 of arXiv 2006.09882 in float64: the K x B matrix, scaled to its marginals half-step by half-step."""
+    q = torch.exp(scores.double() / epsilon).T
+    k, b = q.shape
+    q = q / q.sum()
+    for _ in range(iterations):
+        q = q / q.sum(dim=1, keepdim=True) / k
+        q = q / q.sum(dim=0, keepdim=True) / b
+    return (q * b).T
+
+
+def cosines(b: int, k: int, seed: int = 0, d: int = 16) -> Tensor:
+    g = torch.Generator().manual_seed(seed)
+    return normalize(torch.randn(b, d, generator=g), dim=1) @ normalize(torch.randn(k, d, generator=g), dim=1).T
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    b=st.integers(1, 90),
+    k=st.integers(1, 40),
+    epsilon=st.sampled_from([0.03, 0.05, 0.2]),
+    iterations=st.integers(1, 8),
+    seed=st.integers(0, 99),
+)
+def test_equals_the_half_steps_in_float64(b: int, k: int, epsilon: float, iterations: int, seed: int) -> None:
+    scores = cosines(b, k, seed)
+    codes = sinkhorn(scores, epsilon, iterations)
+    torch.testing.assert_close(codes.double(), reference(scores, epsilon, iterations), rtol=0, atol=2e-6)
+    torch.testing.assert_close(codes.sum(dim=1), torch.ones(b), rtol=0, atol=1e-6)
+
+
+def test_at_the_size_of_a_batch() -> None:
+    scores = cosines(1024, 600, d=64)  # several blocks of rows
+    error = (sinkhorn(scores).double() - reference(scores, 0.05, 3)).abs().max()
+    assert error < 1e-6
+
+
+def test_float64_scores_are_worked_on_in_float64() -> None:
+    scores = cosines(50, 7).double()
+    torch.testing.assert_close(sinkhorn(scores), reference(scores, 0.05, 3), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("b", "k"), [(7, 13), (64, 3000), (1, 5)])
+def test_constant_scores_give_exactly_one_over_k(b: int, k: int) -> None:
+    assert (sinkhorn(torch.full((b, k), 0.3)) == torch.tensor(1.0) / k).all()
+
+
+def test_two_by_two_by_hand() -> None:
+    # both samples prefer cluster 0 alike: balancing leaves each of them undecided
+    torch.testing.assert_close(sinkhorn(torch.tensor([[1.0, 0.0], [1.0, 0.0]])), torch.full((2, 2), 0.5))
+    # one iteration with epsilon 1, by hand: columns (4, 2) become (1/4, 1/2), the first row (3, 1) -> (3/4, 1/2) / 1.25
+    scores = torch.tensor([[3.0, 1.0], [1.0, 1.0]]).log()
+    expected = torch.tensor([[0.6, 0.4], [1 / 3, 2 / 3]])
+    torch.testing.assert_close(sinkhorn(scores, epsilon=1.0, iterations=1), expected)
+
+
+def test_columns_become_equal_with_more_iterations() -> None:
+    scores = cosines(60, 6)
+    spread = [(sinkhorn(scores, 0.05, n).sum(dim=0) - 10).abs().max().item() for n in (1, 3, 10, 300)]
+    assert spread == sorted(spread, reverse=True)
+    assert spread[-1] < 1e-3
+
+
+def test_invariances() -> None:
+    scores = cosines(40, 9)
+    codes = sinkhorn(scores)
+    rows, columns = torch.randperm(40), torch.randperm(9)
+    torch.testing.assert_close(sinkhorn(scores[rows][:, columns]), codes[rows][:, columns], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(sinkhorn(scores + 5), codes, rtol=1e-4, atol=1e-5)  # 5.3's bits, not 0.3's
+    # a preference of all samples alike is what the column step removes
+    torch.testing.assert_close(sinkhorn(scores + 0.1 * torch.randn(9)), codes, rtol=1e-3, atol=1e-5)
+
+
+def test_a_constant_on_one_row_counts_until_convergence() -> None:
+    scores, raised = cosines(40, 9), cosines(40, 9)
+    raised[0] += 0.5
+    assert (sinkhorn(raised) - sinkhorn(scores)).abs().max() > 1e-3  # so the row's maximum may not simply be dropped
+    torch.testing.assert_close(sinkhorn(raised, 0.1, 500), sinkhorn(scores, 0.1, 500), rtol=0, atol=1e-5)
+
+
+def test_extra_rows_join_the_balancing_and_are_not_returned() -> None:
+    scores, extra = cosines(30, 8, 1), cosines(50, 8, 2)
+    whole = sinkhorn(torch.cat([scores, extra]))
+    torch.testing.assert_close(sinkhorn(scores, extra=extra), whole[:30], rtol=1e-5, atol=1e-6)
+    assert (whole[:30] - sinkhorn(scores)).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("epsilon", [0.02, 0.005, 1e-4])
+def test_an_outlier_leaves_no_nan(epsilon: float) -> None:
+    scores = cosines(64, 20) * 0.1 - 0.9
+    scores[0] = -1.0
+    scores[0, 0] = 1.0
+    codes = sinkhorn(scores, epsilon)
+    assert torch.isfinite(codes).all()
+    torch.testing.assert_close(codes.sum(dim=1), torch.ones(64), rtol=0, atol=1e-5)
+    assert codes[0].argmax() == 0
+
+
+def test_autocast_gradient_and_input_are_left_alone() -> None:
+    scores = cosines(20, 5).requires_grad_()
+    before = scores.detach().clone()
+    codes = sinkhorn(scores)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(sinkhorn(scores), codes)
+    assert codes.dtype == torch.float32
+    assert not codes.requires_grad
+    assert torch.equal(scores.detach(), before)
+    assert sinkhorn(scores.bfloat16()).dtype == torch.float32
+
+
+def test_no_rows() -> None:
+    assert sinkhorn(torch.empty(0, 4)).shape == (0, 4)
+    assert sinkhorn(torch.empty(0, 4), extra=cosines(3, 4)).shape == (0, 4)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: sinkhorn(torch.zeros(3)), r"\(3,\)"),
+        (lambda: sinkhorn(torch.zeros(3, 2), epsilon=0.0), "epsilon=0.0"),
+        (lambda: sinkhorn(torch.zeros(3, 2), iterations=0), "iterations=0"),
+        (lambda: sinkhorn(torch.zeros(3, 2), extra=torch.zeros(3, 4)), r"\(3, 4\)"),
+    ],
+)
+def test_errors_name_the_value(call, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        call()
+
+
+def test_batch_softmax_is_a_softmax_over_the_batch_with_rows_scaled() -> None:
+    scores = cosines(30, 8)
+    expected = torch.softmax(scores.double() / 0.05, dim=0)
+    expected = expected / expected.sum(dim=1, keepdim=True)
+    torch.testing.assert_close(batch_softmax(scores).double(), expected, rtol=0, atol=1e-6)
+
+
+def test_centring_by_hand() -> None:
+    centring = Centring(2, momentum=0.9)
+    outputs = torch.tensor([[1.0, 3.0], [3.0, 5.0]])
+    torch.testing.assert_close(centring(outputs, 0.5), torch.softmax(outputs / 0.5, dim=1))
+    centring.update(outputs)  # the mean is (2, 4), a tenth of it counts
+    torch.testing.assert_close(centring.state_dict()["centre"], torch.tensor([0.2, 0.4]))
+    centring.update(outputs)
+    torch.testing.assert_close(centring.centre, torch.tensor([0.38, 0.76]))
+    torch.testing.assert_close(centring(outputs, 0.5), torch.softmax((outputs - centring.centre) / 0.5, dim=1))
+
+
+def test_centring_removes_a_dominant_cluster() -> None:
+    centring, outputs = Centring(4, momentum=0.0), cosines(100, 4) + torch.tensor([5.0, 0, 0, 0])
+    assert (centring(outputs, 0.04).argmax(dim=1) == 0).all()
+    centring.update(outputs)
+    assert (centring(outputs, 0.04).argmax(dim=1).bincount(minlength=4) > 5).all()

@@ -1,0 +1,100 @@
+"""Who decides: flag over file over recipe over paper; and what makes no sense is refused with the way out."""
+
+import pytest
+
+from selfcluster.methods import NAMES
+from selfcluster.recipes.named import RECIPES, DataFacts
+from selfcluster.recipes.resolve import resolve
+from selfcluster.recipes.settings import read_settings
+
+PHOTOS = DataFacts(50_000, 300, 3, gpu=True)
+DIGITS = DataFacts(1797, 8, 1)
+
+
+def test_order_of_authority():
+    assert resolve("swav", PHOTOS, recipe="paper").config["num_prototypes"] == 3000
+    auto = resolve("swav", PHOTOS).config["num_prototypes"]
+    assert auto == 450  # twice the square root of 50,000, to tens
+    file = {"num_prototypes": 70, "epsilon": 0.03}
+    assert resolve("swav", PHOTOS, config_file=file).config["num_prototypes"] == 70
+    both = resolve("swav", PHOTOS, {"num_prototypes": 60}, file).config
+    assert (both["num_prototypes"], both["epsilon"]) == (60, 0.03)
+
+
+def test_the_papers_rates_scale_with_the_batch_and_the_users_do_not():
+    config = resolve("swav", PHOTOS, {"batch_size": 512}, recipe="paper").config
+    assert config["learning_rate"] == pytest.approx(0.6)
+    assert config["final_learning_rate"] == pytest.approx(0.0006)
+    full = resolve("swav", DataFacts(1_281_167, 400, 3, True), recipe="paper").config
+    assert full["learning_rate"] == pytest.approx(4.8)
+    assert full["warmup_learning_rate"] == pytest.approx(0.3)
+    assert resolve("swav", PHOTOS, {"learning_rate": 0.1}, recipe="paper").config["learning_rate"] == 0.1
+
+
+def test_auto_gives_a_reason_for_each_choice_and_none_for_the_users():
+    resolved = resolve("swav", DIGITS, {"epochs": 7})
+    assert resolved.config["epochs"] == 7
+    assert "epochs" not in resolved.reasons
+    assert resolved.config["backbone"] == "tiny_layout"
+    assert resolved.config["augment"] == "layout"
+    assert resolved.config["channels"] == 1
+    assert all(resolved.reasons.values())
+    assert "1797 images" in resolved.reasons["num_prototypes"]
+
+
+@pytest.mark.parametrize("method", NAMES)
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("facts", [PHOTOS, DIGITS, DataFacts(60, 64, 3), DataFacts(5398, 224, 3)], ids=str)
+def test_every_recipe_makes_a_run_or_says_why_not(method, recipe, facts):
+    if recipe in ("paper", "cifar") and facts.num_images < 3000:  # made for more images than there are
+        with pytest.raises(ValueError, match=str(facts.num_images)):
+            resolve(method, facts, recipe=recipe)
+        return
+    config = resolve(method, facts, recipe=recipe).config
+    assert config["batch_size"] <= facts.num_images
+    assert config["num_prototypes"] <= facts.num_images
+    if config["local_crops"]:
+        assert config["local_size"] < config["image_size"]
+    # a configuration is itself a valid --config
+    assert (
+        resolve(method, facts, config_file=read_settings({**config, "method": method}), recipe="paper").config == config
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"epoch": 3}, "did you mean epochs"),
+        ({"num_prototype": 3}, "did you mean num_prototypes"),
+        ({"epochs": -1}, "--epochs -1.0: must be above 0"),
+        ({"epochs": "many"}, "--epochs many: expects float"),
+        ({"optimizer": "adam"}, "did you mean adamw"),
+        ({"batch_size": 100_000}, "--batch-size 100000 is more than the 50000 images; use --batch-size 12500"),
+        ({"num_prototypes": 60_000}, "--num-prototypes 60000: must be 2 to the number of images, 50000"),
+        ({"global_scale": (0.5, 0.1)}, "two rising numbers"),
+        ({"milestones": (3, 4)}, "no effect under --schedule cosine"),
+        ({"schedule": "step"}, "needs --milestones"),
+        ({"channels": 4}, "--channels 4: images have 1"),
+        ({"batch_size": 2.5}, "--batch-size 2.5: expects int"),
+        ({"accumulate": 2}, "several small batches are not one large one"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(given, words):
+    with pytest.raises(ValueError, match=words):
+        resolve("swav", PHOTOS, given)
+
+
+def test_unknown_recipe_and_method():
+    with pytest.raises(ValueError, match="there are auto, paper, small, cifar"):
+        resolve("swav", PHOTOS, recipe="fast")
+    with pytest.raises(KeyError, match="did you mean deepcluster_v2"):
+        resolve("deepcluster_v3", PHOTOS)
+
+
+def test_a_config_that_is_none(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("- a list")
+    with pytest.raises(ValueError, match="not a mapping"):
+        read_settings(path)
+    with pytest.raises(ValueError, match="cannot be read"):
+        read_settings(tmp_path / "none.yaml")

@@ -1,0 +1,221 @@
+"""The command line as typed: help without torch, nearest names, exit codes, one JSON object, and the whole path."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from selfcluster.cli import main
+
+COMMANDS = ("demo", "train", "embed", "cluster", "evaluate", "report", "export", "methods", "recipes")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, pictures):
+    """Two kinds of pictures in sub-folders, one of them unreadable."""
+    root = tmp_path_factory.mktemp("photos")
+    for i, picture in enumerate(pictures):
+        place = root / f"kind{i % 4}"
+        place.mkdir(exist_ok=True)
+        Image.fromarray(picture).save(place / f"{i:02d}.png")
+    (root / "kind0/broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 not an image")
+    return root
+
+
+SETTINGS = {
+    "backbone": "tiny_layout",
+    "image-size": 16,
+    "batch-size": 16,
+    "epochs": 2,
+    "num-prototypes": 8,
+    "dim": 16,
+    "hidden": 32,
+    "workers": 1,
+    "max-bad": 0.1,
+    "local-crops": 0,
+}
+FLAGS = [word for name, value in SETTINGS.items() for word in (f"--{name}", str(value))]
+
+
+@pytest.fixture(scope="module")
+def run(folder, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "photos"
+    assert main(["train", "swav", str(folder), "--out", str(out), *FLAGS, "--quiet"]) == 0
+    return out
+
+
+@pytest.mark.parametrize("words", [[], ["--help"], *([c, "--help"] for c in COMMANDS), ["train", "swav", "--help"]])
+def test_help_is_printed(words, capsys):
+    assert main(words) == 0
+    assert "usage: selfcluster" in capsys.readouterr().out
+
+
+def test_no_help_imports_torch():
+    code = (
+        "import sys; from selfcluster.cli import main\n"
+        f"every = [[], ['train', 'swav', '--help'], *([c, '--help'] for c in {COMMANDS!r})]\n"
+        "for words in every: assert main(words) == 0\n"
+        "heavy = {'torch', 'timm', 'sklearn', 'pyarrow', 'matplotlib'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_methods_own_settings_show_the_papers_values(capsys):
+    main(["train", "swav", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "(paper: 3000; auto: from the data)" in text
+    assert "--queue-length" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["trian"], "did you mean train?"),
+        (["train", "swov", "x"], "did you mean swav?"),
+        (["train", "swav", "builtin:digits", "--epoch", "3"], "did you mean --epochs?"),
+        (["train", "swav", "builtin:digits", "--epochs", "three"], "invalid float value: 'three'"),
+        (["train", "swav", "no/such/folder"], "no/such/folder"),
+        (["train", "swav"], "the following arguments are required: DATA"),
+        (["cluster", "no-run"], "no embeddings there"),
+        (["evaluate", "knm", "no-run"], "no protocol named 'knm'"),
+        (["embed", "resnet18"], "is no run folder, so it names no images"),
+        (["train", "swav", "builtin:digits", "--device", "gpu"], "gpu"),
+    ],
+)
+def test_wrong_arguments_exit_2_and_say_the_way_out(words, expected, capsys):
+    assert main(words) in (1, 2) if "--device" in words else main(words) == 2
+    assert expected in capsys.readouterr().err
+
+
+def test_json_is_one_object_also_on_failure(capsys):
+    assert main(["methods", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["result"].keys() >= {"swav", "deepcluster_v2"}
+    assert main(["train", "swav", "no/such/folder", "--json"]) == 2
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["ok"] is False
+    assert answer["exit"] == 2
+
+
+def test_an_empty_folder_is_refused_before_torch(tmp_path):
+    code = (
+        "import sys; from selfcluster.cli import main\n"
+        f"status = main(['train', 'swav', {str(tmp_path)!r}])\n"
+        "assert 'torch' not in sys.modules\n"
+        "sys.exit(status)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "no images in" in done.stderr
+
+
+def test_train_writes_the_run_folder(run):
+    names = {path.name for path in run.iterdir()}
+    assert names >= {
+        "config.yaml",
+        "status.json",
+        "metrics.jsonl",
+        "checkpoints",
+        "backbone.safetensors",
+        "backbone.json",
+        "embeddings.parquet",
+        "clusters.parquet",
+        "clusters.csv",
+        "quarantine.jsonl",
+    }
+    (line,) = (run / "quarantine.jsonl").read_text().splitlines()
+    assert json.loads(line)["path"] == "kind0/broken.jpg"
+    summary = json.loads((run / "status.json").read_text())["summary"]
+    assert (summary["images"], summary["bad_images"]) == (49, 1)
+
+
+def test_a_bad_image_keeps_its_place_and_gets_no_row(run):
+    from selfcluster.training.tables import read_clusters, read_embeddings
+
+    table = read_embeddings(run / "embeddings.parquet")
+    assert len(table.ids) == 48
+    assert "kind0/broken.jpg" not in table.ids
+    assert table.ids == sorted(table.ids)
+    assert read_clusters(run / "clusters.parquet").ids == table.ids
+
+
+def test_the_same_command_again_returns_the_run(run, folder, capsys):
+    assert main(["train", "swav", str(folder), "--out", str(run), *FLAGS]) == 0
+    assert "is finished" in capsys.readouterr().err
+    assert main(["train", "swav", str(folder), "--out", str(run), "--epochs", "3"]) == 2
+    assert "--epochs was 2.0 and is now 3.0" in capsys.readouterr().err
+
+
+def test_embed_cluster_evaluate_report_export(run, folder, tmp_path, capsys):
+    table = tmp_path / "e.parquet"
+    assert main(["embed", str(run), str(folder), "--out", str(table), "--max-bad", "0.1"]) == 0
+    assert main(["cluster", str(table), "--k", "4"]) == 0
+    assert "4 clusters of 48 images" in capsys.readouterr().out
+    assert (tmp_path / "clusters.csv").read_text().startswith('"id","path","cluster","distance"')
+    assert main(["cluster", str(run)]) == 0  # the method's own
+    assert main(["cluster", str(table)]) == 2
+    assert "say --k" in capsys.readouterr().err
+    for protocol in ("knn", "linear", "clusters"):
+        assert main(["evaluate", protocol, str(run), "--max-bad", "0.1", "--json"]) == 0
+        numbers = json.loads(capsys.readouterr().out)["result"]
+        scores = [v for k, v in numbers.items() if k in ("top1", "accuracy", "nmi_geometric")]
+        assert scores
+        assert min(scores) >= 0
+    assert main(["evaluate", "knn", str(run), "--train", str(folder), "--test", str(folder), "--max-bad", "0.1"]) == 0
+    assert main(["report", str(run)]) == 0
+    assert (run / "report.html").stat().st_size > 10_000
+    assert main(["export", str(run), "--out", str(tmp_path / "out")]) == 0
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"backbone.json", "backbone.safetensors"}
+
+
+def test_the_methods_own_clusters_are_those_of_training(run, tmp_path):
+    before = (run / "clusters.csv").read_bytes()
+    assert main(["cluster", str(run), "--out", str(tmp_path / "again.parquet")]) == 0
+    assert (tmp_path / "again.csv").read_bytes() == before
+
+
+def test_features_know_what_the_pictures_are(run):
+    """A sanity check of the whole path: the four kinds are told apart by neighbours far above chance."""
+    from selfcluster import api
+
+    assert api.evaluate("knn", run, k=5, max_bad=0.1)["top1"] > 0.6
+
+
+def test_a_closed_pipe_is_no_failure():
+    code = "import os, sys; os.close(1); from selfcluster.cli import main; sys.exit(main(['methods']))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+    reader = f"{sys.executable} -m selfcluster train swav --help | head -1"
+    done = subprocess.run(["bash", "-c", reader], capture_output=True, text=True)
+    assert done.stderr == ""
+
+
+def test_subsets_are_seeded_and_written_down(folder, tmp_path):
+    import yaml
+
+    from selfcluster import api
+    from tests.conftest import TINY, TINY_SETTINGS
+
+    settings = TINY | TINY_SETTINGS["swav"] | {"limit": 20, "max_bad": 0.2, "epochs": 1, "queue_length": 0}
+    api.train("swav", folder, out=tmp_path / "a", **settings)
+    config = yaml.safe_load((tmp_path / "a/config.yaml").read_text())
+    assert config["limit"] == 20
+    api.train("swav", folder, out=tmp_path / "b", config=tmp_path / "a/config.yaml", quiet=True)
+    assert (tmp_path / "a/embeddings.parquet").read_bytes() == (tmp_path / "b/embeddings.parquet").read_bytes()
+
+
+def test_wrong_device_is_said_plainly(capsys):
+    assert main(["train", "swav", "builtin:digits", "--device", "nonsense", "--out", "/nonexistent/x"]) in (1, 2)
+    assert "nonsense" in capsys.readouterr().err
+
+
+def test_python_names_are_the_command_lines():
+    import selfcluster
+
+    for name in ("train", "embed", "cluster", "evaluate", "report", "export", "demo"):
+        assert callable(getattr(selfcluster, name))
+    assert selfcluster.KMeans.__name__ == "KMeans"
+    assert np.isclose(selfcluster.sinkhorn(__import__("torch").zeros(4, 3)).sum(), 4)

@@ -1,0 +1,77 @@
+"""Imports run downwards: a file imports from its own folder and from the floors below, never from its own floor's
+other folders or from above."""
+
+import ast
+from pathlib import Path
+
+import selfcluster
+
+ROOT = Path(selfcluster.__file__).parent
+FLOORS = (  # from the ground up
+    ("types", "randomness", "distributed"),
+    ("clustering", "views", "models"),
+    ("methods", "data"),
+    ("training",),
+    ("recipes", "evaluation"),
+    ("reporting",),
+    ("api",),
+    ("cli",),
+)
+# the package's face: it hands names on lazily, and lets timm know of our networks
+FACE = {"__init__", "__main__"}
+
+
+def floor_of(room: str) -> int:
+    return next(number for number, rooms in enumerate(FLOORS) if room in rooms)
+
+
+def imports(path: Path) -> set[str]:
+    """Rooms of the package that a file names in an import, wherever in the file it stands."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module == "selfcluster":
+            names = [f"selfcluster.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module]
+        found |= {name.split(".")[1] for name in names if name.startswith("selfcluster.")}
+    return {room for room in found if room != "__version__"}
+
+
+def test_every_file_stands_on_a_floor():
+    rooms = {path.relative_to(ROOT).parts[0].removesuffix(".py") for path in ROOT.rglob("*.py")}
+    assert rooms - FACE == {room for floor in FLOORS for room in floor}
+
+
+def test_imports_run_downwards():
+    wrong = []
+    for path in ROOT.rglob("*.py"):
+        own = path.relative_to(ROOT).parts[0].removesuffix(".py")
+        if own in FACE:
+            continue
+        for room in imports(path) - {own}:
+            if room in FLOORS[0] and own in FLOORS[0]:
+                continue  # the ground floor's three files may know each other
+            if floor_of(room) >= floor_of(own):
+                wrong.append(f"{path.relative_to(ROOT)} imports {room}")
+    assert not wrong
+
+
+def test_files_stay_readable():
+    """Lines of code without blank ones, comments and docstrings: a method 150, the loop and the base 200, else 300."""
+    for path in ROOT.rglob("*.py"):
+        text = path.read_text()
+        documentation = set()
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+                documentation |= set(range(node.body[0].lineno, (node.body[0].end_lineno or 0) + 1))
+        code = [
+            line
+            for number, line in enumerate(text.splitlines(), start=1)
+            if number not in documentation and line.strip() and not line.strip().startswith("#")
+        ]
+        name = path.relative_to(ROOT).as_posix()
+        limit = 150 if name.startswith("methods/") else 200 if name == "training/loop.py" else 300
+        assert len(code) <= limit, f"{name}: {len(code)} lines of code, the aim is {limit}"

@@ -1,0 +1,222 @@
+"""What the loop promises beside exact resume: bad numbers never get in, accumulation is one batch, signals save."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from selfcluster import api
+from selfcluster.methods import METHODS
+from selfcluster.training.checkpoint import load_newest
+from selfcluster.training.loop import Collapsed, Diverged, Preempted, clip, split
+from selfcluster.training.runs import RunError, read_status
+from selfcluster.types import Batch, Training
+from tests.methods.test_contract import assert_same_run
+
+
+def poisoned(kind, at: set[int], monkeypatch):
+    """The method's loss is NaN at the steps `at`."""
+    forward = kind.forward
+
+    def bad(self, batch, progress):
+        output = forward(self, batch, progress)
+        if progress.step in at:
+            output = type(output)(output.loss * math.nan, features=output.features, state=output.state)
+        return output
+
+    monkeypatch.setattr(kind, "forward", bad)
+
+
+def test_a_step_that_is_not_finite_changes_nothing(tiny, tmp_path, monkeypatch):
+    """A run whose last step is poisoned ends with the weights, statistics and queue of the step before."""
+    poisoned(METHODS["swav"], {8}, monkeypatch)
+    tiny("swav", tmp_path / "bad", checkpoint_every=1)
+    checkpoints = sorted((tmp_path / "bad/checkpoints").iterdir())
+    before, after = (load_newest_at(path) for path in checkpoints)
+    assert (before.meta["step"], after.meta["step"]) == (8, 9)
+    assert (before.meta["skipped"], after.meta["skipped"]) == (0, 1)
+    for name, tensor in before.tensors.items():
+        if not name.startswith("health."):
+            assert torch.equal(tensor, after.tensors[name]), name
+            assert tensor.isfinite().all(), name
+
+
+def load_newest_at(path):
+    from selfcluster.training.checkpoint import load
+
+    return load(path)
+
+
+def test_too_many_in_a_row_stop_the_run_and_name_the_images(tiny, tmp_path, monkeypatch):
+    poisoned(METHODS["swav"], set(range(3, 99)), monkeypatch)
+    with pytest.raises(Diverged, match=r"10 steps in a row, up to step 12.*the last batch held \d\d"):
+        tiny("swav", tmp_path / "run", epochs=6)
+    assert read_status(tmp_path / "run")["state"] == "failed"
+    loaded, _ = load_newest(tmp_path / "run/checkpoints")
+    assert all(t.isfinite().all() for t in loaded.tensors.values())
+
+
+def test_collapse_stops_the_run_if_asked(tiny, tmp_path, monkeypatch):
+    from selfcluster.training.health import Health
+
+    monkeypatch.setattr(Health, "verdict", lambda self, row: "collapse: told so")
+    with pytest.raises(Collapsed, match="told so"):
+        tiny("swav", tmp_path / "run", on_collapse="stop")
+    tiny("swav", tmp_path / "other", on_collapse="warn")
+
+
+def test_a_signal_saves_and_the_run_goes_on(tiny, tmp_path, monkeypatch):
+    import os
+    import signal
+
+    tiny("swav", tmp_path / "whole")
+    kind, seen = METHODS["swav"], []
+    end = kind.on_step_end
+
+    def signalled(self, progress, outputs):
+        end(self, progress, outputs)
+        seen.append(progress.step)
+        if progress.step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(kind, "on_step_end", signalled)
+        with pytest.raises(Preempted, match=r"SIGTERM after step \d of 9: saved"):
+            tiny("swav", tmp_path / "cut")
+    assert seen[-1] in (3, 4)  # at the next safe point
+    assert read_status(tmp_path / "cut")["state"] == "preempted"
+    tiny("swav", tmp_path / "cut")
+    assert_same_run(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_metrics_beyond_the_checkpoint_are_cut_back(tiny, tmp_path):
+    tiny("swav", tmp_path / "run")
+    path = tmp_path / "run/metrics.jsonl"
+    rows = path.read_text()
+    path.write_text(rows + '{"step": 10}\n{"ste')
+    (tmp_path / "run/status.json").write_text('{"state": "running"}')
+    tiny("swav", tmp_path / "run")
+    assert path.read_text() == rows
+
+
+def test_a_finished_run_is_returned_and_not_trained_again(tiny, tmp_path):
+    first = tiny("swav", tmp_path / "run")
+    weights = (tmp_path / "run/backbone.safetensors").stat().st_mtime_ns
+    assert tiny("swav", tmp_path / "run") == first
+    assert (tmp_path / "run/backbone.safetensors").stat().st_mtime_ns == weights
+
+
+def test_other_settings_are_refused_with_the_difference(tiny, tmp_path):
+    tiny("swav", tmp_path / "run", epochs=1)
+    with pytest.raises(RunError, match=r"--num-prototypes was 8 and is now 9"):
+        tiny("swav", tmp_path / "run", epochs=1, num_prototypes=9)
+    with pytest.raises(RunError, match="holds a run of swav, not deepcluster_v2"):
+        tiny("deepcluster_v2", tmp_path / "run")
+    tiny("swav", tmp_path / "run", epochs=1, workers=2)  # where and how fast it runs is free
+
+
+def test_other_data_is_refused_with_the_difference(tiny, tmp_path, pictures):
+    tiny("swav", tmp_path / "run", epochs=1)
+    with pytest.raises(RunError, match="there were 48 images, there are 40"):
+        tiny("swav", tmp_path / "run", data=pictures[:40], epochs=1)
+
+
+def test_a_second_process_is_refused(tiny, tmp_path):
+    from selfcluster.training.runs import RunFolder
+
+    folder = RunFolder(tmp_path / "run")
+    (tmp_path / "run/x").write_text("")
+    (tmp_path / "run/x").unlink()
+    with pytest.raises(RunError, match=r"in use by process \d+ on"):
+        tiny("swav", tmp_path / "run")
+    folder.close()
+    tiny("swav", tmp_path / "run", epochs=1)
+
+
+def test_an_unwritable_place_is_refused_before_anything_else(tiny, tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(RunError, match="choose another --out"):
+        tiny("swav", tmp_path / "file/run")
+
+
+def test_images_seen_sets_the_length(tiny, tmp_path):
+    assert tiny("swav", tmp_path / "run", images_seen=80)["steps"] == 5
+
+
+def test_less_than_an_epoch(tiny, tmp_path):
+    """Settings counted in epochs keep their meaning below one."""
+    summary = tiny("swav", tmp_path / "run", epochs=0.7, warmup_epochs=0.34, freeze_epochs=0.34)
+    assert summary["steps"] == 2
+    assert len((tmp_path / "run/metrics.jsonl").read_text().splitlines()) == 1
+
+
+def test_order_and_views_do_not_depend_on_workers_or_residence(tiny, tmp_path, pictures, monkeypatch):
+    from selfcluster.data import loader
+
+    tiny("swav", tmp_path / "resident", epochs=1)
+    monkeypatch.setattr(loader, "load_resident", lambda *args: None)
+    for workers in (1, 3):
+        tiny("swav", tmp_path / str(workers), epochs=1, workers=workers)
+    assert_same_run(tmp_path / "1", tmp_path / "3")
+    rows = [json.loads((tmp_path / name / "metrics.jsonl").read_text()) for name in ("resident", "1")]
+    assert rows[0]["loss"] == pytest.approx(rows[1]["loss"], rel=0.02)  # crops agree to a grey level
+
+
+def test_accumulation_is_refused_where_it_is_not_one_batch(tiny, tmp_path):
+    with pytest.raises(ValueError, match="swav compares the images of a batch with each other"):
+        tiny("swav", tmp_path / "run", accumulate=2)
+    assert tiny("deepcluster_v2", tmp_path / "run2", accumulate=2)["steps"] == 9
+
+
+def test_split_is_the_batch():
+    batch = Batch([torch.rand(6, 3, 4, 4), torch.rand(6, 3, 2, 2)], torch.arange(6), {"turn": torch.arange(6)})
+    parts = split(batch, 3)
+    for view in range(2):
+        assert torch.equal(torch.cat([p.views[view] for p in parts]), batch.views[view])
+    assert torch.equal(torch.cat([p.index for p in parts]), batch.index)
+    assert torch.equal(torch.cat([p.drawn["turn"] for p in parts]), batch.drawn["turn"])
+
+
+def test_clipping_by_hand():
+    gradients = [torch.tensor([3.0]), torch.tensor([4.0])]
+    clip(gradients, torch.tensor(5.0), Training(clip=1.0))
+    assert [g.item() for g in gradients] == pytest.approx([0.6, 0.8], abs=1e-5)
+    gradients = [torch.tensor([3.0, 4.0]), torch.tensor([0.5])]
+    clip(gradients, torch.tensor(0.0), Training(clip_each=1.0))
+    assert gradients[0].tolist() == pytest.approx([0.6, 0.8], abs=1e-5)
+    assert gradients[1].tolist() == [0.5]
+
+
+def test_init_starts_from_other_weights(tiny, tmp_path):
+    tiny("swav", tmp_path / "one", epochs=1)
+    weights = tmp_path / "one/backbone.safetensors"
+    tiny("deepcluster_v2", tmp_path / "two", images_seen=1, learning_rate=0.0, init=str(weights))
+    a, b = ((tmp_path / name / "backbone.safetensors") for name in ("one", "two"))
+    from safetensors.torch import load_file
+
+    one, two = load_file(a), load_file(b)
+    for name, tensor in one.items():
+        if "running" not in name and "tracked" not in name:
+            assert torch.equal(tensor, two[name]), name
+
+
+def test_embeddings_are_the_exported_networks(tiny, tmp_path, pictures):
+    """timm alone rebuilds the network, and its features of the images are the run's, row by row."""
+    import timm
+
+    from selfcluster.training.tables import read_embeddings
+
+    tiny("swav", tmp_path / "run")
+    spec = json.loads((tmp_path / "run/backbone.json").read_text())
+    network = timm.create_model(**spec, checkpoint_path=str(tmp_path / "run/backbone.safetensors")).eval()
+    mean, std = (np.array(spec["pretrained_cfg_overlay"][k], dtype=np.float32) for k in ("mean", "std"))
+    images = torch.from_numpy(((pictures / np.float32(255) - mean) / std).transpose(0, 3, 1, 2))
+    with torch.no_grad():
+        features = network(images).numpy()
+    table = read_embeddings(tmp_path / "run/embeddings.parquet")
+    assert table.ids == [f"{i:02d}" for i in range(48)]
+    np.testing.assert_allclose(table.vectors, features, atol=2e-4)
+    again = api.embed(tmp_path / "run", pictures, precision="fp32")
+    np.testing.assert_allclose(again["vectors"], table.vectors, atol=1e-5)
