@@ -29,8 +29,6 @@ _HOME = {
     "nearest": "clustering.neighbours",
 }
 
-__all__ = ["__version__", *sorted(_HOME)]
-
 
 def __getattr__(name: str) -> Any:
     if name not in _HOME:

@@ -152,7 +152,8 @@ def embed(
     Args:
         run: a run folder, an exported backbone folder or file, or a timm name.
         data: the images; default those the run was trained on.
-        out: the Parquet file (id, path, vector); default RUN/embeddings.parquet, and None writes none for others.
+        out: the Parquet file (id, path, vector), with a .quarantine.jsonl of unreadable images where there are any;
+            default RUN/embeddings.parquet for the run's own images, for others none.
         batch_size, workers, device, precision, max_bad: as in training.
         image_size: side in pixels for a timm name; a run knows its own.
         **subset: labels_from, limit, classes, long_tail, label_noise, seed.
@@ -164,7 +165,8 @@ def embed(
     trained = read_config(where) if is_run(where) else {}
     if data is None and not trained:
         raise RunError(f"{run} is no run folder, so it names no images: say which")
-    chosen = {key: trained.get(key) for key in _SUBSET if key != "labels_from"} if data is None else {}
+    chosen: dict[str, Any] = {key: trained[key] for key in _SUBSET if key in trained and key != "labels_from"}
+    chosen = chosen if data is None else {}
     source = open_source(trained["data"] if data is None else data, **chosen | subset)
 
     from selfcluster.data.loader import Loader
@@ -173,6 +175,11 @@ def embed(
     from selfcluster.training.precision import pick_device, pick_precision
     from selfcluster.training.tables import EMBEDDINGS, image_path, write_embeddings
 
+    if out is None and trained and data is None and not subset:
+        out = where / EMBEDDINGS
+    bad = Path(out).with_suffix(".quarantine.jsonl") if out is not None else None
+    if bad is not None:
+        bad.unlink(missing_ok=True)
     target = pick_device(device)
     module, mean, std, size = load_network(str(run), image_size, source)
     loader = Loader(
@@ -185,13 +192,12 @@ def embed(
         device=target,
         workers=workers,
         max_bad=max_bad,
+        quarantine=bad,
     )
     module.to(target).eval()
     embed_all = make_embed(module, loader, None, device=target, precision=pick_precision(precision, target))
     index, vectors = gather_rows(embed_all(lambda views: module(views[0])))
     ids, paths = [source.ids[i] for i in index], [image_path(source, i) for i in index]
-    if out is None and trained and data is None and not subset:
-        out = where / EMBEDDINGS
     if out is not None:
         write_embeddings(Path(out), ids, paths, vectors)
     labels = None if source.labels is None else source.labels[index]
@@ -295,7 +301,8 @@ def evaluate(
 
     def labelled(images: Any) -> dict[str, Any]:
         own = "labels" if str(images).startswith("builtin:") else "folders"
-        kept = {} if train is not None else {k: v for k, v in read_config(Path(run)).items() if k in _SUBSET}
+        config = {} if train is not None else read_config(Path(run))
+        kept: dict[str, Any] = {key: config[key] for key in _SUBSET if key in config}
         return embed(run, images, **kept | {"labels_from": labels_from or own} | settings)
 
     first = labelled(data)
@@ -322,7 +329,7 @@ def report(run: str | os.PathLike[str], data: Any = None, *, out: str | os.PathL
     where = Path(run)
     config = read_config(where)
     try:
-        source = open_source(config["data"] if data is None else data, **{k: config.get(k) for k in _SUBSET})
+        source = open_source(config["data"] if data is None else data, **{key: config[key] for key in _SUBSET})
     except DataError:
         if data is not None:
             raise
@@ -366,7 +373,7 @@ def demo(out: str | os.PathLike[str] = "runs", *, seed: int = 0, quiet: bool = F
     from selfcluster.training.tables import EMBEDDINGS, read_embeddings
 
     source = open_source("builtin:digits", labels_from="labels")
-    labels = source.labels
+    labels: Any = source.labels
     pixels = np.stack([np.asarray(source.read(i), dtype=np.float32).ravel() for i in range(len(source))])
     rows = [{"features": "raw pixels", **score_digits(pixels, labels, seed), "seconds": 0.0}]
     runs = [("untrained network", "swav", {"images_seen": 1, "learning_rate": 0.0})]

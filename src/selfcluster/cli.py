@@ -32,7 +32,7 @@ class _Parser(argparse.ArgumentParser):
         kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(*args, **kwargs)
 
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # pyright: ignore
         found, unknown = super().parse_known_args(args, namespace)
         for word in unknown:
             near = difflib.get_close_matches(word.split("=")[0], self._option_string_actions, n=1)

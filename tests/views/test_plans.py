@@ -69,7 +69,7 @@ def test_finish_never_edits_its_input(name):
         assert all(torch.equal(v, b) for v, b in zip(views, before, strict=True))
 
 
-@pytest.mark.parametrize("name", AUGMENTATIONS)
+@pytest.mark.parametrize("name", ["swav", "byol", "npid", "odc", "layout"])
 def test_the_device_is_never_waited_for(name):
     """Meta tensors have no values: whatever reads one back, or mixes devices, raises."""
     plan = plan_from_crops(Crops(augment=name, **SMALL))

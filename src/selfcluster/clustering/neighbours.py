@@ -2,8 +2,8 @@
 
 A tile of scores (some queries x some database rows) is reduced to the maxima of groups of rows; the k best groups hold
 the k best rows, so only their members are looked at again. More than k candidates are kept and scored once more in
-float32 from the rows themselves. Where the hardware multiplies bfloat16 the tiles are bfloat16 products; a query whose
-k-th neighbour is not ahead of the last candidate by twice the error seen is then searched again in float32.
+float32 from the rows themselves. Where the hardware multiplies bfloat16 the tiles are bfloat16 products. A query whose
+k-th neighbour is not ahead of the last candidate by twice the error seen is searched again, in float32, then float64.
 Letters: N queries, M database rows, D features, k neighbours, q queries and m rows of a tile, c candidates.
 """
 
@@ -131,8 +131,8 @@ def _without(value: Tensor, index: Tensor, first: int) -> tuple[Tensor, Tensor]:
 class _Search:
     """A database made ready once, then any number of queries against it. Scores: x.y, or -|x - y|^2.
 
-    In the tiles the database's mean is subtracted, which shifts all scores of a query alike (inner product) or none
-    (l2, where the queries shift too), and leaves the bits of a low precision to what differs.
+    In bfloat16 tiles, and for l2, the database's mean is subtracted: that shifts all scores of a query alike (inner
+    product) or none (l2, where the queries shift too), and leaves the bits to what differs.
     """
 
     def __init__(self, database: Any, k: int, metric: str, precision: str) -> None:
@@ -140,7 +140,7 @@ class _Search:
         self.device = database.device if isinstance(database, Tensor) else torch.device("cpu")
         self.low = precision == "bfloat16" or (precision == "auto" and _multiplies_bfloat16(self.device))
         self.m = (_TILE_CUDA if self.device.type == "cuda" else _TILE) // _QUERIES
-        self.mean = self._mean()
+        self.mean = self._mean() if self.low or self.l2 else torch.zeros(database.shape[1], device=self.device)
 
     def __call__(self, queries: Tensor) -> tuple[Tensor, Tensor]:
         """(S, D) to values and indices (S, min(k, M)), best first."""
@@ -148,49 +148,57 @@ class _Search:
             k = min(self.k, len(self.database))
             return queries.new_empty(len(queries), k), torch.empty(len(queries), k, dtype=torch.int64).to(self.device)
         with torch.autocast(self.device.type, enabled=False):
-            return self._search(queries, self.low)
+            return self._search(queries, torch.bfloat16 if self.low else torch.float32)
 
-    def _search(self, queries: Tensor, low: bool) -> tuple[Tensor, Tensor]:
+    def _search(self, queries: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         # in 200,000 rows of 384 features a bfloat16 score displaces a neighbour by a few places, a float32 one by none
-        keep = min(2 * self.k + 16 if low else self.k + 4, len(self.database))
-        rough, index = self._candidates(queries, keep, torch.bfloat16 if low else torch.float32)
+        keep = min(2 * self.k + 16 if dtype == torch.bfloat16 else self.k + 4, len(self.database))
+        rough, index = self._candidates(queries, keep, dtype)
         exact = self._score(queries, index)
         value, found = _best(exact, index, self.k)
-        if low and keep < len(self.database):
-            rough = 2 * rough if self.l2 else rough + queries @ self.mean[:, None]
+        if dtype != torch.float64 and keep < len(self.database):
+            if self.l2:
+                rough = 2 * rough
+            elif dtype == torch.bfloat16:
+                rough = rough + queries @ self.mean[:, None]
             error = (rough - exact).abs().amax(dim=1)
             doubtful = (rough[:, -1] + 2 * error > value[:, -1]).nonzero().squeeze(1)
             if len(doubtful):
-                value[doubtful], found[doubtful] = self._search(queries[doubtful], False)
+                finer = torch.float32 if dtype == torch.bfloat16 else torch.float64
+                value[doubtful], found[doubtful] = self._search(queries[doubtful], finer)
         return value, found
 
     def _candidates(self, queries: Tensor, keep: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """The `keep` best rows of every query by products in `dtype`: scores x.y, or -|x - y|^2 / 2."""
-        rough = torch.full((len(queries), keep), float("-inf"), device=self.device)
+        held = torch.float64 if dtype == torch.float64 else torch.float32
+        rough = torch.full((len(queries), keep), float("-inf"), dtype=held, device=self.device)
         index = torch.zeros(len(queries), keep, dtype=torch.int64, device=self.device)
-        blocks = [slice(i, i + _QUERIES) for i in range(0, len(queries), _QUERIES)]
         left = self._factor(queries, dtype, query=True)
+        # one buffer for all tiles: memory touched anew for each would cost as much as its maxima
+        tile = torch.empty(min(_QUERIES, len(queries)) * min(self.m, len(self.database)), dtype=dtype).to(self.device)
         for start in range(0, len(self.database), self.m):
             right = self._factor(_rows(self.database, slice(start, start + self.m), self.device), dtype, query=False)
-            for b in blocks:
-                value, column = _top(left[b] @ right.t(), keep)
-                both = torch.cat([rough[b], value.float()], dim=1), torch.cat([index[b], column + start], dim=1)
+            for i in range(0, len(left), _QUERIES):
+                part, b = left[i : i + _QUERIES], slice(i, i + _QUERIES)
+                scores = torch.mm(part, right.t(), out=tile[: len(part) * len(right)].view(len(part), len(right)))
+                value, column = _top(scores, keep)
+                both = torch.cat([rough[b], value.to(held)], dim=1), torch.cat([index[b], column + start], dim=1)
                 rough[b], index[b] = _best(*both, keep)
         return rough, index
 
     def _factor(self, rows: Tensor, dtype: torch.dtype, *, query: bool) -> Tensor:
         """Rows whose products are the scores. For l2, -|x|^2 / 2 and -|y|^2 / 2 enter as columns against ones, each
         in three parts that together keep float32's bits in `dtype`."""
-        if query and not self.l2:
+        if not self.l2 and (query or dtype != torch.bfloat16):
             return rows.to(dtype)
-        rows = rows - self.mean
+        rows = (rows.double() if dtype == torch.float64 else rows) - self.mean
         if not self.l2:
             return rows.to(dtype)
         half = rows.square().sum(dim=1, keepdim=True).div_(-2)
         parts = []
         for _ in range(3):
             parts.append(half.to(dtype))
-            half = half - parts[-1].float()
+            half = half - parts[-1].to(half.dtype)
         norms, ones = torch.cat(parts, dim=1), rows.new_ones(len(rows), 3).to(dtype)
         return torch.cat([rows.to(dtype), *((norms, ones) if query else (ones, norms))], dim=1)
 
@@ -238,16 +246,15 @@ def _best(value: Tensor, index: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def _rows(data: Any, part: slice | Tensor, device: torch.device) -> Tensor:
-    """Some rows in float32; NaN and infinity are refused as they are read."""
+    """Some rows in float32; slices, which see every row once, refuse NaN and infinity."""
     if isinstance(data, Tensor):
         rows = data[part].detach()
     else:
         rows = torch.from_numpy(np.array(data[part if isinstance(part, slice) else part.cpu().numpy()]))
     rows = rows.to(device, torch.float32)
-    if not torch.isfinite(rows.sum()) and not torch.isfinite(rows).all():
-        bad = int((~torch.isfinite(rows).all(dim=1)).nonzero()[0])
-        where = f"row {bad + (part.start or 0)}" if isinstance(part, slice) else "a row"
-        raise ValueError(f"{where} of {tuple(data.shape)} holds NaN or infinity")
+    if isinstance(part, slice) and not torch.isfinite(rows.sum()) and not torch.isfinite(rows).all():
+        bad = part.start + int((~torch.isfinite(rows).all(dim=1)).nonzero()[0])
+        raise ValueError(f"row {bad} of {tuple(data.shape)} holds NaN or infinity")
     return rows
 
 

@@ -160,18 +160,21 @@ class Loader:
     def sweep(
         self, view: str = "centre", plan: ViewPlan | None = None, step: int = 0, batch_size: int | None = None
     ) -> Iterator[Batch]:
-        """This rank's contiguous share of all images, in manifest order, bad ones left out.
+        """This rank's share of all images, in manifest order, bad ones left out.
+
+        The images are taken in runs of nearly `batch_size` over all processes, of which each rank takes its part: the
+        ranks make equally many batches, and together the same ones as one process would.
 
         Args:
             view: "centre", or "train": all full-resolution views of `plan`, of one decode, with randomness that
                 belongs to sweeps alone. Pretext operations are left out.
             plan: needed for "train"; for "centre" it says whether Sobel edges are wanted.
             step: which sweep, for "train".
-            batch_size: images of this rank at a time; default its part of a training batch.
+            batch_size: images at a time, over all processes; default that of training.
         """
-        share = distributed.share(self.num_samples, self.rank, self.world)
-        rows = np.arange(share.start, share.stop)
-        size = batch_size or max(1, self.batch_size // self.world)
+        count = math.ceil(self.num_samples / (batch_size or self.batch_size))
+        runs = [distributed.share(self.num_samples, k, count) for k in range(count)]
+        parts = [np.arange(r.start, r.stop)[distributed.share(r.stop - r.start, self.rank, self.world)] for r in runs]
         if view == "train":
             if plan is None:
                 raise ValueError('view="train" needs the plan')
@@ -186,8 +189,9 @@ class Loader:
             raise ValueError(f"view={view!r} is neither 'centre' nor 'train'")
         seed = randomness.key(self.seed, "sweep")
         jobs = (
-            self._job(rows[start : start + size], plan, seed, step, crop=view == "train", substitute=False)
-            for start in range(0, len(rows), size)
+            self._job(rows, plan, seed, step, crop=view == "train", substitute=False)
+            for rows in parts
+            if len(rows)
         )
         yield from self._batches(jobs)
         self.quarantine.sync()

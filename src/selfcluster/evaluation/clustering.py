@@ -40,7 +40,7 @@ def cluster_vectors(
     if not 1 <= number <= len(x):
         raise ValueError(f"--k {number}: must be 1 to the number of images, {len(x)}")
     if algorithm == "kmeans":
-        labels = KMeans(number, init="k-means++", random_state=seed).fit(x).labels_
+        labels: Any = KMeans(number, init="k-means++", random_state=seed).fit(x).labels_
     else:
         parts = max(1, round(number**0.5))
         labels = HierarchicalKMeans(parts, -(-number // parts), random_state=seed).fit(x).labels_

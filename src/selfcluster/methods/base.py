@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from selfcluster.models.backbones import Backbone
 from selfcluster.types import Assignment, Batch, Crops, Embeddings, EpochPlan, Facts, Group, Output, Progress, Training
 from selfcluster.views.plans import ViewPlan, plan_from_crops
 
@@ -28,7 +29,7 @@ class Method(nn.Module):
     paper: ClassVar[Training]
     accumulates: ClassVar[bool] = False  # True where one large batch equals several small ones
 
-    backbone: nn.Module
+    backbone: Backbone
 
     def __init__(self, make_backbone: MakeBackbone, settings: Any, facts: Facts) -> None:
         super().__init__()

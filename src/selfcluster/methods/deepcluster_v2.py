@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import log
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -58,9 +59,9 @@ class DeepClusterV2(Method):
             raise ValueError(f"num_prototypes={k} is more than the {n} images; use --num-prototypes {max(2, n // 10)}")
         self.backbone = make_backbone()
         self.head = ProjectionHead(self.backbone.num_features, settings.hidden, settings.dim)
-        self.heads = nn.ModuleList(Prototypes(settings.dim, k) for _ in range(settings.num_heads))
+        self.heads: Any = nn.ModuleList(Prototypes(settings.dim, k) for _ in range(settings.num_heads))
         self.heads.requires_grad_(False)  # centroids are the classifier: k-means writes them, gradients never do
-        self.memories = nn.ModuleList(SampleMemory(n, settings.dim) for _ in range(2))
+        self.memories: Any = nn.ModuleList(SampleMemory(n, settings.dim) for _ in range(2))
         self.register_buffer("labels", torch.full((settings.num_heads, n), -1))  # (H, N), -1 = none
         self.labels: Tensor
 
@@ -100,7 +101,7 @@ class DeepClusterV2(Method):
         log: dict[str, float] = {}
         for h, (prototypes, labels) in enumerate(zip(self.heads, self.labels, strict=True)):
             mine = self.memories[h % 2].rows[index[share(len(index))]]
-            kmeans = KMeans(
+            kmeans: Any = KMeans(
                 self.settings.num_prototypes,
                 spherical=True,
                 init="random",

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import log
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -55,7 +56,7 @@ class SwAV(Method):
         self.backbone = make_backbone()
         self.head = ProjectionHead(self.backbone.num_features, settings.hidden, settings.dim)
         self.prototypes = Prototypes(settings.dim, settings.num_prototypes)
-        self.queues = nn.ModuleList(
+        self.queues: Any = nn.ModuleList(
             FeatureQueue(settings.queue_length, settings.dim) for _ in range(2 if settings.queue_length else 0)
         )
 

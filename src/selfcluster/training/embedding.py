@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from selfcluster import randomness
 from selfcluster.data.loader import Loader
-from selfcluster.distributed import all_gather
+from selfcluster.distributed import all_gather, gather_objects
 from selfcluster.training.precision import autocast
 from selfcluster.types import Embeddings
 from selfcluster.views.plans import ViewPlan
@@ -47,10 +47,11 @@ def make_embed(
                 index.append(batch.index)
         finally:
             module.train(before)
-        mine = torch.cat(index)
+        mine = torch.cat(index) if index else torch.zeros(0, dtype=torch.int64, device=device)
+        width = int(max(gather_objects(rows[0].shape[1] if rows else 0)))  # a rank may have no image at all
         seen = torch.zeros(loader.num_samples, dtype=torch.bool, device=mine.device)
         seen[all_gather(mine)] = True
-        return Embeddings(torch.cat(rows), mine, seen)
+        return Embeddings(torch.cat([torch.zeros(0, width, device=device), *rows]), mine, seen)
 
     return embed
 

@@ -63,7 +63,7 @@ def assign(method: Any, vectors: np.ndarray, device: torch.device) -> tuple[np.n
         method.assign(torch.from_numpy(part).to(device)) for part in np.array_split(vectors, len(vectors) // 4096 + 1)
     ]
     if parts[0] is None:
-        kmeans = KMeans(max(2, round((2 * len(vectors)) ** 0.5)), random_state=0).fit(vectors)
+        kmeans: Any = KMeans(max(2, round((2 * len(vectors)) ** 0.5)), random_state=0).fit(vectors)
         distances = np.linalg.norm(vectors - kmeans.cluster_centers_[kmeans.labels_], axis=1)
         return kmeans.labels_, distances.astype(np.float32)
     cluster, distance = (torch.cat([getattr(p, name) for p in parts]).cpu().numpy() for name in ("cluster", "distance"))

@@ -117,7 +117,7 @@ def fit(
             if batches is None or step % per_epoch == 0:
                 batches = loader.batches(views, method.plan(), progress.epoch, step % per_epoch, per_epoch, step)
 
-            batch = next(batches)
+            batch: Batch = next(batches)
             torch._foreach_copy_(before, statistics)
             torch.manual_seed(randomness.key(settings.seed, "forward", step, rank()) >> 1)
             optimizer.zero_grad(set_to_none=True)
@@ -147,6 +147,8 @@ def fit(
                 state.skipped += 1
                 unfit.append(batch.index)
             state.step += 1
+            if state.step % per_epoch == 0:
+                next(batches, None)  # past the last batch the ranks exchange which images they found bad
 
             steps_timed += 1
             seconds = time.monotonic() - clock
