@@ -310,7 +310,7 @@ def real(options: argparse.Namespace) -> list[Row]:
         raise SystemExit("the section `real` needs --images FOLDER, with cifar10/ and clothing/ in it")
     table = []
     for name, limit in (("cifar10", int(20_000 * options.scale)), ("clothing", 5398)):
-        source = open_source(options.images / name, limit=limit)
+        source = open_source(options.images / name, limit=limit, labels_from="folders")
         small = [Image.fromarray(decode(source.read(i))).convert("RGB").resize((32, 32)) for i in range(len(source))]
         pixels = np.stack([np.asarray(image, np.float32).ravel() / 255 for image in small])
         for features, x in (("pixels", pixels), ("whitened", Whitening(64).fit_transform(pixels).astype(np.float32))):

@@ -24,6 +24,8 @@ from selfcluster.clustering import native
 _CHUNK_BYTES = 8 << 20  # scores of a chunk stay in cache on a CPU
 _CHUNK_BYTES_CUDA = 1 << 30
 _PAIR_ELEMENTS = 1 << 22  # float64 numbers held at once when candidates are compared
+_TIGHT = 0.03  # share of |u|^2 below which a distance is computed from the difference
+_GROUP = 32  # centroids reduced to one maximum
 _EPS32 = 2.0**-24  # unit roundoff of float32
 _EPS16 = 2.0**-9  # of bfloat16
 
@@ -35,6 +37,7 @@ class Nearest(NamedTuple):
     distances: Tensor
 
 
+@torch.no_grad()
 def nearest_centroid(
     x: Tensor, centroids: Tensor, *, spherical: bool = False, exact: bool = True, engine: str | None = None
 ) -> Nearest:
@@ -108,48 +111,73 @@ class _Scorer:
 
     def __init__(self, centroids: Tensor, engine: str, exact: bool) -> None:
         self.centroids, self.exact, self.low = centroids, exact, engine == "bfloat16"
+        k, d = centroids.shape
         self.middle = centroids.double().mean(dim=0).to(centroids.dtype)  # (d,)
         shifted = (centroids.double() - self.middle.double()).float()  # (k, d)
-        half = shifted.double().square().sum(dim=1).div(2)  # (k,)
-        self.factor = shifted.bfloat16() if self.low else shifted
-        self.bias = -half.to(self.factor.dtype)
+        dtype = torch.bfloat16 if self.low else torch.float32
+        padded = -(-k // _GROUP) * _GROUP
+        # u.v - |v|^2 / 2 as one product: u gets a column of ones, v one of -|v|^2 / 2 (-inf where there is no centroid)
+        self.factor = torch.zeros(padded, d + 1, dtype=dtype, device=centroids.device)
+        self.factor[:k, :d] = shifted
+        self.factor[:k, d] = shifted.double().square().sum(dim=1).div(-2)
+        self.factor[k:, d] = -torch.inf
         self.longest = float(shifted.norm(dim=1).max())
-        self.rounding = float((shifted - self.factor.float()).norm(dim=1).max())
-        k = len(centroids)
+        self.rounding = float((shifted - self.factor[:k, :d].float()).norm(dim=1).max())
         budget = _CHUNK_BYTES_CUDA if centroids.device.type == "cuda" else _CHUNK_BYTES
-        self.rows_per_chunk = max(64, budget // (k * self.factor.element_size()))
+        self.rows_per_chunk = max(64, budget // (padded * self.factor.element_size()))
 
     def nearest(self, x: Tensor) -> Nearest:
         labels = torch.empty(len(x), dtype=torch.int64, device=x.device)
         distances = torch.empty(len(x), dtype=x.dtype, device=x.device)
+        # buffers for all chunks: touching fresh memory for each would cost as much as half of the products
+        most = min(len(x), self.rows_per_chunk)
+        scores, gap = self.factor.new_empty(most, len(self.factor)), x.new_empty(most, x.shape[1])
+        shifted = torch.ones(most, x.shape[1] + 1, device=x.device)
         for start in range(0, len(x), self.rows_per_chunk):
             part = slice(start, start + self.rows_per_chunk)
-            labels[part] = self._labels(x[part])
-            # from the difference itself: |x|^2 - 2 x.c + |c|^2 loses the bits of tight clusters
-            distances[part] = (x[part] - self.centroids[labels[part]]).square_().sum(dim=1)
+            n = len(x[part])
+            torch.sub(x[part], self.middle, out=shifted[:n, :-1])
+            length = torch.linalg.vector_norm(shifted[:n, :-1], dim=1)
+            labels[part], best = self._labels(x[part], shifted[:n], length, scores[:n])
+            if self.low or x.dtype == torch.float64:
+                # from the difference itself, as below
+                torch.index_select(self.centroids, 0, labels[part], out=gap[:n]).sub_(x[part])
+                distances[part] = torch.linalg.vector_norm(gap[:n], dim=1).square_()
+                continue
+            square = length.square_()
+            found = square - 2 * best
+            # |u|^2 - 2 s loses the bits of rows close to their centroid: those from the difference itself
+            tight = (found < _TIGHT * square).nonzero().squeeze(1)
+            if len(tight):
+                gaps = self.centroids[labels[part][tight]] - x[part][tight]
+                found[tight] = torch.linalg.vector_norm(gaps, dim=1).square_()
+            distances[part] = found
         return Nearest(labels, distances)
 
-    def _labels(self, x: Tensor) -> Tensor:
-        u = (x - self.middle).float()  # (n, d)
-        factor = u.to(self.factor.dtype)
-        scores = torch.addmm(self.bias, factor, self.factor.T)  # (n, k)
-        if not self.exact or len(self.centroids) == 1:
-            return scores.argmax(dim=1)
-        top = scores.topk(2, dim=1)
-        best, second = top.values.float().unbind(dim=1)
-        tolerance = 2 * self._error(u, factor)
+    def _labels(self, x: Tensor, shifted: Tensor, length: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
+        """Labels (n,) and the best computed scores (n,)."""
+        factor = shifted.to(self.factor.dtype)  # (n, d + 1)
+        torch.mm(factor, self.factor.T, out=scores)  # (n, k padded)
+        # an arg-max over groups' maxima and one within a group: five times faster than one over all
+        peaks = scores.view(len(x), -1, _GROUP).amax(dim=2)  # (n, groups)
+        best, group = peaks.max(dim=1)
+        first = torch.arange(0, peaks.numel(), peaks.shape[1], device=x.device)
+        inside = scores.view(-1, _GROUP).index_select(0, first + group)  # (n, _GROUP)
+        labels = group * _GROUP + inside.argmax(dim=1)
+        if not self.exact:
+            return labels, best
+        tolerance = 2 * self._error(shifted[:, :-1], length, factor[:, :-1])
         if self.low:  # the product is stored in bfloat16 too
-            tolerance = tolerance + 4 * _EPS16 * (best.abs() + tolerance)
-        labels = top.indices[:, 0].clone()
-        close = (best - second <= tolerance).nonzero().squeeze(1)
+            tolerance = tolerance + 4 * _EPS16 * (best.float().abs() + tolerance)
+        least = (best.float() - tolerance)[:, None]
+        close = ((peaks >= least).sum(dim=1) > 1) | ((inside >= least).sum(dim=1) > 1)
+        close = close.nonzero().squeeze(1)
         if len(close):
-            near = scores[close].float() >= (best - tolerance)[close, None]
-            labels[close] = self._compare(x[close], near)
-        return labels
+            labels[close] = self._compare(x[close], scores[close].float() >= least[close])
+        return labels, best
 
-    def _error(self, u: Tensor, factor: Tensor) -> Tensor:
+    def _error(self, u: Tensor, length: Tensor, factor: Tensor) -> Tensor:
         """The bound on |computed score - true score| for each row, (n,)."""
-        length = torch.linalg.vector_norm(u, dim=1)
         adding = (u.shape[1] + 8) * _EPS32 * (length * self.longest + self.longest**2)
         if not self.low:
             return adding

@@ -227,7 +227,8 @@ class KMeans(ClusterMixin, BaseEstimator):
             types = [np.float64, np.float32, np.float16]
             keep = isinstance(X, np.ndarray) and X.ndim == 2 and X.dtype.kind in "fiu"
             wanted = {"dtype": None if keep else types, "ensure_all_finite": False, "ensure_min_samples": 0}
-            X = validate_data(self, X=X, reset=reset, **wanted)  # pyright: ignore[reportArgumentType]
+            checked = validate_data(self, X=X, reset=reset, **wanted)  # pyright: ignore[reportArgumentType]
+            X = X if isinstance(X, np.memmap) and keep else checked  # a file stays known as one
         if weight is not None:
             weight = weight if isinstance(weight, Tensor) else torch.from_numpy(np.array(weight, dtype=np.float64))
             weight = weight.detach().double()

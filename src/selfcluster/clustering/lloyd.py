@@ -23,7 +23,7 @@ from selfcluster.clustering.rows import Rows
 from selfcluster.clustering.two_level import Regions
 
 DONORS = ("uniform", "size", "largest")
-_SUM_ROWS = 1024  # rows made float64 at once: they stay in cache
+_SUM_ROWS = 2048  # rows made float64 at once: they stay in cache
 
 
 class Empty(NamedTuple):

@@ -448,10 +448,14 @@ struct Worker {
     }
 
     // Rows order[0..count) of x, or the `count` rows from `start` on where order is null.
+    // Without `distances` the label is the candidate of the highest bound, unsettled.
     void block(const Centroids& c, int64_t start, const int64_t* order, int count, int64_t* labels, float* distances) {
         auto place = [&](int r) { return order ? order[r] : start + r; };
-        for (int r = 0; r < count; r++)
+        for (int r = 0; r < count; r++) {
+            if (order && r + 2 < count)
+                for (int64_t l = 0; l < d; l += 16) __builtin_prefetch(x + order[r + 2] * d + l);
             round_row(x + place(r) * d, c, shifted.data, rounded.data + r * c.p, rows[r]);
+        }
         std::fill(best.data, best.data + BLOCK * 16, -std::numeric_limits<float>::infinity());
         const int tall = level == AMX ? 32 : VNNI_ROWS;
         for (int64_t first = 0; first < c.panels * PANEL; first += WIDE) {
@@ -468,6 +472,12 @@ struct Worker {
             for (int r = 0; r < count; r++)
                 screen(upper.data + r * STRIDE, best.data + r * 16, c, first, width, rows[r]);
         }
+        for (int r = 0; r < count && !distances; r++) {
+            const float* bounds = rows[r].upper;
+            const int64_t top = std::max_element(bounds, bounds + rows[r].count) - bounds;
+            labels[place(r)] = rows[r].count ? c.number(rows[r].number[top]) : 0;
+        }
+        if (!distances) return;
         fetch(c, rows[0]);
         for (int r = 0; r < count; r++) {
             if (r + 1 < count) fetch(c, rows[r + 1]);
@@ -490,7 +500,8 @@ extern "C" {
 
 int selfcluster_level() { return !has_vnni() ? NONE : has_amx() ? AMX : VNNI; }
 
-// labels (n,), distances (n,) of rows x (n, d) against c (k, d); returns how many distances were computed, -1: no memory.
+// labels (n,), distances (n,) of rows x (n, d) against c (k, d); returns how many distances were computed, -1: no
+// memory. Where `distances` is null labels are near the nearest only.
 int64_t selfcluster_nearest(const float* x, int64_t n, int64_t d, const float* c, int64_t k, int level, int threads,
                             int64_t* labels, float* distances) try {
     Centroids centroids(c, k, d);

@@ -47,12 +47,12 @@ class _Kernel:
         self._nearest.restype = self.listed.restype = self._add.restype = size
         self.level = int(self._level())
 
-    def nearest(self, x: Tensor, centroids: Tensor, labels: Tensor, distances: Tensor, level: int) -> int:
+    def nearest(self, x: Tensor, centroids: Tensor, labels: Tensor, distances: Tensor | None, level: int) -> int:
         """Fill labels (n,) int64 and distances (n,) float32; returns how many distances were computed exactly."""
         n, d = x.shape
         compared = self._nearest(
             x.data_ptr(), n, d, centroids.data_ptr(), len(centroids), level, torch.get_num_threads(),
-            labels.data_ptr(), distances.data_ptr(),
+            labels.data_ptr(), None if distances is None else distances.data_ptr(),
         )  # fmt: skip
         if compared < 0:
             raise MemoryError(f"no memory to assign {n} rows to {len(centroids)} centroids")
@@ -105,6 +105,16 @@ def nearest(x: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor, int]:
         if stop == probe and k > 64 and compared > _MUCH * k * probe:
             return labels[:probe], distances[:probe], probe
     return labels, distances, n
+
+
+def nearly_nearest(x: Tensor, centroids: Tensor) -> Tensor:
+    """Labels (n,) by 8-bit products alone: right but where two centroids are within a percent of one another."""
+    kernel = _kernel()
+    if kernel is None or not takes(x):
+        raise ValueError("the compiled kernel cannot take this")
+    labels = torch.empty(len(x), dtype=torch.int64)
+    kernel.nearest(x.contiguous(), centroids.contiguous(), labels, None, kernel.level)
+    return labels
 
 
 def nearest_listed(

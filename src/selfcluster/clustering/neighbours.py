@@ -19,7 +19,7 @@ from torch import Tensor
 from selfcluster import distributed
 from selfcluster.clustering.assign import _cpu_multiplies_bfloat16
 
-_QUERIES = 512  # q
+_QUERIES = 256  # q
 _TILE = 1 << 23  # q * m: 32 MB of float32 scores
 _TILE_CUDA = 1 << 28
 _GROUP = 32  # rows reduced to one maximum

@@ -21,6 +21,8 @@ from selfcluster import distributed
 from selfcluster.clustering.assign import unit_rows
 
 _BLOCK_ELEMENTS = 1 << 24  # 64 MB of float32 at once
+_IN_PLACE = 8
+_FLOATS = (torch.float32, torch.float64, np.dtype(np.float32), np.dtype(np.float64))
 
 
 class Rows:
@@ -65,7 +67,10 @@ class Rows:
 
     def blocks(self) -> Iterator[tuple[slice, Tensor]]:
         """All rows in order, as (where, rows)."""
-        step = max(1, _BLOCK_ELEMENTS // max(1, self.d))
+        # rows in memory that need no work are read in place, so their blocks may be larger
+        plain = self.is_tensor or (not isinstance(self.data, np.memmap) and self.data.flags.writeable)
+        plain = plain and not self.spherical and self.index is None and self.data.dtype in _FLOATS
+        step = max(1, _BLOCK_ELEMENTS * (_IN_PLACE if plain else 1) // max(1, self.d))
         for start in range(0, len(self), step):
             part = slice(start, min(len(self), start + step))
             yield part, self.read(part)

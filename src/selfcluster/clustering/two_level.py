@@ -57,11 +57,12 @@ class Regions:
             last: (n,) int64, the rows' last centroids, or None.
         """
         lists = self._lists(min(len(self.centroids), self.width * (_FIRST if last is None else 1)))
-        region = nearest_centroid(x, self.middles).labels
+        fast = native.takes(x)
+        region = native.nearly_nearest(x, self.middles) if fast else nearest_centroid(x, self.middles).labels
         order = region.argsort(stable=True)
         begin = torch.zeros(len(self.middles) + 1, dtype=torch.int64, device=x.device)
         begin[1:] = torch.bincount(region, minlength=len(self.middles)).cumsum(0)
-        if native.takes(x):
+        if fast:
             return Nearest(*native.nearest_listed(x, self.centroids, order, begin, lists, last))
         labels = torch.empty(len(x), dtype=torch.int64, device=x.device)
         distances = torch.empty(len(x), dtype=x.dtype, device=x.device)
