@@ -26,7 +26,10 @@ _HOME = {
     "PowerIterationClustering": "clustering.pic",
     "Whitening": "clustering.whitening",
     "sinkhorn": "clustering.sinkhorn",
+    "balanced_assignment": "clustering.balanced",
     "nearest": "clustering.neighbours",
+    "choose_k": "clustering.selection",
+    "consensus": "clustering.consensus",
 }
 
 

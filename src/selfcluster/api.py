@@ -210,6 +210,7 @@ def cluster(
     *,
     k: int | str | None = None,
     algorithm: str = "kmeans",
+    whiten: int | None = None,
     out: str | os.PathLike[str] | None = None,
     seed: int = 0,
     quiet: bool = False,
@@ -221,6 +222,7 @@ def cluster(
         k: how many clusters; "auto" recommends a number with its uncertainty; None takes the method's own clusters
             where it has some.
         algorithm: kmeans, hierarchical or pic.
+        whiten: principal components that are kept and whitened first; default 3 k / 2, at most 256; 0: none.
         out: the Parquet file (id, path, cluster, distance), with a CSV twin; default clusters.parquet beside the
             embeddings.
         seed: of the clustering.
@@ -246,7 +248,7 @@ def cluster(
             raise RunError(f"{run} is a table of embeddings, no run with clusters of its own: say --k, or --k auto")
         clusters, distances = own_clusters(where, table.vectors)
     else:
-        clusters, distances, facts = cluster_vectors(table.vectors, k, algorithm, seed, console.say)
+        clusters, distances, facts = cluster_vectors(table.vectors, k, algorithm, seed, whiten, console.say)
     out = Path(out) if out is not None else file.with_name(CLUSTERS)
     write_clusters(out, ClusterTable(table.ids, table.paths, clusters, distances))
     sizes = np.bincount(clusters)
@@ -377,7 +379,7 @@ def demo(out: str | os.PathLike[str] = "runs", *, seed: int = 0, quiet: bool = F
     pixels = np.stack([np.asarray(source.read(i), dtype=np.float32).ravel() for i in range(len(source))])
     rows = [{"features": "raw pixels", **score_digits(pixels, labels, seed), "seconds": 0.0}]
     runs = [("untrained network", "swav", {"images_seen": 1, "learning_rate": 0.0})]
-    runs += [("SwAV", "swav", {}), ("DeepCluster-v2", "deepcluster_v2", {})]
+    runs += [("SwAV", "swav", {"epochs": 40}), ("DeepCluster-v2", "deepcluster_v2", {"epochs": 20})]
     for title, method, settings in runs:
         run = Path(out) / f"demo-{title.split()[0].lower()}"
         shutil.rmtree(run, ignore_errors=True)

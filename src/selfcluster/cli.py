@@ -206,6 +206,9 @@ def _build_cluster(parser: argparse.ArgumentParser, words: list[str]) -> None:
     parser.add_argument("run", metavar="RUN|FILE", help="run folder or embeddings file")
     parser.add_argument("--k", type=_number_or_auto, help="number of clusters, or auto; default the method's own")
     parser.add_argument("--algorithm", default="kmeans", help="kmeans, hierarchical or pic")
+    parser.add_argument(
+        "--whiten", type=int, help="principal components kept and whitened first; default 3 k / 2; 0: none"
+    )
     parser.add_argument("--out", help="Parquet file, with a CSV twin; default clusters.parquet beside the embeddings")
     parser.add_argument("--seed", type=int, default=0, help="seed of the clustering")
     parser.set_defaults(run_command=_cluster)

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from selfcluster.clustering import native
 from selfcluster.clustering.neighbours import nearest
 
 
@@ -115,3 +116,62 @@ def test_bad_rows_are_errors() -> None:
         nearest(features(5, 4), features(9, 3), 3)
     with pytest.raises(ValueError, match="5 and 9"):
         nearest(features(5, 4), features(9, 4), 3, exclude_self=True)
+
+
+@pytest.mark.parametrize("engine", ["compiled", "torch"])
+@pytest.mark.parametrize("metric", ["inner_product", "l2"])
+@pytest.mark.parametrize(
+    ("n", "m", "d", "k"), [(130, 3000, 33, 7), (600, 90, 64, 90), (200, 1000, 5, 1), (129, 65, 1, 3)]
+)
+@pytest.mark.parametrize("offset", [0.0, 30.0])
+def test_both_engines_equal_a_full_sort(
+    engine: str, metric: str, n: int, m: int, d: int, k: int, offset: float, monkeypatch
+) -> None:
+    if engine == "torch":
+        monkeypatch.setenv("SELFCLUSTER_NATIVE", "0")
+    elif not native.available():
+        pytest.skip("no compiled kernel here")
+    monkeypatch.setattr("selfcluster.clustering.neighbours._HELD", 700 * d)  # several pieces of the database
+    x, y = features(n, d) + np.float32(offset), features(m, d, 1) + np.float32(offset)
+    found = nearest(x, y, k, metric=metric)
+    true = scores(x, y, metric)
+    got, best = np.take_along_axis(true, found.indices, axis=1), -np.sort(-true, axis=1)[:, :k]
+    assert all(len(set(row)) == k for row in found.indices.tolist())
+    # the neighbours are the best to float32's last bits: which of two closer than that comes first is not said
+    bits = 1e-6 * np.abs(best).max() if engine == "torch" else 1e-13 * np.abs(best).max()
+    np.testing.assert_allclose(got, best, rtol=0, atol=bits)
+    sign = 1 if metric == "inner_product" else -1
+    np.testing.assert_allclose(found.values, sign * best, rtol=1e-6, atol=1e-5 if engine == "torch" else 1e-6)
+
+
+@pytest.mark.skipif(not native.available(), reason="no compiled kernel here")
+class TestCompiled:
+    @pytest.mark.parametrize("metric", ["inner_product", "l2"])
+    def test_of_equals_the_lowest_numbers_win(self, metric: str, monkeypatch) -> None:
+        monkeypatch.setattr("selfcluster.clustering.neighbours._HELD", 1 << 10)
+        rng = np.random.default_rng(0)
+        x, y = rng.integers(-2, 3, (200, 4)).astype(np.float32), rng.integers(-2, 3, (2000, 4)).astype(np.float32)
+        order = np.argsort(-scores(x, y, metric), axis=1, kind="stable")[:, :25]
+        np.testing.assert_array_equal(nearest(x, y, 25, metric=metric).indices, order)
+
+    def test_rows_that_8_bits_cannot_tell_apart(self) -> None:
+        y = 1.0 + 1e-4 * features(4000, 8)
+        y[0] += 100.0  # the middle does not take the offset away, and most lists fill up
+        found = nearest(y[:150], y, 5, metric="l2")
+        np.testing.assert_array_equal(found.indices, np.argsort(-scores(y[:150], y, "l2"), axis=1)[:, :5])
+
+    def test_zeros_threads_and_engines_agree(self, monkeypatch) -> None:
+        x, y = features(300, 20), features(900, 20, 1)
+        x[7], y[11], y[12] = 0, 0, 1e-38
+        before, found = torch.get_num_threads(), []
+        try:
+            for threads in (1, 3):
+                torch.set_num_threads(threads)
+                found.append(nearest(x, y, 10))
+        finally:
+            torch.set_num_threads(before)
+        np.testing.assert_array_equal(found[0].indices, found[1].indices)
+        monkeypatch.setenv("SELFCLUSTER_NATIVE", "0")
+        others = [i for i in range(300) if i != 7]  # everything is as near to a query of zeros
+        np.testing.assert_array_equal(found[0].indices[others], nearest(x, y, 10).indices[others])
+        np.testing.assert_array_equal(found[0].indices[7], np.arange(10))

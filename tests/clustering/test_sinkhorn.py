@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from selfcluster.clustering import native
 from selfcluster.clustering.sinkhorn import Centring, batch_softmax, sinkhorn
 
 
@@ -47,6 +48,64 @@ def test_at_the_size_of_a_batch() -> None:
     scores = cosines(1024, 600, d=64)  # several blocks of rows
     error = (sinkhorn(scores).double() - reference(scores, 0.05, 3)).abs().max()
     assert error < 1e-6
+
+
+@pytest.mark.parametrize("engine", ["compiled", "torch"])
+@pytest.mark.parametrize(("b", "q", "k"), [(1, 0, 1), (33, 0, 17), (50, 20, 16), (7, 1, 33), (300, 40, 515)])
+def test_both_engines_equal_the_half_steps(engine: str, b: int, q: int, k: int, monkeypatch) -> None:
+    if engine == "torch":
+        monkeypatch.setenv("SELFCLUSTER_NATIVE", "0")
+    elif not native.available():
+        pytest.skip("no compiled kernel here")
+    scores, extra = cosines(b, k), cosines(q, k, 1)
+    wide = torch.zeros(b, k + 5)
+    wide[:, 2:-3] = scores
+    for iterations in (1, 3, 10):
+        true = reference(torch.cat([scores, extra]), 0.05, iterations)[:b]
+        for given_scores in (scores, wide[:, 2:-3], scores.t().contiguous().t()):  # rows far apart, columns far apart
+            codes = sinkhorn(given_scores, 0.05, iterations, extra if q else None)
+            torch.testing.assert_close(codes.double(), true, rtol=0, atol=1e-6)
+
+
+@pytest.mark.skipif(not native.available(), reason="no compiled kernel here")
+class TestCompiled:
+    def raised(self) -> Tensor:
+        """Row maxima, and entries of a row, more than 60 epsilon apart, in falling and in rising order."""
+        scores = cosines(64, 20) * 0.1 - 0.9
+        scores[3] += 2.5
+        scores[60] += 4.0
+        scores[5, 7] = 3.0
+        return scores
+
+    @pytest.mark.parametrize("iterations", [1, 3])
+    def test_floors_are_those_of_the_torch_path(self, iterations: int, monkeypatch) -> None:
+        codes = [sinkhorn(self.raised(), 0.04, iterations)]
+        monkeypatch.setenv("SELFCLUSTER_NATIVE", "0")
+        codes.append(sinkhorn(self.raised(), 0.04, iterations))
+        torch.testing.assert_close(codes[0], codes[1], rtol=1e-3, atol=1e-6)
+
+    def test_the_reference_may_rise_on_the_way(self) -> None:
+        scores = cosines(200, 30) + torch.linspace(-0.5, 0.5, 200)[:, None]
+        for order in (slice(None), torch.arange(199, -1, -1)):
+            true = reference(scores[order], 0.05, 3)
+            torch.testing.assert_close(sinkhorn(scores[order]).double(), true, rtol=0, atol=2e-6)
+
+    def test_the_number_of_threads_hardly_matters_and_repeating_not_at_all(self) -> None:
+        scores, before, found = cosines(500, 600), torch.get_num_threads(), []
+        try:
+            for threads in (1, 3, 3):
+                torch.set_num_threads(threads)
+                found.append(sinkhorn(scores))
+        finally:
+            torch.set_num_threads(before)
+        assert torch.equal(found[1], found[2])
+        torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-7)
+
+    @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+    def test_what_is_not_a_number_is_not_hidden(self, bad: float) -> None:
+        scores = cosines(40, 20)
+        scores[3, 5] = bad
+        assert sinkhorn(scores).isnan().any()
 
 
 def test_float64_scores_are_worked_on_in_float64() -> None:

@@ -82,10 +82,16 @@ def add_rows(sums: Tensor, x: Tensor, labels: Tensor, weight: Tensor | None) -> 
     if native.takes(x):
         native.add(sums, x, labels, weight)
         return
-    for start in range(0, len(x), _SUM_ROWS):
-        part = slice(start, start + _SUM_ROWS)
-        wide = x[part].double() if weight is None else x[part].double() * weight[part].double()[:, None]
-        sums.index_add_(0, labels[part], wide)
+    threads = torch.get_num_threads()
+    if x.device.type == "cpu":  # index_add_ is serial, and blocks this short wait for a second thread longer than work
+        torch.set_num_threads(1)
+    try:
+        for start in range(0, len(x), _SUM_ROWS):
+            part = slice(start, start + _SUM_ROWS)
+            wide = x[part].double() if weight is None else x[part].double() * weight[part].double()[:, None]
+            sums.index_add_(0, labels[part], wide)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def average(found: Pass, centroids: Tensor, *, spherical: bool, empty: Empty, draw: np.random.Generator) -> Tensor:

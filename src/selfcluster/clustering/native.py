@@ -1,10 +1,10 @@
-"""The compiled assignment kernel (native.cpp): built on first use where a C++ compiler is at hand, absent otherwise.
+"""The compiled kernels (native_*.cpp): built on first use where a C++ compiler is at hand, absent otherwise.
 
 Installing needs no compiler and nothing here ever fails: without a compiler, on another processor, or with
-SELFCLUSTER_NATIVE=0 in the environment the kernel is not `available()` and torch does the work, with the same labels.
+SELFCLUSTER_NATIVE=0 in the environment they are not `available()` and torch does the work, with the same results.
 The library lives in the user's cache folder, named by a hash of its source, and is checked against float64 on loading.
 
-Letters: n rows, d dimensions, k centroids.
+Letters: n rows, d dimensions, k centroids (of Sinkhorn: clusters).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
+import math
 import os
 import platform
 import shutil
@@ -19,52 +20,56 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-_SOURCE = Path(__file__).with_name("native.cpp")
+_SOURCES = sorted(Path(__file__).parent.glob("native*.[ch]pp"))
 _FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-pthread", "-fno-math-errno")
 _BUILD_SECONDS = 120
 _MAX_DIMENSIONS = 65_536  # 255 * 127 * d must fit 32 bits
 _PROBE_ROWS = 1024
+_SMALL = 1 << 17  # entries of a score matrix that one thread is done with before another has started
 _MUCH = 1 / 16  # share of the centroids compared exactly above which plain products are faster
+
+
+_SIZE, _POINTER, _INT, _FLOAT = ctypes.c_int64, ctypes.c_void_p, ctypes.c_int, ctypes.c_float
+_SCORES = [_POINTER, _SIZE, _SIZE, _SIZE, _FLOAT, _FLOAT]  # n, k, the rows' distance, 1 / epsilon, least exponent
+_SIGNATURES = {
+    "nearest": [_POINTER, _SIZE, _SIZE, _POINTER, _SIZE, _INT, _INT, _POINTER, _POINTER],
+    "nearest_listed": [
+        _POINTER, _SIZE, _POINTER, _SIZE, _POINTER, _POINTER, _SIZE, _POINTER, _SIZE, _POINTER, _INT, _INT,
+        _POINTER, _POINTER,
+    ],
+    "add": [_POINTER, _SIZE, _SIZE, _POINTER, _POINTER, _SIZE, _INT, _POINTER],
+    "neighbours": [_POINTER, _SIZE, _SIZE, _POINTER, _SIZE, _SIZE, _SIZE, _INT, _INT, _INT, _POINTER, _POINTER],
+    "sinkhorn_start": [*_SCORES, _INT, _POINTER, _POINTER, _POINTER],
+    "sinkhorn_columns": [*_SCORES, _POINTER, _POINTER, _POINTER, _INT, _POINTER],
+    "sinkhorn_codes": [*_SCORES, _POINTER, _POINTER, _INT, _POINTER],
+}  # fmt: skip
 
 
 class _Kernel:
     def __init__(self, path: Path) -> None:
         library = ctypes.CDLL(str(path))
-        size, pointer = ctypes.c_int64, ctypes.c_void_p
-        self._level = library.selfcluster_level
-        self._nearest, self._add = library.selfcluster_nearest, library.selfcluster_add
-        self.listed = library.selfcluster_nearest_listed
-        self.listed.argtypes = [
-            pointer, size, pointer, size, pointer, pointer, size, pointer, size, pointer, ctypes.c_int, ctypes.c_int,
-            pointer, pointer,
-        ]  # fmt: skip
-        self._nearest.argtypes = [pointer, size, size, pointer, size, ctypes.c_int, ctypes.c_int, pointer, pointer]
-        self._add.argtypes = [pointer, size, size, pointer, pointer, size, ctypes.c_int, pointer]
-        self._nearest.restype = self.listed.restype = self._add.restype = size
-        self.level = int(self._level())
+        self.level = int(library.selfcluster_level())
+        self._functions: dict[str, Any] = {}
+        for name, types in _SIGNATURES.items():
+            function = self._functions[name] = getattr(library, f"selfcluster_{name}")
+            function.argtypes, function.restype = types, _SIZE
+
+    def call(self, name: str, *arguments: Any) -> int:
+        """A function of the library, tensors given as what they point to."""
+        result = self._functions[name](*(a.data_ptr() if isinstance(a, Tensor) else a for a in arguments))
+        if result < 0:
+            raise MemoryError(f"no memory for the compiled kernel {name!r}; SELFCLUSTER_NATIVE=0 does without it")
+        return result
 
     def nearest(self, x: Tensor, centroids: Tensor, labels: Tensor, distances: Tensor | None, level: int) -> int:
         """Fill labels (n,) int64 and distances (n,) float32; returns how many distances were computed exactly."""
-        n, d = x.shape
-        compared = self._nearest(
-            x.data_ptr(), n, d, centroids.data_ptr(), len(centroids), level, torch.get_num_threads(),
-            labels.data_ptr(), None if distances is None else distances.data_ptr(),
-        )  # fmt: skip
-        if compared < 0:
-            raise MemoryError(f"no memory to assign {n} rows to {len(centroids)} centroids")
-        return compared
-
-    def add(self, sums: Tensor, x: Tensor, labels: Tensor, weight: Tensor | None) -> None:
-        n, d = x.shape
-        pointer = None if weight is None else weight.data_ptr()
-        if self._add(
-            x.data_ptr(), n, d, labels.data_ptr(), pointer, len(sums), torch.get_num_threads(), sums.data_ptr()
-        ):
-            raise MemoryError(f"no memory to add up {n} rows")
+        threads = torch.get_num_threads()
+        return self.call("nearest", x, *x.shape, centroids, len(centroids), level, threads, labels, distances)
 
 
 def available() -> bool:
@@ -75,6 +80,11 @@ def available() -> bool:
 def takes(x: Tensor) -> bool:
     """Whether the kernel is available and made for rows like these."""
     return x.dtype == torch.float32 and x.device.type == "cpu" and x.shape[1] <= _MAX_DIMENSIONS and available()
+
+
+def takes_scores(scores: Tensor) -> bool:
+    """Whether `Exponentials` is available and made for scores like these."""
+    return scores.dtype == torch.float32 and scores.device.type == "cpu" and available()
 
 
 def nearest(x: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor, int]:
@@ -132,12 +142,10 @@ def nearest_listed(
     last = None if last is None else last.contiguous()
     labels, distances = torch.empty(len(x), dtype=torch.int64), torch.empty(len(x))
     regions, m = lists.shape
-    if kernel.listed(
-        x.data_ptr(), x.shape[1], centroids.data_ptr(), len(centroids), order.data_ptr(), begin.data_ptr(), regions,
-        lists.data_ptr(), m, None if last is None else last.data_ptr(), kernel.level, torch.get_num_threads(),
-        labels.data_ptr(), distances.data_ptr(),
-    ) < 0:  # fmt: skip
-        raise MemoryError(f"no memory to assign {len(x)} rows to {m} of {len(centroids)} centroids each")
+    kernel.call(
+        "nearest_listed", x, x.shape[1], centroids, len(centroids), order, begin, regions, lists, m, last, kernel.level,
+        torch.get_num_threads(), labels, distances,
+    )  # fmt: skip
     return labels, distances
 
 
@@ -146,7 +154,67 @@ def add(sums: Tensor, x: Tensor, labels: Tensor, weight: Tensor | None) -> None:
     kernel = _kernel()
     if kernel is None:
         raise ValueError("the compiled kernel is not available")
-    kernel.add(sums, x.contiguous(), labels, None if weight is None else weight.double().contiguous())
+    weight = None if weight is None else weight.double().contiguous()
+    kernel.call("add", x.contiguous(), *x.shape, labels, weight, len(sums), torch.get_num_threads(), sums)
+
+
+def improve_neighbours(
+    x: Tensor, database: Tensor, first: int, values: Tensor, indices: Tensor, *, inner_product: bool
+) -> None:
+    """Let the best k (values, indices) of each query hold the best of `database`, too; equals by their numbers.
+
+    Args:
+        x: (n, d) float32 queries.
+        database: (m, d) float32 rows, the first of which is number `first`; higher numbers than any seen before.
+        values: (n, k) float64, falling, at first minus infinity; inner products or negative squared distances.
+        indices: (n, k) int64, at first -1.
+        inner_product: the score; squared distances otherwise.
+    """
+    kernel = _kernel()
+    if kernel is None or not takes(x):
+        raise ValueError("the compiled kernel cannot take this")
+    x, database = x.contiguous(), database.contiguous()
+    kernel.call(
+        "neighbours", x, *x.shape, database, len(database), first, values.shape[1], inner_product, kernel.level,
+        torch.get_num_threads(), values, indices,
+    )  # fmt: skip
+
+
+class Exponentials:
+    """M = exp(max((scores - top) / epsilon, lowest)), never held: its entries are computed anew in every pass.
+
+    Args:
+        scores: (n, k) float32 on the CPU, n above 0.
+        epsilon, lowest: as above; `top` (n,) are the rows' maxima, which `start` finds.
+    """
+
+    def __init__(self, scores: Tensor, epsilon: float, lowest: float) -> None:
+        kernel = _kernel()
+        if kernel is None:
+            raise ValueError("the compiled kernel is not available")
+        scores = scores if scores.stride(1) == 1 else scores.contiguous()
+        n, k = scores.shape
+        in_base_2 = 1 / math.log(2)
+        self._scores = scores, n, k, scores.stride(0), in_base_2 / epsilon, in_base_2 * lowest
+        self._call, self._threads = kernel.call, 1 if n * k < _SMALL else min(n, torch.get_num_threads())
+        self.top = scores.new_empty(n)
+
+    def start(self) -> tuple[Tensor, float]:
+        """M^T v (k,) float64 where v = exp((top - highest top) / epsilon), and the highest top."""
+        total, highest = self._scores[0].new_zeros(self._scores[2], dtype=torch.float64), self.top.new_zeros(1)
+        self._call("sinkhorn_start", *self._scores, self._threads, self.top, total, highest)
+        return total, float(highest)
+
+    def columns(self, *, u: Tensor | None = None, v: Tensor | None = None) -> Tensor:
+        """M^T v (k,) float64 for v (n,) as given, or 1 / (M u)."""
+        u = self.top.new_ones(self._scores[2]) if u is None else u
+        total = u.new_zeros(len(u), dtype=torch.float64)
+        self._call("sinkhorn_columns", *self._scores, self.top, u, v, self._threads, total)
+        return total
+
+    def codes(self, u: Tensor, out: Tensor) -> None:
+        """The rows of M times u (k,), scaled to sum 1, into `out` (n, k) float32, contiguous."""
+        self._call("sinkhorn_codes", *self._scores, self.top, u, self._threads, out)
 
 
 @functools.cache
@@ -164,7 +232,7 @@ def _kernel() -> _Kernel | None:
 
 def _library(compiler: str | None, *defines: str) -> Path | None:
     """The built library, from the cache if it is there. Concurrent processes each build, and the last rename wins."""
-    text = _SOURCE.read_bytes() + " ".join((*_FLAGS, *defines)).encode()
+    text = b"".join(path.read_bytes() for path in _SOURCES) + " ".join((*_FLAGS, *defines)).encode()
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "selfcluster"
     target = cache / f"native-{hashlib.sha256(text).hexdigest()[:16]}.so"
     if target.exists():
@@ -174,17 +242,32 @@ def _library(compiler: str | None, *defines: str) -> Path | None:
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache) as folder:
         built = Path(folder) / target.name
-        command = [*compiler.split(), *_FLAGS, *defines, str(_SOURCE), "-o", str(built)]
+        command = [
+            *compiler.split(),
+            *_FLAGS,
+            *defines,
+            *(str(path) for path in _SOURCES if path.suffix == ".cpp"),
+            "-o",
+            str(built),
+        ]
         subprocess.run(command, check=True, capture_output=True, timeout=_BUILD_SECONDS)
         os.replace(built, target)
     return target
 
 
 def _agrees(kernel: _Kernel) -> bool:
-    """A kernel that a compiler or processor bends is not used: labels must be float64's on a small set."""
+    """A kernel that a compiler or processor bends is not used: results must be float64's on a small set."""
     generator = torch.Generator().manual_seed(0)
     x, c = torch.randn(200, 70, generator=generator), torch.randn(130, 70, generator=generator)
     labels, distances = torch.empty(200, dtype=torch.int64), torch.empty(200)
     kernel.nearest(x, c, labels, distances, kernel.level)
-    true = (x.double()[:, None] - c.double()).square().sum(dim=2).min(dim=1)
-    return bool((labels == true.indices).all()) and torch.allclose(distances.double(), true.values, rtol=1e-5)
+    gaps = (x.double()[:, None] - c.double()).square().sum(dim=2)
+    true = gaps.min(dim=1)
+    if not bool((labels == true.indices).all()) or not torch.allclose(distances.double(), true.values, rtol=1e-5):
+        return False
+    values, indices = torch.full((200, 3), -torch.inf, dtype=torch.float64), torch.full((200, 3), -1)
+    kernel.call("neighbours", x, 200, 70, c, 130, 0, 3, 0, kernel.level, 1, values, indices)
+    total, top, highest = torch.zeros(70, dtype=torch.float64), torch.empty(200), torch.empty(1)
+    kernel.call("sinkhorn_start", x, 200, 70, 70, 1.0, -60.0, 1, top, total, highest)
+    sums = (x.double() - x.max()).exp2().sum(dim=0)
+    return bool((indices == gaps.topk(3, largest=False).indices).all()) and torch.allclose(total, sums, rtol=1e-5)

@@ -10,6 +10,9 @@ the paper's marginals scale all of u or v alike and cancel in that last division
 A row's own maximum is subtracted before exponentiating, so that no row vanishes in float32. That shift does *not*
 cancel by itself (it would change the start, and so the result of a few iterations): v starts at the factor taken out.
 
+On a CPU that is bound by memory. There a compiled kernel computes M from the scores in every pass: one pass an
+iteration, since what a row adds to the column sums depends on that row and u only, and one that writes the codes.
+
 Departs: where scores of a row, or row maxima, differ by more than 60 epsilon (cosines: epsilon below 0.034) the lesser
 are raised to that, so that nothing underflows; few iterations from an outlier then end elsewhere than in exact numbers.
 """
@@ -22,6 +25,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from selfcluster import distributed
+from selfcluster.clustering import native
 
 # Smallest exponent kept: no entry, and so no sum, is ever zero, and no quotient of two of them leaves float32.
 # Cosines at epsilon = 0.05 span 40; entries beyond 60 have e^-60 = 9e-27 of their row's largest.
@@ -54,6 +58,8 @@ def sinkhorn(scores: Tensor, epsilon: float = 0.05, iterations: int = 3, extra: 
     """
     _check(scores, epsilon, iterations, extra)
     parts = [scores] if extra is None else [scores, extra[distributed.share(len(extra))]]
+    if all(native.takes_scores(part) for part in parts):
+        return _compiled([part.detach() for part in parts], epsilon, iterations)
     with torch.autocast(scores.device.type, enabled=False):
         kernel, v = _kernel([p.detach() for p in parts], epsilon)  # (R, K), (R,)
         blocks = _blocks(kernel)
@@ -117,6 +123,35 @@ def _check(scores: Tensor, epsilon: float, iterations: int, extra: Tensor | None
         raise ValueError(f"epsilon={epsilon} must be above 0")
     if iterations < 1:
         raise ValueError(f"iterations={iterations} must be at least 1")
+
+
+def _compiled(parts: list[Tensor], epsilon: float, iterations: int) -> Tensor:
+    """The same with a compiled kernel that computes M anew in every pass rather than hold it."""
+    codes = _empty((len(parts[0]), parts[0].shape[1]), torch.float32, parts[0].device)
+    made = [native.Exponentials(part, epsilon, _LOWEST) for part in parts if len(part)]
+    starts = [m.start() for m in made]
+    highest = torch.tensor([-torch.inf, *(top for _, top in starts)]).max()
+    if distributed.world_size() > 1:
+        dist.all_reduce(highest, dist.ReduceOp.MAX)
+    sums = []
+    for m, (total, reference) in zip(made, starts, strict=True):
+        if (highest - m.top.min()) / epsilon > -_LOWEST:  # some v is raised, which `start` does not do
+            sums.append(m.columns(v=((m.top - highest) / epsilon).clamp_(min=_LOWEST).exp_()))
+        else:
+            sums.append(total * ((reference - highest.double()) / epsilon).exp())
+    u = _scaled(sums, codes)
+    for _ in range(iterations - 1):
+        u = _scaled([m.columns(u=u) for m in made], codes)
+    if len(codes):
+        made[0].codes(u, codes)
+    return codes
+
+
+def _scaled(sums: list[Tensor], codes: Tensor) -> Tensor:
+    """`_columns` of this rank's sums (k,) float64."""
+    total = sum(sums, codes.new_zeros(codes.shape[1], dtype=torch.float64))
+    total = distributed.all_reduce(total.float())
+    return total.min() / total
 
 
 def _kernel(parts: list[Tensor], epsilon: float) -> tuple[Tensor, Tensor]:

@@ -189,9 +189,7 @@ class Loader:
             raise ValueError(f"view={view!r} is neither 'centre' nor 'train'")
         seed = randomness.key(self.seed, "sweep")
         jobs = (
-            self._job(rows, plan, seed, step, crop=view == "train", substitute=False)
-            for rows in parts
-            if len(rows)
+            self._job(rows, plan, seed, step, crop=view == "train", substitute=False) for rows in parts if len(rows)
         )
         yield from self._batches(jobs)
         self.quarantine.sync()

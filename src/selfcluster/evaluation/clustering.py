@@ -1,4 +1,9 @@
-"""Clusters of a table of embeddings by the algorithm asked for."""
+"""Clusters of a table of embeddings by the algorithm asked for.
+
+Embeddings are scaled to length one, projected to their leading principal components, whitened and scaled again, as
+DeepCluster does before its k-means (Caron et al. 2018, arXiv 1807.05520, section 4.1). Departs: the paper keeps 256
+components; k clusters lie in k - 1 dimensions, and far more of them than that only add noise, so 3 k / 2 are kept.
+"""
 
 from __future__ import annotations
 
@@ -11,40 +16,70 @@ from selfcluster.clustering.hierarchical import HierarchicalKMeans
 from selfcluster.clustering.kmeans import KMeans
 from selfcluster.clustering.pic import PowerIterationClustering
 from selfcluster.clustering.selection import choose_k
+from selfcluster.clustering.whitening import Whitening
 
 ALGORITHMS = ("kmeans", "hierarchical", "pic")
+_MOST = 256  # components, the paper's number
+_RESTARTS = 10  # of k-means, the best kept; fewer where one fit is long
+_QUICK = 2e9  # multiplications an iteration that all restarts together may take
 
 
 def cluster_vectors(
-    vectors: np.ndarray, k: int | str | None, algorithm: str, seed: int, say: Callable[[str], None]
+    vectors: np.ndarray,
+    k: int | str | None,
+    algorithm: str = "kmeans",
+    seed: int = 0,
+    whiten: int | None = None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
-    """Clusters (n,) and distances to their means (n,) of unit-length embeddings, and what was recommended.
+    """Clusters (n,) of embeddings (n, F), each image's distance (n,) to its cluster's mean, and what was recommended.
 
-    `k` is a number or "auto"; pic finds its own. Raises ValueError for what cannot be.
+    Args:
+        vectors: (n, F) float32, one row an image.
+        k: how many clusters; "auto" recommends a number; None is the square root of 2 n. pic finds its own.
+        algorithm: kmeans, hierarchical or pic.
+        seed: of the clustering.
+        whiten: principal components to keep and whiten; None: 3 k / 2, at most 256; 0: none, the rows as they are.
+        say: is told the recommendation.
+
+    Raises:
+        ValueError: an unknown algorithm, a k that cannot be.
     """
     if algorithm not in ALGORITHMS:
         raise ValueError(f"--algorithm {algorithm}: choose from {', '.join(ALGORITHMS)}")
+    n, width = vectors.shape
     x = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
     facts: dict[str, Any] = {}
-    if algorithm == "pic":
-        if k is not None:
-            raise ValueError(f"--k {k}: pic finds the number of clusters itself")
-        labels = PowerIterationClustering().fit_predict(x)
-        return labels, _distances(x, labels), facts
+    if algorithm == "pic" and k is not None:
+        raise ValueError(f"--k {k}: pic finds the number of clusters itself")
     if k == "auto":
         chosen = choose_k(x, seed=seed)
         facts = {"k": chosen.k, "k_low": chosen.low, "k_high": chosen.high}
         say(f"k = {chosen.k} is recommended; anything from {chosen.low} to {chosen.high} fits the data about as well")
         k = chosen.k
-    number = int(k if k is not None else round((2 * len(x)) ** 0.5))
-    if not 1 <= number <= len(x):
-        raise ValueError(f"--k {number}: must be 1 to the number of images, {len(x)}")
-    if algorithm == "kmeans":
-        labels: Any = KMeans(number, init="k-means++", random_state=seed).fit(x).labels_
+    number = int(k if k is not None else round((2 * n) ** 0.5))
+    if not 1 <= number <= n:
+        raise ValueError(f"--k {number}: must be 1 to the number of images, {n}")
+    kept = min(_MOST, 3 * number // 2 if whiten is None and algorithm != "pic" else whiten or _MOST, width, n - 1)
+    rows: Any = x if whiten == 0 or kept < 2 else Whitening(kept).fit_transform(x)
+    return (labels := _fit(rows, number, algorithm, seed)), _distances(x, labels), facts
+
+
+def _fit(rows: np.ndarray, k: int, algorithm: str, seed: int) -> np.ndarray:
+    found: Any
+    if algorithm == "pic":
+        found = PowerIterationClustering().fit(rows)
+    elif algorithm == "hierarchical":
+        parts = max(1, round(k**0.5))
+        found = HierarchicalKMeans(parts, -(-k // parts), random_state=seed).fit(rows)
     else:
-        parts = max(1, round(number**0.5))
-        labels = HierarchicalKMeans(parts, -(-number // parts), random_state=seed).fit(x).labels_
-    return labels, _distances(x, labels), facts
+        restarts = int(max(1, min(_RESTARTS, _QUICK / (rows.size * k))))
+        fits: list[Any] = [
+            KMeans(k, init="k-means++", max_iter=100, random_state=seed * _RESTARTS + r).fit(rows)
+            for r in range(restarts)
+        ]
+        found = min(fits, key=lambda fit: fit.inertia_)
+    return found.labels_
 
 
 def _distances(x: np.ndarray, labels: np.ndarray) -> np.ndarray:

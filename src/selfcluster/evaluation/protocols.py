@@ -45,7 +45,7 @@ def score(
 def score_clusters(run: Path, embedded: dict[str, Any], k: int | None, seed: int) -> dict[str, Any]:
     """The run's clusters, or k-means' with `k`, against the labels of the embedded images."""
     if k is not None:
-        found = cluster_vectors(embedded["vectors"], k, "kmeans", seed, lambda text: None)[0]
+        found = cluster_vectors(embedded["vectors"], k, seed=seed)[0]
         return clusters(found, embedded["labels"])
     table = read_clusters(run / CLUSTERS)
     of = dict(zip(table.ids, table.clusters.tolist(), strict=True))
@@ -57,6 +57,6 @@ def score_clusters(run: Path, embedded: dict[str, Any], k: int | None, seed: int
 
 def score_digits(vectors: np.ndarray, labels: np.ndarray, seed: int) -> dict[str, float]:
     """The demo's numbers: 20-NN leaving one out, and k-means with one cluster a class."""
-    found = cluster_vectors(vectors, len(np.unique(labels)), "kmeans", seed, lambda text: None)[0]
+    found = cluster_vectors(vectors, len(np.unique(labels)), seed=seed)[0]
     numbers = clusters(found, labels)
     return {"knn": knn(vectors, labels)["top1"], "matching": numbers["accuracy"], "nmi": numbers["nmi_geometric"]}

@@ -72,6 +72,12 @@ def auto(schema: Schema, facts: DataFacts, said: Mapping[str, Any]) -> dict[str,
         choose("augment", "layout", "greyscale images: small affine and elastic changes instead of crops and colours")
     else:
         choose("global_scale", (0.2, 1.0) if small else (0.14, 1.0), f"views of {size} px")
+        if small:
+            choose(
+                "augment",
+                "cifar",
+                "colour changes of half strength and no blur: 64 px and less have no detail to spare",
+            )
     few = 0 if layout or small else 4
     if choose("local_crops", few, "small views help large images" if few else f"images of {size} px are small already"):
         choose("local_size", max(32, round(size * 96 / 224 / 16) * 16), "96 for 224, in proportion")
@@ -82,7 +88,7 @@ def auto(schema: Schema, facts: DataFacts, said: Mapping[str, Any]) -> dict[str,
     epochs = choose("epochs", float(max(20, min(400, round(400_000 / n)))), f"{n} images")
     steps = max(1, int(epochs * (n // max(1, batch))))
     choose("optimizer", "adamw", "forgiving of short runs; LARC wants the paper's long ones")
-    rate = choose("learning_rate", 1e-3 if not layout else 2e-3, "for adamw")
+    rate = choose("learning_rate", 1e-3 if not layout else 4e-3, "for adamw")
     choose("final_learning_rate", rate / 1000, "a thousandth of the highest")
     choose("warmup_epochs", round(min(10.0, epochs * 0.05), 2), "a twentieth of the run")
     choose("warmup_learning_rate", 0.0, "for adamw")

@@ -1,0 +1,146 @@
+// Bounds of the scores, the candidates they leave, and the exact winner among those.
+
+#include "native.hpp"
+
+namespace selfcluster {
+
+VECTOR_CODE
+
+// Products of some rows with one panel are in `product` (rows, 64): write upper bounds of the scores to `upper`
+// (rows, STRIDE) and raise `best` (rows, 16), the lower bounds by lane.
+void bound(const int32_t* product, int rows, const Centroids& c, int64_t panel, const Candidates* row, float* upper,
+           float* best) {
+    const int64_t first = panel * PANEL;
+    __m512 scale[4], half[4], length[4];
+#pragma GCC unroll 4
+    for (int g = 0; g < 4; g++) {
+        scale[g] = _mm512_load_ps(c.scale.data + first + 16 * g);
+        half[g] = _mm512_load_ps(c.half.data + first + 16 * g);
+        length[g] = _mm512_load_ps(c.length.data + first + 16 * g);
+    }
+    for (int r = 0; r < rows; r++, product += PANEL, upper += STRIDE, best += 16) {
+        const __m512 step = _mm512_set1_ps(row[r].step), slack = _mm512_set1_ps(row[r].slack);
+        __m512 most = _mm512_load_ps(best);
+#pragma GCC unroll 4
+        for (int g = 0; g < 4; g++) {
+            __m512 s = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_load_si512(product + 16 * g)), scale[g]);
+            s = _mm512_fmsub_ps(s, step, half[g]);
+            _mm512_store_ps(upper + 16 * g, _mm512_fmadd_ps(slack, length[g], s));
+            most = _mm512_max_ps(most, _mm512_fnmadd_ps(slack, length[g], s));
+        }
+        _mm512_store_ps(best, most);
+    }
+}
+
+// Keep the centroids [first, first + width) whose upper bound reaches the best lower bound.
+void screen(const float* upper, const float* best, const Centroids& c, int64_t first, int width, Candidates& row) {
+    const float blur = 16 * UNIT * c.largest;  // rounding of |v|^2 / 2 in both bounds
+    row.floor = std::max(row.floor, _mm512_reduce_max_ps(_mm512_load_ps(best)) - blur);
+    const __m512 floor = _mm512_set1_ps(row.floor);
+    for (int at = 0; at < width; at += PANEL) {
+        uint64_t mask = 0;
+#pragma GCC unroll 4
+        for (int g = 0; g < 4; g++)
+            mask |= static_cast<uint64_t>(_mm512_cmp_ps_mask(_mm512_load_ps(upper + at + 16 * g), floor, _CMP_GE_OQ))
+                    << (16 * g);
+        for (; mask; mask &= mask - 1) {
+            const int lane = at + __builtin_ctzll(mask);
+            if (first + lane < c.k) row.add(static_cast<int32_t>(first + lane), upper[lane]);
+        }
+    }
+}
+
+float distance32(const float* x, const float* y, int64_t d) {
+    __m512 even = _mm512_setzero_ps(), odd = _mm512_setzero_ps();
+    int64_t l = 0;
+    for (; l + 32 <= d; l += 32) {
+        __m512 gap = _mm512_sub_ps(_mm512_loadu_ps(x + l), _mm512_loadu_ps(y + l));
+        __m512 next = _mm512_sub_ps(_mm512_loadu_ps(x + l + 16), _mm512_loadu_ps(y + l + 16));
+        even = _mm512_fmadd_ps(gap, gap, even);
+        odd = _mm512_fmadd_ps(next, next, odd);
+    }
+    for (; l < d; l += 16) {
+        const __mmask16 m = lanes(d - l);
+        __m512 gap = _mm512_sub_ps(_mm512_maskz_loadu_ps(m, x + l), _mm512_maskz_loadu_ps(m, y + l));
+        even = _mm512_fmadd_ps(gap, gap, even);
+    }
+    return _mm512_reduce_add_ps(_mm512_add_ps(even, odd));
+}
+
+double distance64(const float* x, const float* y, int64_t d) {
+    __m512d sum = _mm512_setzero_pd();
+    for (int64_t l = 0; l < d; l += 8) {
+        __mmask8 m = d - l >= 8 ? 0xff : (1u << (d - l)) - 1;
+        __m512d gap = _mm512_sub_pd(_mm512_cvtps_pd(_mm256_maskz_loadu_ps(m, x + l)),
+                                    _mm512_cvtps_pd(_mm256_maskz_loadu_ps(m, y + l)));
+        sum = _mm512_fmadd_pd(gap, gap, sum);
+    }
+    return _mm512_reduce_add_pd(sum);
+}
+
+double product64(const float* x, const float* y, int64_t d) {
+    __m512d sum = _mm512_setzero_pd();
+    for (int64_t l = 0; l < d; l += 8) {
+        __mmask8 m = d - l >= 8 ? 0xff : (1u << (d - l)) - 1;
+        sum = _mm512_fmadd_pd(_mm512_cvtps_pd(_mm256_maskz_loadu_ps(m, x + l)),
+                              _mm512_cvtps_pd(_mm256_maskz_loadu_ps(m, y + l)), sum);
+    }
+    return _mm512_reduce_add_pd(sum);
+}
+
+// Ask for a row's first candidates before they are needed: centroids in float32 seldom fit the second-level cache.
+void fetch(const Centroids& c, const Candidates& row) {
+    for (int i = 0; i < std::min(row.count, 4); i++)
+        for (int64_t l = 0; l < c.d; l += 16) __builtin_prefetch(c.raw + c.number(row.number[i]) * c.d + l);
+}
+
+// The exact winner among a row's candidates; returns how many distances were computed.
+int64_t settle(const float* x, const Centroids& c, const Candidates& row, int64_t* label, float* distance) {
+    if (row.count == 1) {
+        *label = c.number(row.number[0]);
+        *distance = distance32(x, c.raw + *label * c.d, c.d);
+        return 1;
+    }
+    const int64_t many = row.full || row.count == 0 ? c.k : row.count;
+    const bool all = many == c.k && row.count != c.k;
+    auto number = [&](int64_t i) { return c.number(all ? i : row.number[i]); };
+    const float doubt = 4 * (c.d / 16 + 16) * UNIT;       // relative error of two float32 distances, and some
+    const float blur = 2 * (c.d + 16) * UNIT * row.square;  // of the bound |u|^2 - 2 s
+    float few[LIST];
+    std::vector<float> more(all ? many : 0);
+    float* found = all ? more.data() : few;
+    std::fill(found, found + many, INFINITE);
+    int64_t start = 0, compared = 0;
+    if (!all)
+        for (int64_t i = 1; i < many; i++)
+            if (row.upper[i] > row.upper[start]) start = i;
+    float best = found[start] = distance32(x, c.raw + number(start) * c.d, c.d);
+    compared++;
+    for (int64_t i = 0; i < many; i++) {
+        if (i == start) continue;
+        if (!all && (row.upper[i] < row.floor || row.square - 2 * row.upper[i] - blur > best * (1 + doubt))) continue;
+        found[i] = distance32(x, c.raw + number(i) * c.d, c.d);
+        best = std::min(best, found[i]);
+        compared++;
+    }
+    const float reach = best * (1 + doubt) + 1e-37f;
+    int64_t winner = -1, close = 0;
+    for (int64_t i = 0; i < many; i++)
+        if (found[i] <= reach) { close++; if (winner < 0) winner = i; }
+    if (close > 1) {
+        double least = std::numeric_limits<double>::infinity();
+        for (int64_t i = winner; i < many; i++) {
+            if (!(found[i] <= reach)) continue;
+            double exact = distance64(x, c.raw + number(i) * c.d, c.d);
+            if (exact < least) { least = exact; winner = i; }
+        }
+    }
+    winner = std::max<int64_t>(winner, 0);  // rows with NaN
+    *label = number(winner);
+    *distance = found[winner];
+    return compared;
+}
+
+END_VECTOR_CODE
+
+}  // namespace selfcluster
