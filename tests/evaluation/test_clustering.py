@@ -1,0 +1,111 @@
+"""Clusters of a table: found where they are, distances by hand, wrong wishes refused."""
+
+import numpy as np
+import pytest
+
+from selfcluster.clustering.scores import matching_accuracy
+from selfcluster.evaluation.clustering import cluster_vectors
+from selfcluster.evaluation.protocols import aligned, held_out, score, score_digits
+
+
+@pytest.fixture(scope="module")
+def blobs():
+    """Six directions in 20 dimensions, 60 rows each, of lengths that mean nothing, and one strong common direction."""
+    rng = np.random.default_rng(0)
+    truth = np.repeat(np.arange(6), 60)
+    rows = np.eye(20)[truth] + 0.15 * rng.normal(size=(360, 20)) + 2 * np.ones(20)
+    return (rows * rng.uniform(0.5, 3, (360, 1))).astype(np.float32), truth
+
+
+@pytest.mark.parametrize("algorithm", ["kmeans", "hierarchical"])
+def test_what_is_there_is_found(blobs, algorithm):
+    x, truth = blobs
+    labels, distances, _ = cluster_vectors(x, 6, algorithm)
+    if algorithm == "kmeans":
+        assert matching_accuracy(truth, labels) > 0.98
+    assert labels.shape == distances.shape == (360,)
+    assert (distances >= 0).all()
+
+
+def test_distances_are_to_the_mean_of_the_unit_rows(blobs):
+    x, _ = blobs
+    labels, distances, _ = cluster_vectors(x, 4)
+    unit = x.astype(np.float64) / np.linalg.norm(x.astype(np.float64), axis=1, keepdims=True)
+    for k in range(4):
+        members = unit[labels == k]
+        expected = np.linalg.norm(members - members.mean(axis=0), axis=1)
+        np.testing.assert_allclose(distances[labels == k], expected, atol=1e-5)
+
+
+def test_whitening_finds_what_a_loud_direction_hides():
+    """Two classes apart in a quiet direction beside a loud one that means nothing: only whitened rows show them."""
+    rng = np.random.default_rng(1)
+    truth = np.repeat([0, 1], 200)
+    rows = np.zeros((400, 6))
+    rows[:, 0] = 10
+    rows[:, 1] = rng.uniform(-3, 3, 400)
+    rows[:, 2] = np.where(truth, 0.5, -0.5) + 0.05 * rng.normal(size=400)
+    plain = cluster_vectors(rows, 2, whiten=0)[0]
+    whitened = cluster_vectors(rows, 2, whiten=2)[0]
+    assert matching_accuracy(truth, plain) < 0.7
+    assert matching_accuracy(truth, whitened) > 0.95
+
+
+def test_the_same_seed_gives_the_same_clusters(blobs):
+    x, _ = blobs
+    assert np.array_equal(cluster_vectors(x, 5, seed=3)[0], cluster_vectors(x, 5, seed=3)[0])
+
+
+def test_auto_recommends_a_number_with_its_range(blobs):
+    said = []
+    labels, _, facts = cluster_vectors(blobs[0], "auto", say=said.append)
+    assert facts["k_low"] <= facts["k"] <= facts["k_high"]
+    assert facts["k_low"] <= 6 <= facts["k_high"]
+    assert len(np.unique(labels)) == facts["k"]
+    assert "is recommended" in said[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((0,), "--k 0: must be 1 to the number of images, 360"),
+        ((361,), "--k 361"),
+        ((3, "ward"), "choose from kmeans, hierarchical, pic"),
+        ((3, "pic"), "finds the number of clusters itself"),
+    ],
+)
+def test_what_cannot_be_is_refused(blobs, arguments, words):
+    with pytest.raises(ValueError, match=words):
+        cluster_vectors(blobs[0], *arguments)
+
+
+def test_pic_finds_its_own_number(blobs):
+    labels, _, _ = cluster_vectors(blobs[0], None, "pic")
+    assert 2 <= len(np.unique(labels)) < 360
+
+
+def test_a_split_is_seeded_and_whole():
+    kept, held = held_out(10, 0.25, 0)
+    assert sorted([*kept, *held]) == list(range(10))
+    assert len(held) == 2
+    assert np.array_equal(held_out(10, 0.25, 0)[1], held)
+    assert len(held_out(3, 0.01, 0)[1]) == 1
+    assert len(held_out(3, 0.99, 0)[0]) == 1
+
+
+def test_labels_of_two_sets_meet_by_name():
+    first = {"class_names": ["cat", "dog", "owl"], "labels": np.array([0, 1, 2])}
+    second = {"class_names": ["dog", "owl"], "labels": np.array([1, 0, -1])}
+    assert aligned(first, second).tolist() == [2, 1, -1]
+    with pytest.raises(ValueError, match="have not: emu"):
+        aligned(first, {"class_names": ["emu"], "labels": np.array([0])})
+
+
+def test_scores_by_name(blobs):
+    x, truth = blobs
+    kept, held = held_out(360, 0.2, 0)
+    for protocol in ("knn", "linear"):
+        assert score(protocol, x[kept], truth[kept], x[held], truth[held], None)["top1"] > 0.9
+    numbers = score_digits(x, truth, 0)
+    assert numbers["matching"] > 0.98
+    assert numbers["nmi"] > 0.95
