@@ -42,7 +42,7 @@ whole = time.monotonic() - start
 rng, kills = random.Random(int(settings["seed"])), 0
 while kills < 10:
     pid = child(out + "/killed")
-    time.sleep(rng.uniform(0.05, 0.3) * whole)
+    time.sleep(rng.uniform(0.03, 0.15) * whole)
     os.kill(pid, signal.SIGKILL)
     status = os.waitpid(pid, 0)[1]
     if os.WIFEXITED(status):

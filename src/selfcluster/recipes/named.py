@@ -78,7 +78,7 @@ def auto(schema: Schema, facts: DataFacts, said: Mapping[str, Any]) -> dict[str,
                 "cifar",
                 "colour changes of half strength and no blur: 64 px and less have no detail to spare",
             )
-    few = 0 if layout or small else 4
+    few = 0 if layout or small else 4 if facts.gpu else 2
     if choose("local_crops", few, "small views help large images" if few else f"images of {size} px are small already"):
         choose("local_size", max(32, round(size * 96 / 224 / 16) * 16), "96 for 224, in proportion")
 
