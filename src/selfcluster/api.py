@@ -305,7 +305,8 @@ def evaluate(
         own = "labels" if str(images).startswith("builtin:") else "folders"
         config = {} if train is not None else read_config(Path(run))
         kept: dict[str, Any] = {key: config[key] for key in _SUBSET if key in config}
-        return embed(run, images, **kept | {"labels_from": labels_from or own} | settings)
+        asked: dict[str, Any] = {**kept, "labels_from": labels_from or own, **settings}
+        return embed(run, images, **asked)
 
     first = labelled(data)
     if protocol == "clusters":

@@ -135,6 +135,23 @@ def test_a_second_process_is_refused(tiny, tmp_path):
     tiny("swav", tmp_path / "run", epochs=1)
 
 
+def test_a_folder_removed_under_a_run_is_not_written_to_again(tmp_path):
+    import shutil
+
+    from selfcluster.training.runs import RunFolder
+
+    one = RunFolder(tmp_path / "run")
+    shutil.rmtree(tmp_path / "run")
+    with pytest.raises(RuntimeError, match="removed or replaced"):
+        _ = one.checkpoints
+    two = RunFolder(tmp_path / "run")  # another run begins in its place
+    with pytest.raises(RuntimeError, match="removed or replaced"):
+        _ = one.checkpoints
+    assert two.checkpoints == tmp_path / "run/checkpoints"
+    one.close()
+    two.close()
+
+
 def test_an_unwritable_place_is_refused_before_anything_else(tiny, tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(RunError, match="choose another --out"):

@@ -28,7 +28,6 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.checkpoints = path / "checkpoints"
         self._rows = 0
         self._lost = 0
         try:
@@ -55,6 +54,20 @@ class RunFolder:
         file.flush()
         return file
 
+    @property
+    def checkpoints(self) -> Path:
+        """Where checkpoints are written; raises RuntimeError once the folder is no longer the one that was locked."""
+        self._still_ours()
+        return self.path / "checkpoints"
+
+    def _still_ours(self) -> None:
+        try:
+            ours = os.path.samestat(os.stat(self.path / ".lock"), os.fstat(self._lock.fileno()))
+        except FileNotFoundError:
+            ours = False
+        if not ours:  # somebody removed it while the run went on, and may have begun another in its place
+            raise RuntimeError(f"{self.path} was removed or replaced while this run was writing to it")
+
     def close(self) -> None:
         """Let go of the folder."""
         self._lock.close()
@@ -66,6 +79,7 @@ class RunFolder:
 
     def status(self, state: str, **fields: Any) -> None:
         """Write `status.json`: `state` is running, finished, preempted or failed."""
+        self._still_ours()
         write_atomically(self.path / STATUS, json.dumps({"state": state, **fields}, indent=2) + "\n")
 
     @property
