@@ -53,7 +53,7 @@ def auto(schema: Schema, facts: DataFacts, said: Mapping[str, Any]) -> dict[str,
         return said.get(name, value)
 
     where = "a GPU" if facts.gpu else "no GPU"
-    sizes = [16, 32, 64] if facts.side <= 64 else [96] if not facts.gpu else [96, 160, 224]
+    sizes = [16, 32, 64] if facts.side <= 64 else [80] if not facts.gpu else [96, 160, 224]
     fitting = [s for s in sizes if s >= facts.side] if facts.side <= 64 else [s for s in sizes if s <= facts.side]
     size = choose(
         "image_size",
