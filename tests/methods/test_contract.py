@@ -151,7 +151,8 @@ class TestEveryMethod:
         assert np.mean([p["loss"] for p in parts]) == pytest.approx(whole["loss"], abs=1e-5)
         for key, expected in whole["gradients"].items():
             mean = np.mean([p["gradients"][key] for p in parts], axis=0)
-            np.testing.assert_allclose(mean, expected, atol=1e-5, err_msg=key)
+            scale = max(1.0, float(np.abs(expected).max()))  # float32 sums in another order
+            np.testing.assert_allclose(mean, expected, rtol=0, atol=1e-5 * scale, err_msg=key)
         for key, expected in whole["state"].items():
             for part in parts:
                 np.testing.assert_allclose(part["state"][key], expected, atol=1e-5, err_msg=key)
