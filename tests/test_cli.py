@@ -113,6 +113,36 @@ def test_an_empty_folder_is_refused_before_torch(tmp_path):
     assert "no images in" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("count", "flags", "words"),
+    [(1, [], "training needs at least 2"), (5, ["--batch-size", "8"], "5 images are fewer than one batch of 8")],
+)
+def test_too_few_images_are_refused_before_torch(tmp_path, pictures, count, flags, words):
+    for number in range(count):
+        Image.fromarray(pictures[number]).save(tmp_path / f"{number}.png")
+    code = (
+        "import sys; from selfcluster.cli import main\n"
+        f"status = main(['train', 'swav', {str(tmp_path)!r}, *{flags!r}])\n"
+        "assert 'torch' not in sys.modules\n"
+        "sys.exit(status)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert words in done.stderr
+
+
+def test_tensorboard_gets_every_row(folder, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    out = tmp_path / "run"
+    assert main(["train", "swav", str(folder), "--out", str(out), *FLAGS, "--quiet", "--tensorboard"]) == 0
+    events = EventAccumulator(str(out / "tensorboard"))
+    events.Reload()
+    losses = [event.value for event in events.Scalars("loss")]
+    rows = [json.loads(line)["loss"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert losses == pytest.approx(rows)
+
+
 def test_train_writes_the_run_folder(run):
     names = {path.name for path in run.iterdir()}
     assert names >= {

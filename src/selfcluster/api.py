@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from selfcluster.data.sources import DataError, open_source
+from selfcluster.data.sources import DataError, check_enough, open_source
 from selfcluster.methods import canonical
 from selfcluster.recipes.settings import read_settings
 from selfcluster.training.runs import RunError, RunFolder, is_run, read_config, read_status
@@ -56,6 +56,10 @@ def train(
     from_file = read_settings(config)
     said = {**from_file, **settings}
     source = open_source(data, **{key: said[key] for key in _SUBSET if key in said})
+    if len(source) < 2:
+        raise DataError(f"{len(source)} image in {source.where}: training needs at least 2")
+    if isinstance(said.get("batch_size"), int):
+        check_enough(len(source), said["batch_size"])
 
     from selfcluster import distributed
     from selfcluster.data.loader import Loader
