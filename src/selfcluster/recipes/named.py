@@ -87,12 +87,15 @@ def auto(schema: Schema, facts: DataFacts, said: Mapping[str, Any]) -> dict[str,
     batch = choose("batch_size", max(2, min(most, fits)), f"{n} images, {where}")
     epochs = choose("epochs", float(max(20, min(400, round(400_000 / n)))), f"{n} images")
     steps = max(1, int(epochs * (n // max(1, batch))))
-    choose("optimizer", "adamw", "forgiving of short runs; LARC wants the paper's long ones")
-    rate = choose("learning_rate", 1e-3 if not layout else 4e-3, "for adamw")
+    adam = layout or small
+    kind = "adamw" if adam else "larc"
+    why = "forgiving of short runs" if adam else "the paper's; under adamw photographs' features lose their rank"
+    choose("optimizer", kind, why)
+    rate = choose("learning_rate", 4e-3 if layout else 1e-3 if small else 0.3, f"for {kind}")
     choose("final_learning_rate", rate / 1000, "a thousandth of the highest")
     choose("warmup_epochs", round(min(10.0, epochs * 0.05), 2), "a twentieth of the run")
-    choose("warmup_learning_rate", 0.0, "for adamw")
-    choose("weight_decay", 1e-4, "for adamw")
+    choose("warmup_learning_rate", 0.0, "a start from nothing")
+    choose("weight_decay", 1e-4 if adam else 1e-6, f"for {kind}")
 
     own = {setting.name for setting in schema.settings}
     if "epsilon" in own and not layout:
