@@ -101,16 +101,21 @@ def test_json_is_one_object_also_on_failure(capsys):
     assert answer["exit"] == 2
 
 
-def test_an_empty_folder_is_refused_before_torch(tmp_path):
+def refused_before_torch(folder, *flags: str) -> str:
+    """What `train` says of a folder it refuses, with exit 2 and without having imported torch."""
     code = (
         "import sys; from selfcluster.cli import main\n"
-        f"status = main(['train', 'swav', {str(tmp_path)!r}])\n"
+        f"status = main(['train', 'swav', {str(folder)!r}, *{flags!r}])\n"
         "assert 'torch' not in sys.modules\n"
         "sys.exit(status)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 2
-    assert "no images in" in done.stderr
+    assert done.returncode == 2, done.stderr
+    return done.stderr
+
+
+def test_an_empty_folder_is_refused_before_torch(tmp_path):
+    assert "no images in" in refused_before_torch(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -120,15 +125,7 @@ def test_an_empty_folder_is_refused_before_torch(tmp_path):
 def test_too_few_images_are_refused_before_torch(tmp_path, pictures, count, flags, words):
     for number in range(count):
         Image.fromarray(pictures[number]).save(tmp_path / f"{number}.png")
-    code = (
-        "import sys; from selfcluster.cli import main\n"
-        f"status = main(['train', 'swav', {str(tmp_path)!r}, *{flags!r}])\n"
-        "assert 'torch' not in sys.modules\n"
-        "sys.exit(status)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 2, done.stderr
-    assert words in done.stderr
+    assert words in refused_before_torch(tmp_path, *flags)
 
 
 def test_tensorboard_gets_every_row(folder, tmp_path):
