@@ -110,12 +110,14 @@ class Crops:
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """A paper's optimiser, schedule, batch, epochs and crops: data, not behaviour.
+    """A paper's network, optimiser, schedule, batch, epochs and crops: data, not behaviour.
 
     `learning_rate` and `final_learning_rate` are for a batch of `per` images and scale linearly with it.
     `milestones` are epochs, `clip` bounds the norm of all gradients, `clip_each` that of each parameter's.
     """
 
+    backbone: str = "resnet50"
+    sobel: bool = False
     optimizer: str = "sgd"
     learning_rate: float = 0.1
     per: int = 256

@@ -15,7 +15,7 @@ from selfcluster.models.backbones import make_backbone
 from selfcluster.models.norm import convert_sync
 from selfcluster.recipes.options import SHARED, options_for
 from selfcluster.training.checkpoint import load_newest
-from selfcluster.types import Assignment, Batch, Facts, Progress
+from selfcluster.types import Assignment, Batch, Crops, Facts, Progress
 from tests.conftest import TINY_SETTINGS
 
 TIMINGS = {"images_per_second", "seconds"}
@@ -31,10 +31,16 @@ def make(name: str, num_samples: int = 48, **settings) -> Method:
     )
 
 
-def batch_of(size: int = 8, start: int = 0, views: int = 3) -> Batch:
-    images = torch.rand(views, 64, 3, 16, 16, generator=torch.Generator().manual_seed(7))
+def batch_of(name: str, size: int = 8, start: int = 0, views: int = 3) -> Batch:
+    """Images `start` to `start + size` of 64 random ones, in the method's own views."""
+    kind = METHODS[name]
+    crops = Crops(global_crops=min(views, kind.paper.crops.global_crops), global_size=16, augment="weak")
+    plan = kind.views(kind.Settings(**TINY_SETTINGS[name]), crops, 3)
+    generator = torch.Generator().manual_seed(7)
+    images = [torch.randint(0, 256, (64, 3, s, s), generator=generator).to(torch.uint8) for s in plan.sizes]
     rows = torch.arange(start, start + size)
-    return Batch([v[rows] for v in images], rows)
+    finished = plan.finish([v[rows] for v in images], 0, 6, rows, (0.5,) * 3, (0.25,) * 3)
+    return Batch(finished, rows, plan.drawn(0, 6, rows))
 
 
 def progress(step: int = 6) -> Progress:
@@ -67,7 +73,7 @@ class TestEveryMethod:
         assert stored == {k: tuple(v.shape) for k, v in make(name).state_dict().items()}
 
     def test_forward_writes_no_buffer_and_no_view(self, name):
-        method, batch = make(name), batch_of()
+        method, batch = make(name), batch_of(name)
         before, views = buffers(method), [v.clone() for v in batch.views]
         method.train()(batch, progress()).loss.backward()
         for key, value in buffers(method).items():
@@ -82,7 +88,7 @@ class TestEveryMethod:
 
     def test_assign(self, name):
         method = make(name).eval()
-        features = method.encode(batch_of().views[0])
+        features = method.encode(torch.rand(8, 3, 16, 16))
         assert features.shape == (8, method.backbone.num_features)
         assignment = method.assign(features)
         if assignment is not None:
@@ -166,7 +172,7 @@ def loss_and_gradients(name: str, size: int, start: int) -> dict:
             buffer.copy_(torch.arange(buffer.numel()).reshape(buffer.shape) % 5 - 1)
     convert_sync(method)
     method.train()
-    batch = batch_of(size, start, views=2)
+    batch = batch_of(name, size, start, views=2)
     output = method(batch, progress())
     output.loss.backward()
     method.on_step_end(progress(), [output])

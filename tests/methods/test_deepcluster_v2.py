@@ -14,7 +14,7 @@ from tests.methods.test_contract import batch_of, make, progress
 def test_loss_is_the_mean_cross_entropy_over_heads_views_and_labelled_images():
     method = make("deepcluster_v2").eval()
     method.labels.copy_(torch.arange(48).expand(3, -1) % 9 - 1)  # -1 for every ninth image
-    batch = batch_of()
+    batch = batch_of("deepcluster_v2")
     with torch.no_grad():
         z = [method.project(method.encode(v)).double().numpy() for v in batch.views]
         loss = method(batch, progress()).loss.item()
@@ -103,7 +103,7 @@ def test_the_first_renewal_fills_the_memories():
 
     def embed(fn, view, train):
         asked.append((view, train))
-        images = batch_of(48).views[:2]
+        images = batch_of("deepcluster_v2", 48).views[:2]
         return Embeddings(fn(images).detach(), torch.arange(48), torch.ones(48, dtype=torch.bool))
 
     method.renew(progress(0), embed)
@@ -116,7 +116,7 @@ def test_the_first_renewal_fills_the_memories():
 
 def test_a_step_writes_both_memories():
     method = make("deepcluster_v2").eval()
-    batch = batch_of(8, start=16)
+    batch = batch_of("deepcluster_v2", 8, start=16)
     output = method(batch, progress(4))
     method.on_step_end(progress(4), [output])
     with torch.no_grad():
@@ -129,7 +129,7 @@ def test_a_step_writes_both_memories():
 def test_centroids_get_no_gradient():
     method = make("deepcluster_v2")
     method.labels.zero_()
-    method(batch_of(), progress()).loss.backward()
+    method(batch_of("deepcluster_v2"), progress()).loss.backward()
     assert all(p.grad is None for p in method.heads.parameters())
 
 

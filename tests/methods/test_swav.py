@@ -43,7 +43,7 @@ def test_loss_is_equation_6(queued):
     if queued:
         for queue in method.queues:
             queue.push(torch.nn.functional.normalize(torch.randn(32, 16), dim=1))
-    batch = batch_of()
+    batch = batch_of("swav")
     with torch.no_grad():
         z = [method.project(method.encode(v)).double().numpy() for v in batch.views]
         loss = method(batch, progress()).loss.item()
@@ -57,7 +57,7 @@ def test_chance_level():
     method = make("swav")
     with torch.no_grad():
         method.prototypes.weight.copy_(method.prototypes.weight[:1].expand(8, -1))
-    assert method(batch_of(), progress()).loss.item() == pytest.approx(math.log(8), abs=1e-5)
+    assert method(batch_of("swav"), progress()).loss.item() == pytest.approx(math.log(8), abs=1e-5)
     assert method.chance_loss() == pytest.approx(math.log(8))
 
 
@@ -69,10 +69,10 @@ def test_codes_carry_no_gradient():
 
 def test_prototypes_are_frozen_for_the_first_epochs_only():
     method = make("swav", freeze_epochs=1.0)
-    method(batch_of(), progress(0)).loss.backward()
+    method(batch_of("swav"), progress(0)).loss.backward()
     method.on_backward(progress(2))  # epoch 2/3
     assert method.prototypes.weight.grad is None
-    method(batch_of(), progress(0)).loss.backward()
+    method(batch_of("swav"), progress(0)).loss.backward()
     method.on_backward(progress(3))  # epoch 1
     assert method.prototypes.weight.grad is not None
 
@@ -104,7 +104,7 @@ def test_views_of_one_resolution_share_a_pass():
     method = make("swav").eval()
     passes = []
     method.backbone.register_forward_pre_hook(lambda module, args: passes.append(tuple(args[0].shape)))
-    views = batch_of(views=2).views + [torch.rand(8, 3, 8, 8) for _ in range(3)]
+    views = batch_of("swav", views=2).views + [torch.rand(8, 3, 8, 8) for _ in range(3)]
     features = method.encode_views(views)
     assert passes == [(16, 3, 16, 16), (24, 3, 8, 8)]
     apart = torch.cat([method.encode(v) for v in views])
@@ -113,7 +113,7 @@ def test_views_of_one_resolution_share_a_pass():
 
 def test_assign_is_the_nearest_prototype():
     method = make("swav").eval()
-    features = method.encode(batch_of().views[0])
+    features = method.encode(batch_of("swav").views[0])
     assignment = method.assign(features)
     z = method.project(features)
     distance = ((z[:, None] - method.prototypes.weight) ** 2).sum(dim=2)  # (B, K), of unit vectors: 2 - 2 cos
@@ -123,5 +123,5 @@ def test_assign_is_the_nearest_prototype():
 
 def test_a_single_image_has_a_finite_loss():
     method = make("swav").eval()
-    batch = batch_of(1)
+    batch = batch_of("swav", 1)
     assert torch.isfinite(method(Batch(batch.views, batch.index), progress()).loss)

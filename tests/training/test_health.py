@@ -37,7 +37,7 @@ def test_a_run_that_learns_is_left_alone():
 
 
 def test_loss_at_chance_is_said_after_its_patience_and_not_before_warm_up():
-    health = Health(10, math.log(10), quiet_steps=100, total_steps=10_000)  # 5 % are 500 steps
+    health = Health(10, math.log(10), quiet_steps=100, total_steps=10_000, advice="Try a lower --epsilon.")  # 5 %: 500
     varied = torch.arange(10), torch.randn(64, 16)
     feed(health, 599, math.log(10) * 1.005, *varied)
     assert health.verdict(health.report()) is None

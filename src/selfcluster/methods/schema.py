@@ -35,6 +35,7 @@ class Schema:
     settings: tuple[Setting, ...]
     paper: dict[str, Any]  # the arguments of Training(...); "crops" holds those of Crops(...)
     accumulates: bool
+    small: dict[str, Any]  # flags for small images and short runs
 
 
 @functools.cache
@@ -47,6 +48,7 @@ def read_schema(method: str) -> Schema:
     settings: tuple[Setting, ...] = ()
     paper: dict[str, Any] = {}
     accumulates = False
+    small: dict[str, Any] = {}
     for node in tree.body:
         if not isinstance(node, ast.ClassDef):
             continue
@@ -64,8 +66,10 @@ def read_schema(method: str) -> Schema:
                     paper = _value(field.value)
                 elif target == "accumulates":
                     accumulates = _value(field.value)
+                elif target == "small":
+                    small = _value(field.value)
     docstring = ast.get_docstring(tree) or ""
-    return Schema(name, docstring.split("\n")[0], settings, paper, accumulates)
+    return Schema(name, docstring.split("\n")[0], settings, paper, accumulates, small)
 
 
 @functools.cache

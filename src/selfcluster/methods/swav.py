@@ -39,6 +39,7 @@ class SwAVSettings:
 
 class SwAV(Method):
     Settings = SwAVSettings
+    advice = "Try a lower --epsilon (0.03), fewer --num-prototypes, a lower --learning-rate, or larger batches."
     paper = Training(
         optimizer="larc",
         learning_rate=0.3,

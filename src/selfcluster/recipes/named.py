@@ -110,6 +110,9 @@ def auto(schema: Schema, facts: DataFacts, said: Mapping[str, Any]) -> dict[str,
         choose("hidden", 512, "a small network")
     if "freeze_epochs" in own:
         choose("freeze_epochs", round(min(1.0, epochs * 0.02), 3), f"one epoch, at most a fiftieth of {steps} steps")
+    if small:
+        for name, value in schema.small.items():
+            choose(name, value, f"{schema.name} on small images and in short runs")
     return out
 
 

@@ -30,6 +30,7 @@ SHARED = (
     Option("init", "str", None, "start from these weights, a local file"),
     Option("image_size", "int", 224, "side of the full-resolution views, in pixels", auto=True),
     Option("channels", "int", 3, "3 for colour, 1 for greyscale", auto=True),
+    Option("sobel", "switch", False, "show the network two edge channels instead of colours"),
     Option("global_crops", "int", 2, "full-resolution views an image"),
     Option("local_crops", "int", 0, "small views an image", auto=True),
     Option("local_size", "int", 96, "side of the small views, in pixels", auto=True),

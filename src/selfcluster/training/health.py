@@ -28,8 +28,11 @@ _ONE = 0.95  # share of images in one cluster
 class Health:
     """Counts between reports. Its whole state is in `tensors` and `counts`, which a checkpoint carries."""
 
-    def __init__(self, num_codes: int | None, chance: float | None, quiet_steps: int, total_steps: int) -> None:
+    def __init__(
+        self, num_codes: int | None, chance: float | None, quiet_steps: int, total_steps: int, advice: str = ""
+    ) -> None:
         self.chance = chance
+        self.advice = advice  # the method's own, for the user
         self.patience = max(_FEWEST, int(_PATIENCE * total_steps))
         self.quiet_steps = quiet_steps
         self.tensors: dict[str, Tensor] = {"codes": torch.zeros(num_codes or 0), "features": torch.zeros(0, 0)}
@@ -81,18 +84,17 @@ class Health:
         if self.counts["at_chance"] >= self.patience and self.chance is not None:
             return (
                 f"collapse: the loss has stayed at its chance level {self.chance:.3f} for "
-                f"{int(self.counts['at_chance'])} steps, so nothing is being learnt. Try a lower --epsilon (0.03), "
-                "fewer --num-prototypes, a lower --learning-rate, or larger batches."
+                f"{int(self.counts['at_chance'])} steps, so nothing is being learnt. {self.advice}"
             )
         if self.counts["thin"] >= 2:
             return (
-                f"collapse: the features span {row['rankme']:.1f} dimensions only, so all images look alike. Try a "
-                "lower --learning-rate, a longer --warmup-epochs, or gentler views (--local-crops 0)."
+                f"collapse: the features span {row['rankme']:.1f} dimensions only, so all images look alike. "
+                f"{self.advice}"
             )
         if row.get("largest_share", 0.0) > _ONE and len(self.tensors["codes"]) > 2:
             return (
-                f"collapse: {row['largest_share']:.0%} of the images share one cluster. Try more --num-prototypes or a "
-                "lower --learning-rate; images that really are all alike look the same way."
+                f"collapse: {row['largest_share']:.0%} of the images share one cluster. {self.advice} Images that "
+                "really are all alike look the same way."
             )
         return None
 

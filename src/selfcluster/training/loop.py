@@ -86,7 +86,9 @@ def fit(
     total = max(1, round(images / training.batch_size))
     optimizer = make_optimizer(method.groups(), training)
     quiet = per_epoch * max(training.warmup_epochs, getattr(method.settings, "freeze_epochs", 0))
-    health = Health(getattr(method.settings, "num_prototypes", None), method.chance_loss(), int(quiet), total)
+    health = Health(
+        getattr(method.settings, "num_prototypes", None), method.chance_loss(), int(quiet), total, method.advice
+    )
     state = RunState(method, optimizer, health, folder, layout_of(device, settings.precision, loader.resident))
     state.load(checkpoints, console)
     model = join_ranks(method, device)
