@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from selfcluster.methods.deepcluster_v2 import labelled_cross_entropy
+from selfcluster.methods.base import labelled_cross_entropy
 from selfcluster.types import Embeddings
 from tests.methods.test_contract import batch_of, make, progress
 
@@ -37,6 +37,15 @@ def test_a_batch_without_labels_gives_zero():
     loss.backward()
     assert loss.item() == 0
     assert logits.grad.eq(0).all()
+
+
+def test_labelled_cross_entropy_weighs_clusters():
+    logits, target = torch.randn(6, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, -1, 2, 2, 0])
+    weight = torch.tensor([0.5, 2.0, 1.0])
+    p = torch.log_softmax(logits.double(), dim=1)
+    rows = [i for i in range(6) if target[i] >= 0]
+    by_hand = -sum(weight[target[i]] * p[i, target[i]] for i in rows) / sum(weight[target[i]] for i in rows)
+    assert labelled_cross_entropy(logits, target, weight).item() == pytest.approx(by_hand.item(), abs=1e-6)
 
 
 def test_labelled_cross_entropy_by_hand():

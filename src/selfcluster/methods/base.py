@@ -13,7 +13,9 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from selfcluster.distributed import all_reduce, world_size
 from selfcluster.models.backbones import Backbone
 from selfcluster.types import Assignment, Batch, Crops, Embeddings, EpochPlan, Facts, Group, Output, Progress, Training
 from selfcluster.views.plans import ViewPlan, plan_from_crops
@@ -88,3 +90,17 @@ class Method(nn.Module):
         """(V * B, F), view after view: consecutive views of one resolution share one pass through the backbone."""
         same = [list(run) for _, run in groupby(views, key=lambda v: v.shape[-2:])]
         return torch.cat([self.backbone(torch.cat(run)) for run in same])
+
+
+def labelled_cross_entropy(logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Mean cross-entropy over the samples of all ranks that have a label; 0 where none has.
+
+    Ranks hold different numbers of labelled samples, and their gradients are averaged: each rank's sum is divided by
+    the mean count a rank, so that the average is the mean over all. `logits` (n, K), `target` (n,) with -1 = none,
+    `weight` (K,) of the clusters: a sample counts as much as its cluster's weight, and so does the mean.
+    """
+    total = F.cross_entropy(logits, target, weight, ignore_index=-1, reduction="sum")
+    seen = target >= 0
+    mass = seen.to(total.dtype) if weight is None else weight.to(total.dtype)[target.clamp(min=0)] * seen
+    mean_mass = all_reduce(mass.sum()) / world_size()
+    return total / torch.where(mean_mass > 0, mean_mass, 1.0)

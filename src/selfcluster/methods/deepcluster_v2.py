@@ -21,8 +21,8 @@ from torch.nn import functional as F
 from selfcluster.clustering.kmeans import KMeans
 from selfcluster.clustering.memory import SampleMemory
 from selfcluster.clustering.scores import nmi
-from selfcluster.distributed import all_gather, all_reduce, share, world_size
-from selfcluster.methods.base import Embed, MakeBackbone, Method
+from selfcluster.distributed import all_gather, share
+from selfcluster.methods.base import Embed, MakeBackbone, Method, labelled_cross_entropy
 from selfcluster.models.heads import ProjectionHead, Prototypes
 from selfcluster.types import Assignment, Batch, Crops, Facts, Output, Progress, Training
 
@@ -129,14 +129,3 @@ class DeepClusterV2(Method):
     def assign(self, features: Tensor) -> Assignment:
         best, cluster = self.heads[0](self.project(features)).max(dim=1)
         return Assignment(cluster, 1 - best)
-
-
-def labelled_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-    """Mean cross-entropy over the samples of all ranks that have a label; 0 where none has.
-
-    Ranks hold different numbers of labelled samples, and their gradients are averaged: each rank's sum is divided by
-    the mean count a rank, so that the average is the mean over all. `logits` (n, K), `target` (n,) with -1 = none.
-    """
-    total = F.cross_entropy(logits, target, ignore_index=-1, reduction="sum")
-    labelled = all_reduce((target >= 0).sum().to(total.dtype)) / world_size()
-    return total / labelled.clamp(min=1 / world_size())
