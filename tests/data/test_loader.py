@@ -263,15 +263,15 @@ def test_normalisation_and_channels(coded_folder):
     assert (grey - luma).abs().max() <= 1 / 255
 
 
-def test_edges_and_a_pretext_are_passed_on(coded_folder):
+def test_a_pretext_is_passed_on(coded_folder):
     folder = coded_folder(8)
     images = loader(folder, 8)
-    plan = ViewPlan(groups=(ViewGroup(count=2, size=16),), sobel=True, pretext="rotation")
+    plan = ViewPlan(groups=(ViewGroup(count=2, size=16),), pretext="rotation")
     batch = next(iter(images.batches(plan)))
-    assert batch.views[0].shape == (8, 2, 16, 16)
+    assert batch.views[0].shape == (8, 3, 16, 16)
     assert torch.equal(batch.drawn["rotation"], plan.drawn(0, 0, batch.index)["rotation"])
     centre = next(iter(images.sweep("centre", plan=plan)))
-    assert centre.views[0].shape == (8, 2, 16, 16)
+    assert centre.views[0].shape == (8, 3, 16, 16)
     assert centre.drawn == {}
 
 

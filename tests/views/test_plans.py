@@ -77,7 +77,7 @@ def test_the_device_is_never_waited_for(name):
     boxes = plan.boxes(0, 3, np.arange(6), np.full(6, 20), np.full(6, 20))
     cut = [crops.cut_batch(x, torch.from_numpy(b), size) for b, size in zip(boxes, plan.sizes, strict=True)]
     for pretext_name in (None, "rotation", "jigsaw"):
-        whole = ViewPlan(groups=plan.groups, sobel=True, pretext=pretext_name, permutations=3)
+        whole = ViewPlan(groups=plan.groups, pretext=pretext_name, permutations=3)
         views = whole.finish(cut, 0, 3, torch.arange(6), MEAN, STD)
         assert {view.device.type for view in views} == {"meta"}
 
@@ -143,14 +143,6 @@ def test_the_set_that_changes_nothing_resizes_the_whole_image():
     for view in make_views(plan, x, np.arange(3)):
         expected = plan.finish([x, x], 0, 0, torch.arange(3), MEAN, STD)[0]
         torch.testing.assert_close(view, expected, atol=1e-4, rtol=0)
-
-
-def test_sobel_gives_two_channels_of_the_normalised_image():
-    plan = ViewPlan(groups=(ViewGroup(size=20),), sobel=True)
-    x = images(2)
-    (view,) = plan.finish([x], 0, 0, torch.arange(2), MEAN, STD)
-    (plain,) = ViewPlan(groups=plan.groups).finish([x], 0, 0, torch.arange(2), MEAN, STD)
-    torch.testing.assert_close(view, pretext.Sobel()(plain))
 
 
 def test_rotation_is_drawn_a_sample_and_recoverable_after_the_flip():

@@ -2,7 +2,6 @@ import itertools
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 from selfcluster.randomness import draw
 from selfcluster.views import pretext
@@ -90,23 +89,3 @@ def test_patches_reach_both_ends_of_their_cells():
     assert first.shape == (1, 9, 1, 3, 3)
     assert first[0, 0, 0, 0, 0] == 0
     assert last[0, 8, 0, 2, 2] == 143
-
-
-@pytest.mark.parametrize("padding", [0, 1])
-def test_sobel_is_the_mean_and_two_edge_filters(padding):
-    x = torch.randn(2, 3, 7, 9)
-    grey = F.conv2d(x, torch.full((1, 3, 1, 1), 1 / 3))
-    kernels = torch.tensor([[[1, 0, -1], [2, 0, -2], [1, 0, -1]], [[1, 2, 1], [0, 0, 0], [-1, -2, -1]]])
-    expected = F.conv2d(grey, kernels.float()[:, None], padding=padding)
-    sobel = pretext.Sobel(padding)
-    torch.testing.assert_close(sobel(x), expected)
-    assert not list(sobel.parameters())
-    assert not sobel.state_dict()
-
-
-def test_sobel_answers_to_edges_by_hand():
-    step = torch.zeros(1, 1, 5, 6)
-    step[..., 3:] = 1  # dark left, bright right
-    out = pretext.Sobel()(step)[0, :, 1:4, 1:5]
-    assert out[0].tolist() == [[0, -4, -4, 0]] * 3
-    assert out[1].abs().max() == 0

@@ -168,7 +168,7 @@ class Loader:
         Args:
             view: "centre", or "train": all full-resolution views of `plan`, of one decode, with randomness that
                 belongs to sweeps alone. Pretext operations are left out.
-            plan: needed for "train"; for "centre" it says whether Sobel edges are wanted.
+            plan: needed for "train".
             step: which sweep, for "train".
             batch_size: images at a time, over all processes; default that of training.
         """
@@ -184,7 +184,7 @@ class Loader:
             plan = replace(plan, groups=full, pretext=None)
         elif view == "centre":
             whole = ViewGroup(count=1, size=self.image_size, scale=None, flip_p=0.0)
-            plan = ViewPlan(groups=(whole,), sobel=plan is not None and plan.sobel)
+            plan = ViewPlan(groups=(whole,))
         else:
             raise ValueError(f"view={view!r} is neither 'centre' nor 'train'")
         seed = randomness.key(self.seed, "sweep")

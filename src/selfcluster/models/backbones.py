@@ -21,10 +21,12 @@ from torch import Tensor, nn
 
 from selfcluster.models.initialise import initialise
 from selfcluster.models.registration import register_with_timm
+from selfcluster.models.sobel import CHANNELS, put_before
 
 WEIGHTS = "backbone.safetensors"
 ARCHITECTURE = "backbone.json"
 SMALL = 64  # pixels: up to here a residual network gets the stem for small images
+_EDGES = "input: Sobel edges of the normalised image, two channels"
 _SMALL_STEM = ("resnet18", "resnet34", "resnet50")
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
@@ -51,6 +53,7 @@ def make_backbone(
     image_size: int,
     init: str | Path | None = None,
     drop_path: float = 0.0,
+    sobel: bool = False,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     **create: Any,
@@ -65,6 +68,7 @@ def make_backbone(
         init: a `.safetensors`, `.pt` or `.pth` file of weights (nothing in it is executed), or a folder that
             `save_backbone` wrote. What matched is in `.account`.
         drop_path: rate of stochastic depth.
+        sobel: the network sees two edge channels of the image (`sobel.py`); it is called with images all the same.
         mean, std: of the images' normalisation, one number a channel; default ImageNet's for RGB, else 0.5.
         **create: any further argument of `timm.create_model`.
 
@@ -82,16 +86,20 @@ def make_backbone(
     real = f"{name}_small" if image_size <= SMALL and name in _SMALL_STEM else name
     _check_name(real)
     default_mean, default_std = _IMAGENET if channels == 3 else ((0.5,) * channels,) * 2
-    spec: dict[str, Any] = {"model_name": real, "num_classes": 0, "in_chans": channels, **create}
+    spec: dict[str, Any] = {"model_name": real, "num_classes": 0, **create}
+    spec["in_chans"] = CHANNELS if sobel else channels
     if drop_path:
         spec["drop_path_rate"] = drop_path
     spec["pretrained_cfg_overlay"] = _overlay(channels, image_size, mean or default_mean, std or default_std)
+    if sobel:
+        spec["pretrained_cfg_overlay"]["notes"] = [_EDGES]
     optional = {
         "img_size": image_size,
         "dynamic_img_size": True,  # a vision transformer meets crops of several sizes
         "zero_init_last": False,  # as in the papers' ResNets; a zero scale would also defeat LARC's first step
     }
     module = _create(_plain(spec), {k: v for k, v in optional.items() if k not in create})
+    module = put_before(module) if sobel else module
     _measure(module, channels, image_size)
     module.account = initialise(module, _weights_file(init)) if init is not None else ""
     return module
@@ -125,7 +133,8 @@ def save_backbone(
     spec: Any = getattr(module, "spec", None)
     if spec is None:
         raise ValueError(f"{type(module).__name__} has no spec: only what make_backbone or load_backbone gave is saved")
-    spec = spec | {"pretrained_cfg_overlay": _overlay(spec["in_chans"], size, mean, std)}
+    overlay = spec["pretrained_cfg_overlay"]
+    spec = spec | {"pretrained_cfg_overlay": overlay | _overlay(overlay["input_size"][0], size, mean, std)}
     # safetensors takes neither channels_last nor a tensor that shares its memory with another
     state = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in module.state_dict().items()}
     folder = Path(folder)
@@ -156,6 +165,7 @@ def load_backbone(path: str | Path) -> tuple[Backbone, tuple[float, ...], tuple[
     overlay = spec["pretrained_cfg_overlay"]
     channels, size, _ = overlay["input_size"]
     module = _create(spec, {}, checkpoint_path=str(folder / WEIGHTS))
+    module = put_before(module) if _EDGES in overlay.get("notes", ()) else module
     _measure(module, channels, size)
     module.account = ""
     return module.eval(), tuple(overlay["mean"]), tuple(overlay["std"]), size

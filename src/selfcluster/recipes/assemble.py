@@ -48,6 +48,7 @@ def assemble(config: Mapping[str, Any], num_images: int) -> Parts:
             channels=config["channels"],
             image_size=config["image_size"],
             init=config["init"],
+            sobel=config["sobel"],
             mean=mean,
             std=std,
             **create,

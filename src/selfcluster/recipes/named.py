@@ -92,10 +92,15 @@ def auto(schema: Schema, facts: DataFacts, said: Mapping[str, Any]) -> dict[str,
     why = "forgiving of short runs" if adam else "the paper's; under adamw photographs' features lose their rank"
     choose("optimizer", kind, why)
     rate = choose("learning_rate", 4e-3 if layout else 1e-3 if small else 0.3, f"for {kind}")
+    if schema.paper.get("schedule", "cosine") != "cosine":
+        choose("schedule", "cosine", "ends well at any length")
+        choose("milestones", (), "a cosine has none")
     choose("final_learning_rate", rate / 1000, "a thousandth of the highest")
     choose("warmup_epochs", round(min(10.0, epochs * 0.05), 2), "a twentieth of the run")
     choose("warmup_learning_rate", 0.0, "a start from nothing")
     choose("weight_decay", 1e-4 if adam else 1e-6, f"for {kind}")
+    if "final_weight_decay" in schema.paper:
+        choose("final_weight_decay", None, "the same throughout")
 
     own = {setting.name for setting in schema.settings}
     if "epsilon" in own and not layout:

@@ -99,7 +99,8 @@ def own_clusters(run: Path, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray
     loaded, _ = load_newest(run / "checkpoints")
     if loaded is None:
         raise RunError(f"{run} has no checkpoint, so the method's own clusters are not to be had: say --k")
-    parts = assemble(config, config["about"]["source"]["images"])
+    # the checkpoint has every weight: a file that --init named may be gone by now
+    parts = assemble({**config, "init": None}, config["about"]["source"]["images"])
     parts.method.load_state_dict(section(loaded.tensors, "method."))
     return assign(parts.method, vectors, parts.loop.device)
 

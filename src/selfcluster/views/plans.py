@@ -51,9 +51,8 @@ class ViewGroup:
 class ViewPlan:
     """All views of an image: `groups` in order, full resolution first.
 
-    `sobel`: replace the normalised colours by two edge channels (DeepCluster). `pretext`: "rotation" turns all views of
-    an image by the same one of four angles; "jigsaw" makes of each view (B, C, s, s) its 9 patches in one of
-    `permutations` orders, (B, 9, C, p, p). What was chosen is in `drawn`.
+    `pretext`: "rotation" turns all views of an image by the same one of four angles; "jigsaw" makes of each view
+    (B, C, s, s) its 9 patches in one of `permutations` orders, (B, 9, C, p, p). What was chosen is in `drawn`.
 
     >>> plan = ViewPlan(groups=(ViewGroup(count=2, size=32), ViewGroup(count=4, size=16, scale=(0.05, 0.14))))
     >>> plan.num_views, plan.sizes
@@ -61,7 +60,6 @@ class ViewPlan:
     """
 
     groups: tuple[ViewGroup, ...]
-    sobel: bool = False
     pretext: str | None = None
     permutations: int = 2000
 
@@ -133,7 +131,7 @@ class ViewPlan:
             std: likewise.
 
         Returns:
-            V float32 tensors (B, C, size, size); 2 channels with `sobel`, (B, 9, C, p, p) with `pretext="jigsaw"`.
+            V float32 tensors (B, C, size, size), or (B, 9, C, p, p) with `pretext="jigsaw"`.
         """
         if len(views) != self.num_views:
             raise ValueError(f"the plan has {self.num_views} views, {len(views)} were given")
@@ -178,9 +176,7 @@ class ViewPlan:
         return ColourTable.stack([colour.table(u) for colour, u in zip(palette, draws, strict=True)])
 
     def _posed(self, x: Tensor, view: int, seed: int, step: int, index: Tensor) -> Tensor:
-        """Sobel and the pretext operation, of one view."""
-        if self.sobel:
-            x = pretext.Sobel().to(x.device)(x)
+        """The pretext operation, of one view."""
         if self.pretext == "rotation":
             return pretext.rotate(x, self.drawn(seed, step, index)["rotation"])
         if self.pretext == "jigsaw":

@@ -3,7 +3,7 @@
 Rotation: Gidaris et al. 2018; a quarter turn is exact, and the flip has to come before it (a flipped quarter turn is a
 three-quarter turn of the flipped image, so labels of flipped views could not be told apart). Jigsaw: Noroozi and Favaro
 2016 with VISSL's figures (255 px, 3 x 3 cells of 85 px, patches of 64 px); permutations that differ most on average,
-chosen greedily. Sobel: DeepCluster's fixed front end.
+chosen greedily.
 Departs: patches are numbered row by row, where VISSL numbers them column by column (a relabelling).
 
 B images, C channels, P permutations.
@@ -16,8 +16,7 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 GRID = 3
 CELLS = GRID * GRID
@@ -127,31 +126,3 @@ def _orders(cells: int) -> np.ndarray:
         rest = np.tile(table, (n, 1))
         table = np.concatenate([first, rest + (rest >= first)], axis=1)
     return table
-
-
-class Sobel(nn.Module):
-    """Two edge channels of the mean grey, fixed weights (DeepCluster): normalised (B, C, h, w) -> (B, 2, h', w').
-
-    Channel 0 answers to vertical edges, channel 1 to horizontal ones. The weights follow from the definition, so they
-    are no part of `state_dict`.
-
-    Args:
-        padding: zeros around the grey image; 1 keeps the size (DeepCluster), 0 takes a pixel off each side
-            (DeeperCluster, which pads the image by 2 beforehand).
-
-    >>> Sobel()(torch.ones(1, 3, 4, 4))[0, :, 1:3, 1:3].abs().max().item()
-    0.0
-    """
-
-    weight: Tensor
-
-    def __init__(self, padding: int = 1) -> None:
-        super().__init__()
-        self.padding = padding
-        horizontal = torch.tensor([[1.0, 0.0, -1.0], [2.0, 0.0, -2.0], [1.0, 0.0, -1.0]])
-        vertical = torch.tensor([[1.0, 2.0, 1.0], [0.0, 0.0, 0.0], [-1.0, -2.0, -1.0]])
-        self.register_buffer("weight", torch.stack([horizontal, vertical])[:, None], persistent=False)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """(B, C, h, w) -> (B, 2, h', w')."""
-        return F.conv2d(images.mean(dim=1, keepdim=True), self.weight, padding=self.padding)
