@@ -30,15 +30,17 @@ class Ranks:
     """Two processes in a gloo group; `run(f, *args)` runs f on both and returns both results."""
 
     world = 2
+    start = "spawn"  # how processes are made
+    timeout = 120  # seconds for an answer
 
     def __init__(self) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        spawn = mp.get_context("spawn")
-        self._queues = [(spawn.Queue(), spawn.Queue()) for _ in range(self.world)]
+        context = mp.get_context(self.start)
+        self._queues = [(context.Queue(), context.Queue()) for _ in range(self.world)]
         self._processes = [
-            spawn.Process(target=_serve, args=(rank, self.world, port, *queues), daemon=True)
+            context.Process(target=_serve, args=(rank, self.world, port, *queues), daemon=True)
             for rank, queues in enumerate(self._queues)
         ]
         for process in self._processes:
@@ -47,7 +49,7 @@ class Ranks:
     def run(self, function, *arguments):
         for requests, _ in self._queues:
             requests.put((function, arguments))
-        results = [answers.get(timeout=120) for _, answers in self._queues]
+        results = [answers.get(timeout=self.timeout) for _, answers in self._queues]
         for fine, value in results:
             if not fine:
                 pytest.fail(value)
@@ -85,22 +87,47 @@ TINY = {
     "batch_size": 16,
     "epochs": 3,
     "local_crops": 0,
+    "sobel": False,
     "precision": "fp32",
     "workers": 1,
     "quiet": True,
 }
 TINY_SETTINGS = {
     "swav": {"num_prototypes": 8, "dim": 16, "hidden": 32, "queue_length": 32, "queue_from_epoch": 1.0},
+    "dino": {"num_prototypes": 16, "dim": 16, "hidden": 32, "teacher_momentum": 0.9, "batch_norm": True},
+    "clusterfit": {"teacher": "tiny_layout", "num_prototypes": 4},
+    "deepcluster": {"num_prototypes": 8, "pca_dim": 16},
     "deepcluster_v2": {"num_prototypes": 8, "dim": 16, "hidden": 32, "num_heads": 3},
+    "jigsaw": {"num_permutations": 10, "hidden": 32},
+    "deepercluster": {"num_prototypes": 8, "num_super_clusters": 2, "pca_dim": 8, "reassign_epochs": 2},
+    "rotnet": {},
+    "sela": {"num_prototypes": 8, "num_heads": 2, "num_optimisations": 5},
+    "sela_v2": {"num_prototypes": 8, "dim": 16, "hidden": 32, "num_heads": 3},
+    "simclr": {"dim": 16, "hidden": 32, "num_layers": 2},
+    "supervised": {},
+    "moco_v2": {"dim": 16, "hidden": 32, "queue_length": 32, "bn_splits": 1},
+    "byol": {"dim": 16, "hidden": 32},
+    "npid": {"dim": 16, "hidden": 0, "num_negatives": 12, "loss": "nce", "temperature": 0.07},
+    "odc": {"num_prototypes": 8, "dim": 16, "hidden": 32, "dropout": 0.0, "min_cluster": 2},
 }
 
 
+@pytest.fixture(scope="session")
+def kinds(tmp_path_factory) -> str:
+    """A file of the pictures' kinds, for --labels-from."""
+    path = tmp_path_factory.mktemp("labels") / "kinds.csv"
+    path.write_text("id,label\n" + "".join(f"{i:02d},kind {i % 4}\n" for i in range(48)))
+    return str(path)
+
+
 @pytest.fixture
-def tiny(pictures):
+def tiny(pictures, kinds):
     """A function that trains a method on the pictures and returns its summary."""
     from selfcluster import api
 
     def train(method, out, data=None, **settings):
+        if method == "supervised" and data is None:
+            settings = {"labels_from": kinds} | settings
         return api.train(method, pictures if data is None else data, out=out, **TINY | TINY_SETTINGS[method] | settings)
 
     return train

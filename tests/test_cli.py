@@ -10,7 +10,19 @@ from PIL import Image
 
 from selfcluster.cli import main
 
-COMMANDS = ("demo", "train", "embed", "cluster", "evaluate", "report", "export", "methods", "recipes")
+COMMANDS = (
+    "demo",
+    "train",
+    "embed",
+    "cluster",
+    "evaluate",
+    "report",
+    "attention",
+    "search",
+    "export",
+    "methods",
+    "recipes",
+)
 
 
 @pytest.fixture(scope="module")

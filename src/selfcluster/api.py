@@ -1,4 +1,4 @@
-"""The public functions: train, embed, cluster, evaluate, report, export and demo, composed of the floors below.
+"""The public functions: train, embed, cluster, evaluate, search, report, export and demo, composed of the floors below.
 
 torch is imported inside the functions, after the data was scanned: an empty folder is refused at once.
 """
@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ import numpy as np
 
 from selfcluster.data.sources import DataError, check_enough, open_source
 from selfcluster.methods import canonical
-from selfcluster.recipes.settings import read_settings
+from selfcluster.recipes.needs import check_needs
+from selfcluster.recipes.settings import default_out, read_settings
 from selfcluster.training.runs import RunError, RunFolder, is_run, read_config, read_status
 
 _SUBSET = ("labels_from", "limit", "classes", "long_tail", "label_noise", "seed")
+_IMAGES = tuple(key for key in _SUBSET if key != "label_noise")  # labels are spoilt for training, never for a score
 
 
 def train(
@@ -60,11 +63,15 @@ def train(
         raise DataError(f"{len(source)} image in {source.where}: training needs at least 2")
     if isinstance(said.get("batch_size"), int):
         check_enough(len(source), said["batch_size"])
+    path = default_out(name, source) if out is None else Path(out)
+    if not is_run(path):  # a run that goes on has had all it needs
+        check_needs(name, said, source)
 
     from selfcluster import distributed
     from selfcluster.data.loader import Loader
     from selfcluster.recipes.assemble import NORMALISATION, assemble
-    from selfcluster.recipes.opening import default_out, open_run
+    from selfcluster.recipes.opening import open_run
+    from selfcluster.recipes.targets import make_targets
     from selfcluster.training.console import Console
     from selfcluster.training.finish import finish
     from selfcluster.training.loop import Preempted, fit
@@ -74,7 +81,6 @@ def train(
     distributed.start(pick_device(said.get("device") or "auto"))
     first = distributed.rank() == 0
     console = Console(quiet or not first)
-    path = default_out(name, source) if out is None else Path(out)
     folder: RunFolder | None = None
     agreed: Any = None
     if first:
@@ -94,7 +100,9 @@ def train(
             return status["summary"]
         if folder is not None:
             folder.status("running")
-        parts = assemble(resolved, len(source))
+        again = partial(train, name, data, recipe=recipe, quiet=quiet)
+        make_targets(resolved, source, path, console.say, again)
+        parts = assemble(resolved, len(source), path)
         for note in parts.notes:
             console.say(note)
         mean, std = NORMALISATION[resolved["channels"]]
@@ -109,18 +117,8 @@ def train(
             **{key: resolved[key] for key in ("batch_size", "image_size", "channels", "seed", "workers", "max_bad")},
         )
         with tensorboard_rows(path if first and resolved["tensorboard"] else None) as on_row:
-            checkpoints = path / "checkpoints"
-            state = fit(
-                parts.method,
-                loader,
-                parts.views,
-                parts.loop,
-                console,
-                folder,
-                checkpoints,
-                on_row,
-                lambda i: source.ids[i],
-            )
+            where = folder, path / "checkpoints"
+            state = fit(parts.method, loader, parts.views, parts.loop, console, *where, on_row, source.ids.__getitem__)
         summary = {"run": str(path), "method": name, "images": len(source), "steps": state.step}
         summary |= finish(state, loader, parts.loop, source, mean, std, resolved["image_size"], console)
         summary["minutes"] = round((time.monotonic() - started) / 60, 2)
@@ -169,7 +167,7 @@ def embed(
     trained = read_config(where) if is_run(where) else {}
     if data is None and not trained:
         raise RunError(f"{run} is no run folder, so it names no images: say which")
-    chosen: dict[str, Any] = {key: trained[key] for key in _SUBSET if key in trained and key != "labels_from"}
+    chosen: dict[str, Any] = {key: trained[key] for key in _IMAGES if key in trained}
     chosen = chosen if data is None else {}
     source = open_source(trained["data"] if data is None else data, **chosen | subset)
 
@@ -222,7 +220,8 @@ def cluster(
     """Clusters of embedded images.
 
     Args:
-        run: a run folder or an embeddings file (Parquet).
+        run: a run folder, whose images are compared as its method does (behind SwAV's projection, say), or an
+            embeddings file (Parquet), compared as they are.
         k: how many clusters; "auto" recommends a number with its uncertainty; None takes the method's own clusters
             where it has some.
         algorithm: kmeans, hierarchical or pic.
@@ -236,7 +235,7 @@ def cluster(
         out, clusters, largest, smallest, and for k="auto" the recommendation's range.
     """
     from selfcluster.evaluation.clustering import cluster_vectors
-    from selfcluster.recipes.opening import own_clusters
+    from selfcluster.recipes.opening import compared, own_clusters
     from selfcluster.training.console import Console
     from selfcluster.training.tables import CLUSTERS, EMBEDDINGS, ClusterTable, read_embeddings, write_clusters
 
@@ -252,7 +251,8 @@ def cluster(
             raise RunError(f"{run} is a table of embeddings, no run with clusters of its own: say --k, or --k auto")
         clusters, distances = own_clusters(where, table.vectors)
     else:
-        clusters, distances, facts = cluster_vectors(table.vectors, k, algorithm, seed, whiten, console.say)
+        rows = compared(where, table.vectors) if is_run(where) else table.vectors
+        clusters, distances, facts = cluster_vectors(rows, k, algorithm, seed, whiten, console.say)
     out = Path(out) if out is not None else file.with_name(CLUSTERS)
     write_clusters(out, ClusterTable(table.ids, table.paths, clusters, distances))
     sizes = np.bincount(clusters)
@@ -308,19 +308,43 @@ def evaluate(
     def labelled(images: Any) -> dict[str, Any]:
         own = "labels" if str(images).startswith("builtin:") else "folders"
         config = {} if train is not None else read_config(Path(run))
-        kept: dict[str, Any] = {key: config[key] for key in _SUBSET if key in config}
+        kept: dict[str, Any] = {key: config[key] for key in _IMAGES if key in config}
         asked: dict[str, Any] = {**kept, "labels_from": labels_from or own, **settings}
         return embed(run, images, **asked)
 
     first = labelled(data)
     if protocol == "clusters":
-        return score_clusters(Path(run), first, k, seed)
+        from selfcluster.recipes.opening import compared
+
+        rows = compared(Path(run), first["vectors"]) if k is not None and is_run(Path(run)) else first["vectors"]
+        return score_clusters(Path(run), {**first, "vectors": rows}, k, seed)
     if test is not None:
         second = labelled(test)
         return score(protocol, first["vectors"], first["labels"], second["vectors"], aligned(first, second), k)
     kept, held = held_out(len(first["labels"]), split, seed)
     vectors, labels = first["vectors"], first["labels"]
     return score(protocol, vectors[kept], labels[kept], vectors[held], labels[held], k)
+
+
+def search(
+    run: str | os.PathLike[str], image: str | os.PathLike[str], *, k: int = 10, device: str = "auto"
+) -> list[dict[str, Any]]:
+    """The images of a run that are most like a given one.
+
+    Args:
+        run: a finished run folder.
+        image: an image file, one of the run's or any other.
+        k: how many.
+        device: as in training.
+
+    Returns:
+        A row an image, most alike first: rank, cosine (of the features), id, path, cluster.
+    """
+    from selfcluster.evaluation.similar import most_similar, read_picture
+
+    picture = read_picture(Path(image), read_config(Path(run))["image_size"])
+    vector = embed(run, picture, device=device)["vectors"][0]
+    return most_similar(Path(run), vector, k)
 
 
 def report(run: str | os.PathLike[str], data: Any = None, *, out: str | os.PathLike[str] | None = None) -> Path:
@@ -351,17 +375,52 @@ def export(
 
     Args:
         run: a run folder.
-        out: folder for `backbone.safetensors` and `backbone.json`; default RUN/export.
-        format: safetensors.
+        out: folder for what is written; default RUN/export.
+        format: safetensors for `backbone.safetensors` and `backbone.json`; onnx for `backbone.onnx`, which says in its
+            metadata how its images are normalised (needs the extra `onnx`).
     """
-    if format != "safetensors":
-        raise ValueError(f"--format {format}: only safetensors is written")
+    if format not in ("safetensors", "onnx"):
+        raise ValueError(f"--format {format}: choose safetensors or onnx")
     from selfcluster.models.backbones import load_backbone, save_backbone
 
     module, mean, std, size = load_backbone(Path(run))
     folder = Path(out) if out is not None else Path(run) / "export"
+    if format == "onnx":
+        from selfcluster.models.onnx import export_onnx
+
+        return {"weights": str(folder / "backbone.onnx"), **export_onnx(folder, module, mean, std, size)}
     weights = save_backbone(folder, module, mean, std, size)
     return {"weights": str(weights), "architecture": str(folder / "backbone.json"), **module.spec}
+
+
+def attention(
+    run: str | os.PathLike[str],
+    images: Sequence[str | os.PathLike[str]],
+    *,
+    out: str | os.PathLike[str] | None = None,
+    share: float = 0.6,
+    image_size: int | None = None,
+    device: str = "auto",
+) -> dict[str, Any]:
+    """What a vision transformer looks at: the attention of its last block, from the class token, as pictures.
+
+    Args:
+        run: a run folder, an exported backbone folder or file, or a timm name.
+        images: image files; the middle square of each is shown to the network.
+        out: folder for NAME-head-1.png and so on, a picture a head, and NAME-mask.png; default RUN/attention.
+        share: of the heads' mean attention that the mask holds, in as few patches as do.
+        image_size: side in pixels; more than the network was trained on gives finer maps.
+        device: cpu, cuda or auto.
+
+    Returns:
+        out, heads, grid (patches down and across) and pictures (all files).
+
+    Raises:
+        ValueError: the network is no vision transformer, or no image file is given.
+    """
+    from selfcluster.reporting.attention import write_attention
+
+    return write_attention(Path(run), [Path(i) for i in images], out, share, image_size, device)
 
 
 def demo(out: str | os.PathLike[str] = "runs", *, seed: int = 0, quiet: bool = False) -> list[dict[str, Any]]:
@@ -377,6 +436,7 @@ def demo(out: str | os.PathLike[str] = "runs", *, seed: int = 0, quiet: bool = F
         matching to the labels), nmi and seconds.
     """
     from selfcluster.evaluation.protocols import score_digits
+    from selfcluster.recipes.opening import compared
     from selfcluster.training.tables import EMBEDDINGS, read_embeddings
 
     source = open_source("builtin:digits", labels_from="labels")
@@ -392,6 +452,7 @@ def demo(out: str | os.PathLike[str] = "runs", *, seed: int = 0, quiet: bool = F
         train(method, "builtin:digits", out=run, seed=seed, quiet=quiet or title.startswith("untrained"), **settings)
         seconds = round(time.monotonic() - started, 1)
         vectors = read_embeddings(run / EMBEDDINGS).vectors
-        rows.append({"features": title, **score_digits(vectors, labels, seed), "seconds": seconds})
+        within = vectors if title.startswith("untrained") else compared(run, vectors)
+        rows.append({"features": title, **score_digits(vectors, labels, seed, within), "seconds": seconds})
     report(Path(out) / "demo-swav")
     return rows

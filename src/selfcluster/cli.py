@@ -123,6 +123,8 @@ def _add(parser: argparse._ActionsContainer, option: Option, shown: str = "") ->
         kwargs |= {"nargs": 2 if option.kind == "pair" else "+", "type": float, "metavar": "X"}
     else:
         kwargs |= {"type": _TYPES[option.kind], "metavar": {"int": "N", "float": "X", "str": "TEXT"}[option.kind]}
+    if option.name == "teacher":  # may be given several times
+        kwargs["action"] = "append"
     if option.choices:
         kwargs["metavar"] = "{" + ",".join(option.choices) + "}"
     parser.add_argument(_flag(option.name), **kwargs)
@@ -164,6 +166,8 @@ def _build_train(parser: argparse.ArgumentParser, words: list[str]) -> None:
 def _train(method: str, data: str, **settings: Any) -> tuple[Any, str]:
     from selfcluster import api
 
+    if "teacher" in settings:
+        settings["teacher"] = ",".join(settings["teacher"])
     summary = api.train(canonical(method), data, **settings)
     lines = [f"{key:>20}  {value}" for key, value in summary.items()]
     run = summary["run"]
@@ -267,10 +271,28 @@ def _report(run: str, data: str | None, out: str | None) -> tuple[Any, str]:
     return {"out": str(path)}, f"{path}: open it in a browser"
 
 
+def _build_attention(parser: argparse.ArgumentParser, words: list[str]) -> None:
+    parser.add_argument("run", metavar="RUN", help="run folder, exported backbone, or timm name")
+    parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files")
+    parser.add_argument("--out", help="folder for the pictures; default RUN/attention")
+    parser.add_argument("--share", type=float, default=0.6, help="share of the attention that the mask holds")
+    parser.add_argument("--image-size", type=int, help="side in pixels; larger gives finer maps")
+    parser.add_argument("--device", default="auto", help="cpu, cuda or auto")
+    parser.set_defaults(run_command=_attention)
+
+
+def _attention(**settings: Any) -> tuple[Any, str]:
+    from selfcluster import api
+
+    result = api.attention(**settings)
+    down, across = result["grid"]
+    return result, f"{result['out']}: {result['heads']} heads of {down} x {across} patches, and the mask, of each image"
+
+
 def _build_export(parser: argparse.ArgumentParser, words: list[str]) -> None:
     parser.add_argument("run", metavar="RUN", help="run folder")
     parser.add_argument("--out", help="folder; default RUN/export")
-    parser.add_argument("--format", default="safetensors", help="safetensors")
+    parser.add_argument("--format", default="safetensors", help="safetensors (default) or onnx")
     parser.set_defaults(run_command=_export)
 
 
@@ -278,7 +300,26 @@ def _export(run: str, out: str | None, format: str) -> tuple[Any, str]:
     from selfcluster import api
 
     result = api.export(run, out, format=format)
-    return result, f"{result['weights']}\n{result['architecture']}"
+    return result, "\n".join(result[name] for name in ("weights", "architecture") if name in result)
+
+
+def _build_search(parser: argparse.ArgumentParser, words: list[str]) -> None:
+    parser.add_argument("run", metavar="RUN", help="run folder")
+    parser.add_argument("image", metavar="IMAGE", help="an image file")
+    parser.add_argument("--k", type=int, default=10, help="how many images; default 10")
+    parser.add_argument("--device", default="auto", help="cpu, cuda or auto")
+    parser.set_defaults(run_command=_search)
+
+
+def _search(**settings: Any) -> tuple[Any, str]:
+    from selfcluster import api
+
+    rows = api.search(**settings)
+    lines = [
+        f"{r['rank']:>4}{r['cosine']:>9.4f}  {'-' if r['cluster'] is None else r['cluster']:>7}  {r['path']}"
+        for r in rows
+    ]
+    return rows, "\n".join([f"{'rank':>4}{'cosine':>9}  {'cluster':>7}  path", *lines])
 
 
 def _build_demo(parser: argparse.ArgumentParser, words: list[str]) -> None:
@@ -326,6 +367,8 @@ _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser, list[str]], N
     "cluster": ("clusters of embedded images", _build_cluster),
     "evaluate": ("score features or clusters against labels", _build_evaluate),
     "report": ("a page that shows what was found", _build_report),
+    "search": ("images of a run that are most like a given one", _build_search),
+    "attention": ("what a vision transformer looks at", _build_attention),
     "export": ("the trained network for other tools", _build_export),
     "methods": ("what can be trained", _build_methods),
     "recipes": ("named settings", _build_recipes),

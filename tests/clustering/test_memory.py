@@ -125,3 +125,33 @@ def test_nearest_centroids_by_both_metrics() -> None:
     assert memory.nearest(torch.tensor([[0.0, 0.5]]), "l2").tolist() == [0]  # the empty one is never chosen
     with pytest.raises(ValueError, match="cosine"):
         memory.nearest(f, "cosine")
+
+
+def test_label_writes_say_what_moved() -> None:
+    """Image 2 goes from 5 to 8 (its last write), image 0 gets its first label, image 3 stays."""
+    memory = LabelMemory(4)
+    memory.labels.copy_(torch.tensor([-1, 4, 5, 6]))
+    before, after = memory.write(torch.tensor([2, 0, 2, 3]), torch.tensor([7, 9, 8, 6]))
+    assert list(zip(before.tolist(), after.tolist(), strict=True)) == [(8, 8), (-1, 9), (5, 8), (6, 6)]
+
+
+def test_moves_are_counted_and_mark_their_clusters() -> None:
+    memory = CentroidMemory(10, 1)
+    memory.counts[5:7] = 1
+    memory.move(torch.tensor([8, -1, 5, 6]), torch.tensor([8, 9, 8, 6]))
+    assert memory.counts.tolist() == [0, 0, 0, 0, 0, 0, 1, 0, 1, 1]
+    assert memory.involved.nonzero().flatten().tolist() == [5, 8, 9]
+    labels = torch.tensor([6, 8, 9])
+    memory.recompute(torch.tensor([[1.0], [2.0], [3.0]]), labels, memory.involved)
+    assert memory.rows.flatten().tolist() == [0, 0, 0, 0, 0, 0, 0, 0, 2, 3]  # 6 was not involved, 5 is empty
+    assert not memory.involved.any()
+
+
+def test_a_row_can_be_foretold() -> None:
+    memory = SampleMemory(3, 2, momentum=0.5)
+    memory.fill(torch.eye(2)[[0, 1, 0]])
+    index, f = torch.tensor([1, 2]), torch.tensor([[3.0, 0.0], [0.0, 2.0]])
+    before, foretold = memory.rows.clone(), memory.moved(index, f)
+    assert torch.equal(memory.rows, before)
+    memory.write(index, f, epoch=0)
+    assert torch.equal(memory.rows[index], foretold)

@@ -9,7 +9,6 @@ import safetensors
 import timm
 import torch
 
-from selfcluster.models import backbones
 from selfcluster.models.backbones import load_backbone, make_backbone, save_backbone
 
 
@@ -127,7 +126,7 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
     def killed(descriptor: int) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(backbones.os, "fsync", killed)
+    monkeypatch.setattr("os.fsync", killed)
     with torch.no_grad():
         next(module.parameters()).add_(1)
     with pytest.raises(KeyboardInterrupt):

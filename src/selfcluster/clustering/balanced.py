@@ -59,7 +59,7 @@ def balanced_assignment(
 
     The soft plan meets the marginals; hard labels are its arg-max (the released SeLa's), and meet them closely where
     the plan is sharp. Under `torch.distributed` each rank passes its share of the samples and gets their labels; an
-    iteration costs one all-reduce of K + 2 numbers.
+    iteration costs one all-reduce of K + 1 numbers.
 
     Args:
         scores: (N, K) tensor, NumPy array or memory-mapped file; or a function without arguments that yields the blocks
@@ -95,13 +95,14 @@ def balanced_assignment(
         mass, logs = _pass(passes, sharpness, f)
         # the last correction of f changed this row's sum from 1 to exp(now - before): SeLa's c / c'
         moved = logs.new_full((1,), float("inf")) if previous is None else (logs - previous).expm1().abs().sum().view(1)
-        total = distributed.all_reduce(torch.cat([mass, mass.new_tensor([len(logs)]), moved]))
-        if not torch.isfinite(total[:-1]).all():
+        total = distributed.all_reduce(torch.cat([mass, moved]))
+        if not torch.isfinite(total[:k]).all():
             raise ValueError("the scores contain NaN or infinite values")
         error = float(total[-1])
         if error < tolerance or iteration == max_iter:
             break
-        f += target.log() - (total[:k] / total[k]).clamp(min=_LEAST).log()
+        # shares of their own sum, which float32 brings near N only: the difference would count as an error of every row
+        f += target.log() - (total[:k] / total[:k].sum()).clamp(min=_LEAST).log()
         # a shift of all of f changes no plan, and adds a constant to every row's log
         shift = f.mean()
         f -= shift

@@ -107,7 +107,7 @@ class SampleMemory(nn.Module):
         Returns:
             (B, D): the rows as this rank computed them from the memory as it was before the call.
         """
-        rows = self._moved(index, features.detach().to(self.rows.dtype))
+        rows = self.moved(index, features)
         everywhere, new = distributed.all_gather(index), distributed.all_gather(rows)
         self.rows.index_copy_(0, everywhere, new[last_of_each(everywhere)])
         self.written[everywhere] = epoch
@@ -123,7 +123,10 @@ class SampleMemory(nn.Module):
         """(N,) bool: the rows written in `epoch` or later."""
         return self.written >= epoch
 
-    def _moved(self, index: Tensor, features: Tensor) -> Tensor:
+    @torch.no_grad()
+    def moved(self, index: Tensor, features: Tensor) -> Tensor:
+        """(B, D): the rows that `write` would put in the place of the samples `index` (B,); nothing is written."""
+        features = features.detach().to(self.rows.dtype)
         if self.momentum is None:
             return features
         unit = features / (features.norm(dim=1, keepdim=True) + _EPS)
@@ -137,7 +140,7 @@ class LabelMemory(nn.Module):
     """One cluster per sample, `labels` (N,) int64; -1 = none yet.
 
     >>> memory = LabelMemory(3)
-    >>> memory.write(torch.tensor([1]), torch.tensor([7]))
+    >>> _ = memory.write(torch.tensor([1]), torch.tensor([7]))
     >>> memory.labels
     tensor([-1,  7, -1])
     """
@@ -149,14 +152,26 @@ class LabelMemory(nn.Module):
         self.register_buffer("labels", torch.full((num_samples,), -1, dtype=torch.int64))
 
     @torch.no_grad()
-    def write(self, index: Tensor, labels: Tensor) -> None:
-        """Write this rank's (B,) labels of the samples `index` (B,); every rank's writes reach all ranks."""
+    def write(self, index: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Write this rank's (B,) labels of the samples `index` (B,); every rank's writes reach all ranks.
+
+        Returns:
+            Two (G,) labels, before and after, of the writes of all ranks: what `CentroidMemory.move` counts by. Of a
+            sample that was written twice the last write counts; the others name one label twice, which is no move.
+        """
         everywhere, new = distributed.all_gather(index), distributed.all_gather(labels.to(torch.int64))
-        self.labels.index_copy_(0, everywhere, new[last_of_each(everywhere)])
+        last = last_of_each(everywhere)
+        after = new[last]
+        before = torch.where(last == torch.arange(len(last), device=last.device), self.labels[everywhere], after)
+        self.labels.index_copy_(0, everywhere, after)
+        return before, after
 
 
 class CentroidMemory(nn.Module):
-    """One row per cluster: the mean of its members' rows in a sample memory (ODC, section 3.2).
+    """One row per cluster: the mean of its members' rows in a sample memory (ODC, section 3.1).
+
+    `counts` (K,) are the members, kept up to date by `move` without a look at all samples; `involved` (K,) are the
+    clusters that a sample has joined or left since their centroid was last made.
 
     Args:
         num_clusters: K.
@@ -170,11 +185,31 @@ class CentroidMemory(nn.Module):
 
     rows: Tensor
     counts: Tensor
+    involved: Tensor
 
     def __init__(self, num_clusters: int, dim: int) -> None:
         super().__init__()
         self.register_buffer("rows", torch.zeros(num_clusters, dim))
         self.register_buffer("counts", torch.zeros(num_clusters, dtype=torch.int64))
+        self.register_buffer("involved", torch.zeros(num_clusters, dtype=torch.bool))
+
+    @torch.no_grad()
+    def move(self, before: Tensor, after: Tensor) -> None:
+        """Count the samples that went from the clusters `before` (G,) to `after` (G,), equal on all ranks; -1: none.
+
+        >>> memory = CentroidMemory(3, 1)
+        >>> memory.move(torch.tensor([-1, -1, -1]), torch.tensor([0, 0, 2]))
+        >>> memory.move(torch.tensor([0, 2]), torch.tensor([1, 2]))
+        >>> memory.counts, memory.involved
+        (tensor([1, 1, 1]), tensor([True, True, True]))
+        """
+        k = len(self.counts)
+        touched = torch.zeros(k + 1, dtype=torch.bool, device=self.counts.device)  # the last entry is nobody's
+        for labels, change in ((before, -1), (after, 1)):
+            real = labels >= 0
+            self.counts.index_add_(0, labels.clamp(min=0), change * real.to(torch.int64))
+            touched[torch.where(real & (before != after), labels, k)] = True
+        self.involved.logical_or_(touched[:k])
 
     @torch.no_grad()
     def recompute(self, rows: Tensor, labels: Tensor, clusters: Tensor | None = None) -> None:
@@ -185,14 +220,14 @@ class CentroidMemory(nn.Module):
         Args:
             rows: (N, D), the sample memory, equal on all ranks.
             labels: (N,) int64, equal on all ranks; -1 belongs to no cluster.
-            clusters: the clusters whose centroids change; None: all.
+            clusters: the clusters whose centroids change, as numbers or as a mask (K,); None: all.
         """
         k = len(self.rows)
         share = distributed.share(len(labels))
         mine = labels[share]
         chosen = torch.full((k + 1,), clusters is None, device=labels.device)  # the last entry is label -1's
         if clusters is not None:
-            chosen[clusters] = True
+            chosen[:k][clusters] = True
         chosen[k] = False
         members = chosen[mine].nonzero().squeeze(1)
         sums = torch.zeros(k, rows.shape[1], dtype=torch.float64, device=rows.device)
@@ -203,6 +238,7 @@ class CentroidMemory(nn.Module):
         change = chosen[:k] & (self.counts > 0)
         means = (sums / self.counts.clamp(min=1)[:, None]).to(self.rows.dtype)
         self.rows.copy_(torch.where(change[:, None], means, self.rows))
+        self.involved.logical_and_(~chosen[:k])
 
     @torch.no_grad()
     def nearest(self, features: Tensor, metric: str = "l2") -> Tensor:
@@ -216,7 +252,7 @@ class CentroidMemory(nn.Module):
             scores = F.linear(features.to(self.rows.dtype), self.rows)  # (B, K)
             if metric == "l2":  # |f - c|^2 is smallest where f.c - |c|^2 / 2 is largest
                 scores = scores - self.rows.square().sum(dim=1) / 2
-            return scores.masked_fill(self.counts == 0, -torch.inf).argmax(dim=1)
+            return scores.masked_fill(self.counts < 1, -torch.inf).argmax(dim=1)
 
 
 def last_of_each(index: Tensor) -> Tensor:

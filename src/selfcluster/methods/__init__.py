@@ -8,7 +8,21 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 _CLASSES = {
+    "byol": "BYOL",
+    "clusterfit": "ClusterFit",
+    "deepcluster": "DeepCluster",
     "deepcluster_v2": "DeepClusterV2",
+    "deepercluster": "DeeperCluster",
+    "dino": "DINO",
+    "jigsaw": "Jigsaw",
+    "moco_v2": "MoCoV2",
+    "npid": "NPID",
+    "odc": "ODC",
+    "rotnet": "RotNet",
+    "sela": "SeLa",
+    "sela_v2": "SeLaV2",
+    "simclr": "SimCLR",
+    "supervised": "Supervised",
     "swav": "SwAV",
 }
 NAMES = tuple(_CLASSES)

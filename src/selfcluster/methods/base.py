@@ -49,6 +49,22 @@ class Method(nn.Module):
         """Parameters that the paper treats apart; together they are all that is trained."""
         return [Group([p for p in self.parameters() if p.requires_grad])]
 
+    def weights_apart(self) -> list[Group]:
+        """Two groups: the weights; biases and norms, which take plain steps without decay (SimCLR's, BYOL's and
+        DINO's `groups`)."""
+        trained = [p for p in self.parameters() if p.requires_grad]
+        flat = Group([p for p in trained if p.ndim < 2], weight_decay=0.0, adapt=False)
+        return [Group([p for p in trained if p.ndim >= 2]), flat]
+
+    @classmethod
+    def shards(cls, settings: Any) -> int:
+        """Into how many shards the parameters can be parted at most."""
+        return 1
+
+    def sharded(self) -> tuple[str, ...]:
+        """Names of the parameters that only the ranks of this shard hold."""
+        return ()
+
     def chance_loss(self) -> float | None:
         """The loss of a method that has learnt nothing or has collapsed, where there is such a level."""
         return None
@@ -81,6 +97,11 @@ class Method(nn.Module):
     def exported(self) -> nn.Module:
         """The network whose weights users get."""
         return self.backbone
+
+    def compared(self, features: Tensor) -> Tensor:
+        """Encoded images (N, F) as the method compares them, (N, D): the space that `cluster --k` looks for groups in.
+        The features themselves, but for methods whose clusters lie behind a projection."""
+        return features
 
     def assign(self, features: Tensor) -> Assignment | None:
         """Clusters of encoded images (N, F); None where the method has none of its own."""

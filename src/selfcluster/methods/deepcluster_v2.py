@@ -100,23 +100,27 @@ class DeepClusterV2(Method):
         before = self.labels[0].clone()
         self.labels.fill_(-1)
         log: dict[str, float] = {}
-        for h, (prototypes, labels) in enumerate(zip(self.heads, self.labels, strict=True)):
-            mine = self.memories[h % 2].rows[index[share(len(index))]]
-            kmeans: Any = KMeans(
-                self.settings.num_prototypes,
-                spherical=True,
-                init="random",
-                max_iter=self.settings.kmeans_iterations,
-                empty="keep",
-                random_state=progress.number(f"k-means head {h}"),
-            ).fit(mine)
-            prototypes.weight.copy_(kmeans.cluster_centers_)
-            labels[index] = all_gather(kmeans.labels_)
-            log[f"inertia_{h}"] = float(kmeans.inertia_)
+        for h, labels in enumerate(self.labels):
+            mine, found = self.cluster(h, self.memories[h % 2].rows[index[share(len(index))]], progress)
+            labels[index] = all_gather(mine)
+            log |= found
         both = (before >= 0) & (self.labels[0] >= 0)
         if both.any():
             log["nmi_previous"] = nmi(before[both], self.labels[0][both], average="geometric")
         return log
+
+    def cluster(self, h: int, rows: Tensor, progress: Progress) -> tuple[Tensor, dict[str, float]]:
+        """Centroids of head h from this rank's share `rows` (n, D) of a memory; its labels (n,) and scalars to log."""
+        kmeans: Any = KMeans(
+            self.settings.num_prototypes,
+            spherical=True,
+            init="random",
+            max_iter=self.settings.kmeans_iterations,
+            empty="keep",
+            random_state=progress.number(f"k-means head {h}"),
+        ).fit(rows)
+        self.heads[h].weight.copy_(kmeans.cluster_centers_)
+        return kmeans.labels_, {f"inertia_{h}": float(kmeans.inertia_)}
 
     @torch.no_grad()
     def on_step_end(self, progress: Progress, outputs: Sequence[Output]) -> None:
@@ -124,6 +128,9 @@ class DeepClusterV2(Method):
             index, features = output.state
             for memory, z in zip(self.memories, features, strict=True):
                 memory.write(index, z, epoch=progress.epoch + 1)
+
+    def compared(self, features: Tensor) -> Tensor:
+        return self.project(features)
 
     @torch.no_grad()
     def assign(self, features: Tensor) -> Assignment:

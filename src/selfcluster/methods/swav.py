@@ -1,15 +1,19 @@
 """SwAV: predict the cluster code of one view from another view of the same image.
 
-Caron et al. 2020, arXiv 2006.09882. B images, V views, D projection, K prototypes, Q queued features.
+Caron et al. 2020, arXiv 2006.09882. B images, V views, T views with a code, D projection, K prototypes, Q queued
+features. A momentum encoder, which the paper leaves to future work, is a network with head and prototypes of its own
+that follows the trained one and gives the codes; its prototypes keep unit length.
 Departs: terms are averaged over pairs where eq. 6 sums them, as in the released code; the queue holds the features of
 all processes and is the same on each; prototypes are frozen for the first `freeze_epochs` exactly (released: one step
-more); scores and codes are float32 under any autocast; one batch norm over all processes (released: groups of eight).
+more); scores and codes are float32 under any autocast; one batch norm over all processes (released: groups of eight);
+the small views' codes, where there are any, are balanced with the queues of the full-resolution views in turn.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from math import log
 from typing import Any
 
@@ -21,6 +25,7 @@ from selfcluster.clustering.memory import FeatureQueue
 from selfcluster.clustering.sinkhorn import sinkhorn
 from selfcluster.methods.base import MakeBackbone, Method
 from selfcluster.models.heads import ProjectionHead, Prototypes
+from selfcluster.models.teacher import Teacher
 from selfcluster.types import Assignment, Batch, Crops, Facts, Output, Progress, Training
 
 
@@ -35,6 +40,9 @@ class SwAVSettings:
     queue_length: int = 0  # Q, queued features a view, over all processes; 3840 for batches of 256
     queue_from_epoch: float = 15.0  # when the queue starts to fill; it is used once full
     freeze_epochs: float = 1.0  # epochs for which the prototypes stay as they were drawn
+    rounded_codes: bool = False  # a code is its best prototype alone; faster at first and worse in the end
+    codes_from: str = "global"  # views that get codes: global (full resolution) or all
+    momentum_encoder: float | None = None  # share that a slowly following network, which gives the codes, keeps a step
 
 
 class SwAV(Method):
@@ -54,35 +62,54 @@ class SwAV(Method):
 
     def __init__(self, make_backbone: MakeBackbone, settings: SwAVSettings, facts: Facts) -> None:
         super().__init__(make_backbone, settings, facts)
+        if settings.codes_from not in ("global", "all"):
+            raise ValueError(f"codes_from={settings.codes_from!r} is neither global nor all")
+        if settings.momentum_encoder is not None and not 0 <= settings.momentum_encoder <= 1:
+            raise ValueError(f"momentum_encoder={settings.momentum_encoder} is no share between 0 and 1")
         self.backbone = make_backbone()
         self.head = ProjectionHead(self.backbone.num_features, settings.hidden, settings.dim)
         self.prototypes = Prototypes(settings.dim, settings.num_prototypes)
         self.queues: Any = nn.ModuleList(
             FeatureQueue(settings.queue_length, settings.dim) for _ in range(2 if settings.queue_length else 0)
         )
+        followed = [] if settings.momentum_encoder is None else [self.backbone, self.head, self.prototypes]
+        self.teachers: Any = nn.ModuleList(Teacher.of(module) for module in followed)
 
     def chance_loss(self) -> float:
         return log(self.settings.num_prototypes)
 
     def forward(self, batch: Batch, progress: Progress) -> Output:
         z = self.project(self.encode_views(batch.views)).chunk(len(batch.views))  # each (B, D)
-        scores = [self.prototypes(z_v) for z_v in z]  # each (B, K)
-        codes = [self.code(t, scores[t]) for t in (0, 1)]  # full-resolution views only
-        predictions = [F.log_softmax(s / self.settings.temperature, dim=1) for s in scores]
-        swaps = [-(codes[t] * p).sum(dim=1).mean() for t in (0, 1) for s, p in enumerate(predictions) if s != t]
+        predictions = [F.log_softmax(self.prototypes(z_v) / self.settings.temperature, dim=1) for z_v in z]
+        coded = self.coded(batch.views, z)
+        codes = [self.code(t, z_t) for t, z_t in enumerate(coded)]
+        swaps = [-(q * p).sum(dim=1).mean() for t, q in enumerate(codes) for s, p in enumerate(predictions) if s != t]
         loss = torch.stack(swaps).mean()  # eq. 6, averaged
-        return Output(loss, features=z[0], codes=codes[0].argmax(dim=1), state=[z_v.detach() for z_v in z[:2]])
+        return Output(loss, features=z[0], codes=codes[0].argmax(dim=1), state=coded[:2])
 
     def project(self, features: Tensor) -> Tensor:
         """(n, F) to unit rows (n, D)."""
         return F.normalize(self.head(features).float(), dim=1)
 
     @torch.no_grad()
-    def code(self, view: int, scores: Tensor) -> Tensor:
-        """Soft codes (B, K) of a view, balanced over the batches of all processes and the full queue (eq. 3 to 5)."""
-        queued = self.queues[view] if len(self.queues) else None
-        extra = self.prototypes(queued.rows) if queued is not None and queued.full else None  # (Q, K)
-        return sinkhorn(scores, self.settings.epsilon, self.settings.sinkhorn_iterations, extra=extra)
+    def coded(self, views: Sequence[Tensor], z: Sequence[Tensor]) -> list[Tensor]:
+        """The unit rows, (B, D) each, from which the T views get their codes: the network's own or its teacher's."""
+        count = 2 if self.settings.codes_from == "global" else len(views)
+        if not self.teachers:
+            return [z_t.detach() for z_t in z[:count]]
+        backbone, head, _ = self.teachers
+        same = [torch.cat(list(run)) for _, run in groupby(views[:count], key=lambda v: v.shape[-2:])]
+        rows = torch.cat([backbone(v) for v in same])  # (T * B, F)
+        return list(F.normalize(head(rows).float(), dim=1).chunk(count))
+
+    @torch.no_grad()
+    def code(self, view: int, z: Tensor) -> Tensor:
+        """Codes (B, K) of a view, balanced over the batches of all processes and the full queue (eq. 3 to 5)."""
+        prototypes = self.teachers[2] if self.teachers else self.prototypes
+        queued = self.queues[view % 2] if len(self.queues) else None
+        extra = prototypes(queued.rows) if queued is not None and queued.full else None  # (Q, K)
+        soft = sinkhorn(prototypes(z), self.settings.epsilon, self.settings.sinkhorn_iterations, extra=extra)
+        return F.one_hot(soft.argmax(dim=1), soft.shape[1]).to(soft.dtype) if self.settings.rounded_codes else soft
 
     def on_backward(self, progress: Progress) -> None:
         if progress.epochs < self.settings.freeze_epochs:
@@ -91,10 +118,17 @@ class SwAV(Method):
     @torch.no_grad()
     def on_step_end(self, progress: Progress, outputs: Sequence[Output]) -> None:
         self.prototypes.normalise_()  # unit rows before the next forward
+        if self.teachers:
+            for teacher, student in zip(self.teachers, (self.backbone, self.head, self.prototypes), strict=True):
+                teacher.update(student, self.settings.momentum_encoder)
+            self.teachers[2].network.normalise_()
         if len(self.queues) and progress.epochs >= self.settings.queue_from_epoch:
             for output in outputs:
                 for queue, z in zip(self.queues, output.state, strict=True):
                     queue.push(z)
+
+    def compared(self, features: Tensor) -> Tensor:
+        return self.project(features)
 
     @torch.no_grad()
     def assign(self, features: Tensor) -> Assignment:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from selfcluster.files import write_atomically
 from selfcluster.models.initialise import initialise
 from selfcluster.models.registration import register_with_timm
 from selfcluster.models.sobel import CHANNELS, put_before
@@ -65,8 +65,8 @@ def make_backbone(
             `resnet50` become their `*_small` variant; `spec["model_name"]` tells which network it really is.
         channels: C.
         image_size: side of the full-resolution views in pixels. It sets the stem and the position embeddings.
-        init: a `.safetensors`, `.pt` or `.pth` file of weights (nothing in it is executed), or a folder that
-            `save_backbone` wrote. What matched is in `.account`.
+        init: a `.safetensors`, `.pt` or `.pth` file of weights (nothing in it is executed), or a folder with a
+            `backbone.safetensors`: an exported backbone or a finished run. What matched is in `.account`.
         drop_path: rate of stochastic depth.
         sobel: the network sees two edge channels of the image (`sobel.py`); it is called with images all the same.
         mean, std: of the images' normalisation, one number a channel; default ImageNet's for RGB, else 0.5.
@@ -139,8 +139,8 @@ def save_backbone(
     state = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in module.state_dict().items()}
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / ARCHITECTURE, json.dumps(_plain(spec), indent=2).encode() + b"\n")
-    _write(folder / WEIGHTS, safetensors.torch.save(state))
+    write_atomically(folder / ARCHITECTURE, json.dumps(_plain(spec), indent=2) + "\n")
+    write_atomically(folder / WEIGHTS, safetensors.torch.save(state))
     return folder / WEIGHTS
 
 
@@ -233,13 +233,3 @@ def _overlay(channels: int, size: int, mean: Sequence[float], std: Sequence[floa
 def _plain(spec: dict[str, Any]) -> dict[str, Any]:
     """The spec as JSON gives it back, so that what is saved is what was built."""
     return json.loads(json.dumps(spec))
-
-
-def _write(path: Path, content: bytes) -> None:
-    """The whole file or none: a temporary name, on the disk, then renamed."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)

@@ -22,13 +22,25 @@ _CHANNELS = (64, 128, 256, 512)  # of the four stages of every residual network 
 
 
 class SmallResNet(ResNet):
-    """timm's ResNet with a stem for small images: 3x3, stride 1, no pooling. Its strides multiply to 8, not 32."""
+    """timm's ResNet with a stem for small images: 3x3, stride 1, no pooling. Its strides multiply to 8, not 32.
 
-    def __init__(self, *, channels: tuple[int, ...] = _CHANNELS, in_chans: int = 3, **kwargs: Any) -> None:
+    `folded`: padding of the Sobel filters that `folding.py` folded into the stem, then 5x5; None: none are.
+    """
+
+    def __init__(
+        self,
+        *,
+        channels: tuple[int, ...] = _CHANNELS,
+        in_chans: int = 3,
+        folded: int | None = None,
+        **kwargs: Any,
+    ) -> None:
         # the deep stem is the one whose width timm lets us set; its three convolutions are replaced by one
         super().__init__(channels=channels, in_chans=in_chans, stem_type="deep", stem_width=channels[0] // 2, **kwargs)
         like = self.bn1.weight
-        stem = nn.Conv2d(in_chans, channels[0], 3, padding=1, bias=False, device=like.device, dtype=like.dtype)
+        kernel, padding = (3, 1) if folded is None else (5, 1 + folded)
+        where: Any = {"device": like.device, "dtype": like.dtype}
+        stem = nn.Conv2d(in_chans, channels[0], kernel, padding=padding, bias=False, **where)
         nn.init.kaiming_normal_(stem.weight, mode="fan_out", nonlinearity="relu")
         self.conv1 = stem
         self.maxpool = nn.Identity()

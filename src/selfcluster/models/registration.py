@@ -2,7 +2,7 @@
 
 `import selfcluster` must stay free of torch and timm (a help text answers in under a second), yet
 `timm.create_model("resnet18_small")` must work after it, whichever of the two was imported first. So where timm is
-not there yet, a finder at the head of `sys.meta_path` waits for it and lets `classic.py` register right behind it.
+not there yet, a finder at the head of `sys.meta_path` waits for it and lets our files register right behind it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from types import ModuleType
 
 
 def register_with_timm() -> None:
-    """Make `timm.create_model` know the networks of `classic.py`, now or when timm comes. Calling it again is free."""
+    """Make `timm.create_model` know the networks of our files, now or when timm comes. Calling it again is free."""
     if "timm" in sys.modules:
         _register()
     elif not any(isinstance(finder, _AfterTimm) for finder in sys.meta_path):
@@ -25,6 +25,9 @@ def register_with_timm() -> None:
 
 def _register() -> None:
     importlib.import_module("selfcluster.models.classic")
+    importlib.import_module("selfcluster.models.classic_vit")
+    importlib.import_module("selfcluster.models.alexnet_vgg")
+    importlib.import_module("selfcluster.models.wide")
 
 
 class _AfterTimm(MetaPathFinder):

@@ -56,5 +56,13 @@ def put_before(module: Any) -> Any:
     return module
 
 
+def take_away(module: Any) -> Any:
+    """Undo `put_before`: the network takes edges again."""
+    for key in [key for key, hook in module._forward_pre_hooks.items() if hook is _edges]:
+        del module._forward_pre_hooks[key]
+    del module.sobel
+    return module
+
+
 def _edges(module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
     return module.sobel(args[0]), *args[1:]

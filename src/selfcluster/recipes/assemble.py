@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from math import gcd
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from selfcluster import randomness
+from selfcluster import distributed, randomness
 from selfcluster.methods import METHODS
 from selfcluster.methods.base import Method
 from selfcluster.models.backbones import make_backbone
+from selfcluster.recipes.targets import read_targets, teachers_of
 from selfcluster.training.loop import LoopSettings
 from selfcluster.training.precision import pick_device, pick_precision
 from selfcluster.types import Crops, Facts, Training
@@ -31,8 +34,11 @@ class Parts:
     notes: list[str]
 
 
-def assemble(config: Mapping[str, Any], num_images: int) -> Parts:
-    """Build method, views and loop settings; the network's first weights depend on the seed alone."""
+def assemble(config: Mapping[str, Any], num_images: int, run: Path | None = None) -> Parts:
+    """Build method, views and loop settings; the network's first weights depend on the seed alone.
+
+    `run`: the folder that holds the targets of a method that learns from given ones.
+    """
     kind = METHODS[config["method"]]
     settings = kind.Settings(**{f.name: config[f.name] for f in fields(kind.Settings)})
     crops = Crops(global_size=config["image_size"], **_named(Crops, config, "global_size"))
@@ -59,18 +65,22 @@ def assemble(config: Mapping[str, Any], num_images: int) -> Parts:
         notes.extend([module.account] if module.account else [])
         return module
 
+    targets, teachers = read_targets(run, num_images), teachers_of(config, mean, std)
     torch.manual_seed(randomness.key(config["seed"], "weights") >> 1)
-    facts = Facts(num_images, config["image_size"], config["channels"])
+    world = distributed.world_size()
+    count = gcd(kind.shards(settings), world)
+    shard = (distributed.rank() * count // world, count)
+    facts = Facts(num_images, config["image_size"], config["channels"], targets, teachers, shard)
     method = kind(backbone, settings, facts)
     method = method.to(device)
-    method.backbone.to(memory_format=torch.channels_last)
+    method.to(memory_format=torch.channels_last)
     loop = LoopSettings(
         training=training,
         device=device,
         precision=pick_precision(config["precision"], device),
         **_named(LoopSettings, config, "training", "device", "precision", "max_skipped"),
     )
-    return Parts(method, views, loop, notes)
+    return Parts(method, views, loop, list(dict.fromkeys(notes)))  # a method may build two networks
 
 
 def _named(kind: type, config: Mapping[str, Any], *without: str) -> dict[str, Any]:

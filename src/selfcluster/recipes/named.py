@@ -31,6 +31,8 @@ class Choice:
     reason: str
 
 
+_SHORT = 5_000_000  # images seen in a run that has no time to learn from hard views
+
 Recipe = Callable[[Schema, DataFacts, Mapping[str, Any]], dict[str, Choice]]
 
 
@@ -68,30 +70,29 @@ def auto(schema: Schema, facts: DataFacts, said: Mapping[str, Any]) -> dict[str,
         choose("backbone", "resnet18_small", "images up to 64 px: no down-sampling in the first layers")
     else:
         choose("backbone", "resnet50" if facts.gpu else "resnet18", where)
+    epochs = choose("epochs", float(max(20, min(400, round(400_000 / n)))), f"{n} images")
+    short = epochs * n < _SHORT
+    length = f"{epochs * n / 1e6:.1g} million images are few to learn from"
+    alone = schema.paper.get("crops", {}).get("global_crops", 2) == 1
     if layout:
         choose("augment", "layout", "greyscale images: small affine and elastic changes instead of crops and colours")
+    elif short or small:
+        choose("global_scale", (0.2, 1.0) if small else (0.25, 1.0), f"views of {size} px")
+        choose("augment", "gentle", "64 px and less have no detail to spare" if small else length)
     else:
-        choose("global_scale", (0.2, 1.0) if small else (0.14, 1.0), f"views of {size} px")
-        if small:
-            choose(
-                "augment",
-                "cifar",
-                "colour changes of half strength and no blur: 64 px and less have no detail to spare",
-            )
-    few = 0 if layout or small else 4 if facts.gpu else 2
-    if choose("local_crops", few, "small views help large images" if few else f"images of {size} px are small already"):
+        choose("global_scale", (0.14, 1.0), f"views of {size} px")
+    few = 0 if layout or small or short or alone else 6
+    why = f"{schema.name} takes one view" if alone else "small views help long runs" if few else "none in short runs"
+    if choose("local_crops", few, why):
         choose("local_size", max(32, round(size * 96 / 224 / 16) * 16), "96 for 224, in proportion")
 
-    most = 512 if facts.gpu else 128
-    fits = 2 ** int(max(1, n / 16)).bit_length() // 2
-    batch = choose("batch_size", max(2, min(most, fits)), f"{n} images, {where}")
-    epochs = choose("epochs", float(max(20, min(400, round(400_000 / n)))), f"{n} images")
+    most = min(512 if facts.gpu else 128, 2 ** int(max(1, n / 16)).bit_length() // 2)
+    batch = choose("batch_size", max(2, min(most, max(64, 2 ** int(n / 64).bit_length() // 2))), f"{n} images, {where}")
     steps = max(1, int(epochs * (n // max(1, batch))))
-    adam = layout or small
+    adam = layout or short or small
     kind = "adamw" if adam else "larc"
-    why = "forgiving of short runs" if adam else "the paper's; under adamw photographs' features lose their rank"
-    choose("optimizer", kind, why)
-    rate = choose("learning_rate", 4e-3 if layout else 1e-3 if small else 0.3, f"for {kind}")
+    choose("optimizer", kind, "forgiving of short runs" if adam else "the paper's, for long runs")
+    rate = choose("learning_rate", 4e-3 if layout else 1e-3 if small else 5e-4 if adam else 0.3, f"for {kind}")
     if schema.paper.get("schedule", "cosine") != "cosine":
         choose("schedule", "cosine", "ends well at any length")
         choose("milestones", (), "a cosine has none")
@@ -106,16 +107,20 @@ def auto(schema: Schema, facts: DataFacts, said: Mapping[str, Any]) -> dict[str,
     if "epsilon" in own and not layout:
         choose("epsilon", 0.03, "sharper codes: at 0.05 short runs stay at ln K")
     if "num_prototypes" in own:
-        wanted = max(10, min(3000, round(2 * sqrt(n) / 10) * 10))
-        k = choose("num_prototypes", min(wanted, n // 2), f"twice the square root of {n} images")
+        # where the least populous clusters are dissolved each step, fewer of them hold still better
+        factor = 1 if "min_cluster" in own else 2
+        wanted = max(10, min(3000, round(factor * sqrt(n) / 10) * 10))
+        k = choose("num_prototypes", min(wanted, n // 2), f"{factor} times the square root of {n} images")
         if "queue_length" in own and k > batch:
             choose("queue_length", ceil(2 * k / batch) * batch, f"{k} prototypes need more than {batch} images to fill")
             choose("queue_from_epoch", round(epochs * 0.1, 2), "a tenth of the run")
-    if "hidden" in own and small:
-        choose("hidden", 512, "a small network")
+        if "min_cluster" in own:
+            choose("min_cluster", max(1, min(20, n // (6 * k))), "a sixth of an average cluster, the paper's share")
+    if "hidden" in own and (small or short):
+        choose("hidden", 512, "a small network" if small else "a short run")
     if "freeze_epochs" in own:
         choose("freeze_epochs", round(min(1.0, epochs * 0.02), 3), f"one epoch, at most a fiftieth of {steps} steps")
-    if small:
+    if small or short:
         for name, value in schema.small.items():
             choose(name, value, f"{schema.name} on small images and in short runs")
     return out

@@ -14,6 +14,7 @@ import torch
 from selfcluster import __version__
 from selfcluster.data.images import describe_images
 from selfcluster.data.sources import Source
+from selfcluster.methods.base import Method
 from selfcluster.methods.schema import read_schema
 from selfcluster.models.backbones import load_backbone, make_backbone
 from selfcluster.recipes.assemble import NORMALISATION, assemble
@@ -24,14 +25,8 @@ from selfcluster.training.checkpoint import load_newest
 from selfcluster.training.console import Console
 from selfcluster.training.finish import assign
 from selfcluster.training.precision import pick_device
-from selfcluster.training.runs import RunError, RunFolder, is_run, read_config
+from selfcluster.training.runs import RunError, RunFolder, is_run, read_config, read_status
 from selfcluster.training.state import section
-
-
-def default_out(method: str, source: Source) -> Path:
-    """runs/METHOD-DATANAME."""
-    name = Path(source.where.rpartition(":")[2]).resolve().name if source.kind != "array" else "array"
-    return Path("runs") / f"{method}-{Path(name).stem}"
 
 
 def open_run(
@@ -48,10 +43,11 @@ def open_run(
     Raises RunError where the folder holds a run of another method, other settings or other data (each difference is
     named), where another process holds it or it cannot be written, and ValueError for settings that make no sense.
     """
-    if is_run(path):
+    begun = any((path / "checkpoints").glob("step-*"))
+    if is_run(path) and (begun or read_status(path).get("state") != "failed"):  # one that never began is made anew
         config = _same_run(path, method, source, {**from_file, **given})
         return RunFolder(path), config
-    if path.exists() and any(p.name != ".lock" for p in path.iterdir()):
+    if not is_run(path) and path.exists() and any(p.name != ".lock" for p in path.iterdir()):
         raise RunError(f"{path} is not empty and holds no run; choose another --out")
     resolved = resolve(method, data_facts(source, given), given, from_file, recipe)
     folder = RunFolder(path)
@@ -64,6 +60,7 @@ def open_run(
         "summary": source.summary(),
     }
     plain = {name: list(value) if isinstance(value, tuple) else value for name, value in resolved.config.items()}
+    plain |= _absolute(plain)
     config = {"method": method, "data": _where(source), "recipe": recipe, **plain, "about": about}
     folder.write_config(config)
     for name, reason in resolved.reasons.items():
@@ -93,16 +90,30 @@ def load_network(run: str, image_size: int | None, source: Source) -> tuple[Any,
     return make_backbone(run, channels=seen.channels, image_size=size, mean=mean, std=std), mean, std, size
 
 
-def own_clusters(run: Path, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The clusters that a run's method gives to embedded images: (n,) and the distances (n,)."""
+def trained_method(run: Path) -> tuple[Method, torch.device]:
+    """The method of a run with the weights of its newest checkpoint, in evaluation mode, and its device."""
     config = read_config(run)
     loaded, _ = load_newest(run / "checkpoints")
     if loaded is None:
-        raise RunError(f"{run} has no checkpoint, so the method's own clusters are not to be had: say --k")
+        raise RunError(f"{run} has no checkpoint to read the method's own projection and clusters from")
     # the checkpoint has every weight: a file that --init named may be gone by now
-    parts = assemble({**config, "init": None}, config["about"]["source"]["images"])
+    parts = assemble({**config, "init": None}, config["about"]["source"]["images"], run)
     parts.method.load_state_dict(section(loaded.tensors, "method."))
-    return assign(parts.method, vectors, parts.loop.device)
+    return parts.method.eval(), parts.loop.device
+
+
+def own_clusters(run: Path, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The clusters that a run's method gives to embedded images: (n,) and the distances (n,)."""
+    method, device = trained_method(run)
+    return assign(method, vectors, device)
+
+
+@torch.no_grad()
+def compared(run: Path, vectors: np.ndarray) -> np.ndarray:
+    """Embedded images (n, F) as the run's method compares them, (n, D); see `Method.compared`."""
+    method, device = trained_method(run)
+    parts = np.array_split(vectors, len(vectors) // 4096 + 1)
+    return np.concatenate([method.compared(torch.from_numpy(part).to(device)).float().cpu().numpy() for part in parts])
 
 
 def _same_run(path: Path, method: str, source: Source, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -112,6 +123,7 @@ def _same_run(path: Path, method: str, source: Source, given: Mapping[str, Any])
     options = options_for(read_schema(method))
     check_names(given, options)
     wanted = {name: checked(options[name], value) for name, value in given.items()}
+    wanted |= _absolute(wanted)
     have = {name: checked(options[name], config.get(name)) for name in wanted}
     changed = [n for n, value in wanted.items() if n not in FREE and value != have[n]]
     if changed:
@@ -125,11 +137,16 @@ def _same_run(path: Path, method: str, source: Source, given: Mapping[str, Any])
     return {**config, **{name: value for name, value in wanted.items() if name in FREE}}
 
 
+def _absolute(config: Mapping[str, Any]) -> dict[str, Any]:
+    """`init` by its whole path: the run may go on from another folder."""
+    return {"init": str(Path(config["init"]).resolve())} if config.get("init") is not None else {}
+
+
 def _where(source: Source) -> str:
     return source.where if source.kind in ("array", "builtin") else str(Path(source.where).resolve())
 
 
 def _words(value: Any) -> str:
     if isinstance(value, tuple):
-        return " ".join(_words(part) for part in value)
+        return " ".join(_words(part) for part in value) or "none"
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -27,7 +27,7 @@ class Option:
 
 SHARED = (
     Option("backbone", "str", "resnet50", "network, by timm's name", auto=True),
-    Option("init", "str", None, "start from these weights, a local file"),
+    Option("init", "str", None, "a run, an exported backbone or a file of weights to start from"),
     Option("image_size", "int", 224, "side of the full-resolution views, in pixels", auto=True),
     Option("channels", "int", 3, "3 for colour, 1 for greyscale", auto=True),
     Option("sobel", "switch", False, "show the network two edge channels instead of colours"),
@@ -127,7 +127,7 @@ def checked(option: Option, value: Any) -> Any:
             if not isinstance(value, bool):
                 raise ValueError
         else:
-            value = str(value)
+            value = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
     except (TypeError, ValueError) as error:
         wanted = {"pair": "two rising numbers", "numbers": "numbers", "switch": "true or false"}
         raise ValueError(f"{flag} {value}: expects {wanted.get(option.kind, option.kind)}") from error

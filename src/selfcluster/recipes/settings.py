@@ -1,4 +1,4 @@
-"""Settings from a file: a run's own `config.yaml` is one. No torch here."""
+"""Settings from a file, of which a run's own `config.yaml` is one, and where a run goes. No torch here."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
+from selfcluster.data.sources import Source
 
 _NOT_FLAGS = ("method", "data", "recipe", "about")  # what a config.yaml holds beside the flags
 
@@ -24,3 +26,9 @@ def read_settings(config: str | os.PathLike[str] | Mapping[str, Any] | None) -> 
         if not isinstance(config, Mapping):
             raise ValueError(f"--config {config}: not a mapping of settings")
     return {str(name).replace("-", "_"): value for name, value in config.items() if name not in _NOT_FLAGS}
+
+
+def default_out(method: str, source: Source) -> Path:
+    """runs/METHOD-DATANAME."""
+    name = Path(source.where.rpartition(":")[2]).resolve().name if source.kind != "array" else "array"
+    return Path("runs") / f"{method}-{Path(name).stem}"

@@ -26,6 +26,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from selfcluster.clustering.scores import rankme
+from selfcluster.files import write_atomically
 from selfcluster.reporting.colours import cluster_colours
 from selfcluster.reporting.contents import Contents, method_of, read_contents
 from selfcluster.reporting.curves import loss_curve, other_curves
@@ -33,7 +34,6 @@ from selfcluster.reporting.gallery import Gallery, build_gallery
 from selfcluster.reporting.map import lay_out, sample_rows
 from selfcluster.reporting.thumbnails import data_uri, is_pixel_art, read_squares, sprite
 from selfcluster.reporting.verdict import Verdict, judge
-from selfcluster.training.runs import write_atomically
 
 _CARDS = 60
 _MOST_ROWS = 2_000  # clusters without pictures

@@ -57,8 +57,8 @@ def make_embed(
 
 
 def to_layout(views: Sequence[Tensor]) -> list[Tensor]:
-    """Channels last, which convolutions in bf16 want; the same values."""
-    return [view.contiguous(memory_format=torch.channels_last) for view in views]
+    """Channels last, which convolutions in bf16 want; the same values. Patches (B, 9, C, p, p) stay as they are."""
+    return [view.contiguous(memory_format=torch.channels_last) if view.dim() == 4 else view for view in views]
 
 
 def gather_rows(shares: Embeddings) -> tuple[Any, Any]:

@@ -1,10 +1,11 @@
 """Health of a run: what it learns is watched as it learns, and collapse is said in words.
 
 Read at every report: codes in use, effective clusters (the exponential of their entropy), the largest cluster's share,
-and the rank of 1,024 projected features (RankMe, Garrido et al. 2023, arXiv 2210.02885). Three signs of collapse:
-the loss stays within 1 % of the method's chance level for 5 % of the planned steps (at least 200) after warm-up and
-any freezing; RankMe below 2 % of the features' dimension twice running; nearly all images in one cluster. The last is
-the low end of the assignment's entropy; at the high end every prediction is alike, and the loss is the chance level.
+and the rank of 1,024 projected features (RankMe, Garrido et al. 2023, arXiv 2210.02885). Signs of collapse: the loss
+stays within 1 % of the method's chance level for 5 % of the planned steps (at least 200) after warm-up and any
+freezing; RankMe below 2 % of the features' dimension twice running; nearly all images in one cluster, or, twice
+running, effective clusters below 2 % of them (of 1,000 at most). The last two are the low end of the assignment's
+entropy; at the high end every prediction is alike, and the loss is the chance level.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ _NEAR = 0.01  # share of the chance level that counts as at it
 _PATIENCE, _FEWEST = 0.05, 200  # share of the planned steps, and the fewest steps, before it is said
 _THIN = 0.02  # share of the dimensions
 _ONE = 0.95  # share of images in one cluster
+_FEW, _MOST = 0.02, 1000  # share of the clusters, counting so many at most: of 65,536 a small data set uses few
 
 
 class Health:
@@ -36,7 +38,7 @@ class Health:
         self.patience = max(_FEWEST, int(_PATIENCE * total_steps))
         self.quiet_steps = quiet_steps
         self.tensors: dict[str, Tensor] = {"codes": torch.zeros(num_codes or 0), "features": torch.zeros(0, 0)}
-        self.counts: dict[str, float] = {"at_chance": 0, "thin": 0}
+        self.counts: dict[str, float] = {"at_chance": 0, "thin": 0, "few": 0}
         self._sums: dict[str, float] = {}
 
     @torch.no_grad()
@@ -71,6 +73,8 @@ class Health:
             row["used_codes"] = int((codes > 0).sum())
             row["effective_clusters"] = float(torch.special.entr(codes / codes.sum()).sum().exp())
             row["largest_share"] = float(codes.max() / codes.sum())
+            few = row["effective_clusters"] < _FEW * min(len(codes), _MOST, float(codes.sum()))
+            self.counts["few"] = self.counts["few"] + 1 if few else 0
         features = self.tensors["features"]
         if len(features) > 1:
             row["rankme"] = rankme(features)
@@ -96,6 +100,11 @@ class Health:
                 f"collapse: {row['largest_share']:.0%} of the images share one cluster. {self.advice} Images that "
                 "really are all alike look the same way."
             )
+        if self.counts["few"] >= 2:
+            return (
+                f"collapse: nearly all images share {row['effective_clusters']:.1f} of {len(self.tensors['codes'])} "
+                f"clusters. {self.advice}"
+            )
         return None
 
     def state(self) -> dict[str, Any]:
@@ -104,4 +113,5 @@ class Health:
 
     def load(self, state: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         """Put back what `state` and `tensors` held."""
-        self.counts, self._sums, self.tensors = dict(state["counts"]), dict(state["sums"]), tensors
+        self.counts |= state["counts"]
+        self._sums, self.tensors = dict(state["sums"]), tensors

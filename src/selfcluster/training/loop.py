@@ -120,7 +120,8 @@ def fit(
                 batches = loader.batches(views, method.plan(), progress.epoch, step % per_epoch, per_epoch, step)
 
             batch: Batch = next(batches)
-            torch._foreach_copy_(before, statistics)
+            if statistics:
+                torch._foreach_copy_(before, statistics)
             torch.manual_seed(randomness.key(settings.seed, "forward", step, rank()) >> 1)
             optimizer.zero_grad(set_to_none=True)
             outputs = []
@@ -131,8 +132,9 @@ def fit(
                     (output.loss / settings.accumulate).backward()
                 outputs.append(output)
 
+            state.shards.reduce()
             gradients = [p.grad for p in method.parameters() if p.grad is not None]
-            norm = torch.nn.utils.get_total_norm(gradients)  # reduced already: all ranks see the same
+            norm = state.shards.norm(gradients)  # reduced already: all ranks see the same
             due = rank() == 0 and time.monotonic() - saved > _CHECKPOINT_SECONDS
             values, stop, due = read(outputs, norm, request.signal is not None, due)
             report = (step + 1) % per_epoch == 0 or (step + 1) % per_epoch % _REPORT_STEPS == 0 or step + 1 == total
@@ -145,7 +147,8 @@ def fit(
                 health.see(step, values, outputs, sample=_report_is_near(progress, SAMPLE // training.batch_size))
                 unfit = []
             else:
-                torch._foreach_copy_(statistics, before)
+                if statistics:
+                    torch._foreach_copy_(statistics, before)
                 state.skipped += 1
                 unfit.append(batch.index)
             state.step += 1

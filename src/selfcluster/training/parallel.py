@@ -11,18 +11,20 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from selfcluster.distributed import world_size
+from selfcluster.methods.base import Method
 from selfcluster.models.norm import convert_sync
 
 
-def join_ranks(method: nn.Module, device: torch.device) -> nn.Module:
+def join_ranks(method: Method, device: torch.device) -> nn.Module:
     """The module whose forward the loop calls; with one process the method itself.
 
     Buffers are never synchronised in the forward: memories are written alike on every rank, and sending a 51 MB one
-    along made a step 25 times slower.
+    along made a step 25 times slower. Parameters that not every rank holds are left to `Shards`.
     """
     if world_size() == 1:
         return method
     convert_sync(method)
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(method, method.sharded())
     known = inspect.signature(DistributedDataParallel).parameters
     quiet: dict[str, Any] = {"forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False}
     ids = [device.index] if device.type == "cuda" else None

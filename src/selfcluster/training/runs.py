@@ -12,6 +12,8 @@ from typing import IO, Any
 
 import yaml
 
+from selfcluster.files import write_atomically
+
 CONFIG, STATUS, METRICS = "config.yaml", "status.json", "metrics.jsonl"
 
 
@@ -139,13 +141,3 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """A run's rows of metrics."""
     file = path / METRICS
     return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-
-
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write under a temporary name, flush to disk, rename: a reader sees the old or the new, never half."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("wb") as file:
-        file.write(content.encode() if isinstance(content, str) else content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)

@@ -16,6 +16,7 @@ from selfcluster.training.console import Console
 from selfcluster.training.health import Health
 from selfcluster.training.optim import load_optimizer_tensors, optimizer_tensors
 from selfcluster.training.runs import RunFolder
+from selfcluster.training.shards import Shards
 
 
 @dataclass
@@ -31,13 +32,20 @@ class RunState:
     skipped: int = 0
     renewal: dict[str, float] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        self.shards = Shards(self.method)
+        self.checkpoints: Path | None = None  # where all ranks find them, and save their shards
+
     def save(self) -> None:
-        """Write a checkpoint; rank 0's alone, since all ranks hold the same state."""
-        if self.folder is None:
+        """Write a checkpoint; rank 0's alone, since all ranks hold the same state but for their shards."""
+        if self.folder is None and not self.shards.names:
             return
         tensors = {f"method.{name}": tensor for name, tensor in self.method.state_dict().items()}
         optimizer = optimizer_tensors(self.optimizer, self.method)
         tensors |= {f"optimizer.{name}": tensor for name, tensor in optimizer.items()}
+        self.shards.save(self.checkpoints, self.step, tensors)
+        if self.folder is None:
+            return
         tensors |= {f"health.{name}": tensor for name, tensor in self.health.tensors.items()}
         meta = {
             "step": self.step,
@@ -51,6 +59,7 @@ class RunState:
 
     def load(self, checkpoints: Path | None, console: Console) -> None:
         """Go to the newest whole checkpoint, if there is one; says which newer ones were broken."""
+        self.checkpoints = checkpoints
         loaded, complaints = checkpoint.load_newest(checkpoints) if checkpoints is not None else (None, [])
         for complaint in complaints:
             console.warn(f"{complaint}; the one before is used")
@@ -61,13 +70,15 @@ class RunState:
             return
         device = next(self.method.parameters()).device
         own = self.method.state_dict()
-        stored = section(loaded.tensors, "method.")
-        if own.keys() != stored.keys():
-            raise checkpoint.BrokenCheckpoint(f"{loaded.path}: holds other parts: {sorted(own.keys() ^ stored.keys())}")
+        tensors = self.shards.load(loaded, {f"method.{name}" for name in own})
+        stored = section(tensors, "method.")
+        different = own.keys() - stored.keys() if self.shards.names else own.keys() ^ stored.keys()
+        if different:  # a shard finds more than it holds where fewer processes wrote
+            raise checkpoint.BrokenCheckpoint(f"{loaded.path}: holds other parts: {sorted(different)}")
         with torch.no_grad():
             for name, tensor in own.items():
                 tensor.copy_(stored[name])  # in place: whoever holds the tensor sees the values
-        load_optimizer_tensors(self.optimizer, self.method, section(loaded.tensors, "optimizer."))
+        load_optimizer_tensors(self.optimizer, self.method, section(tensors, "optimizer."))
         self.health.load(
             loaded.meta["health"], {k: v.to(device) for k, v in section(loaded.tensors, "health.").items()}
         )

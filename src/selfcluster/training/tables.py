@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from selfcluster.data.sources import Source
+from selfcluster.files import write_atomically
 
 EMBEDDINGS, CLUSTERS = "embeddings.parquet", "clusters.parquet"
 
@@ -41,7 +41,8 @@ def write_embeddings(path: Path, ids: Sequence[str], paths: Sequence[str], vecto
     dim = vectors.shape[1]
     flat = pa.array(np.ascontiguousarray(vectors, dtype=np.float32).reshape(-1))
     table = pa.table({"id": list(ids), "path": list(paths), "vector": pa.FixedSizeListArray.from_arrays(flat, dim)})
-    _replace(path, lambda temporary: pq.write_table(table, temporary))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, lambda temporary: pq.write_table(table, temporary))
 
 
 def read_embeddings(path: Path) -> EmbeddingTable:
@@ -58,8 +59,9 @@ def write_clusters(path: Path, table: ClusterTable) -> None:
     """Write `path` (Parquet) and the same as CSV beside it."""
     columns = {"id": table.ids, "path": table.paths, "cluster": table.clusters, "distance": table.distances}
     arrow = pa.table(columns)
-    _replace(path, lambda temporary: pq.write_table(arrow, temporary))
-    _replace(path.with_suffix(".csv"), lambda temporary: pyarrow.csv.write_csv(arrow, temporary))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, lambda temporary: pq.write_table(arrow, temporary))
+    write_atomically(path.with_suffix(".csv"), lambda temporary: pyarrow.csv.write_csv(arrow, temporary))
 
 
 def read_clusters(path: Path) -> ClusterTable:
@@ -92,10 +94,3 @@ def _read(path: Path, needed: set[str]) -> pa.Table:
     if missing:
         raise ValueError(f"{path}: has no column {', '.join(sorted(missing))}; it has {', '.join(table.column_names)}")
     return table
-
-
-def _replace(path: Path, write: Callable[[Path], None]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    write(temporary)
-    temporary.replace(path)

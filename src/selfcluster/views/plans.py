@@ -235,13 +235,15 @@ AUGMENTATIONS: dict[str, Callable[[], tuple[ViewGroup, ...]]] = {
     ),
     "clusterfit": _alike(ViewGroup(colour=Colour(jitter=(0.4, 0.4, 0.4, 0.2), jitter_p=1.0))),
     "jigsaw": _alike(ViewGroup(scale=(_JIGSAW_AREA, _JIGSAW_AREA), ratio=None, colour=Colour(grey_p=0.66))),
-    "cifar": _alike(ViewGroup(colour=Colour(jitter=(0.4, 0.4, 0.4, 0.1), jitter_p=0.8, grey_p=0.2))),  # SimCLR's, 32 px
+    "gentle": _alike(
+        ViewGroup(colour=Colour(jitter=(0.4, 0.4, 0.4, 0.1), jitter_p=0.8, grey_p=0.2))
+    ),  # SimCLR's, 32 px
     "layout": _layout,
     "weak": _alike(ViewGroup()),
     "none": _alike(ViewGroup(scale=None, flip_p=0.0)),
 }
 """Name -> groups of the first view, of the other full-resolution views and of the small ones; sizes are not theirs."""
-AUGMENTATIONS["colour"] = AUGMENTATIONS["swav"]
+AUGMENTATIONS |= {"colour": AUGMENTATIONS["swav"], "cifar": AUGMENTATIONS["gentle"]}
 
 
 def plan_from_crops(crops: Crops, channels: int = 3) -> ViewPlan:

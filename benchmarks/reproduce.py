@@ -1,0 +1,237 @@
+"""Every method under one budget: CIFAR-10, 10,000 images, 24 px, a quarter-width ResNet-18, equal epochs, three seeds.
+
+    python benchmarks/reproduce.py run DATA --out benchmarks/results/DATE-reproduce.jsonl [--jobs 2]
+    python benchmarks/reproduce.py table benchmarks/results/DATE-reproduce.jsonl
+
+DATA is a folder with `train-00000.tar`, the 10,000 training images, and `test-00000.tar`. A run is one process with one
+thread; `--jobs` run side by side. A line a run is appended as it ends, and what has a line is not run again. Scores are
+of the last epoch, on the 10,000 test images: 20-NN and a linear probe on the exported features, and for RotNet and
+Jigsaw the probe of the best stage of the network, before and after. NMI is of the run's own clusters on the training
+images (k-means on the features where the method has none).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+BACKBONE = "resnet18_small_w25"
+SIZE = 24  # pixels that the network sees of the 32
+EPOCHS = 6
+SEEDS = (0, 1, 2)
+# what a row needs beside the recipe; {run METHOD} is that method's run with the same seed
+ROWS: dict[str, tuple[str, dict[str, Any]]] = {
+    "rotnet": ("rotnet", {}),
+    "jigsaw": ("jigsaw", {}),
+    "deepcluster": ("deepcluster", {}),
+    "deepercluster from rotnet": ("deepercluster", {"init": "{run rotnet}"}),
+    "sela": ("sela", {}),
+    "sela_v2": ("sela_v2", {}),
+    "deepcluster_v2": ("deepcluster_v2", {}),
+    "swav": ("swav", {}),
+    "odc": ("odc", {}),
+    "odc from rotnet": ("odc", {"init": "{run rotnet}"}),
+    "clusterfit of rotnet": ("clusterfit", {"teacher": "{run rotnet}"}),
+    "dino": ("dino", {}),
+    "npid": ("npid", {}),
+    "simclr": ("simclr", {}),
+    "moco_v2": ("moco_v2", {}),
+    "byol": ("byol", {}),
+    "supervised": ("supervised", {"labels_from": "folders"}),
+}
+PRETEXT = ("rotnet", "jigsaw")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("action", choices=("run", "one", "table"))
+    parser.add_argument("where", help="DATA, or the results")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--methods", nargs="+", default=list(ROWS), choices=list(ROWS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
+    parser.add_argument("--epochs", type=float, default=EPOCHS)
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--runs", type=Path, default=Path("runs/reproduce"))
+    args = parser.parse_args()
+    if args.action == "table":
+        print(table([json.loads(line) for line in Path(args.where).read_text().splitlines()]))
+    elif args.action == "one":
+        row = one(args.methods[0], args.seeds[0], args.epochs, Path(args.where), args.runs)
+        with args.out.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+    else:
+        run_all(args)
+
+
+def run_all(args: argparse.Namespace) -> None:
+    """Each row in a process of its own, those that others start from first."""
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    done = set()
+    if args.out.exists():
+        done = {(row["row"], row["seed"]) for row in map(json.loads, args.out.read_text().splitlines())}
+    jobs = [(name, seed) for name in args.methods for seed in args.seeds if (name, seed) not in done]
+    first = [job for job in jobs if job[0] == "rotnet"]
+
+    def start(job: tuple[str, int]) -> None:
+        name, seed = job
+        words = [sys.executable, __file__, "one", args.where, "--methods", name, "--seeds", str(seed)]
+        words += ["--epochs", str(args.epochs), "--out", str(args.out), "--runs", str(args.runs)]
+        began = time.monotonic()
+        code = subprocess.run(words, env={**os.environ, "OMP_NUM_THREADS": "1"}).returncode
+        print(f"{name} seed {seed}: exit {code}, {(time.monotonic() - began) / 60:.1f} min", flush=True)
+
+    for part in (first, [job for job in jobs if job not in first]):
+        with ThreadPoolExecutor(args.jobs) as pool:
+            list(pool.map(start, part))
+
+
+def one(name: str, seed: int, epochs: float, data: Path, runs: Path) -> dict[str, Any]:
+    """Train a row with a seed; the scores before and after."""
+    import torch
+
+    import selfcluster
+    from selfcluster.models.backbones import make_backbone, save_backbone
+    from selfcluster.recipes.assemble import NORMALISATION
+
+    torch.set_num_threads(1)
+    method, extra = ROWS[name]
+    out = runs / f"{name.replace(' ', '-')}-{seed}"
+    extra = {key: str(value).replace("{run rotnet}", str(runs / f"rotnet-{seed}")) for key, value in extra.items()}
+    train, test = data / "train-00000.tar", data / "test-00000.tar"
+    flags: dict[str, Any] = {
+        "backbone": BACKBONE,
+        "image_size": SIZE,
+        "epochs": epochs,
+        "seed": seed,
+        "workers": 1,
+        **extra,
+    }
+    started = time.monotonic()
+    summary = selfcluster.train(method, str(train), out=out, quiet=True, **flags)
+    minutes = (time.monotonic() - started) / 60
+    with tempfile.TemporaryDirectory() as folder:
+        torch.manual_seed(seed)
+        untrained = make_backbone(BACKBONE, channels=3, image_size=SIZE)
+        save_backbone(folder, untrained, *NORMALISATION[3], SIZE)
+        before = scores(folder, train, test, name in PRETEXT)
+    found = selfcluster.evaluate("clusters", out, labels_from="folders")
+    return {
+        "row": name,
+        "seed": seed,
+        "before": before,
+        "after": scores(str(out), train, test, name in PRETEXT),
+        "nmi": found["nmi_geometric"],
+        "clusters": summary["clusters"],
+        "minutes": round(minutes, 2),
+        "loss": summary.get("loss"),
+        "chance_loss": summary.get("chance_loss"),
+        "rankme": summary.get("rankme"),
+        "images": summary["images"],
+        "epochs": epochs,
+        "size": SIZE,
+        "commit": subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True
+        ).stdout.strip(),
+        "hardware": f"{platform.machine()}, one thread, torch {torch.__version__}",
+    }
+
+
+def scores(network: str, train: Path, test: Path, by_stage: bool) -> dict[str, float]:
+    """k-NN and linear accuracy of a network's features; for a pretext task the probe of each stage, too."""
+    import selfcluster
+    from selfcluster.evaluation.knn import knn
+    from selfcluster.evaluation.linear import linear
+
+    x, y = (selfcluster.embed(network, str(part), labels_from="folders", workers=1) for part in (train, test))
+    result = {
+        "knn": knn(x["vectors"], x["labels"], y["vectors"], y["labels"])["top1"],
+        "linear": linear(x["vectors"], x["labels"], y["vectors"], y["labels"])["top1"],
+    }
+    if by_stage:
+        first, second = stages(network, train), stages(network, test)
+        for number, (a, b) in enumerate(zip(first, second, strict=True), start=1):
+            result[f"stage{number}"] = linear(a, x["labels"], b, y["labels"])["top1"]
+    return result
+
+
+def stages(network: str, data: Path) -> list[Any]:
+    """The maps of the four stages of a residual network, averaged to about 512 numbers each: [(N, F)] * 4."""
+    import torch
+    from torch.nn.functional import adaptive_avg_pool2d
+
+    from selfcluster.data.loader import Loader
+    from selfcluster.data.sources import open_source
+    from selfcluster.models.backbones import load_backbone
+    from selfcluster.training.embedding import gather_rows, make_embed
+    from selfcluster.training.precision import pick_precision
+
+    module, mean, std, size = load_backbone(Path(network))
+    source, device = open_source(str(data)), torch.device("cpu")
+    loader = Loader(source, batch_size=256, image_size=size, channels=3, mean=mean, std=std, workers=1)
+    maps: dict[int, Any] = {}
+    for number, side in enumerate((6, 4, 3, 2), start=1):  # of 16, 32, 64 and 128 channels
+
+        def keep(module: Any, args: Any, out: Any, number: int = number, side: int = side) -> None:
+            maps[number] = adaptive_avg_pool2d(out.float(), side).flatten(1)
+
+        getattr(module, f"layer{number}").register_forward_hook(keep)
+
+    def all_stages(views: Any) -> Any:
+        module(views[0])
+        return torch.cat([maps[number] for number in sorted(maps)], dim=1)
+
+    embed = make_embed(module, loader, None, device=device, precision=pick_precision("auto", device))
+    _, rows = gather_rows(embed(all_stages))
+    widths = [maps[number].shape[1] for number in sorted(maps)]
+    return list(torch.from_numpy(rows).split(widths, dim=1))
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Mean and standard deviation over seeds, in per cent, as Markdown."""
+    lines = [
+        "| method | 20-NN before | 20-NN | linear before | linear | NMI (clusters) | minutes | seeds |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name in ROWS:
+        mine = [row for row in rows if row["row"] == name]
+        if not mine:
+            continue
+
+        def cell(pick: Any, scale: float = 100, digits: int = 1, mine: list[dict[str, Any]] = mine) -> str:
+            values = [pick(row) * scale for row in mine]
+            spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+            return f"{statistics.mean(values):.{digits}f}{spread}"
+
+        cells = [cell(lambda r, w=w, s=s: r[w][s]) for s in ("knn", "linear") for w in ("before", "after")]
+        clusters = round(statistics.mean(row["clusters"] for row in mine))
+        nmi, minutes = cell(lambda r: r["nmi"], 1, 3), cell(lambda r: r["minutes"], 1)
+        lines.append(f"| {name} | {' | '.join(cells)} | {nmi} ({clusters}) | {minutes} | {len(mine)} |")
+    for name in PRETEXT:
+        mine = [row for row in rows if row["row"] == name]
+        if mine:
+            best = [
+                max((v, k) for k, v in row[w].items() if k.startswith("stage"))
+                for w in ("before", "after")
+                for row in mine
+            ]
+            half = len(mine)
+            mean = [statistics.mean(v for v, _ in part) * 100 for part in (best[:half], best[half:])]
+            lines += [
+                "",
+                f"{name}, linear probe of the best stage: {mean[0]:.1f} before, {mean[1]:.1f} after ({best[half][1]}).",
+            ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""K-means of some of the images, by their numbers, when every rank holds the features of a few.
+
+For clusterings one after another (Caron et al. 2019, arXiv 1905.01278, section 4.2: all images into m sets, then each
+set into k): rows stay where they are, and only sums and counts travel. Which images the clusters start from is drawn
+by number, so the result does not depend on how many ranks there are, nor on who holds what.
+
+Letters: N images, M members, n rows of this rank, d dimensions, k clusters.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from selfcluster import distributed
+from selfcluster.clustering.kmeans import KMeans
+
+
+class Members(NamedTuple):
+    """`labels` (M,) int64, `centers` (k, d) and the inertia, equal on all ranks."""
+
+    labels: Tensor
+    centers: Tensor
+    inertia: float
+
+
+@torch.no_grad()
+def cluster_members(rows: Tensor, index: Tensor, members: Tensor, k: int, *, max_iter: int, seed: int) -> Members:
+    """k-means of the images `members` alone, started from random ones of them.
+
+    Args:
+        rows: (n, d), of the images `index`: this rank's share.
+        index: (n,) int64, image numbers; no image is on two ranks.
+        members: (M,) int64, equal on all ranks; each is in some rank's `index`.
+        k: clusters. With fewer members the centers after the first M are copies of those, and have no image.
+        max_iter: updates of the centers.
+        seed: of the start and of the donors for empty clusters, which are split.
+    """
+    device = rows.device
+    place = torch.full((int(members.max()) + 1,), -1, device=device)  # of each image, its row here
+    known = index < len(place)
+    place[index[known]] = known.nonzero().flatten()
+    at = place[members]  # (M,), -1 where another rank holds it
+    here = (at >= 0).nonzero().flatten()
+    drawn = torch.randperm(len(members), generator=torch.Generator().manual_seed(seed))[:k].to(device)
+    start = rows.new_zeros(len(drawn), rows.shape[1])
+    mine = at[drawn] >= 0
+    start[mine] = rows[at[drawn[mine]]]
+    kmeans: Any = KMeans(len(drawn), init=distributed.all_reduce(start), max_iter=max_iter, random_state=seed)
+    kmeans.fit(rows[at[here]])
+    labels = torch.empty_like(members)
+    labels[distributed.all_gather(here)] = distributed.all_gather(kmeans.labels_)
+    copies = torch.arange(k, device=device) % len(drawn)
+    return Members(labels, kmeans.cluster_centers_[copies], float(kmeans.inertia_))
+
+
+def fill_up_(labels: Tensor, k: int, least: int, generator: torch.Generator) -> None:
+    """Give clusters of fewer than `least` members half of what the largest can spare, in place.
+
+    `labels` (M,) in [0, k) with M >= k least; who moves is drawn at random.
+    """
+    while (sizes := torch.bincount(labels, minlength=k)).min() < least:
+        donor = (labels == sizes.argmax()).nonzero().flatten()
+        order = torch.randperm(len(donor), generator=generator).to(donor.device)
+        labels[donor[order[: max(1, (len(donor) - least) // 2)]]] = sizes.argmin()

@@ -1,0 +1,56 @@
+"""Which of a run's images are most like a given one, by the cosine of their features."""
+
+from __future__ import annotations
+
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from selfcluster.clustering.neighbours import nearest
+from selfcluster.data.decode import BadImage, decode
+from selfcluster.data.sources import DataError
+from selfcluster.training.runs import RunError
+from selfcluster.training.tables import CLUSTERS, EMBEDDINGS, read_clusters, read_embeddings
+
+
+def read_picture(path: Path, side: int) -> np.ndarray:
+    """An image file as a set of one image, (1, H, W, 1 or 3) uint8; raises DataError where it is none.
+
+    A JPEG is decoded smaller where a centre view of `side` pixels allows it, as the run's own images were.
+    """
+    try:
+        return decode(path.read_bytes(), channels=None, shrink_to=ceil(side * 256 / 224))[None]
+    except BadImage as error:
+        raise DataError(f"{path} cannot be used: {error}") from error
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}") from error
+
+
+def most_similar(run: Path, vector: np.ndarray, k: int) -> list[dict[str, Any]]:
+    """The k images of a run nearest to features (F,): rank from 1, cosine, id, path, and cluster where there is one."""
+    if not (run / EMBEDDINGS).is_file():
+        raise RunError(f"{run} has no {EMBEDDINGS}; make it with: selfcluster embed {run}")
+    table = read_embeddings(run / EMBEDDINGS)
+    if not 1 <= k <= len(table.ids):
+        raise ValueError(f"--k {k}: {run} has {len(table.ids)} embedded images to choose from")
+    found = nearest(_unit(vector[None]), _unit(table.vectors), k)
+    clusters: dict[str, Any] = {}
+    if (run / CLUSTERS).is_file():
+        known = read_clusters(run / CLUSTERS)
+        clusters = dict(zip(known.ids, known.clusters.tolist()))
+    return [
+        {
+            "rank": rank,
+            "cosine": cosine,
+            "id": table.ids[i],
+            "path": table.paths[i],
+            "cluster": clusters.get(table.ids[i]),
+        }
+        for rank, (cosine, i) in enumerate(zip(found.values[0].tolist(), found.indices[0].tolist()), start=1)
+    ]
+
+
+def _unit(rows: np.ndarray) -> np.ndarray:
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True).clip(1e-12)

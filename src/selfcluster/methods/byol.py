@@ -1,0 +1,94 @@
+"""BYOL: predict a slowly following network's features of one view from another view, with no negatives.
+
+Grill et al. 2020, arXiv 2006.07733; multi-crop after Caron et al. 2021, arXiv 2104.14294. B images, V views, D
+projection.
+Departs: with small views a target's term is the mean over the views that predict it (two views: the paper's sum of both
+directions); batch norm of the target counts running statistics that nothing reads; weights start as torch's do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from selfcluster.methods.base import MakeBackbone, Method
+from selfcluster.models.teacher import Teacher, cosine_momentum
+from selfcluster.types import Batch, Crops, Facts, Group, Output, Progress, Training
+
+
+@dataclass(frozen=True, kw_only=True)
+class BYOLSettings:
+    dim: int = 256  # D, size of the projected features
+    hidden: int = 4096  # width of projector and predictor
+    predictor: bool = True  # predict the target's features by a network of its own; without it the features collapse
+    teacher_momentum: float = 0.996  # how much of the target network stays at a step, at first; 1 at the end
+
+
+class BYOL(Method):
+    Settings = BYOLSettings
+    advice = "Keep the --predictor; try a higher --teacher-momentum, a lower --learning-rate, or larger batches."
+    small = {"teacher_momentum": 0.9}
+    paper = Training(
+        optimizer="lars",
+        learning_rate=0.2,
+        warmup_epochs=10,
+        weight_decay=1.5e-6,
+        epochs=1000,
+        batch_size=4096,
+        crops=Crops(augment="byol"),
+    )
+
+    def __init__(self, make_backbone: MakeBackbone, settings: BYOLSettings, facts: Facts) -> None:
+        super().__init__(make_backbone, settings, facts)
+        hidden, dim = settings.hidden, settings.dim
+        self.backbone = make_backbone()
+        self.projector = mlp(self.backbone.num_features, hidden, dim)
+        self.predictor = mlp(dim, hidden, dim) if settings.predictor else nn.Identity()
+        # networks of their own, not copies: at first the target knows nothing of the online network
+        self.target_backbone = Teacher(make_backbone())
+        self.target_projector = Teacher(mlp(self.backbone.num_features, hidden, dim))
+
+    def groups(self) -> list[Group]:
+        return self.weights_apart()
+
+    def forward(self, batch: Batch, progress: Progress) -> Output:
+        # one pass a view: batch norm must not see two views of an image in one batch
+        z = [self.projector(self.backbone(view)) for view in batch.views]  # each (B, D)
+        predictions = [F.normalize(self.predictor(z_v).float(), dim=1) for z_v in z]
+        targets = [F.normalize(self.target(view).float(), dim=1) for view in batch.views[:2]]  # full resolution only
+        loss = byol_loss(predictions, targets)
+        features = F.normalize(z[0].detach().float(), dim=1)
+        spread = features.var(dim=0, correction=0).sum().sqrt()  # 1: directions of all kinds; 0: one for all images
+        return Output(loss, log={"spread": spread}, features=features)
+
+    def target(self, view: Tensor) -> Tensor:
+        """(B, D), without gradients."""
+        return self.target_projector(self.target_backbone(view))
+
+    @torch.no_grad()
+    def on_step_end(self, progress: Progress, outputs: Sequence[Output]) -> None:
+        momentum = cosine_momentum(self.settings.teacher_momentum, progress.fraction)
+        self.target_backbone.update(self.backbone, momentum)
+        self.target_projector.update(self.projector, momentum)
+
+
+def mlp(in_dim: int, hidden: int, out_dim: int) -> nn.Sequential:
+    """Projector and predictor; the last layer has no bias (the paper's section 3.3 and its released code)."""
+    layers = nn.Linear(in_dim, hidden), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, out_dim, bias=False)
+    return nn.Sequential(*layers)
+
+
+def byol_loss(predictions: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
+    """Eq. 2, summed over the targets: squared distance of unit rows (B, D), the mean over the views that predict it.
+
+    `targets[t]` is of the view that gave `predictions[t]`, which does not predict it.
+    """
+    total = torch.zeros((), device=predictions[0].device)
+    for t, target in enumerate(targets):
+        distances = [(2 - 2 * (p * target).sum(dim=1)).mean() for v, p in enumerate(predictions) if v != t]
+        total = total + torch.stack(distances).mean()
+    return total

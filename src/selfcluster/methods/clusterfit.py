@@ -1,0 +1,92 @@
+"""ClusterFit: a new network predicts the clusters of a trained network's features.
+
+Yan et al. 2020, arXiv 1912.03330. B images, V views, F features, T teachers (one head each), K clusters, N images.
+What a head learns (`target`) is made once, before the first step (`recipes/targets.py`): k-means of the teacher's
+l2-normalised features of centre crops, or one of the paper's comparisons. Distillation and regression ask the teacher
+at each step, about the very views that the new network sees.
+Departs: distillation multiplies its soft term by the squared temperature, as Hinton et al. (arXiv 1503.02531) do and
+the paper does not say: at 20 that term would vanish. The paper does not give the regression's loss: here it is the
+squared distance to the unit feature. Rates are one for all parameters (released: no decay of batch norm).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from selfcluster.methods.base import MakeBackbone
+from selfcluster.methods.supervised import Supervised
+from selfcluster.types import Assignment, Crops, Facts, Training
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterFitSettings:
+    teacher: str | None = None  # run, exported backbone, NETWORK=WEIGHTS-FILE or timm name; repeat it for several
+    teacher_layer: str | None = None  # layer of the teacher that is clustered, e.g. layer3; default its features
+    teacher_pca: int = 0  # principal components kept and whitened before k-means; 0: none
+    target: str = "kmeans"  # what is learnt: kmeans, per_label, prototypes, distill or regress
+    num_prototypes: int = 16000  # K, clusters of a teacher's features (kmeans, per_label)
+    kmeans_iterations: int = 50  # updates of the centroids on all images
+    kmeans_sample: int | None = None  # run k-means on so many images first; then 5 --kmeans-iterations do
+    kmeans_sample_iterations: int = 30  # updates of the centroids on that sample
+    rounds: int = 1  # refits in a row, each of the network that the one before has trained
+    distill_weight: float = 0.75  # of the teacher's predictions; the labels have the rest
+    distill_temperature: float = 20.0  # T of the softmax of both networks' predictions
+
+
+class ClusterFit(Supervised):
+    Settings = ClusterFitSettings
+    accumulates = True
+    advice = "Try fewer --num-prototypes, a lower --learning-rate, or another --teacher-layer."
+    paper = Training(
+        schedule="step",
+        milestones=(30,),
+        epochs=105,
+        crops=Crops(global_crops=1, augment="clusterfit"),
+    )
+    small = {"schedule": "cosine", "milestones": ()}
+
+    def __init__(self, make_backbone: MakeBackbone, settings: ClusterFitSettings, facts: Facts) -> None:
+        super().__init__(make_backbone, settings, facts)
+        teachers = list(facts.teacher or [])
+        self.teachers = nn.ModuleList(teachers)  # asked at each step; none where all targets are made beforehand
+        for teacher, head in zip(teachers, self.heads, strict=False):
+            if teacher.width != head.out_features:
+                raise ValueError(f"the teacher knows {teacher.width} classes, the labels have {head.out_features}")
+
+    def widths(self) -> list[int]:
+        if self.settings.target == "regress":
+            return [teacher.width for teacher in self.facts.teacher]
+        return super().widths()
+
+    def chance_loss(self) -> float | None:
+        return None if len(self.teachers) else super().chance_loss()
+
+    def losses(self, outputs: Sequence[Tensor], targets: Tensor, views: Sequence[Tensor]) -> list[Tensor]:
+        if not len(self.teachers):
+            return super().losses(outputs, targets, views)
+        told = [torch.cat([teacher(view) for view in views]) for teacher in self.teachers]  # each (V * B, F or K)
+        if self.settings.target == "regress":
+            return [(out - F.normalize(t)).square().sum(dim=1).mean() for out, t in zip(outputs, told, strict=True)]
+        weight = self.settings.distill_weight
+        hard = super().losses(outputs, targets, views)
+        soft = [self.divergence(out, t) for out, t in zip(outputs, told, strict=True)]
+        return [weight * s + (1 - weight) * h for s, h in zip(soft, hard, strict=True)]
+
+    def divergence(self, outputs: Tensor, told: Tensor) -> Tensor:
+        """Cross-entropy to the teacher's softened predictions, less their entropy, which no weight moves."""
+        t = self.settings.distill_temperature
+        student, teacher = ((logits / t).log_softmax(dim=1) for logits in (outputs, told))
+        return t**2 * (teacher.exp() * (teacher - student)).sum(dim=1).mean()
+
+    def codes(self, outputs: Tensor) -> Tensor | None:
+        """The predicted clusters (B,), where there are --num-prototypes of them."""
+        return outputs.argmax(dim=1) if self.settings.target in ("kmeans", "per_label") else None
+
+    @torch.no_grad()
+    def assign(self, features: Tensor) -> Assignment | None:
+        return None if self.settings.target == "regress" else super().assign(features)

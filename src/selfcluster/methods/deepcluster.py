@@ -1,0 +1,187 @@
+"""DeepCluster: cluster the features of all images each epoch, and train the network to predict the clusters.
+
+Caron et al. 2018, arXiv 1807.05520, and section 3 of Caron's thesis (power-iteration clustering, weights for uniform
+sampling). B images, V views, F features, d axes kept, N images in all, K rows of the classifier (C clusters in use).
+Features are the backbone's output, for `deepcluster_alexnet` and `deepcluster_vgg16` before the last ReLU, of centre
+crops; the classifier stands behind the ReLU.
+Departs: whitening bounds the smallest variances (1e-5 of the largest; the released code divides by whatever is there);
+`uniform` really draws every cluster alike, where the released sampler's positions mean other images than it labelled
+(`weighting released` repeats that); weighted losses are divided by the batch's weights, not by its images; the
+smallest clusters that power iteration finds beyond `max_clusters` sit out the epoch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import log
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from selfcluster.clustering.assign import nearest_centroid
+from selfcluster.clustering.kmeans import KMeans
+from selfcluster.clustering.pic import PowerIterationClustering
+from selfcluster.clustering.scores import nmi
+from selfcluster.clustering.whitening import Whitening
+from selfcluster.distributed import all_gather, all_reduce
+from selfcluster.methods.base import Embed, MakeBackbone, Method, labelled_cross_entropy
+from selfcluster.types import Assignment, Batch, Crops, EpochPlan, Facts, Group, Output, Progress, Training
+
+_WEIGHTINGS = ("uniform", "inverse", "inverse_sqrt", "none", "released")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeepClusterSettings:
+    num_prototypes: int = 10000  # K, clusters of k-means
+    clustering: str = "kmeans"  # kmeans, or pic: power-iteration clustering, which finds their number itself
+    max_clusters: int = 10000  # K under pic: rows of the classifier, for the clusters it may find
+    pca_dim: int = 256  # d, axes that the features are whitened along
+    kmeans_iterations: int = 20  # updates of the centroids at each reassignment
+    reassign_epochs: int = 1  # epochs from one reassignment to the next
+    weighting: str = "uniform"  # draw clusters alike; inverse, inverse_sqrt: by size in the loss; none; released
+    dropout: float = 0.0  # between features and classifier; AlexNet and VGG16 have the paper's inside
+
+
+class DeepCluster(Method):
+    Settings = DeepClusterSettings
+    accumulates = True
+    # small images keep their colours, which the views change (not compared with edges); a rate that ends at 0 leaves
+    # the last new classifiers near chance; on the digits, one seed of 10 epochs, 64 axes ended with 70 effective
+    # clusters of 80, 256 axes with 22
+    small = {"sobel": False, "schedule": "constant", "pca_dim": 64}
+    advice = "Try more --num-prototypes, stronger views (--augment cifar), or a lower --learning-rate."
+    paper = Training(
+        backbone="deepcluster_alexnet",
+        sobel=True,
+        optimizer="sgd",
+        learning_rate=0.05,
+        schedule="constant",
+        weight_decay=1e-5,
+        epochs=500,
+        batch_size=256,
+        crops=Crops(global_crops=1, augment="weak"),
+    )
+
+    def __init__(self, make_backbone: MakeBackbone, settings: DeepClusterSettings, facts: Facts) -> None:
+        super().__init__(make_backbone, settings, facts)
+        if settings.clustering not in ("kmeans", "pic"):
+            raise ValueError(f"clustering={settings.clustering!r} is neither 'kmeans' nor 'pic'")
+        if settings.weighting not in _WEIGHTINGS:
+            raise ValueError(f"weighting={settings.weighting!r} is none of {', '.join(_WEIGHTINGS)}")
+        if settings.reassign_epochs < 1:
+            raise ValueError(f"reassign_epochs={settings.reassign_epochs} must be at least 1")
+        self.pic = settings.clustering == "pic"
+        n = facts.num_samples
+        k = min(n, settings.max_clusters) if self.pic else settings.num_prototypes
+        if k > n:
+            raise ValueError(f"num_prototypes={k} is more than the {n} images; use --num-prototypes {max(2, n // 10)}")
+        self.backbone = make_backbone()
+        width = self.backbone.num_features
+        d = min(settings.pca_dim, width, n)
+        self.head = nn.Linear(width, k)
+        nn.init.normal_(self.head.weight, std=0.01)
+        nn.init.zeros_(self.head.bias)
+        self.register_buffer("labels", torch.full((n,), -1))  # (N,), -1 = none
+        self.register_buffer("clusters", torch.tensor(k))  # C: rows of the head from here on are masked
+        self.register_buffer("weight", torch.ones(k))  # of each cluster in the loss
+        self.register_buffer("mean", torch.zeros(width, dtype=torch.float64))
+        self.register_buffer("components", torch.zeros(d, width, dtype=torch.float64))
+        self.register_buffer("eigenvalues", torch.zeros(d, dtype=torch.float64))
+        self.register_buffer("centroids", torch.zeros(k, d))
+        self.labels: Tensor
+        self.clusters: Tensor
+        self.weight: Tensor
+        self.mean: Tensor
+        self.components: Tensor
+        self.eigenvalues: Tensor
+        self.centroids: Tensor
+
+    def groups(self) -> list[Group]:
+        body = [p for p in self.backbone.parameters() if p.requires_grad]
+        return [Group(body), Group(self.head.parameters(), momentum=0.0)]
+
+    def chance_loss(self) -> float | None:
+        even = self.settings.weighting in ("uniform", "inverse")  # else guessing by size does better
+        return log(self.settings.num_prototypes) if even and not self.pic else None
+
+    def forward(self, batch: Batch, progress: Progress) -> Output:
+        features = self.encode_views(batch.views)  # (V * B, F)
+        target = self.labels[batch.index]  # (B,)
+        logits = self.logits(F.dropout(F.relu(features), self.settings.dropout, self.training))
+        loss = labelled_cross_entropy(logits, target.repeat(len(batch.views)), self.weight)
+        # health counts num_prototypes codes; power iteration may find more
+        return Output(loss, features=features[: len(target)], codes=None if self.pic else target)
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Rectified features (n, F) to scores (n, K), -infinity for clusters that are not in use."""
+        unused = torch.arange(len(self.weight), device=features.device) >= self.clusters
+        return self.head(features).float().masked_fill(unused, -torch.inf)
+
+    def renew_now(self, progress: Progress) -> bool:
+        return progress.step % (self.settings.reassign_epochs * progress.steps_per_epoch) == 0
+
+    @torch.no_grad()
+    def renew(self, progress: Progress, embed: Embed) -> dict[str, float]:
+        """Cluster the whitened features of all centre crops, and start the classifier anew."""
+        shares = embed(lambda views: self.encode(views[0]), view="centre")
+        found = Whitening(len(self.components)).fit(shares.rows)
+        for name in ("mean", "components", "eigenvalues"):
+            getattr(self, name).copy_(torch.from_numpy(getattr(found, f"{name}_")))
+        rows = found.transform(shares.rows)  # (n, d)
+        mine = self.power_iteration(rows) if self.pic else self.kmeans(rows, progress.number("k-means"))
+        before = self.labels.clone()
+        self.labels.fill_(-1)
+        self.labels[all_gather(shares.index)] = all_gather(mine)
+        sizes = torch.bincount(self.labels[self.labels >= 0], minlength=len(self.weight))
+        power = {"inverse": -1.0, "inverse_sqrt": -0.5}.get(self.settings.weighting, 0.0)
+        self.weight.copy_(sizes.clamp(min=1).float() ** power)
+        # drawn on the host, so that every device and rank starts from the same
+        self.head.weight.copy_(torch.randn(self.head.weight.shape, generator=progress.generator("head")) * 0.01)
+        self.head.bias.zero_()
+        log = {"clusters": float((sizes > 0).sum()), "largest_cluster": float(sizes.max())}
+        if ((before >= 0) & (self.labels >= 0)).any():
+            log["nmi_previous"] = nmi(before.cpu(), self.labels.cpu(), average="geometric")
+        return log
+
+    def kmeans(self, rows: Tensor, seed: int) -> Tensor:
+        """Labels of this rank's whitened rows; empty clusters take half of one drawn uniformly."""
+        kmeans: Any = KMeans(len(self.centroids), max_iter=self.settings.kmeans_iterations, random_state=seed).fit(rows)
+        self.centroids.copy_(kmeans.cluster_centers_)
+        return kmeans.labels_
+
+    def power_iteration(self, rows: Tensor) -> Tensor:
+        """Labels of this rank's whitened rows, the largest cluster first; -1 beyond the classifier's rows."""
+        labels = torch.as_tensor(PowerIterationClustering().fit_predict(rows), device=rows.device)
+        everyone = all_gather(labels)
+        rank = torch.bincount(everyone).argsort(descending=True, stable=True).argsort()
+        labels, k = rank[labels], len(self.centroids)
+        self.clusters.fill_(min(k, len(rank)))
+        kept = labels < k
+        sums = torch.zeros(k, rows.shape[1] + 1, dtype=torch.float64, device=rows.device)
+        sums.index_add_(0, labels[kept], F.pad(rows[kept].double(), (0, 1), value=1.0))
+        sums = all_reduce(sums)  # (K, d + 1), the last column counts
+        self.centroids.copy_(sums[:, :-1] / sums[:, -1:].clamp(min=1))
+        return torch.where(kept, labels, -1)
+
+    def plan(self) -> EpochPlan:
+        reset = ("head.weight", "head.bias")
+        if self.settings.weighting == "uniform":
+            return EpochPlan(balance=self.labels, reset=reset)
+        if self.settings.weighting == "released":
+            # it draws image i, and shows the i-th of the images put in order of their clusters
+            seen = (self.labels >= 0).nonzero().flatten()
+            drawn = torch.full_like(self.labels, -1)
+            drawn[seen[self.labels[seen].argsort(stable=True)]] = self.labels[seen]
+            return EpochPlan(balance=drawn, reset=reset)
+        return EpochPlan(reset=reset)
+
+    @torch.no_grad()
+    def assign(self, features: Tensor) -> Assignment:
+        """The nearest centroid in the whitened space of the last reassignment."""
+        whitening = Whitening(len(self.components))
+        for name in ("mean", "components", "eigenvalues"):
+            setattr(whitening, f"{name}_", getattr(self, name).cpu().numpy())
+        found = nearest_centroid(whitening.transform(features.float()), self.centroids[: int(self.clusters)])
+        return Assignment(found.labels, found.distances.float().sqrt())

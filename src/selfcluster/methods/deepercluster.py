@@ -1,0 +1,186 @@
+"""DeeperCluster: predict an image's rotation together with its cluster, from a hierarchy of many clusters.
+
+Caron et al. 2019, arXiv 1905.01278. N images, B of this rank, F features, d whitened axes, K clusters: m super-clusters
+of k = K // m each, S = 4 m super-classes (super-cluster, rotation) numbered 4 * super-cluster + quarter turns.
+Every `reassign_epochs` epochs two consecutive k-means over whitened features of upright images renew the clusters, and
+all classifiers start anew. Every epoch gives each image one of the four rotations, evenly within each cluster; a batch
+holds equal shares of the S super-classes side by side and draws uniformly over the clusters of each. So the ranks of a
+super-class's group see nothing else, and need its classifier alone: `facts.shard` = (i, c) holds those of super-classes
+i S / c to (i + 1) S / c - 1. A sub-classifier's gradient is the mean over its own super-class's samples, S times its
+part of the mean over the batch, in one process as in many.
+Departs: an epoch draws an image in one rotation only, where the released ranks of four rotations draw by themselves; a
+super-cluster of fewer than four images is given half of what the largest can spare, so that no super-class is empty;
+empty clusters are split by a factor 1 +- 1/1024 (released: 1e-7), donors drawn anew each time (released: the same
+always); dropout is the backbone's. Sampling and clustering are the same for the paper's alternatives of the loss.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import log
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from selfcluster.clustering.assign import nearest_centroid
+from selfcluster.clustering.members import Members, cluster_members, fill_up_
+from selfcluster.clustering.scores import nmi
+from selfcluster.clustering.whitening import Whitening
+from selfcluster.methods.base import Embed, MakeBackbone, Method
+from selfcluster.methods.combinations import COMBINATIONS, TURNS, super_class
+from selfcluster.models.classifiers import restart_
+from selfcluster.types import Assignment, Batch, Crops, EpochPlan, Facts, Output, Progress, Training
+from selfcluster.views.pretext import rotate
+
+_WHITENING = ("mean", "components", "eigenvalues")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeeperClusterSettings:
+    num_prototypes: int = 320000  # K, clusters in all; as many in each super-cluster
+    num_super_clusters: int = 4  # m: 4 m super-classes with the rotations; 2 for small data, 1 for rotations alone
+    combination: str = "hierarchical"  # super-classes, then clusters (eq. 5); "sum" of two losses; "product" (eq. 4)
+    reassign_epochs: int = 3  # epochs between two clusterings; 5 on ImageNet
+    pca_dim: int = 4096  # d, whitened axes that k-means sees; at most the features there are
+    kmeans_iterations: int = 10  # updates of the centroids at each clustering
+
+
+class DeeperCluster(Method):
+    Settings = DeeperClusterSettings
+    advice = "Try fewer --num-prototypes, --sobel (against clusters of colours), or --init with a RotNet run's weights."
+    small = {"augment": "weak", "num_super_clusters": 2, "pca_dim": 64}
+    paper = Training(
+        backbone="deepcluster_vgg16",
+        sobel=True,
+        learning_rate=0.1,
+        per=3072,
+        schedule="constant",
+        weight_decay=1e-5,
+        epochs=100,
+        batch_size=3072,
+        crops=Crops(global_crops=1, augment="weak"),
+    )
+
+    def __init__(self, make_backbone: MakeBackbone, settings: DeeperClusterSettings, facts: Facts) -> None:
+        super().__init__(make_backbone, settings, facts)
+        n, wanted, self.m = facts.num_samples, settings.num_prototypes, settings.num_super_clusters
+        if not 1 <= self.m <= wanted <= n:
+            raise ValueError(
+                f"num_super_clusters={self.m}, num_prototypes={wanted}, images: {n}: each at most the next"
+            )
+        if settings.combination not in COMBINATIONS:
+            raise ValueError(f"combination={settings.combination!r} is none of {', '.join(COMBINATIONS)}")
+        if settings.reassign_epochs < 1:
+            raise ValueError(f"reassign_epochs={settings.reassign_epochs} must be at least 1")
+        if self.shards(settings) % facts.shard[1]:
+            raise ValueError(f"{settings.combination} classifiers cannot be shared out over {facts.shard[1]} shards")
+        self.k, self.num_super_classes = wanted // self.m, TURNS * self.m
+        self.backbone = make_backbone()
+        width = self.backbone.num_features
+        dim, total = min(settings.pca_dim, width), self.m * self.k
+        self.heads: Any = COMBINATIONS[settings.combination](width, self.m, self.k, facts.shard)
+        self.register_buffer("labels", torch.full((n,), -1))  # (N,) super-cluster * k + cluster in it, -1 = none
+        self.register_buffer("turns", torch.zeros(n, dtype=torch.int64))  # (N,) this epoch's rotations
+        self.register_buffer("reassigned", torch.zeros((), dtype=torch.bool))  # whether the last renewal clustered
+        self.register_buffer("mean", torch.zeros(width, dtype=torch.float64))
+        self.register_buffer("components", torch.zeros(dim, width, dtype=torch.float64))
+        self.register_buffer("eigenvalues", torch.zeros(dim, dtype=torch.float64))
+        self.register_buffer("super_centers", torch.zeros(self.m, dim))
+        self.register_buffer("centers", torch.zeros(total, dim))
+        self.labels: Tensor
+        self.turns: Tensor
+        self.reassigned: Tensor
+        self.components: Tensor
+        self.super_centers: Tensor
+        self.centers: Tensor
+
+    @classmethod
+    def shards(cls, settings: DeeperClusterSettings) -> int:
+        """Into how many shards the classifiers can be parted at most."""
+        return TURNS * settings.num_super_clusters if settings.combination == "hierarchical" else 1
+
+    def sharded(self) -> tuple[str, ...]:
+        """Names of the parameters that only the ranks of this shard hold."""
+        return tuple(name for name, _ in self.sub_parameters()) if self.facts.shard[1] > 1 else ()
+
+    def sub_parameters(self) -> list[tuple[str, nn.Parameter]]:
+        return [(name, p) for name, p in self.named_parameters() if name.startswith("heads.sub.")]
+
+    def chance_loss(self) -> float:
+        return log(TURNS * self.m * self.k)
+
+    def forward(self, batch: Batch, progress: Progress) -> Output:
+        turn, cluster = self.turns[batch.index], self.labels[batch.index]  # each (B,)
+        features = self.encode_views([rotate(view, turn) for view in batch.views])  # (V * B, F)
+        views = len(batch.views)
+        loss, seen = self.heads(F.relu(features), turn.repeat(views), cluster.repeat(views))
+        right = (seen == turn.repeat(views)).float().mean()
+        return Output(loss, log={"rotation_accuracy": right}, features=features[: len(turn)], codes=cluster)
+
+    def on_backward(self, progress: Progress) -> None:
+        grads = [p.grad for _, p in self.sub_parameters() if p.grad is not None]
+        if grads:
+            torch._foreach_mul_(grads, self.num_super_classes)
+
+    @torch.no_grad()
+    def renew(self, progress: Progress, embed: Embed) -> dict[str, float]:
+        """Draw the epoch's rotations; every `reassign_epochs` epochs cluster first and start the classifiers anew."""
+        self.reassigned.fill_(progress.epoch % self.settings.reassign_epochs == 0)
+        log = self.reassign(progress, embed) if self.reassigned else {}
+        # round and round over images ordered by cluster, at random in each: every cluster has all rotations
+        order = torch.randperm(len(self.labels), generator=progress.generator("rotations")).to(self.labels.device)
+        order = order[self.labels[order].argsort(stable=True)]
+        first = progress.number("first rotation")
+        self.turns[order] = (torch.arange(len(order), device=order.device) + first) % TURNS
+        return log
+
+    def reassign(self, progress: Progress, embed: Embed) -> dict[str, float]:
+        """Two consecutive k-means over whitened features of upright images; no rank holds another's rows."""
+        share = embed(lambda views: self.encode(views[0]))
+        whitening = Whitening(len(self.components)).fit(share.rows)
+        for name in _WHITENING:
+            getattr(self, name).copy_(torch.from_numpy(getattr(whitening, f"{name}_")))
+        rows, seen, before = whitening.transform(share.rows), share.seen.nonzero().flatten(), self.labels.clone()
+        if len(seen) < self.num_super_classes:
+            raise ValueError(f"{len(seen)} good images are too few for {self.num_super_classes} super-classes")
+
+        def clusters(members: Tensor, k: int, purpose: str) -> Members:
+            updates, seed = self.settings.kmeans_iterations, progress.number(purpose)
+            return cluster_members(rows, share.index, members, k, max_iter=updates, seed=seed)
+
+        supers, centers, inertia = clusters(seen, self.m, "super-clusters")
+        fill_up_(supers, self.m, TURNS, progress.generator("small super-clusters"))
+        self.super_centers.copy_(centers)
+        self.labels.fill_(-1)
+        numbers = {"inertia_super": inertia, "inertia": 0.0}
+        for p, part in enumerate(self.centers.split(self.k)):
+            members = seen[supers == p]
+            sub, centers, inertia = clusters(members, self.k, f"clusters of {p}")
+            self.labels[members] = p * self.k + sub
+            part.copy_(centers)
+            numbers["inertia"] += inertia
+        for name, head in self.heads.named_modules():
+            if isinstance(head, nn.Linear):
+                restart_(head, progress.generator(f"classifier {name}"))
+        both = (before >= 0) & (self.labels >= 0)
+        return numbers | ({"nmi_previous": nmi(before[both], self.labels[both])} if both.any() else {})
+
+    def plan(self) -> EpochPlan:
+        heads = tuple(f"heads.{name}" for name, _ in self.heads.named_parameters()) if self.reassigned else ()
+        return EpochPlan(balance=self.labels, groups=super_class(self.labels, self.turns, self.k), reset=heads)
+
+    @torch.no_grad()
+    def assign(self, features: Tensor) -> Assignment:
+        """The nearest super-cluster in the whitened space of the last reassignment, then its nearest cluster."""
+        whitening = Whitening(len(self.components))
+        for name in _WHITENING:
+            setattr(whitening, f"{name}_", getattr(self, name).cpu().numpy())
+        rows = whitening.transform(features.float())
+        part = nearest_centroid(rows, self.super_centers).labels
+        cluster, distance = torch.empty_like(part), rows.new_empty(len(rows))
+        for p, centers in enumerate(self.centers.split(self.k)):
+            found = nearest_centroid(rows[part == p], centers)
+            cluster[part == p], distance[part == p] = p * self.k + found.labels, found.distances.sqrt()
+        return Assignment(cluster, distance)

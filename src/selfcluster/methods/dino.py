@@ -1,0 +1,184 @@
+"""DINO: predict the centred and sharpened output of a slowly following teacher, from every view.
+
+Caron et al. 2021, arXiv 2104.14294, and the thesis's tables 5.9 to 5.13 for the switches. B images, V views, D
+bottleneck, K outputs. The teacher sees the two full-resolution views only.
+Departs: terms are averaged over pairs where eq. 3 sums them, as in the released code; the teacher's temperature rises
+with the steps, not once an epoch; the centre moves once a step, over all micro-batches (released: once each), while
+Sinkhorn, the batch softmax and InfoNCE see one micro-batch at a time; losses are float32 under any autocast.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import log
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from selfcluster.methods.base import MakeBackbone, Method
+from selfcluster.methods.objectives import Objective
+from selfcluster.models.dino_head import DINOHead
+from selfcluster.models.heads import ProjectionHead
+from selfcluster.models.teacher import Teacher, cosine_momentum
+from selfcluster.types import Assignment, Batch, Crops, Facts, Group, Output, Progress, Training
+from selfcluster.views.plans import ViewPlan
+
+_TEACHERS = ("momentum", "epoch", "iteration", "copy")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DINOSettings:
+    num_prototypes: int = 65536  # K, outputs of the head
+    hidden: int = 2048  # width of the head's hidden layers
+    dim: int = 256  # D, size of the normalised bottleneck
+    head_layers: int = 4  # linear layers of the head in all, 1 to 4 in the thesis
+    bottleneck: bool = True  # normalise the rows before the last layer, and that layer's weights
+    activation: str = "gelu"  # of the head: gelu or relu
+    batch_norm: bool = False  # batch norm in the head
+    fixed_norm: bool = True  # the last layer's weights keep unit length; learning it is better where it is stable
+    predictor: bool = False  # one more MLP in the student's head alone, before the last layer
+    loss: str = "cross_entropy"  # cross_entropy, mse or infonce (negatives: the teacher's batch)
+    temperature: float = 0.1  # tau_s of the student's softmax, and of infonce
+    teacher_temperature: float = 0.07  # tau_t of the teacher's softmax after its warm-up; lower if it collapses
+    warmup_teacher_temperature: float = 0.04  # tau_t at the first step
+    teacher_warmup_epochs: float = 30.0  # epochs in which tau_t rises
+    centring: str = "centre"  # keeps one output from taking all: centre, sinkhorn, softmax (over the batch) or none
+    centre_momentum: float = 0.9  # share of the old centre kept at a step
+    teacher_rule: str = "momentum"  # momentum, or the student of the last epoch, of the last iteration, or a copy of it
+    teacher_momentum: float = 0.996  # at the first step; it rises to 1 along a cosine
+    drop_path: float = 0.1  # stochastic depth of a transformer student; the teacher has none
+    freeze_epochs: float = 1.0  # epochs for which the head's last layer stays as it was drawn
+    network: str = "teacher"  # whose features users get: teacher or student
+
+
+class DINO(Method):
+    Settings = DINOSettings
+    accumulates = True
+    small = {
+        "learning_rate": 0.001,
+        "weight_decay": 0.04,
+        "batch_norm": True,  # a short run does not get rid of what all features share, and the head sees little else
+        "teacher_momentum": 0.99,
+        "teacher_temperature": 0.04,
+    }
+    advice = "Try --batch-norm, --teacher-temperature 0.04, --teacher-momentum 0.99, or --centring sinkhorn."
+    paper = Training(
+        backbone="vit_small_patch16_224",
+        optimizer="adamw",
+        learning_rate=0.0005,
+        warmup_epochs=10,
+        final_learning_rate=2.5e-7,
+        weight_decay=0.04,
+        final_weight_decay=0.4,
+        clip_each=3.0,
+        epochs=300,
+        batch_size=1024,
+        crops=Crops(local_crops=10, global_scale=(0.32, 1.0), local_scale=(0.05, 0.32), augment="dino"),
+    )
+
+    @classmethod
+    def views(cls, settings: DINOSettings, crops: Crops, channels: int) -> ViewPlan:
+        if crops.global_crops < 2:
+            raise ValueError(f"global_crops={crops.global_crops}: the teacher of dino needs two full-resolution views")
+        return super().views(settings, crops, channels)
+
+    def __init__(self, make_backbone: MakeBackbone, settings: DINOSettings, facts: Facts) -> None:
+        super().__init__(make_backbone, settings, facts)
+        s = settings
+        for name, allowed in (("teacher_rule", _TEACHERS), ("network", ("teacher", "student"))):
+            if getattr(s, name) not in allowed:
+                raise ValueError(f"{name}={getattr(s, name)!r} is none of {', '.join(allowed)}")
+        teacher = make_backbone()
+        drop = s.drop_path if hasattr(teacher, "blocks") else 0.0  # a convolutional network has none, as in the paper
+        self.backbone = make_backbone(drop_path=drop)
+        self.head = self._make_head()
+        width = self.head.width
+        self.predictor = ProjectionHead(width, s.hidden, width) if s.predictor else None
+        self.teacher = Teacher(teacher).copy_(self.backbone)
+        self.teacher_head = Teacher(self._make_head()).copy_(self.head)
+        self.objective = Objective(s.num_prototypes, s.loss, s.centring, s.temperature, s.centre_momentum)
+
+    def _make_head(self) -> DINOHead:
+        s = self.settings
+        return DINOHead(
+            self.backbone.num_features,
+            s.hidden,
+            s.dim,
+            s.num_prototypes,
+            num_layers=s.head_layers,
+            bottleneck=s.bottleneck,
+            activation=s.activation,
+            batch_norm=s.batch_norm,
+            fixed_norm=s.fixed_norm,
+        )
+
+    def groups(self) -> list[Group]:
+        trained = [p for p in self.parameters() if p.requires_grad]
+        return [
+            Group([p for p in trained if p.ndim > 1]),
+            Group([p for p in trained if p.ndim < 2], weight_decay=0.0, adapt=False),
+        ]
+
+    def chance_loss(self) -> float | None:
+        return log(self.settings.num_prototypes) if self.settings.loss == "cross_entropy" else None
+
+    def forward(self, batch: Batch, progress: Progress) -> Output:
+        projected, students = self.head(self.encode_views(batch.views), self.predictor)
+        taught = self.teacher_head(self.teacher(torch.cat(batch.views[:2])))[1].float()  # (2 B, K)
+        temperature = self.teacher_temperature(progress)
+        targets = [self.objective.target(t, temperature) for t in taught.chunk(2)]  # each (B, K)
+        outputs = students.float().chunk(len(batch.views))  # each (B, K)
+        terms = [self.objective.compare(q, p) for t, q in enumerate(targets) for v, p in enumerate(outputs) if v != t]
+        loss = torch.stack(terms).mean()  # eq. 3, averaged
+        logs = {"teacher_momentum": loss.new_tensor(self.momentum(progress))}
+        if self.settings.loss == "cross_entropy":
+            entropy = torch.stack([torch.special.entr(q).sum(dim=1).mean() for q in targets]).mean()
+            logs |= {"teacher_entropy": entropy, "divergence": loss.detach() - entropy}  # H(q, p) = H(q) + KL(q | p)
+        first = projected[: len(batch.index)].float()
+        return Output(loss, log=logs, features=first, codes=targets[0].argmax(dim=1), state=taught)
+
+    def teacher_temperature(self, progress: Progress) -> float:
+        """tau_t at this step: a straight line from its start to its end, then constant."""
+        s = self.settings
+        risen = min(1.0, progress.epochs / s.teacher_warmup_epochs) if s.teacher_warmup_epochs else 1.0
+        return s.warmup_teacher_temperature + risen * (s.teacher_temperature - s.warmup_teacher_temperature)
+
+    def momentum(self, progress: Progress) -> float:
+        """Of the teacher at the end of this step; 1 leaves it as it is."""
+        if self.settings.teacher_rule == "momentum":
+            return cosine_momentum(self.settings.teacher_momentum, progress.fraction)
+        if self.settings.teacher_rule == "epoch":
+            return float((progress.step + 1) % progress.steps_per_epoch != 0)
+        return 0.0
+
+    def follow(self, momentum: float) -> None:
+        """Move both of the teacher's parts towards the student's."""
+        self.teacher.update(self.backbone, momentum)
+        self.teacher_head.update(self.head, momentum)
+
+    def on_backward(self, progress: Progress) -> None:
+        if progress.epochs < self.settings.freeze_epochs:
+            for parameter in self.head.last.parameters():
+                parameter.grad = None
+        if self.settings.teacher_rule == "iteration":
+            self.follow(0.0)  # the student as it is before this step is the next step's teacher
+
+    @torch.no_grad()
+    def on_step_end(self, progress: Progress, outputs: Sequence[Output]) -> None:
+        self.objective.update(torch.cat([output.state for output in outputs]))
+        if self.settings.teacher_rule != "iteration":
+            self.follow(self.momentum(progress))
+
+    def exported(self) -> nn.Module:
+        return self.teacher.network if self.settings.network == "teacher" else self.backbone
+
+    def encode(self, images: Tensor) -> Tensor:
+        return self.exported()(images)
+
+    @torch.no_grad()
+    def assign(self, features: Tensor) -> Assignment:
+        head: Any = self.teacher_head if self.settings.network == "teacher" else self.head
+        best, cluster = self.objective.centring(head(features)[1], self.settings.teacher_temperature).max(dim=1)
+        return Assignment(cluster, 1 - best)

@@ -1,0 +1,79 @@
+"""Jigsaw: tell which permutation shuffled the nine patches of an image.
+
+Noroozi and Favaro 2016, arXiv 1603.09246, as ClusterFit's paper trains it (Yan et al. 2020, arXiv 1912.03330, appendix
+A): 2,000 permutations that differ most, a ResNet on each patch alone, the nine features side by side. B images, V
+views, C channels, p side of a patch, F features of the backbone, D projection of a patch, P permutations.
+Departs: patches keep their own colours and scale (2016: each is normalised by itself against chromatic clues; here 66 %
+of the images lose their colours instead, as in the later work); batch-norm parameters decay as all others (VISSL: not).
+
+The network sees patches of 64/255 of the image's side, and its stem is that of whole images: of 255 px a patch is
+64 px, 2 x 2 in the last map of a ResNet. Images of 32 px give patches of 8 px, one place in the last map of the
+`*_small` networks, whose stem does not down-sample; a stem that does would leave nothing to see.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from math import log
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from selfcluster.methods.base import MakeBackbone, Method
+from selfcluster.types import Batch, Crops, Facts, Output, Progress, Training
+from selfcluster.views.plans import ViewPlan, plan_from_crops
+from selfcluster.views.pretext import CELLS
+
+
+@dataclass(frozen=True, kw_only=True)
+class JigsawSettings:
+    num_permutations: int = 2000  # P, orders of the nine patches to tell apart
+    hidden: int = 1000  # D, size of a patch's projection
+
+
+class Jigsaw(Method):
+    Settings = JigsawSettings
+    accumulates = True
+    advice = "Try fewer --num-permutations, a larger --image-size, or a lower --learning-rate."
+    paper = Training(
+        optimizer="sgd",
+        learning_rate=0.1,
+        schedule="multistep",
+        milestones=(30, 60, 90),
+        weight_decay=1e-4,
+        epochs=105,
+        batch_size=256,
+        crops=Crops(global_crops=1, global_size=255, augment="jigsaw"),
+    )
+    small = {"num_permutations": 100, "augment": "jigsaw", "schedule": "cosine", "milestones": ()}
+
+    def __init__(self, make_backbone: MakeBackbone, settings: JigsawSettings, facts: Facts) -> None:
+        super().__init__(make_backbone, settings, facts)
+        self.backbone = make_backbone()
+        self.projection: Any = nn.Sequential(
+            nn.Linear(self.backbone.num_features, settings.hidden), nn.BatchNorm1d(settings.hidden), nn.ReLU()
+        )
+        self.classifier = nn.Linear(CELLS * settings.hidden, settings.num_permutations)
+
+    @classmethod
+    def views(cls, settings: JigsawSettings, crops: Crops, channels: int) -> ViewPlan:
+        plan = plan_from_crops(crops, channels)
+        return replace(plan, pretext="jigsaw", permutations=settings.num_permutations)
+
+    def chance_loss(self) -> float:
+        return log(self.settings.num_permutations)
+
+    def forward(self, batch: Batch, progress: Progress) -> Output:
+        label = batch.drawn["jigsaw"]  # (B,), the same for every view of an image
+        patches = [view.flatten(0, 1) for view in batch.views]  # each (B * 9, C, p, p)
+        z = self.project(self.encode_views(patches))  # (V * B * 9, D)
+        logits = self.classifier(z.view(-1, CELLS * z.shape[1])).float()  # (V * B, P)
+        target = label.repeat(len(batch.views))
+        accuracy = (logits.argmax(dim=1) == target).float().mean()
+        first = z.view(-1, CELLS, z.shape[1])[: len(label)].mean(dim=1)  # (B, D)
+        return Output(F.cross_entropy(logits, target), log={"accuracy": accuracy.detach()}, features=first)
+
+    def project(self, features: Tensor) -> Tensor:
+        """Features of patches (n, F) to projections (n, D)."""
+        return self.projection(features)

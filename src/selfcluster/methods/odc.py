@@ -1,0 +1,168 @@
+"""ODC: cluster and learn at once; an image's label is renewed, from a memory of features, whenever it is seen.
+
+Zhan et al. 2020, arXiv 2006.10645. B images, V views, D compact features, N images in all, K clusters.
+Two memories: of samples (their features F and labels y) and of centroids C. A step reads y, predicts it, moves F
+towards the new feature (eq. 2) and sets y to the nearest centroid (eq. 3) for the image's next visit.
+Both are the same on all processes. At ImageNet's N = 1,281,167, D = 256 and K = 10,000 they hold 1,342,743,680 bytes,
+1,311,915,008 of them F, in each process and each checkpoint; a step touches the rows of its batch, every tenth all.
+Departs: the weighted loss is divided by the weights of its batch, as released (the paper leaves the factor open); with
+several views all predict the label, and the memory takes the mean of the full-resolution ones; small clusters are
+remade in at most ten rounds a step, and once behind the first k-means (released: an error where a cluster is empty).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import log
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from selfcluster.clustering.kmeans import KMeans
+from selfcluster.clustering.memory import CentroidMemory, LabelMemory, SampleMemory
+from selfcluster.clustering.rebalance import rebalance
+from selfcluster.distributed import share
+from selfcluster.methods.base import Embed, MakeBackbone, Method, labelled_cross_entropy
+from selfcluster.types import Assignment, Batch, Crops, EpochPlan, Facts, Group, Output, Progress, Training
+
+
+@dataclass(frozen=True, kw_only=True)
+class ODCSettings:
+    dim: int = 256  # D, size of the compact features that are clustered
+    hidden: int = 512  # width of the head's hidden layer
+    dropout: float = 0.5  # behind the hidden layer
+    norm_momentum: float = 0.001  # of the running statistics of the head's batch norm; 0.1 for short runs
+    num_prototypes: int = 10000  # K, about ten times the classes you expect
+    memory_momentum: float = 0.5  # m, share of the new feature in an image's memory, eq. 2
+    min_cluster: int = 20  # clusters not larger than this are remade from the largest; must stay below N / K
+    centroids_every: int = 10  # steps between updates of the centroids
+    kmeans_iterations: int = 20  # of the clustering that the run starts from
+    rules: str = "paper"  # or "released": unit rows, nearest by raw product, below min_cluster, draws with replacement
+
+
+class ODC(Method):
+    Settings = ODCSettings
+    advice = "Try fewer --num-prototypes, a lower --learning-rate, or stronger colour changes (--augment odc)."
+    paper = Training(
+        optimizer="sgd",
+        learning_rate=0.015,
+        schedule="multistep",
+        milestones=(400,),
+        weight_decay=1e-5,
+        epochs=480,
+        batch_size=512,
+        crops=Crops(global_crops=1, augment="odc"),
+    )
+    # hundreds of steps, not a million: statistics must settle, and noisy features would keep labels changing
+    small = {"norm_momentum": 0.1, "dropout": 0.0, "learning_rate": 0.001}
+
+    def __init__(self, make_backbone: MakeBackbone, settings: ODCSettings, facts: Facts) -> None:
+        super().__init__(make_backbone, settings, facts)
+        n, k = facts.num_samples, settings.num_prototypes
+        if settings.rules not in ("paper", "released"):
+            raise ValueError(f'rules={settings.rules!r} must be "paper" or "released"')
+        if settings.min_cluster * k >= n:
+            way = (
+                f"--min-cluster {n // (6 * k)}" if n >= 6 * k else f"--num-prototypes {max(2, n // 10)} --min-cluster 1"
+            )
+            raise ValueError(
+                f"min_cluster={settings.min_cluster} is not below the {n / k:.1f} images that each of "
+                f"num_prototypes={k} clusters has of {n} images: all would be remade in every step; use {way}"
+            )
+        self.released = settings.rules == "released"
+        self.metric = "inner_product" if self.released else "l2"
+        self.backbone = make_backbone()
+        self.classifier = nn.Linear(settings.dim, k)
+        nn.init.normal_(self.classifier.weight, std=0.01)
+        nn.init.zeros_(self.classifier.bias)
+        wide, narrow = nn.Linear(self.backbone.num_features, settings.hidden), nn.Linear(settings.hidden, settings.dim)
+        for layer in (wide, narrow):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            nn.init.zeros_(layer.bias)
+        self.head = nn.Sequential(
+            wide,
+            nn.BatchNorm1d(settings.hidden, momentum=settings.norm_momentum, affine=False),
+            nn.ReLU(),
+            nn.Dropout(settings.dropout),
+            narrow,
+            nn.ReLU(),
+        )
+        self.samples = SampleMemory(n, settings.dim, settings.memory_momentum, normalise=self.released)
+        self.pseudo = LabelMemory(n)
+        self.centroids = CentroidMemory(k, settings.dim)
+
+    def groups(self) -> list[Group]:
+        body = [*self.backbone.parameters(), *self.head.parameters()]
+        return [Group([p for p in body if p.requires_grad]), Group(self.classifier.parameters(), momentum=0.0)]
+
+    def chance_loss(self) -> float:
+        return log(self.settings.num_prototypes)
+
+    def plan(self) -> EpochPlan:
+        return EpochPlan(replace=self.released)
+
+    def forward(self, batch: Batch, progress: Progress) -> Output:
+        views, size = len(batch.views), batch.views[0].shape[-2:]
+        f = self.compact(self.encode_views(batch.views))  # (V * B, D)
+        old = self.pseudo.labels[batch.index]  # (B,)
+        weight = self.centroids.counts.clamp(min=1).float().rsqrt()  # (K,), section 3.2
+        loss = labelled_cross_entropy(self.classifier(f).float(), old.repeat(views), weight)
+        full = [f_v for f_v, v in zip(f.detach().chunk(views), batch.views, strict=True) if v.shape[-2:] == size]
+        mean = F.normalize(torch.stack(full), dim=2).mean(dim=0)  # (B, D)
+        new = self.centroids.nearest(self.samples.moved(batch.index, mean), self.metric)  # eq. 2 and 3
+        log = {"change_ratio": (new != old).float().mean()}
+        return Output(loss, log, features=f[: len(old)], codes=new, state=(batch.index, mean, new))
+
+    def compact(self, features: Tensor) -> Tensor:
+        """(n, F) to (n, D), not negative."""
+        return self.head(features).float()
+
+    def renew_now(self, progress: Progress) -> bool:
+        return progress.step == 0  # uninterrupted from then on
+
+    @torch.no_grad()
+    def renew(self, progress: Progress, embed: Embed) -> dict[str, float]:
+        """Fill the memories: k-means over the features of all images, once."""
+        first = embed(lambda views: self.compact(self.encode_views(views)))
+        self.samples.write(first.index, first.rows, epoch=0)  # unit rows
+        seen = first.seen.nonzero().flatten()
+        mine = seen[share(len(seen))]
+        settings = self.settings
+        kmeans: Any = KMeans(
+            settings.num_prototypes, max_iter=settings.kmeans_iterations, random_state=progress.number("k-means")
+        ).fit(self.samples.rows[mine])
+        self.pseudo.write(mine, kmeans.labels_)
+        self.centroids.recompute(self.samples.rows, self.pseudo.labels)
+        return {"inertia": float(kmeans.inertia_), "remade_at_start": self.remake(progress)}
+
+    @torch.no_grad()
+    def on_step_end(self, progress: Progress, outputs: Sequence[Output]) -> None:
+        index, features, new = (torch.cat(parts) for parts in zip(*(o.state for o in outputs), strict=True))
+        self.samples.write(index, features, progress.epoch)
+        self.centroids.move(*self.pseudo.write(index, new))
+        if (progress.step + 1) % self.settings.centroids_every == 0:
+            involved = None if self.released else self.centroids.involved
+            self.centroids.recompute(self.samples.rows, self.pseudo.labels, involved)
+        self.remake(progress)
+
+    def remake(self, progress: Progress) -> int:
+        """No cluster stays small; returns how many were."""
+        return rebalance(
+            self.samples.rows,
+            self.pseudo.labels,
+            self.centroids,
+            self.settings.min_cluster + (not self.released),  # paper: not larger than; released: below
+            metric=self.metric,
+            half="second" if self.released else "random",
+            rounds=1 if self.released else 10,
+            seed=progress.number("rebalance"),
+        )
+
+    @torch.no_grad()
+    def assign(self, features: Tensor) -> Assignment:
+        z = F.normalize(self.compact(features), dim=1)
+        cluster = self.centroids.nearest(z, self.metric)
+        return Assignment(cluster, (z - self.centroids.rows[cluster]).norm(dim=1))

@@ -1,0 +1,71 @@
+"""What a vision transformer looks at: the attention of its last block from the class token to every patch.
+
+Caron et al. 2021, arXiv 2104.14294, figures 1 and 3. Attention is softmax(q k^T / sqrt(d)) over the tokens, a map a
+head. It is computed again from the block's own queries and keys, since fused attention never forms it.
+B images, H heads, T tokens, d channels a head, h x w patches.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@torch.no_grad()
+def last_attention(backbone: Any, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
+    """Attention of every token to every token in the last block.
+
+    Args:
+        backbone: a vision transformer of timm's with `blocks` and, in the last, `attn.qkv`.
+        images: (B, C, height, width), normalised.
+
+    Returns:
+        (B, H, T, T) float32, rows summing to 1, and the grid (h, w) of the patches, which are the last h * w tokens.
+
+    Raises:
+        ValueError: the network has no such attention.
+    """
+    blocks: Any = getattr(backbone, "blocks", None)
+    layer: Any = None if blocks is None else getattr(blocks[-1], "attn", None)
+    if layer is None or not hasattr(layer, "qkv"):
+        raise ValueError(f"{type(backbone).__name__} is no vision transformer with qkv attention in its last block")
+    patch = backbone.patch_embed.patch_size  # (height, width) in pixels
+    if any(side % size for side, size in zip(images.shape[-2:], patch, strict=True)):
+        raise ValueError(
+            f"images of {images.shape[-2]} x {images.shape[-1]} need sides that are a multiple of {patch[0]}"
+        )
+    seen: list[Tensor] = []
+    hook = layer.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    training = backbone.training
+    try:
+        backbone.eval()(images)
+    finally:
+        hook.remove()
+        backbone.train(training)
+    x = seen[0]  # (B, T, channels), already normalised by the block
+    qkv = layer.qkv(x).unflatten(2, (3, layer.num_heads, -1)).permute(2, 0, 3, 1, 4)  # (3, B, H, T, d)
+    q, k = layer.q_norm(qkv[0]).float(), layer.k_norm(qkv[1]).float()
+    attention = (q @ k.transpose(2, 3) * layer.scale).softmax(dim=3)
+    height, width = (side // size for side, size in zip(images.shape[-2:], patch, strict=True))
+    return attention, (height, width)
+
+
+def class_maps(attention: Tensor, grid: tuple[int, int]) -> Tensor:
+    """(B, H, T, T) to (B, H, h, w): what the first token, the class token, takes from each patch."""
+    patches = grid[0] * grid[1]
+    if attention.shape[3] == patches:
+        raise ValueError("the network has no class token, so no map is its own")
+    return attention[:, :, 0, -patches:].unflatten(2, grid)
+
+
+def mass_mask(maps: Tensor, share: float = 0.6) -> Tensor:
+    """The fewest patches that hold at least `share` of each map's mass: (..., h, w) to booleans of that shape."""
+    flat = maps.flatten(-2)
+    order = flat.argsort(dim=-1, descending=True, stable=True)
+    ranked = flat.gather(-1, order)
+    total = ranked.cumsum(dim=-1)
+    before = total - ranked  # mass of the larger ones: a patch is kept while that falls short
+    kept = before < share * total[..., -1:]
+    return torch.zeros_like(kept).scatter(-1, order, kept).unflatten(-1, maps.shape[-2:])

@@ -1,0 +1,103 @@
+"""Sobel filters folded into a network's first convolution, so that it takes normalised images instead of edges.
+
+A correlation after a correlation is one with the full convolution of the two kernels: k x k after 3 x 3 is
+(k + 2) x (k + 2), the same for each colour since the filters see their mean. Caron et al. 2019, arXiv 1905.01278, do
+so to compare filters in colour; their filters see the image with 2 zeros around it.
+Departs: nothing.
+
+O outputs of the convolution, C channels of the image, k kernel, p and s zeros that convolution and filters put around.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from selfcluster.models.sobel import CHANNELS, Sobel, take_away
+
+
+def fold_sobel(module: Any, *, padding: int | None = None, channels: int | None = None) -> Any:
+    """The same network for normalised images (B, C, h, w): its first convolution does the filters' work too.
+
+    The new convolution has the kernel k + 2 and the padding p + s. It gives what filters and network gave
+    - everywhere where s = 2 (DeeperCluster pads the image by 2 before filters without padding, which is the same), or
+      where p = 0 (patches of a vision transformer);
+    - in the interior otherwise (DeepCluster: s = 1): the network put zeros where the folded one sees edges against the
+      zeros outside. Outputs whose window reaches over the border differ.
+
+    Args:
+        module: a backbone of two input channels, filters before it (`sobel.put_before`) or not; it is not changed.
+        padding: s; default that of its own filters, 1 without them.
+        channels: C; default what its `spec` says of the images, 3 without one.
+
+    Returns:
+        A copy without filters. `account` says where it is exact. Where the network's class takes `folded` (ours do),
+        `spec` rebuilds it: `timm.create_model(**spec)`, strictly; elsewhere `spec` is None and it cannot be saved.
+
+    Raises:
+        ValueError: a first convolution that is not plain, or not of two channels.
+    """
+    own = getattr(module, "sobel", None)
+    filters = own if own is not None and padding is None else Sobel(1 if padding is None else padding)
+    spec = getattr(module, "spec", None)
+    overlay = {} if spec is None else dict(spec.get("pretrained_cfg_overlay", {}))
+    colours: int = channels or overlay.get("input_size", (3,))[0]
+    name, old = _first_convolution(module)
+    folded = copy.deepcopy(module)
+    parent, _, attribute = name.rpartition(".")
+    setattr(folded.get_submodule(parent), attribute, _folded(old, filters, colours).train(old.training))
+    if own is not None:
+        take_away(folded)
+    exact = filters.padding == 2 or set(old.padding) == {0}
+    border = "exact" if exact else "exact but for outputs whose window reaches over the image's border"
+    folded.account = f"Sobel filters folded into {name}: {border}"
+    folded.spec = None
+    if spec is not None and "folded" in inspect.signature(type(module).__init__).parameters:
+        overlay.pop("notes", None)  # they said that the network sees edges
+        folded.spec = {**spec, "in_chans": colours, "folded": filters.padding, "pretrained_cfg_overlay": overlay}
+    return folded
+
+
+def fold_kernel(weight: Tensor, filters: Tensor, channels: int) -> Tensor:
+    """(O, 2, k, k) behind filters (2, 1, 3, 3) of the mean of C channels, as (O, C, k + 2, k + 2).
+
+    >>> fold_kernel(torch.ones(1, 2, 1, 1), Sobel().weight, 1)[0, 0, 0]
+    tensor([2., 2., 0.])
+    """
+    full = F.conv_transpose2d(weight.double(), filters.double())  # (O, 1, k + 2, k + 2)
+    return (full / channels).expand(-1, channels, -1, -1).to(weight.dtype)
+
+
+@torch.no_grad()
+def _folded(old: nn.Conv2d, filters: Sobel, channels: int) -> nn.Conv2d:
+    shape: Any = {
+        "kernel_size": tuple(k + 2 for k in old.kernel_size),
+        "stride": old.stride,
+        "padding": tuple(int(p) + filters.padding for p in old.padding),
+        "bias": old.bias is not None,
+    }
+    new = nn.Conv2d(channels, old.out_channels, **shape, device=old.weight.device, dtype=old.weight.dtype)
+    new.weight.copy_(fold_kernel(old.weight, filters.weight.to(old.weight.device), channels))
+    if old.bias is not None and new.bias is not None:
+        new.bias.copy_(old.bias)
+    new.requires_grad_(old.weight.requires_grad)
+    return new
+
+
+def _first_convolution(module: Any) -> tuple[str, nn.Conv2d]:
+    first = getattr(module, "pretrained_cfg", {}).get("first_conv")
+    if not isinstance(first, str):
+        raise ValueError(f"{type(module).__name__} names no single first convolution, so no filters can be folded in")
+    layer: Any = module.get_submodule(first)
+    # a subclass of Conv2d (weights standardised, padding that depends on the image) computes something else
+    plain = type(layer) is nn.Conv2d and layer.groups == 1 and layer.dilation == (1, 1)
+    if not plain or layer.padding_mode != "zeros" or isinstance(layer.padding, str):
+        raise ValueError(f"{first} is {layer}: only a plain convolution can take filters in")
+    if layer.in_channels != CHANNELS:
+        raise ValueError(f"{first} takes {layer.in_channels} channels; behind Sobel filters it takes {CHANNELS}")
+    return first, layer

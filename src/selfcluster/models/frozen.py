@@ -1,0 +1,104 @@
+"""A trained network that others learn from: it keeps its own image size and normalisation and is never trained.
+
+B images, C channels, F features, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+_GREY = (0.299, 0.587, 0.114)  # ITU-R 601-2, as Pillow turns colours into grey
+
+
+class Frozen(nn.Module):
+    """A network in evaluation mode, whatever is asked of it.
+
+    Args:
+        network: from `make_backbone` or `load_backbone`.
+        layer: the name of a module inside it whose output, averaged over positions, is taken for the features; None:
+            the network's own.
+        classifier: features (B, F) to logits (B, K); None where the network has none.
+        mean, std: by which the images are normalised that `forward` is given; None: as the network's own.
+
+    Attributes:
+        size, mean, std: of the images that the network wants, as `features` takes them.
+        width: F, or K with a classifier.
+
+    Raises:
+        ValueError: the network has no such layer; names those it has.
+    """
+
+    given_mean: Tensor
+    given_std: Tensor
+    own_mean: Tensor
+    own_std: Tensor
+
+    def __init__(
+        self,
+        network: Any,
+        *,
+        layer: str | None = None,
+        classifier: nn.Linear | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+    ) -> None:
+        super().__init__()
+        own = network.spec["pretrained_cfg_overlay"]
+        self.size, self.mean, self.std = own["input_size"][1], tuple(own["mean"]), tuple(own["std"])
+        self.network, self.classifier = network, classifier
+        self._tapped: list[Any] = []
+        self._taps = layer is not None
+        if layer is not None:
+            self._layer(layer).register_forward_hook(lambda module, given, out: self._tapped.append(out))
+        pairs = {"given_mean": mean or self.mean, "given_std": std or self.std, "own_mean": self.mean}
+        for name, numbers in {**pairs, "own_std": self.std}.items():
+            self.register_buffer(name, torch.tensor(numbers)[:, None, None], persistent=False)
+        self.requires_grad_(False).train()
+        with torch.no_grad():
+            probe = self.features(torch.zeros(1, len(self.mean), self.size, self.size))
+            self.width = (probe if classifier is None else classifier(probe)).shape[1]
+
+    def train(self, mode: bool = True) -> Frozen:
+        """Stays in evaluation mode."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, C, h, w), normalised as was said at the beginning, to features (B, F), or to logits (B, K)."""
+        pixels = _with_channels(images.float() * self.given_std + self.given_mean, len(self.mean))
+        if pixels.shape[-2:] != (self.size, self.size):
+            pixels = F.interpolate(pixels, (self.size, self.size), mode="bilinear", antialias=True)
+        rows = self.features((pixels - self.own_mean) / self.own_std)
+        return rows if self.classifier is None else self.classifier(rows).float()
+
+    @torch.no_grad()
+    def features(self, images: Tensor) -> Tensor:
+        """(B, C, size, size), normalised as the network wants them, to (B, F) float32."""
+        rows = self.network(images)
+        if self._taps:
+            out = self._tapped[-1]  # (B, F, h, w), (B, tokens, F) or (B, F)
+            self._tapped.clear()
+            rows = out.mean(dim=(2, 3)) if out.dim() == 4 else out.mean(dim=1) if out.dim() == 3 else out
+        return rows.float()
+
+    def _layer(self, name: str) -> nn.Module:
+        try:
+            return self.network.get_submodule(name)
+        except AttributeError as error:
+            names = ", ".join(child for child, _ in self.network.named_children())
+            raise ValueError(
+                f"--teacher-layer {name}: {self.network.spec['model_name']} has no such layer; it has {names}"
+            ) from error
+
+
+def _with_channels(pixels: Tensor, channels: int) -> Tensor:
+    if pixels.shape[1] == channels:
+        return pixels
+    if channels == 1:
+        return (pixels * pixels.new_tensor(_GREY)[:, None, None]).sum(dim=1, keepdim=True)
+    return pixels.expand(-1, channels, -1, -1)

@@ -1,0 +1,89 @@
+"""A backbone as an ONNX file, for programs without torch. Needs the `onnx` package: pip install 'selfcluster[onnx]'.
+
+The file takes normalised images of one size, any number of them, and says in its metadata how they are normalised.
+
+B images, C channels, F features.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from selfcluster.files import write_atomically
+from selfcluster.models.backbones import SMALL, Backbone
+
+_OPSET = 17  # of 2022: every runtime in use reads it, and it has all that our networks need
+_CLOSE = 1e-3  # of the largest feature; what float32 sums in another order may differ by
+
+
+def export_onnx(
+    folder: str | Path, module: Backbone, mean: Sequence[float], std: Sequence[float], size: int
+) -> dict[str, str]:
+    """Write `backbone.onnx`: one input, `images` (B, C, size, size), and one output, `features` (B, F), both float32.
+
+    The file appears under its name only after ONNX's own evaluator has computed from it what the network computes.
+
+    Args:
+        folder: made if it does not exist.
+        module: from `make_backbone` or `load_backbone`, on the CPU; evaluation mode is set.
+        mean, std: of the images' normalisation, one number a channel.
+        size: side of the images in pixels.
+
+    Returns:
+        The metadata in the file: model_name, channels (their order), mean, std, size, input (in words).
+
+    Raises:
+        ValueError: the onnx package is missing.
+        RuntimeError: the network cannot be written as ONNX, or the file computes something else.
+    """
+    try:
+        import onnx
+        from onnx.reference import ReferenceEvaluator
+    except ImportError as error:
+        raise ValueError("--format onnx needs the package: pip install 'selfcluster[onnx]'") from error
+    name = module.spec["model_name"]
+    metadata = {
+        "model_name": name,
+        "channels": "RGB" if len(mean) == 3 else "grey",
+        "mean": json.dumps(list(mean)),
+        "std": json.dumps(list(std)),
+        "size": str(size),
+        "input": "float32 (batch, channel, row, column): pixel values / 255, minus mean, divided by std; "
+        f"the image's shorter side at {size if size <= SMALL else round(size * 256 / 224)} px, its centre cut out",
+    }
+    images = torch.rand(3, len(mean), size, size, generator=torch.Generator().manual_seed(0))
+
+    def write(temporary: Path) -> None:
+        _trace(module, images[:2], temporary)
+        model = onnx.load(temporary)
+        onnx.helper.set_model_props(model, metadata)
+        onnx.checker.check_model(model)
+        onnx.save(model, temporary)
+        with torch.no_grad():
+            expected = module(images)
+        # three images where two were traced: a batch size that became a constant shows
+        (found,) = ReferenceEvaluator(model).run(None, {"images": images.numpy()})
+        error = (torch.as_tensor(found) - expected).abs().max() / expected.abs().max().clamp(min=1e-12)
+        if not error <= _CLOSE:
+            raise RuntimeError(f"{name} as ONNX is off by {error:.1%} of its largest feature; nothing was written")
+
+    module.eval()
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    write_atomically(Path(folder) / "backbone.onnx", write)
+    return metadata
+
+
+def _trace(module: Any, images: torch.Tensor, path: Path) -> None:
+    names: dict[str, Any] = {"input_names": ["images"], "output_names": ["features"]}
+    free = {"images": {0: "batch"}, "features": {0: "batch"}}
+    with warnings.catch_warnings():
+        # the exporter by tracing is called legacy, but the newer one needs a further package, and warns of shapes that
+        # become constants: the size is meant to, and the batch is checked
+        warnings.simplefilter("ignore")
+        torch.onnx.export(module, (images,), str(path), dynamo=False, opset_version=_OPSET, dynamic_axes=free, **names)

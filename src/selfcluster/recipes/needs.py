@@ -1,0 +1,86 @@
+"""What a method needs beside images: labels, or a trained network. Refused in time: no torch here."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from selfcluster.data.sources import Source
+from selfcluster.training.runs import is_run, read_config, read_status
+
+# what ClusterFit's heads learn, and whether labels are needed for it
+TARGETS = {"kmeans": False, "per_label": True, "prototypes": True, "distill": True, "regress": False}
+AT_EACH_STEP = ("distill", "regress")  # the teacher is asked at each step
+_TEACHER = "a run folder, an exported backbone, NETWORK=WEIGHTS-FILE or a timm name"
+
+
+def check_needs(method: str, said: Mapping[str, Any], source: Source) -> None:
+    """Raise ValueError where `method` needs labels or a teacher that are not there, or cannot be used.
+
+    `said` are the user's settings, from flags and file; what a recipe chooses has no part in it.
+    """
+    if method == "supervised":
+        _check_labels(method, source)
+    if method != "clusterfit":
+        return
+    target, rounds = said.get("target", "kmeans"), said.get("rounds", 1)
+    if target not in TARGETS:
+        near = difflib.get_close_matches(str(target), TARGETS, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ValueError(f"--target {target}: choose from {', '.join(TARGETS)}{hint}")
+    teachers = teachers_in(said.get("teacher"))
+    if not teachers:
+        raise ValueError(f"clusterfit learns from a trained network: say which with --teacher, {_TEACHER}")
+    for teacher in teachers:
+        _check_teacher(teacher, target)
+    if TARGETS[target]:
+        _check_labels(f"--target {target}", source)
+    if target == "distill" and said.get("teacher_layer"):
+        raise ValueError("--teacher-layer has no effect under --target distill, which asks the teacher's classifier")
+    if isinstance(rounds, int) and (rounds < 1 or (rounds > 1 and target in AT_EACH_STEP)):
+        wanted = "must be 1 or more" if rounds < 1 else f"--target {target} asks the same teacher throughout"
+        raise ValueError(f"--rounds {rounds}: {wanted}")
+
+
+def teachers_in(text: str | None) -> list[str]:
+    """The teachers that --teacher names, between commas."""
+    return [part.strip() for part in (text or "").split(",") if part.strip()]
+
+
+def _check_labels(who: str, source: Source) -> None:
+    if source.labels is None:
+        raise ValueError(
+            f"{who} learns from labels: say where they are with --labels-from (folders, column:NAME or a CSV file)"
+        )
+    if len(np.unique(source.labels)) < 2:
+        name = (source.class_names or ["?"])[int(source.labels[0])]
+        raise ValueError(f"{who} needs two labels or more: by --labels-from all {len(source)} images are {name!r}")
+
+
+def _check_teacher(teacher: str, target: str) -> None:
+    path = Path(teacher)
+    file = teacher.partition("=")[2]
+    if is_run(path):
+        state = read_status(path).get("state", "not begun")
+        if state != "finished":
+            raise ValueError(f"--teacher {teacher}: that run is {state}; finish it first")
+    elif path.is_file() and not path.with_name("backbone.json").is_file():
+        raise ValueError(
+            f"--teacher {teacher}: weights do not say whose they are; name it: --teacher NETWORK={teacher}"
+        )
+    elif not path.exists() and (file or "/" in teacher) and not Path(file).is_file():
+        raise ValueError(f"--teacher {teacher}: there is no {file or teacher}; give {_TEACHER}")
+    if target != "distill":
+        return
+    if not is_run(path):
+        raise ValueError(f"--target distill: {teacher} has no classifier here; only a run of supervised brings its own")
+    method = read_config(path).get("method")
+    if method != "supervised":
+        raise ValueError(
+            f"--target distill: {teacher} is a run of {method}, which has no classifier. A pretext task's predictions "
+            "tell which change was made to an image, and say nothing of an unchanged one; use --target kmeans"
+        )

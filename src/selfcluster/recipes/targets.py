@@ -1,0 +1,230 @@
+"""Targets: what `supervised` and `clusterfit` predict, made once from labels or from a teacher's features, then kept.
+
+`targets.npy` in the run folder, (T, N) int64, holds them: a run that goes on reads it and makes nothing anew.
+Estimators take each rank's share of the rows and agree on the rest; labels come back for that share.
+T targets an image (one a teacher), N images, n of this rank, F features, K clusters, L labels; -1 = none.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from selfcluster import distributed, randomness
+from selfcluster.clustering.assign import nearest_centroid, unit_rows
+from selfcluster.clustering.kmeans import KMeans
+from selfcluster.clustering.whitening import Whitening
+from selfcluster.data.loader import Loader
+from selfcluster.data.sources import Source
+from selfcluster.models.backbones import load_backbone, make_backbone
+from selfcluster.models.frozen import Frozen
+from selfcluster.recipes.needs import AT_EACH_STEP, check_needs, teachers_in
+from selfcluster.training.checkpoint import load_newest
+from selfcluster.training.embedding import make_embed
+from selfcluster.training.precision import pick_device, pick_precision
+from selfcluster.training.runs import RunError, is_run, write_atomically
+from selfcluster.training.state import section
+
+FILE = "targets.npy"
+Config = Mapping[str, Any]
+
+
+def make_targets(
+    config: Config, source: Source, run: Path, say: Callable[[str], None], train: Callable[..., Any]
+) -> None:
+    """Write the run's `targets.npy` where its method needs one and there is none yet. All ranks take part.
+
+    `train(config=, out=)` trains a run by that configuration: the earlier rounds of ClusterFit.
+    """
+    if config["method"] not in ("supervised", "clusterfit") or distributed.broadcast_object((run / FILE).is_file()):
+        return
+    check_needs(config["method"], config, source)
+    if config.get("rounds", 1) > 1:
+        before = run / "before"
+        train(config={**config, "rounds": config["rounds"] - 1}, out=before)
+        distributed.broadcast_object(None)  # the first rank has written that round's network
+        config = {**config, "teacher": str(before), "teacher_layer": None}
+    labels = np.full(len(source), -1) if source.labels is None else source.labels
+    targets = labels[None]
+    if config["method"] == "clusterfit":
+        targets = np.stack([_targets(name, config, source, labels, say) for name in teachers_in(config["teacher"])])
+    if distributed.rank() == 0:
+        content = io.BytesIO()
+        np.save(content, targets.astype(np.int64))
+        write_atomically(run / FILE, content.getvalue())
+    distributed.broadcast_object(None)  # it is there for all before any reads it
+
+
+def read_targets(run: Path | None, num_images: int) -> Tensor | None:
+    """(T, N), or None where the run has none. Raises RunError for a file that is not what was written."""
+    if run is None or not (run / FILE).is_file():
+        return None
+    try:
+        targets = np.load(run / FILE, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise RunError(f"{run / FILE}: cannot be read ({error})") from error
+    if targets.ndim != 2 or targets.dtype != np.int64 or targets.shape[1] != num_images:
+        raise RunError(f"{run / FILE}: {targets.dtype} {targets.shape} are no targets of {num_images} images")
+    return torch.from_numpy(targets)
+
+
+def teachers_of(config: Config, mean: Sequence[float], std: Sequence[float]) -> list[Frozen] | None:
+    """The networks that the method asks at each step about views normalised by `mean` and `std`; None where none."""
+    if config["method"] != "clusterfit" or config["target"] not in AT_EACH_STEP:
+        return None
+    return [open_teacher(name, config, mean, std) for name in teachers_in(config["teacher"])]
+
+
+def open_teacher(
+    name: str,
+    config: Config,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> Frozen:
+    """A run's network, an exported one, NETWORK=WEIGHTS-FILE in timm's size for it, or an untrained one by timm's name.
+
+    `mean` and `std` normalised the views that it will be asked about, where it is.
+    """
+    classifier = None
+    if Path(name).exists():
+        network = load_backbone(name)[0]
+        classifier = _classifier(Path(name)) if config["target"] == "distill" else None
+    else:
+        import timm
+
+        network_name, _, weights = name.partition("=")
+        known = timm.get_pretrained_cfg(network_name) if weights else None
+        known = known if known and known.input_size[0] == config["channels"] else None
+        size = known.input_size[1] if known else config["image_size"]
+        torch.manual_seed(randomness.key(config["seed"], "teacher") >> 1)
+        network = make_backbone(
+            network_name,
+            channels=config["channels"],
+            image_size=size,
+            init=weights or None,
+            mean=known.mean if known else None,
+            std=known.std if known else None,
+        )
+        say(f"{name}: {network.account or 'a network without training'}")
+    return Frozen(network, layer=config["teacher_layer"], classifier=classifier, mean=mean, std=std)
+
+
+def _classifier(run: Path) -> torch.nn.Linear | None:
+    loaded, _ = load_newest(run / "checkpoints") if is_run(run) else (None, [])
+    if loaded is None:
+        raise RunError(f"--target distill: {run} has no checkpoint, and so no classifier")
+    weights = section(loaded.tensors, "method.heads.0.")
+    head = torch.nn.Linear(weights["weight"].shape[1], weights["weight"].shape[0])
+    head.load_state_dict(weights)
+    return head
+
+
+def _targets(
+    teacher: str, config: Config, source: Source, labels: np.ndarray, say: Callable[[str], None]
+) -> np.ndarray:
+    """(N,) targets by one teacher."""
+    kind = config["target"]
+    if kind in AT_EACH_STEP:
+        return labels if kind == "distill" else np.full(len(source), -1)
+    rows, index = teacher_rows(open_teacher(teacher, config, say=say), source, config)
+    mine = torch.from_numpy(labels)[index.cpu()].to(rows.device)
+    if kind == "prototypes":
+        found = prototypes(rows, mine)
+    else:
+        found = cluster(rows, config) if kind == "kmeans" else cluster_by_label(rows, mine, config)
+    targets = torch.full((len(source),), -1)
+    targets[distributed.all_gather(index).cpu()] = distributed.all_gather(found).cpu()
+    sizes = torch.bincount(targets[targets >= 0])
+    sizes = sizes[sizes > 0]
+    say(f"{teacher}: {len(sizes)} targets of {int(sizes.min())} to {int(sizes.max())} images")
+    return targets.numpy()
+
+
+def teacher_rows(teacher: Frozen, source: Source, config: Config) -> tuple[Tensor, Tensor]:
+    """Unit features (n, F) of the centre crops of this rank's images, and which images they are (n,)."""
+    device = pick_device(config["device"])
+    loader = Loader(
+        source,
+        image_size=teacher.size,
+        channels=len(teacher.mean),
+        mean=teacher.mean,
+        std=teacher.std,
+        device=device,
+        rank=distributed.rank(),
+        world=distributed.world_size(),
+        **{key: config[key] for key in ("batch_size", "workers", "max_bad")},
+    )
+    embed = make_embed(
+        teacher.to(device), loader, None, device=device, precision=pick_precision(config["precision"], device)
+    )
+    found = embed(lambda views: teacher.features(views[0]))
+    loader.close()
+    return unit_rows(found.rows), found.index
+
+
+def cluster(rows: Tensor, config: Config, k: int | None = None, number: int = 0) -> Tensor:
+    """(n,) clusters of rows (n, F): k-means to K, in two stages with a sample, whitened first with `teacher_pca`."""
+    if config["teacher_pca"]:
+        rows = Whitening(config["teacher_pca"], normalise=False).fit_transform(rows)
+    kmeans: Any = KMeans(
+        config["num_prototypes"] if k is None else k,
+        max_iter=config["kmeans_iterations"],
+        subsample=config["kmeans_sample"],
+        subsample_iter=config["kmeans_sample_iterations"],
+        random_state=randomness.key(config["seed"], "clusterfit", number) >> 33,
+    )
+    return kmeans.fit(rows).labels_
+
+
+def prototypes(rows: Tensor, labels: Tensor) -> Tensor:
+    """(n,) the label whose mean over all ranks' rows is nearest: one assignment, no more."""
+    count = 1 + max(distributed.gather_objects(int(labels.max()) if len(labels) else 0))
+    sums = rows.new_zeros(count, rows.shape[1]).index_add_(0, labels, rows)
+    sizes = torch.bincount(labels, minlength=count)
+    sums, sizes = distributed.all_reduce(sums), distributed.all_reduce(sizes)
+    known = sizes.nonzero().flatten()  # a label without an image has no mean
+    return known[nearest_centroid(rows, sums[known] / sizes[known, None]).labels]
+
+
+def cluster_by_label(rows: Tensor, labels: Tensor, config: Config) -> Tensor:
+    """(n,) clusters that lie within one label each, K in all, a label's share in proportion to the root of its size."""
+    count = 1 + max(distributed.gather_objects(int(labels.max()) if len(labels) else 0))
+    sizes = distributed.all_reduce(torch.bincount(labels, minlength=count)).cpu().numpy()
+    shares = allot(sizes, config["num_prototypes"])
+    found, first = torch.empty_like(labels), 0
+    if config["teacher_pca"]:  # of all rows: a label alone may have fewer than there are components
+        rows = Whitening(config["teacher_pca"], normalise=False).fit_transform(rows)
+    for label in np.flatnonzero(shares):
+        here = labels == label
+        within = {**config, "teacher_pca": 0}
+        found[here] = first + cluster(rows[here], within, int(shares[label]), int(label))
+        first += int(shares[label])
+    return found
+
+
+def allot(sizes: np.ndarray, k: int) -> np.ndarray:
+    """k clusters for labels of these sizes (L,), in proportion to the sizes' roots: at least 1 each and at most as many
+    as a label has images; what rounding leaves over goes where the share falls short most.
+
+    >>> allot(np.array([100, 400, 0]), 6).tolist()
+    [2, 4, 0]
+    """
+    least, most = np.minimum(sizes, 1), sizes
+    if not least.sum() <= k <= most.sum():
+        raise ValueError(
+            f"--num-prototypes {k}: {least.sum()} labels of {most.sum()} images need {least.sum()} to {most.sum()}"
+        )
+    wanted = k * np.sqrt(sizes) / np.sqrt(sizes).sum()
+    shares = np.clip(np.floor(wanted).astype(np.int64), least, most)
+    while (missing := k - shares.sum()) != 0:
+        step = int(np.sign(missing))
+        free = shares < most if step > 0 else shares > least
+        shares[np.argmax(np.where(free, step * (wanted - shares), -np.inf))] += step
+    return shares

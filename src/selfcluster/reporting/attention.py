@@ -1,0 +1,96 @@
+"""Pictures of what a vision transformer looks at: one a head, and the image with the rest of it dimmed.
+
+H heads, h x w patches, S side of the image in pixels. Drawn with Pillow, enlarged where the image is small.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from selfcluster.data.decode import BadImage, decode
+
+_SIDE = 224  # pixels: smaller images are enlarged to this, or patches could not be told apart
+_DIM = 0.2  # brightness of what is outside the mask
+# from little attention to much; lightness rises evenly, so that a grey print says the same
+_SCALE = np.array([[13, 8, 35], [92, 25, 98], [178, 52, 84], [238, 122, 60], [252, 245, 184]], dtype=np.float64)
+
+
+def write_attention(
+    run: Path, files: Sequence[Path], out: Any, share: float, image_size: int | None, device: str
+) -> dict[str, Any]:
+    """Show image files to the network of `run` and draw what it looks at; see `api.attention`."""
+    if not files or not 0 < share <= 1:
+        raise ValueError(f"{len(files)} images, share={share}: name at least one image, and a share above 0 up to 1")
+
+    import torch
+
+    from selfcluster.models.attention import class_maps, last_attention, mass_mask
+    from selfcluster.models.backbones import load_backbone, make_backbone
+    from selfcluster.recipes.assemble import NORMALISATION
+    from selfcluster.training.precision import pick_device
+    from selfcluster.views.crops import centre
+
+    folder = Path(out) if out is not None else run / "attention" if run.is_dir() else Path("attention")
+    if run.exists():
+        network, mean, std, size = load_backbone(run)
+    else:
+        size = image_size or 224
+        network, (mean, std) = make_backbone(str(run), channels=3, image_size=size), NORMALISATION[3]
+    target = pick_device(device)
+    network.to(target).eval()
+    offset, scale = torch.tensor(mean)[:, None, None], torch.tensor(std)[:, None, None]
+    stems = [file.stem for file in files]
+    pictures: list[Path] = []
+    heads, grid = 0, (0, 0)
+    for number, file in enumerate(files):
+        try:
+            pixels = centre(decode(file.read_bytes(), channels=len(mean)), image_size or size)  # (S, S, C)
+        except BadImage as error:
+            raise ValueError(f"{file}: {error}") from error
+        image = (torch.from_numpy(pixels).permute(2, 0, 1) / 255 - offset) / scale
+        whole, grid = last_attention(network, image[None].to(target))
+        maps = class_maps(whole, grid)[0].cpu()  # (H, h, w)
+        heads = len(maps)
+        name = file.stem if stems.count(file.stem) == 1 else f"{number}-{file.stem}"
+        pictures += draw_attention(pixels, maps.numpy(), mass_mask(maps.mean(dim=0), share).numpy(), folder, name)
+    return {"out": str(folder), "heads": heads, "grid": list(grid), "pictures": [str(path) for path in pictures]}
+
+
+def draw_attention(image: np.ndarray, maps: np.ndarray, mask: np.ndarray, folder: Path, name: str) -> list[Path]:
+    """Write `NAME-head-1.png` to `NAME-head-H.png` and `NAME-mask.png`.
+
+    Args:
+        image: (S, S, 1 or 3) uint8, what the network saw.
+        maps: (H, h, w), attention from the class token.
+        mask: (h, w) booleans, the patches that hold most of it.
+        folder: made if it does not exist.
+        name: how the files' names begin.
+
+    Returns:
+        The files, in this order.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    size = (max(_SIDE, image.shape[1]), max(_SIDE, image.shape[0]))
+    files = []
+    for number, grid in enumerate(maps, start=1):
+        files.append(folder / f"{name}-head-{number}.png")
+        Image.fromarray(coloured(grid)).resize(size, Image.Resampling.BICUBIC).save(files[-1])
+    shown = Image.fromarray(np.ascontiguousarray(image[:, :, 0] if image.shape[2] == 1 else image)).convert("RGB")
+    shown = np.asarray(shown.resize(size, Image.Resampling.NEAREST if image.shape[0] < _SIDE else None))
+    inside = np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST))
+    files.append(folder / f"{name}-mask.png")
+    Image.fromarray(np.where(inside[:, :, None], shown, shown * _DIM).astype(np.uint8)).save(files[-1])
+    return files
+
+
+def coloured(grid: np.ndarray) -> np.ndarray:
+    """A map (h, w) as colours (h, w, 3) uint8, its least value dark and its greatest light."""
+    low, high = float(grid.min()), float(grid.max())
+    place = (grid - low) / (high - low) * (len(_SCALE) - 1) if high > low else np.zeros(grid.shape)
+    steps = np.arange(len(_SCALE))
+    return np.stack([np.interp(place, steps, _SCALE[:, c]) for c in range(3)], axis=2).round().astype(np.uint8)

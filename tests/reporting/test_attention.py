@@ -1,0 +1,81 @@
+"""Attention as pictures: colours in the map's order, the image kept inside the mask, files from the command."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from selfcluster import api
+from selfcluster.cli import main
+from selfcluster.models.backbones import make_backbone, save_backbone
+from selfcluster.reporting.attention import coloured, draw_attention
+
+
+def test_more_attention_is_lighter():
+    shades = coloured(np.array([[0.1, 0.2], [0.5, 0.3]])).astype(int) @ [299, 587, 114]
+    assert np.argsort(shades, axis=None).tolist() == [0, 1, 3, 2]
+    assert len(np.unique(coloured(np.ones((2, 2))))) == len(np.unique(coloured(np.ones((1, 1))))), "a flat map is flat"
+
+
+def test_the_mask_keeps_the_image_and_dims_the_rest(tmp_path):
+    image = np.full((32, 32, 3), 200, np.uint8)
+    mask = np.array([[True, False], [False, False]])
+    files = draw_attention(image, np.random.default_rng(0).random((3, 2, 2)), mask, tmp_path / "new", "cat")
+    assert [f.name for f in files] == ["cat-head-1.png", "cat-head-2.png", "cat-head-3.png", "cat-mask.png"]
+    shown = np.asarray(Image.open(files[-1]))
+    assert shown.shape == (224, 224, 3)
+    assert (shown[:112, :112] == 200).all()
+    assert (shown[112:] == 40).all()
+    assert (shown[:112, 112:] == 40).all()
+
+
+@pytest.fixture
+def network(tmp_path):
+    module = make_backbone("vit_tiny_patch4_32", channels=3, image_size=32, depth=1)
+    save_backbone(tmp_path / "vit", module, (0.5,) * 3, (0.25,) * 3, 32)
+    return tmp_path / "vit"
+
+
+@pytest.fixture
+def photos(tmp_path, pictures):
+    files = [tmp_path / "a" / "cat.png", tmp_path / "b" / "cat.png", tmp_path / "b" / "dog.png"]
+    for file, picture in zip(files, pictures, strict=False):
+        file.parent.mkdir(exist_ok=True)
+        Image.fromarray(picture).save(file)
+    return [str(file) for file in files]
+
+
+def test_the_command_writes_a_picture_a_head_and_the_mask(network, photos, tmp_path, capsys):
+    assert (
+        main(["attention", str(network), *photos, "--out", str(tmp_path / "out"), "--image-size", "48", "--json"]) == 0
+    )
+    result = json.loads(capsys.readouterr().out)["result"]
+    assert result["heads"] == 3
+    assert result["grid"] == [12, 12]
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names == sorted(
+        f"{stem}-{part}.png" for stem in ("0-cat", "1-cat", "dog") for part in ("head-1", "head-2", "head-3", "mask")
+    ), "files of one name do not overwrite each other"
+    assert len(result["pictures"]) == 12
+
+
+def test_pictures_of_a_run_lie_in_it(network, photos):
+    result = api.attention(network, photos[2:])
+    assert result["out"] == str(network / "attention")
+    assert result["grid"] == [8, 8]
+
+
+def test_what_it_refuses(network, photos, tmp_path, capsys):
+    cnn = make_backbone("tiny_layout", channels=3, image_size=16)
+    save_backbone(tmp_path / "cnn", cnn, (0.5,) * 3, (0.5,) * 3, 16)
+    with pytest.raises(ValueError, match="no vision transformer"):
+        api.attention(tmp_path / "cnn", photos)
+    with pytest.raises(ValueError, match="share=0"):
+        api.attention(network, photos, share=0)
+    with pytest.raises(ValueError, match="multiple of 4"):
+        api.attention(network, photos, image_size=30)
+    (tmp_path / "text.png").write_text("no image")
+    with pytest.raises(ValueError, match=r"text\.png"):
+        api.attention(network, [tmp_path / "text.png"])
+    assert main(["attention", str(network)]) == 2

@@ -1,0 +1,76 @@
+"""A method begun from another's run: `--init RUN`."""
+
+import shutil
+
+import pytest
+import safetensors.torch
+import torch
+from PIL import Image
+
+from selfcluster import api
+from selfcluster.cli import main
+from selfcluster.training.checkpoint import load_newest
+from tests.conftest import TINY, TINY_SETTINGS
+
+
+def backbone(run) -> dict[str, torch.Tensor]:
+    return safetensors.torch.load_file(run / "backbone.safetensors")
+
+
+@pytest.mark.parametrize("start", ["run", "run/backbone.safetensors", "exported"])
+def test_a_method_starts_from_another_methods_run(tiny, tmp_path, start):
+    """At a rate of 0 the second run ends with the weights it was given."""
+    tiny("swav", tmp_path / "run")
+    api.export(tmp_path / "run", tmp_path / "exported")
+    tiny("deepcluster_v2", tmp_path / "next", init=str(tmp_path / start), learning_rate=0.0, final_learning_rate=0.0)
+    given, after = backbone(tmp_path / "run"), backbone(tmp_path / "next")
+    assert given.keys() == after.keys()
+    for name, value in given.items():
+        if "running" not in name and "tracked" not in name:  # statistics of the batches move
+            assert torch.equal(after[name], value), name
+
+
+def test_the_command_line_says_what_was_taken(tiny, tmp_path, pictures, capsys):
+    for i, picture in enumerate(pictures):
+        Image.fromarray(picture).save(tmp_path / f"{i:02d}.png")
+    tiny("swav", tmp_path / "run")
+    settings = TINY | TINY_SETTINGS["deepcluster_v2"] | {"init": tmp_path / "run"}
+    values = {name: value for name, value in settings.items() if not isinstance(value, bool)}
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in values.items()]
+    assert main(["train", "deepcluster-v2", str(tmp_path), "--out", str(tmp_path / "next"), "--no-sobel", *flags]) == 0
+    assert f"--init {tmp_path / 'run'}/backbone.safetensors: 100.0% of the network's numbers" in capsys.readouterr().err
+
+
+def test_a_finished_run_needs_its_start_no_more(tiny, tmp_path):
+    tiny("swav", tmp_path / "run")
+    tiny("deepcluster_v2", tmp_path / "next", init=str(tmp_path / "run"))
+    shutil.rmtree(tmp_path / "run")
+    before = (tmp_path / "next/clusters.csv").read_bytes()
+    api.cluster(tmp_path / "next", quiet=True)
+    assert (tmp_path / "next/clusters.csv").read_bytes() == before
+
+
+def test_an_unfinished_run_is_refused_but_its_checkpoint_is_not(tiny, tmp_path):
+    tiny("swav", tmp_path / "run")
+    (tmp_path / "run/backbone.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match="its run has not finished"):
+        tiny("swav", tmp_path / "next", init=str(tmp_path / "run"))
+    loaded, _ = load_newest(tmp_path / "run/checkpoints")
+    file = max((tmp_path / "run/checkpoints").glob("*/*.safetensors"))  # the newest step's
+    tiny("swav", tmp_path / "other", init=str(file), learning_rate=0.0, final_learning_rate=0.0)
+    after = backbone(tmp_path / "other")
+    for name in ("layer1.0.weight", "layer5.1.bias"):
+        assert torch.equal(after[name], loaded.tensors[f"method.backbone.{name}"])
+
+
+def test_another_networks_run_is_refused_in_the_users_words(tiny, tmp_path, capsys):
+    tiny("swav", tmp_path / "run")
+    words = ["train", "swav", "builtin:digits", "--backbone", "resnet18_small_w25", "--init", str(tmp_path / "run")]
+    assert main([*words, "--out", str(tmp_path / "next"), "--quiet"]) == 2
+    assert f"another network's weights. --init {tmp_path / 'run'}" in capsys.readouterr().err
+
+
+def test_a_wrong_path_does_not_lock_the_folder(tiny, tmp_path):
+    with pytest.raises((ValueError, OSError)):
+        tiny("swav", tmp_path / "run", init=str(tmp_path / "nowhere"))
+    assert tiny("swav", tmp_path / "run")["steps"] == 9
