@@ -78,6 +78,7 @@ def test_every_recipe_makes_a_run_or_says_why_not(method, recipe, facts):
         ({"schedule": "step"}, "needs --milestones"),
         ({"channels": 4}, "--channels 4: images have 1"),
         ({"batch_size": 2.5}, "--batch-size 2.5: expects int"),
+        ({"global_crops": 1}, "--global-crops 1: swav compares two full views"),
         ({"accumulate": 2}, "several small batches are not one large one"),
     ],
 )

@@ -99,3 +99,25 @@ def test_state_survives_a_checkpoint():
         feed(health, 3, 2.31, torch.arange(5), features, first=5)
     assert one.report() == two.report()
     assert one.counts == two.counts
+
+
+def test_a_chance_level_that_the_method_logs_counts_as_well():
+    health = Health(0, None, 0, 1000)
+    features = torch.randn(64, 16)
+    for step in range(300):
+        values = {"loss": 5.54, "chance_loss": 5.541, "gradient_norm": 1.0}
+        health.see(step, values, [Output(torch.tensor(0.0), features=features)], sample=True)
+    assert "chance level 5.541" in health.verdict(health.report())
+
+
+def test_features_that_point_one_way_are_said_though_their_rank_is_not_low():
+    health = Health(0, None, 0, 1000, advice="Keep the --predictor.")
+    features = torch.randn(64, 16)
+    for _ in range(2):
+        for step in range(10):
+            values = {"loss": 1.0, "spread": 0.07, "gradient_norm": 1.0}
+            health.see(step, values, [Output(torch.tensor(0.0), features=features)], sample=True)
+        row = health.report()
+    assert row["rankme"] > 10
+    assert "spread by 0.07" in health.verdict(row)
+    assert "--predictor" in health.verdict(row)

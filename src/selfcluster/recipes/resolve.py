@@ -72,6 +72,8 @@ def _check(schema: Schema, config: dict[str, Any], facts: DataFacts) -> None:
     for name in _LENGTH:
         if config[name] is not None and config[name] <= 0:
             raise ValueError(f"--{name.replace('_', '-')} {config[name]}: must be above 0")
+    if config["global_crops"] < 2 <= schema.paper.get("crops", {}).get("global_crops", 2):
+        raise ValueError(f"--global-crops {config['global_crops']}: {schema.name} compares two full views of an image")
     if config["local_crops"] < 0:
         raise ValueError(f"--local-crops {config['local_crops']}: must be 0 or more")
     if config["channels"] not in (1, 3):

@@ -3,9 +3,9 @@
 Read at every report: codes in use, effective clusters (the exponential of their entropy), the largest cluster's share,
 and the rank of 1,024 projected features (RankMe, Garrido et al. 2023, arXiv 2210.02885). Signs of collapse: the loss
 stays within 1 % of the method's chance level for 5 % of the planned steps (at least 200) after warm-up and any
-freezing; RankMe below 2 % of the features' dimension twice running; nearly all images in one cluster, or, twice
-running, effective clusters below 2 % of them (of 1,000 at most). The last two are the low end of the assignment's
-entropy; at the high end every prediction is alike, and the loss is the chance level.
+freezing; RankMe below 2 % of the features' dimension, or a logged `spread` below 0.1, twice running; nearly all
+images in one cluster, or, twice running, effective clusters below 2 % of them (of 1,000 at most). The last two are the
+low end of the assignment's entropy; at the high end every prediction is alike, and the loss is the chance level.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ SAMPLE = 1024  # features that the rank is read from
 _NEAR = 0.01  # share of the chance level that counts as at it
 _PATIENCE, _FEWEST = 0.05, 200  # share of the planned steps, and the fewest steps, before it is said
 _THIN = 0.02  # share of the dimensions
+_ALIKE = 0.1  # spread of unit features around their mean, where a method logs it: 1 = all directions, 0 = one
 _ONE = 0.95  # share of images in one cluster
 _FEW, _MOST = 0.02, 1000  # share of the clusters, counting so many at most: of 65,536 a small data set uses few
 
@@ -47,7 +48,8 @@ class Health:
         for key, value in values.items():
             self._sums[key] = self._sums.get(key, 0.0) + value
         self._sums["steps"] = self._sums.get("steps", 0.0) + 1
-        near = self.chance is not None and abs(values["loss"] - self.chance) <= _NEAR * self.chance
+        chance = values.get("chance_loss", self.chance)  # a method whose level depends on the batch logs its own
+        near = chance is not None and abs(values["loss"] - chance) <= _NEAR * chance
         self.counts["at_chance"] = self.counts["at_chance"] + 1 if near and step >= self.quiet_steps else 0
         for output in outputs:
             codes = self.tensors["codes"]
@@ -67,7 +69,7 @@ class Health:
         row: dict[str, Any] = {key: value / steps for key, value in self._sums.items()} if steps else {}
         self._sums = {}
         if self.chance is not None:
-            row["chance_loss"] = self.chance
+            row.setdefault("chance_loss", self.chance)
         codes = all_reduce(self.tensors["codes"])
         if codes.sum() > 0:
             row["used_codes"] = int((codes > 0).sum())
@@ -78,21 +80,22 @@ class Health:
         features = self.tensors["features"]
         if len(features) > 1:
             row["rankme"] = rankme(features)
-            thin = row["rankme"] < max(1.5, _THIN * min(features.shape))
+            thin = row["rankme"] < max(1.5, _THIN * min(features.shape)) or row.get("spread", 1.0) < _ALIKE
             self.counts["thin"] = self.counts["thin"] + 1 if thin else 0
         self.tensors = {"codes": torch.zeros_like(codes), "features": features[:0]}
         return row
 
     def verdict(self, row: dict[str, Any]) -> str | None:
         """What has collapsed and what to try, in words; None while all is well."""
-        if self.counts["at_chance"] >= self.patience and self.chance is not None:
+        if self.counts["at_chance"] >= self.patience:
             return (
-                f"collapse: the loss has stayed at its chance level {self.chance:.3f} for "
+                f"collapse: the loss has stayed at its chance level {row['chance_loss']:.3f} for "
                 f"{int(self.counts['at_chance'])} steps, so nothing is being learnt. {self.advice}"
             )
         if self.counts["thin"] >= 2:
+            spread = f" and spread by {row['spread']:.2f} of 1" if "spread" in row else ""
             return (
-                f"collapse: the features span {row['rankme']:.1f} dimensions only, so all images look alike. "
+                f"collapse: the features span {row['rankme']:.1f} dimensions only{spread}, so all images look alike. "
                 f"{self.advice}"
             )
         if row.get("largest_share", 0.0) > _ONE and len(self.tensors["codes"]) > 2:
