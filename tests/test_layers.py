@@ -75,3 +75,9 @@ def test_files_stay_readable():
         name = path.relative_to(ROOT).as_posix()
         limit = 150 if name.startswith("methods/") else 200 if name == "training/loop.py" else 300
         assert len(code) <= limit, f"{name}: {len(code)} lines of code, the aim is {limit}"
+
+
+def test_the_readme_maps_every_file():
+    text = (ROOT.parent.parent / "README.md").read_text()
+    files = {path.name for path in ROOT.rglob("*.py")} - {"__init__.py", "__main__.py"}
+    assert not {name for name in files if f"`{name}`" not in text}
