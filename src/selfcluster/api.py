@@ -378,10 +378,15 @@ def export(
         out: folder for what is written; default RUN/export.
         format: safetensors for `backbone.safetensors` and `backbone.json`; onnx for `backbone.onnx`, which says in its
             metadata how its images are normalised (needs the extra `onnx`).
+
+    Returns:
+        weights, architecture, a note ("" but for networks of edges, whose filters are folded in where timm can rebuild
+        that), and the arguments of `create_model`.
     """
     if format not in ("safetensors", "onnx"):
         raise ValueError(f"--format {format}: choose safetensors or onnx")
     from selfcluster.models.backbones import load_backbone, save_backbone
+    from selfcluster.models.folding import for_images
 
     module, mean, std, size = load_backbone(Path(run))
     folder = Path(out) if out is not None else Path(run) / "export"
@@ -389,8 +394,9 @@ def export(
         from selfcluster.models.onnx import export_onnx
 
         return {"weights": str(folder / "backbone.onnx"), **export_onnx(folder, module, mean, std, size)}
+    module, account = for_images(module)
     weights = save_backbone(folder, module, mean, std, size)
-    return {"weights": str(weights), "architecture": str(folder / "backbone.json"), **module.spec}
+    return {"weights": str(weights), "architecture": str(folder / "backbone.json"), "note": account, **module.spec}
 
 
 def attention(

@@ -300,7 +300,7 @@ def _export(run: str, out: str | None, format: str) -> tuple[Any, str]:
     from selfcluster import api
 
     result = api.export(run, out, format=format)
-    return result, "\n".join(result[name] for name in ("weights", "architecture") if name in result)
+    return result, "\n".join(result[name] for name in ("weights", "architecture", "note") if result.get(name))
 
 
 def _build_search(parser: argparse.ArgumentParser, words: list[str]) -> None:

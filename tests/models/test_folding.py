@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from selfcluster.models.backbones import load_backbone, make_backbone, save_backbone
-from selfcluster.models.folding import fold_kernel, fold_sobel
+from selfcluster.models.folding import fold_kernel, fold_sobel, for_images
 from selfcluster.models.sobel import Sobel
 
 STATISTICS = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
@@ -139,3 +139,26 @@ def test_what_cannot_take_filters_is_refused():
         fold_sobel(timm.create_model("resnetv2_50x1_bit", num_classes=0, in_chans=2))
     with pytest.raises(ValueError, match="Linear names no single first convolution"):
         fold_sobel(nn.Linear(2, 2))
+
+
+def test_an_export_takes_images_and_is_the_trained_network_inside_the_border(tmp_path):
+    trained = make_backbone("resnet18_small_w25", channels=3, image_size=32, sobel=True).eval()
+    folded, account = for_images(trained)
+    assert "folded into conv1" in account
+    save_backbone(tmp_path, folded, (0.5,) * 3, (0.25,) * 3, 32)
+    described = json.loads((tmp_path / "backbone.json").read_text())
+    plain = timm.create_model(**described, checkpoint_path=str(tmp_path / "backbone.safetensors")).eval()
+    shown = images(32)
+    with torch.no_grad():
+        inner = (slice(None), slice(None), slice(2, -2), slice(2, -2))
+        edges = trained.conv1(trained.sobel(shown))
+        torch.testing.assert_close(plain.conv1(shown)[inner], edges[inner], atol=1e-4, rtol=1e-4)
+        assert plain(shown).shape == trained(shown).shape
+
+
+def test_what_cannot_be_rebuilt_stays_as_it_is_and_says_so():
+    trained = make_backbone("resnet18", channels=3, image_size=80, sobel=True)
+    kept, account = for_images(trained)
+    assert kept is trained
+    assert "takes Sobel edges" in account
+    assert for_images(make_backbone("resnet18_small_w25", channels=3, image_size=32))[1] == ""

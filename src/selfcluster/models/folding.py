@@ -63,6 +63,22 @@ def fold_sobel(module: Any, *, padding: int | None = None, channels: int | None 
     return folded
 
 
+def for_images(module: Any) -> tuple[Any, str]:
+    """A network that takes images by itself, where its class can be rebuilt so, and what became of its filters ("")."""
+    if getattr(module, "sobel", None) is None:
+        return module, ""
+    try:
+        folded = fold_sobel(module)
+    except ValueError as error:
+        return module, f"takes Sobel edges, two channels: {error}"
+    if folded.spec is None:
+        return (
+            module,
+            f"takes Sobel edges, two channels: timm cannot rebuild {type(module).__name__} with them folded in",
+        )
+    return folded, folded.account
+
+
 def fold_kernel(weight: Tensor, filters: Tensor, channels: int) -> Tensor:
     """(O, 2, k, k) behind filters (2, 1, 3, 3) of the mean of C channels, as (O, C, k + 2, k + 2).
 
