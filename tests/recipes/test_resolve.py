@@ -14,7 +14,7 @@ DIGITS = DataFacts(1797, 8, 1)
 def test_order_of_authority():
     assert resolve("swav", PHOTOS, recipe="paper").config["num_prototypes"] == 3000
     auto = resolve("swav", PHOTOS).config["num_prototypes"]
-    assert auto == 450  # twice the square root of 50,000, to tens
+    assert auto == 220  # the square root of 50,000, to tens
     file = {"num_prototypes": 70, "epsilon": 0.03}
     assert resolve("swav", PHOTOS, config_file=file).config["num_prototypes"] == 70
     both = resolve("swav", PHOTOS, {"num_prototypes": 60}, file).config

@@ -107,10 +107,12 @@ def auto(schema: Schema, facts: DataFacts, said: Mapping[str, Any]) -> dict[str,
     if "epsilon" in own and not layout:
         choose("epsilon", 0.03, "sharper codes: at 0.05 short runs stay at ln K")
     if "num_prototypes" in own:
-        # where the least populous clusters are dissolved each step, fewer of them hold still better
-        factor = 1 if "min_cluster" in own else 2
-        wanted = max(10, min(3000, round(factor * sqrt(n) / 10) * 10))
-        k = choose("num_prototypes", min(wanted, n // 2), f"{factor} times the square root of {n} images")
+        # fewer clusters than a batch has images: codes are balanced without a queue, and short runs learn faster
+        brief = short and not layout
+        wanted = round((1 if brief else 2) * sqrt(n) / 10) * 10
+        wanted = max(10, min(3000, wanted, batch if brief else wanted))
+        why = f"the square root of {n} images, at most a batch" if brief else f"twice the square root of {n} images"
+        k = choose("num_prototypes", min(wanted, n // 2), why)
         if "queue_length" in own and k > batch:
             choose("queue_length", ceil(2 * k / batch) * batch, f"{k} prototypes need more than {batch} images to fill")
             choose("queue_from_epoch", round(epochs * 0.1, 2), "a tenth of the run")
