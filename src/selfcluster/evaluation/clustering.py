@@ -20,7 +20,7 @@ from selfcluster.clustering.whitening import Whitening
 
 ALGORITHMS = ("kmeans", "hierarchical", "pic")
 _MOST = 256  # components, the paper's number
-_RESTARTS = 10  # of k-means, the best kept; fewer where one fit is long
+_RESTARTS = 40  # of k-means, the best kept; fewer where one fit is long
 _QUICK = 2e9  # multiplications an iteration that all restarts together may take
 
 
