@@ -1,5 +1,6 @@
 # Every target sets itself up from python3, make and the default package index, and starts at once when that is done.
 PYTHON ?= python3
+IMAGES ?= ../shared/data/cifar10/train-00000.tar
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
@@ -10,7 +11,7 @@ demo: $(VENV)/.core
 	$(BIN)/selfcluster demo
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
@@ -19,8 +20,8 @@ check: $(VENV)/.dev
 	$(BIN)/python -m pytest -p no:cacheprovider tests/test_layers.py
 
 bench: $(VENV)/.bench
-	$(BIN)/python benchmarks/clustering.py
-	$(BIN)/python benchmarks/train_vs_lightly.py
+	$(BIN)/python benchmarks/clustering.py kmeans-faiss sinkhorn knn large distributed growth
+	$(BIN)/python benchmarks/train_vs_lightly.py --images $(IMAGES)
 	$(BIN)/python benchmarks/views.py
 
 .venv: $(VENV)/.dev
