@@ -70,7 +70,7 @@ def assemble(config: Mapping[str, Any], num_images: int, run: Path | None = None
     world = distributed.world_size()
     count = gcd(kind.shards(settings), world)
     shard = (distributed.rank() * count // world, count)
-    facts = Facts(num_images, config["image_size"], config["channels"], targets, teachers, shard)
+    facts = Facts(num_images, config["image_size"], config["channels"], targets=targets, teacher=teachers, shard=shard)
     method = kind(backbone, settings, facts)
     method = method.to(device)
     method.to(memory_format=torch.channels_last)
