@@ -217,6 +217,25 @@ def test_the_methods_own_clusters_are_those_of_training(run, tmp_path):
     assert (tmp_path / "again.csv").read_bytes() == before
 
 
+def test_clusters_of_a_run_are_found_behind_its_projection(run, tmp_path):
+    import numpy as np
+    import torch
+
+    from selfcluster import api
+    from selfcluster.evaluation.clustering import cluster_vectors
+    from selfcluster.recipes.opening import trained_method
+    from selfcluster.training.tables import read_clusters, read_embeddings
+
+    vectors = read_embeddings(run / "embeddings.parquet").vectors
+    api.cluster(run, k=3, out=tmp_path / "three.parquet", quiet=True)
+    method, device = trained_method(run)
+    with torch.no_grad():
+        projected = method.project(torch.from_numpy(vectors).to(device)).numpy()
+    expected = cluster_vectors(projected, 3)[0]
+    assert np.array_equal(read_clusters(tmp_path / "three.parquet").clusters, expected)
+    assert not np.array_equal(expected, cluster_vectors(vectors, 3)[0])
+
+
 def test_features_know_what_the_pictures_are(run):
     """A sanity check of the whole path: the four kinds are told apart by neighbours far above chance."""
     from selfcluster import api
