@@ -1,6 +1,6 @@
 # Every target sets itself up from python3, make and the default package index, and starts at once when that is done.
 PYTHON ?= python3
-IMAGES ?= ../shared/data/cifar10/train-00000.tar
+IMAGES ?= cifar10/train-00000.tar
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
