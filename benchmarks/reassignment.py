@@ -28,6 +28,7 @@ def main() -> None:
     import numpy as np
     import torch
 
+    from selfcluster.data.decode import decode
     from selfcluster.data.loader import Loader
     from selfcluster.data.sources import open_source
     from selfcluster.methods import METHODS
@@ -39,7 +40,7 @@ def main() -> None:
 
     torch.set_num_threads(args.threads)
     sources = [open_source(str(path)) for path in args.data]
-    pixels = np.stack([np.asarray(source.read(i)) for source in sources for i in range(len(source))])
+    pixels = np.stack([decode(source.read(i)) for source in sources for i in range(len(source))])
     source, device = open_source(pixels), torch.device("cpu")
     precision, n = pick_precision("auto", device), len(pixels)
     norm = {"mean": (0.5,) * 3, "std": (0.25,) * 3}
