@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
+from selfcluster.models.registration import entry
+
 # (channels, kernel, stride, padding) of a convolution, or "pool"
 _ALEXNET = ((96, 11, 4, 2), "pool", (256, 5, 1, 2), "pool", (384, 3, 1, 1), (384, 3, 1, 1), (256, 3, 1, 1), "pool")
 _VGG16 = tuple(
@@ -140,21 +142,7 @@ def _linear(inputs: int, outputs: int) -> nn.Linear:
     return layer
 
 
-def _config() -> dict[str, Any]:
-    return {
-        "url": "",
-        "num_classes": 1000,
-        "input_size": (3, 224, 224),
-        "interpolation": "bilinear",
-        "crop_pct": 0.875,
-        "mean": (0.485, 0.456, 0.406),
-        "std": (0.229, 0.224, 0.225),
-        "first_conv": "conv1.0",
-        "classifier": "fc",
-    }
-
-
-_CONFIGS: dict[str, Any] = {name: _config() for name in ("deepcluster_alexnet", "deepcluster_vgg16")}
+_CONFIGS: dict[str, Any] = {name: entry(224, "conv1.0") for name in ("deepcluster_alexnet", "deepcluster_vgg16")}
 default_cfgs = generate_default_cfgs(_CONFIGS)
 
 

@@ -18,31 +18,33 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import Tensor, nn
 
-_CHANNELS = (64, 128, 256, 512)  # of the four stages of every residual network in the paper
+from selfcluster.models.registration import entry, register
+
+CHANNELS = (64, 128, 256, 512)  # of the four stages of every residual network in the paper
 
 
-class SmallResNet(ResNet):
-    """timm's ResNet with a stem for small images: 3x3, stride 1, no pooling. Its strides multiply to 8, not 32.
-
-    `folded`: padding of the Sobel filters that `folding.py` folded into the stem, then 5x5; None: none are.
-    """
+class PlainStemResNet(ResNet):
+    """timm's ResNet whose stem is one convolution as wide as the first stage: (kernel, stride, padding)."""
 
     def __init__(
-        self,
-        *,
-        channels: tuple[int, ...] = _CHANNELS,
-        in_chans: int = 3,
-        folded: int | None = None,
-        **kwargs: Any,
+        self, *, stem: tuple[int, int, int], channels: tuple[int, ...] = CHANNELS, in_chans: int = 3, **kwargs: Any
     ) -> None:
         # the deep stem is the one whose width timm lets us set; its three convolutions are replaced by one
         super().__init__(channels=channels, in_chans=in_chans, stem_type="deep", stem_width=channels[0] // 2, **kwargs)
         like = self.bn1.weight
-        kernel, padding = (3, 1) if folded is None else (5, 1 + folded)
         where: Any = {"device": like.device, "dtype": like.dtype}
-        stem = nn.Conv2d(in_chans, channels[0], kernel, padding=padding, bias=False, **where)
-        nn.init.kaiming_normal_(stem.weight, mode="fan_out", nonlinearity="relu")
-        self.conv1 = stem
+        self.conv1 = nn.Conv2d(in_chans, channels[0], *stem, bias=False, **where)
+        nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
+
+
+class SmallResNet(PlainStemResNet):
+    """A ResNet for small images: 3x3, stride 1, no pooling. Its strides multiply to 8, not 32.
+
+    `folded`: padding of the Sobel filters that `folding.py` folded into the stem, then 5x5; None: none are.
+    """
+
+    def __init__(self, *, folded: int | None = None, **kwargs: Any) -> None:
+        super().__init__(stem=(3, 1, 1) if folded is None else (5, 1, 1 + folded), **kwargs)
         self.maxpool = nn.Identity()
         for stage, reduction in zip(self.feature_info, (1, 1, 2, 4, 8), strict=True):
             stage["reduction"] = reduction
@@ -113,36 +115,20 @@ class TinyLayout(nn.Module):
         self.fc = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
 
 
-def _config(side: int, channels: int, first: str) -> dict[str, Any]:
-    rgb = channels == 3
-    return {
-        "url": "",
-        "num_classes": 10,
-        "input_size": (channels, side, side),
-        "interpolation": "bilinear",
-        "crop_pct": 1.0,
-        "mean": (0.485, 0.456, 0.406) if rgb else (0.5,) * channels,
-        "std": (0.229, 0.224, 0.225) if rgb else (0.5,) * channels,
-        "first_conv": first,
-        "classifier": "fc",
-    }
-
-
 _RESNETS = [f"{name}_small{width}" for name in ("resnet18", "resnet34", "resnet50") for width in ("", "_w50", "_w25")]
-_CONFIGS: dict[str, Any] = {name: _config(32, 3, "conv1") for name in _RESNETS}
-default_cfgs = generate_default_cfgs(_CONFIGS | {"tiny_layout": _config(16, 1, "layer1.0")})
+_CONFIGS: dict[str, Any] = {name: entry(32, "conv1", num_classes=10, crop_pct=1.0) for name in _RESNETS}
+_CONFIGS["tiny_layout"] = entry(16, "layer1.0", channels=1, num_classes=10, crop_pct=1.0)
+default_cfgs = generate_default_cfgs(_CONFIGS)
 
 
 def _register_resnet(name: str, block: type[nn.Module], layers: tuple[int, ...], divisor: int) -> None:
-    channels = tuple(c // divisor for c in _CHANNELS)
+    channels = tuple(c // divisor for c in CHANNELS)
 
     def create(pretrained: bool = False, **kwargs: Any) -> nn.Module:
         arguments = {"block": block, "layers": layers, "channels": channels, **kwargs}
         return build_model_with_cfg(SmallResNet, name, pretrained, **arguments)
 
-    create.__name__ = create.__qualname__ = name  # what timm registers it under
-    create.__doc__ = f"{name}: 3x3 stem of stride 1, stages of {channels} channels, {layers} blocks."
-    register_model(create)
+    register(name, create, f"3x3 stem of stride 1, stages of {channels} channels, {layers} blocks")
 
 
 for _suffix, _divisor in (("", 1), ("_w50", 2), ("_w25", 4)):

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import build_model_with_cfg, generate_default_cfgs
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
+
+from selfcluster.models.registration import entry, register
 
 _SIZES = {"tiny": (192, 3), "small": (384, 6), "base": (768, 12)}  # channels, heads
 _GRIDS = ((2, 16), (4, 32), (8, 64))  # pixels of a patch and of the image: 8 x 8 patches each
@@ -21,22 +23,11 @@ _NAMES = {f"vit_{size}_patch{patch}_{side}": (size, patch, side) for size in _SI
 }
 
 
-def _config(side: int) -> dict[str, Any]:
-    return {
-        "url": "",
-        "num_classes": 1000,
-        "input_size": (3, side, side),
-        "pool_size": None,
-        "interpolation": "bicubic",
-        "crop_pct": 1.0,
-        "mean": (0.485, 0.456, 0.406),
-        "std": (0.229, 0.224, 0.225),
-        "first_conv": "patch_embed.proj",
-        "classifier": "head",
-    }
-
-
-default_cfgs = generate_default_cfgs({name: _config(side) for name, (_, _, side) in _NAMES.items()})
+_TAKEN: dict[str, Any] = {"pool_size": None, "interpolation": "bicubic", "crop_pct": 1.0}
+_CONFIGS: dict[str, Any] = {
+    name: entry(side, "patch_embed.proj", "head", **_TAKEN) for name, (_, _, side) in _NAMES.items()
+}
+default_cfgs = generate_default_cfgs(_CONFIGS)
 
 
 def _register(name: str, size: str, patch: int, side: int) -> None:
@@ -52,9 +43,7 @@ def _register(name: str, size: str, patch: int, side: int) -> None:
         }
         return build_model_with_cfg(VisionTransformer, name, pretrained, **own | kwargs)
 
-    create.__name__ = create.__qualname__ = name  # what timm registers it under
-    create.__doc__ = f"{name}: twelve blocks of {channels} channels, patches of {patch} in images of {side} pixels."
-    register_model(create)
+    register(name, create, f"twelve blocks of {channels} channels, patches of {patch} in images of {side} pixels")
 
 
 for _name, (_size, _patch, _side) in _NAMES.items():
