@@ -62,8 +62,9 @@ def test_labels_are_the_nearest_centroids_of_features_whitened_in_float64():
     y = whitened(rows.numpy(), 16)
     centroids = method.centroids.double().numpy()
     # an axis may point either way
-    axes = method.components.numpy()
-    ours = (rows.double().numpy() - method.mean.numpy()) @ axes.T / np.sqrt(method.eigenvalues.numpy())
+    kept = method.whitening
+    axes = kept.components.numpy()
+    ours = (rows.double().numpy() - kept.mean.numpy()) @ axes.T / np.sqrt(kept.eigenvalues.numpy())
     ours /= np.linalg.norm(ours, axis=1, keepdims=True)
     signs = np.sign((ours * y).sum(axis=0))
     np.testing.assert_allclose(ours * signs, y, atol=1e-5)
@@ -122,7 +123,7 @@ def test_the_classifier_stands_behind_the_relu_and_clusters_before_it():
     rectified = method.encode(images).relu()
     expected = F.cross_entropy(method.head(rectified), method.labels)
     assert output.loss.item() == pytest.approx(expected.item(), abs=1e-6)
-    assert method.components.shape == (4, 4), "no more axes than features"
+    assert method.whitening.components.shape == (4, 4), "no more axes than features"
 
 
 def test_the_uniform_sampler_is_flat_over_clusters_on_the_labels_of_the_images_drawn():
@@ -268,12 +269,12 @@ def test_power_iteration_keeps_the_largest_clusters_where_it_finds_too_many():
     torch.testing.assert_close(lengths[: len(sizes)], means.norm(dim=1), atol=1e-5, rtol=0)
     assert (lengths[len(sizes) :] == 0).all()
     # rows without members lie at 0 and would be nearest to what is between the clusters
-    assert int(wide.assign(rows[:1].repeat(2, 1) * 0 + wide.mean).cluster.max()) < len(sizes)
+    assert int(wide.assign(rows[:1].repeat(2, 1) * 0 + wide.whitening.mean).cluster.max()) < len(sizes)
 
 
 def test_axes_are_no_more_than_features_or_images():
-    assert make("deepcluster", pca_dim=256).components.shape == (48, 512)
-    assert make("deepcluster", num_samples=5000, pca_dim=4096).components.shape == (512, 512)
+    assert make("deepcluster", pca_dim=256).whitening.components.shape == (48, 512)
+    assert make("deepcluster", num_samples=5000, pca_dim=4096).whitening.components.shape == (512, 512)
     assert make("deepcluster", num_samples=5000).centroids.shape == (8, 16)
 
 

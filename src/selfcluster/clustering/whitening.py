@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from selfcluster import distributed
 
@@ -113,6 +113,40 @@ class Whitening:
         if self.normalise:
             rows /= rows.norm(dim=1, keepdim=True) + self.eps
         return rows
+
+
+_FITTED = ("mean", "components", "eigenvalues")
+
+
+class WhiteningMemory(nn.Module):
+    """A fitted `Whitening` as part of a method's state: zeros until `fit_transform`, saved and resumed with the rest.
+
+    Args:
+        dim: d.
+        width: D.
+    """
+
+    components: Tensor
+
+    def __init__(self, dim: int, width: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(width, dtype=torch.float64))
+        self.register_buffer("components", torch.zeros(dim, width, dtype=torch.float64))
+        self.register_buffer("eigenvalues", torch.zeros(dim, dtype=torch.float64))
+
+    def fit_transform(self, rows: Tensor) -> Tensor:
+        """Fit to this rank's rows (N, D) of all ranks' and keep that; the rows whitened (N, d)."""
+        found = Whitening(len(self.components)).fit(rows)
+        for name in _FITTED:
+            getattr(self, name).copy_(torch.from_numpy(getattr(found, f"{name}_")))
+        return found.transform(rows)
+
+    def transform(self, rows: Tensor) -> Tensor:
+        """(N, D) to (N, d), as last fitted."""
+        found = Whitening(len(self.components))
+        for name in _FITTED:
+            setattr(found, f"{name}_", getattr(self, name).cpu().numpy())
+        return found.transform(rows)
 
 
 def _scatter(X: Any) -> tuple[int, Tensor, Tensor]:

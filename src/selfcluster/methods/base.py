@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import groupby
+from math import isnan
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from selfcluster.clustering.scores import successive_nmi
 from selfcluster.distributed import all_reduce, world_size
 from selfcluster.models.backbones import Backbone
 from selfcluster.types import Assignment, Batch, Crops, Embeddings, EpochPlan, Facts, Group, Output, Progress, Training
@@ -43,6 +45,8 @@ class Method(nn.Module):
     @classmethod
     def views(cls, settings: Any, crops: Crops, channels: int) -> ViewPlan:
         """The views of an image, known before the network exists."""
+        if crops.global_crops < 2 <= cls.paper.crops.global_crops:
+            raise ValueError(f"global_crops={crops.global_crops}: {cls.__name__} compares two full views of an image")
         return plan_from_crops(crops, channels)
 
     def groups(self) -> list[Group]:
@@ -111,6 +115,12 @@ class Method(nn.Module):
         """(V * B, F), view after view: consecutive views of one resolution share one pass through the backbone."""
         same = [list(run) for _, run in groupby(views, key=lambda v: v.shape[-2:])]
         return torch.cat([self.backbone(torch.cat(run)) for run in same])
+
+
+def stability(before: Tensor, after: Tensor) -> dict[str, float]:
+    """What a renewal logs: the NMI of the labels (N,) before and after it; nothing where no image has both."""
+    agreement = successive_nmi(before, after)
+    return {} if isnan(agreement) else {"nmi_previous": agreement}
 
 
 def labelled_cross_entropy(logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:

@@ -48,7 +48,6 @@ class ClusterFit(Supervised):
         epochs=105,
         crops=Crops(global_crops=1, augment="clusterfit"),
     )
-    small = {"schedule": "cosine", "milestones": ()}
 
     def __init__(self, make_backbone: MakeBackbone, settings: ClusterFitSettings, facts: Facts) -> None:
         super().__init__(make_backbone, settings, facts)

@@ -23,10 +23,9 @@ from torch.nn import functional as F
 from selfcluster.clustering.assign import nearest_centroid
 from selfcluster.clustering.kmeans import KMeans
 from selfcluster.clustering.pic import PowerIterationClustering
-from selfcluster.clustering.scores import nmi
-from selfcluster.clustering.whitening import Whitening
+from selfcluster.clustering.whitening import WhiteningMemory
 from selfcluster.distributed import all_gather, all_reduce
-from selfcluster.methods.base import Embed, MakeBackbone, Method, labelled_cross_entropy
+from selfcluster.methods.base import Embed, MakeBackbone, Method, labelled_cross_entropy, stability
 from selfcluster.types import Assignment, Batch, Crops, EpochPlan, Facts, Group, Output, Progress, Training
 
 _WEIGHTINGS = ("uniform", "inverse", "inverse_sqrt", "none", "released")
@@ -86,16 +85,11 @@ class DeepCluster(Method):
         self.register_buffer("labels", torch.full((n,), -1))  # (N,), -1 = none
         self.register_buffer("clusters", torch.tensor(k))  # C: rows of the head from here on are masked
         self.register_buffer("weight", torch.ones(k))  # of each cluster in the loss
-        self.register_buffer("mean", torch.zeros(width, dtype=torch.float64))
-        self.register_buffer("components", torch.zeros(d, width, dtype=torch.float64))
-        self.register_buffer("eigenvalues", torch.zeros(d, dtype=torch.float64))
+        self.whitening = WhiteningMemory(d, width)
         self.register_buffer("centroids", torch.zeros(k, d))
         self.labels: Tensor
         self.clusters: Tensor
         self.weight: Tensor
-        self.mean: Tensor
-        self.components: Tensor
-        self.eigenvalues: Tensor
         self.centroids: Tensor
 
     def groups(self) -> list[Group]:
@@ -126,10 +120,7 @@ class DeepCluster(Method):
     def renew(self, progress: Progress, embed: Embed) -> dict[str, float]:
         """Cluster the whitened features of all centre crops, and start the classifier anew."""
         shares = embed(lambda views: self.encode(views[0]), view="centre")
-        found = Whitening(len(self.components)).fit(shares.rows)
-        for name in ("mean", "components", "eigenvalues"):
-            getattr(self, name).copy_(torch.from_numpy(getattr(found, f"{name}_")))
-        rows = found.transform(shares.rows)  # (n, d)
+        rows = self.whitening.fit_transform(shares.rows)  # (n, d)
         mine = self.power_iteration(rows) if self.pic else self.kmeans(rows, progress.number("k-means"))
         before = self.labels.clone()
         self.labels.fill_(-1)
@@ -141,9 +132,7 @@ class DeepCluster(Method):
         self.head.weight.copy_(torch.randn(self.head.weight.shape, generator=progress.generator("head")) * 0.01)
         self.head.bias.zero_()
         log = {"clusters": float((sizes > 0).sum()), "largest_cluster": float(sizes.max())}
-        if ((before >= 0) & (self.labels >= 0)).any():
-            log["nmi_previous"] = nmi(before.cpu(), self.labels.cpu(), average="geometric")
-        return log
+        return log | stability(before, self.labels)
 
     def kmeans(self, rows: Tensor, seed: int) -> Tensor:
         """Labels of this rank's whitened rows; empty clusters take half of one drawn uniformly."""
@@ -180,8 +169,5 @@ class DeepCluster(Method):
     @torch.no_grad()
     def assign(self, features: Tensor) -> Assignment:
         """The nearest centroid in the whitened space of the last reassignment."""
-        whitening = Whitening(len(self.components))
-        for name in ("mean", "components", "eigenvalues"):
-            setattr(whitening, f"{name}_", getattr(self, name).cpu().numpy())
-        found = nearest_centroid(whitening.transform(features.float()), self.centroids[: int(self.clusters)])
+        found = nearest_centroid(self.whitening.transform(features.float()), self.centroids[: int(self.clusters)])
         return Assignment(found.labels, found.distances.float().sqrt())

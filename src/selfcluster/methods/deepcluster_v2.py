@@ -20,9 +20,8 @@ from torch.nn import functional as F
 
 from selfcluster.clustering.kmeans import KMeans
 from selfcluster.clustering.memory import SampleMemory
-from selfcluster.clustering.scores import nmi
 from selfcluster.distributed import all_gather, share
-from selfcluster.methods.base import Embed, MakeBackbone, Method, labelled_cross_entropy
+from selfcluster.methods.base import Embed, MakeBackbone, Method, labelled_cross_entropy, stability
 from selfcluster.models.heads import ProjectionHead, Prototypes
 from selfcluster.types import Assignment, Batch, Crops, Facts, Output, Progress, Training
 
@@ -104,10 +103,7 @@ class DeepClusterV2(Method):
             mine, found = self.cluster(h, self.memories[h % 2].rows[index[share(len(index))]], progress)
             labels[index] = all_gather(mine)
             log |= found
-        both = (before >= 0) & (self.labels[0] >= 0)
-        if both.any():
-            log["nmi_previous"] = nmi(before[both], self.labels[0][both], average="geometric")
-        return log
+        return log | stability(before, self.labels[0])
 
     def cluster(self, h: int, rows: Tensor, progress: Progress) -> tuple[Tensor, dict[str, float]]:
         """Centroids of head h from this rank's share `rows` (n, D) of a memory; its labels (n,) and scalars to log."""

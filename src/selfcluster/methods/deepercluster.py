@@ -26,15 +26,12 @@ from torch.nn import functional as F
 
 from selfcluster.clustering.assign import nearest_centroid
 from selfcluster.clustering.members import Members, cluster_members, fill_up_
-from selfcluster.clustering.scores import nmi
-from selfcluster.clustering.whitening import Whitening
-from selfcluster.methods.base import Embed, MakeBackbone, Method
+from selfcluster.clustering.whitening import WhiteningMemory
+from selfcluster.methods.base import Embed, MakeBackbone, Method, stability
 from selfcluster.methods.combinations import COMBINATIONS, TURNS, super_class
 from selfcluster.models.classifiers import restart_
 from selfcluster.types import Assignment, Batch, Crops, EpochPlan, Facts, Output, Progress, Training
 from selfcluster.views.pretext import rotate
-
-_WHITENING = ("mean", "components", "eigenvalues")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,15 +81,12 @@ class DeeperCluster(Method):
         self.register_buffer("labels", torch.full((n,), -1))  # (N,) super-cluster * k + cluster in it, -1 = none
         self.register_buffer("turns", torch.zeros(n, dtype=torch.int64))  # (N,) this epoch's rotations
         self.register_buffer("reassigned", torch.zeros((), dtype=torch.bool))  # whether the last renewal clustered
-        self.register_buffer("mean", torch.zeros(width, dtype=torch.float64))
-        self.register_buffer("components", torch.zeros(dim, width, dtype=torch.float64))
-        self.register_buffer("eigenvalues", torch.zeros(dim, dtype=torch.float64))
+        self.whitening = WhiteningMemory(dim, width)
         self.register_buffer("super_centers", torch.zeros(self.m, dim))
         self.register_buffer("centers", torch.zeros(total, dim))
         self.labels: Tensor
         self.turns: Tensor
         self.reassigned: Tensor
-        self.components: Tensor
         self.super_centers: Tensor
         self.centers: Tensor
 
@@ -139,10 +133,8 @@ class DeeperCluster(Method):
     def reassign(self, progress: Progress, embed: Embed) -> dict[str, float]:
         """Two consecutive k-means over whitened features of upright images; no rank holds another's rows."""
         share = embed(lambda views: self.encode(views[0]))
-        whitening = Whitening(len(self.components)).fit(share.rows)
-        for name in _WHITENING:
-            getattr(self, name).copy_(torch.from_numpy(getattr(whitening, f"{name}_")))
-        rows, seen, before = whitening.transform(share.rows), share.seen.nonzero().flatten(), self.labels.clone()
+        rows = self.whitening.fit_transform(share.rows)
+        seen, before = share.seen.nonzero().flatten(), self.labels.clone()
         if len(seen) < self.num_super_classes:
             raise ValueError(f"{len(seen)} good images are too few for {self.num_super_classes} super-classes")
 
@@ -164,8 +156,7 @@ class DeeperCluster(Method):
         for name, head in self.heads.named_modules():
             if isinstance(head, nn.Linear):
                 restart_(head, progress.generator(f"classifier {name}"))
-        both = (before >= 0) & (self.labels >= 0)
-        return numbers | ({"nmi_previous": nmi(before[both], self.labels[both])} if both.any() else {})
+        return numbers | stability(before, self.labels)
 
     def plan(self) -> EpochPlan:
         heads = tuple(f"heads.{name}" for name, _ in self.heads.named_parameters()) if self.reassigned else ()
@@ -174,10 +165,7 @@ class DeeperCluster(Method):
     @torch.no_grad()
     def assign(self, features: Tensor) -> Assignment:
         """The nearest super-cluster in the whitened space of the last reassignment, then its nearest cluster."""
-        whitening = Whitening(len(self.components))
-        for name in _WHITENING:
-            setattr(whitening, f"{name}_", getattr(self, name).cpu().numpy())
-        rows = whitening.transform(features.float())
+        rows = self.whitening.transform(features.float())
         part = nearest_centroid(rows, self.super_centers).labels
         cluster, distance = torch.empty_like(part), rows.new_empty(len(rows))
         for p, centers in enumerate(self.centers.split(self.k)):

@@ -23,7 +23,6 @@ from selfcluster.models.dino_head import DINOHead
 from selfcluster.models.heads import ProjectionHead
 from selfcluster.models.teacher import Teacher, cosine_momentum
 from selfcluster.types import Assignment, Batch, Crops, Facts, Group, Output, Progress, Training
-from selfcluster.views.plans import ViewPlan
 
 _TEACHERS = ("momentum", "epoch", "iteration", "copy")
 
@@ -78,12 +77,6 @@ class DINO(Method):
         crops=Crops(local_crops=10, global_scale=(0.32, 1.0), local_scale=(0.05, 0.32), augment="dino"),
     )
 
-    @classmethod
-    def views(cls, settings: DINOSettings, crops: Crops, channels: int) -> ViewPlan:
-        if crops.global_crops < 2:
-            raise ValueError(f"global_crops={crops.global_crops}: the teacher of dino needs two full-resolution views")
-        return super().views(settings, crops, channels)
-
     def __init__(self, make_backbone: MakeBackbone, settings: DINOSettings, facts: Facts) -> None:
         super().__init__(make_backbone, settings, facts)
         s = settings
@@ -115,11 +108,7 @@ class DINO(Method):
         )
 
     def groups(self) -> list[Group]:
-        trained = [p for p in self.parameters() if p.requires_grad]
-        return [
-            Group([p for p in trained if p.ndim > 1]),
-            Group([p for p in trained if p.ndim < 2], weight_decay=0.0, adapt=False),
-        ]
+        return self.weights_apart()
 
     def chance_loss(self) -> float | None:
         return log(self.settings.num_prototypes) if self.settings.loss == "cross_entropy" else None

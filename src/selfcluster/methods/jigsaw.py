@@ -46,7 +46,7 @@ class Jigsaw(Method):
         batch_size=256,
         crops=Crops(global_crops=1, global_size=255, augment="jigsaw"),
     )
-    small = {"num_permutations": 100, "augment": "jigsaw", "schedule": "cosine", "milestones": ()}
+    small = {"num_permutations": 100, "augment": "jigsaw"}
 
     def __init__(self, make_backbone: MakeBackbone, settings: JigsawSettings, facts: Facts) -> None:
         super().__init__(make_backbone, settings, facts)

@@ -20,9 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from selfcluster.clustering.balanced import balanced_assignment, balanced_labels
-from selfcluster.clustering.scores import nmi
 from selfcluster.distributed import all_gather
-from selfcluster.methods.base import Embed, MakeBackbone, Method, labelled_cross_entropy
+from selfcluster.methods.base import Embed, MakeBackbone, Method, labelled_cross_entropy, stability
 from selfcluster.types import Assignment, Batch, Crops, Facts, Output, Progress, Training
 
 _HELD = 1 << 28  # scores kept in memory for all passes of the assignment (1 GB); more are computed in each pass
@@ -60,8 +59,6 @@ class SeLa(Method):
         "num_optimisations": 20,  # each costs a pass over the images
         "sharpness": 10.0,
         "max_iter": 100,  # cluster sizes are then equal to a few images
-        "schedule": "cosine",
-        "milestones": (),
     }
 
     def __init__(self, make_backbone: MakeBackbone, settings: SeLaSettings, facts: Facts) -> None:
@@ -112,7 +109,7 @@ class SeLa(Method):
             self.labels[turn] = -1
             self.labels[turn, index] = all_gather(found.labels)
             row_error = max(row_error, found.row_error)
-        return {"row_error": row_error, "nmi_previous": nmi(before, self.labels[turns[0]], average="geometric")}
+        return {"row_error": row_error} | stability(before, self.labels[turns[0]])
 
     @torch.no_grad()
     def assign(self, features: Tensor) -> Assignment:

@@ -34,7 +34,6 @@ class Supervised(Method):
         epochs=90,
         crops=Crops(global_crops=1, augment="weak"),
     )
-    small = {"schedule": "cosine", "milestones": ()}
 
     def __init__(self, make_backbone: MakeBackbone, settings: Any, facts: Facts) -> None:
         super().__init__(make_backbone, settings, facts)
