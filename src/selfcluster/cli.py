@@ -166,8 +166,6 @@ def _build_train(parser: argparse.ArgumentParser, words: list[str]) -> None:
 def _train(method: str, data: str, **settings: Any) -> tuple[Any, str]:
     from selfcluster import api
 
-    if "teacher" in settings:
-        settings["teacher"] = ",".join(settings["teacher"])
     summary = api.train(canonical(method), data, **settings)
     lines = [f"{key:>20}  {value}" for key, value in summary.items()]
     run = summary["run"]

@@ -143,6 +143,7 @@ def a_run(folder, method: str, state: str = "finished") -> str:
 
 def test_teachers_are_named_between_commas():
     assert teachers_in("a, runs/b ,c=d.pth") == ["a", "runs/b", "c=d.pth"]
+    assert teachers_in(["a", "runs/b"]) == ["a", "runs/b"]  # --teacher given twice
     assert teachers_in(None) == []
 
 

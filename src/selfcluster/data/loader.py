@@ -32,7 +32,7 @@ from selfcluster.data.quarantine import Find, Quarantine, TooManyBadImages
 from selfcluster.data.resident import load_resident
 from selfcluster.data.sources import Source, check_enough
 from selfcluster.types import Batch, EpochPlan
-from selfcluster.views.crops import centre, centre_batch, cut, cut_batch
+from selfcluster.views.crops import centre, centre_batch, cut, cut_batch, decoded_side
 from selfcluster.views.plans import ViewGroup, ViewPlan
 
 CHUNK = 16  # images a thread takes at once: one call draws all their boxes
@@ -350,7 +350,7 @@ class Loader:
 
     def _centre(self, image: Any) -> np.ndarray:
         size = self.image_size
-        return centre(image.pixels(self.channels, shrink_to=math.ceil(size * 256 / 224)), size)
+        return centre(image.pixels(self.channels, shrink_to=decoded_side(size)), size)
 
     def _crops(self, image: Any, boxes: np.ndarray, job: _Job, slot: int) -> None:
         """All views of one decode; a JPEG is decoded smaller where every view still gets a pixel for a pixel."""

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from math import ceil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
+from selfcluster.clustering.assign import unit_rows
 from selfcluster.clustering.neighbours import nearest
 from selfcluster.data.decode import BadImage, decode
 from selfcluster.data.sources import DataError
 from selfcluster.training.runs import RunError
 from selfcluster.training.tables import CLUSTERS, EMBEDDINGS, read_clusters, read_embeddings
+from selfcluster.views.crops import decoded_side
 
 
 def read_picture(path: Path, side: int) -> np.ndarray:
@@ -21,7 +23,7 @@ def read_picture(path: Path, side: int) -> np.ndarray:
     A JPEG is decoded smaller where a centre view of `side` pixels allows it, as the run's own images were.
     """
     try:
-        return decode(path.read_bytes(), channels=None, shrink_to=ceil(side * 256 / 224))[None]
+        return decode(path.read_bytes(), channels=None, shrink_to=decoded_side(side))[None]
     except BadImage as error:
         raise DataError(f"{path} cannot be used: {error}") from error
     except OSError as error:
@@ -35,7 +37,8 @@ def most_similar(run: Path, vector: np.ndarray, k: int) -> list[dict[str, Any]]:
     table = read_embeddings(run / EMBEDDINGS)
     if not 1 <= k <= len(table.ids):
         raise ValueError(f"--k {k}: {run} has {len(table.ids)} embedded images to choose from")
-    found = nearest(_unit(vector[None]), _unit(table.vectors), k)
+    query, database = (unit_rows(torch.from_numpy(rows)) for rows in (vector[None], table.vectors))
+    found = nearest(query, database, k)
     clusters: dict[str, Any] = {}
     if (run / CLUSTERS).is_file():
         known = read_clusters(run / CLUSTERS)
@@ -50,7 +53,3 @@ def most_similar(run: Path, vector: np.ndarray, k: int) -> list[dict[str, Any]]:
         }
         for rank, (cosine, i) in enumerate(zip(found.values[0].tolist(), found.indices[0].tolist()), start=1)
     ]
-
-
-def _unit(rows: np.ndarray) -> np.ndarray:
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True).clip(1e-12)

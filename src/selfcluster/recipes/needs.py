@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +46,10 @@ def check_needs(method: str, said: Mapping[str, Any], source: Source) -> None:
         raise ValueError(f"--rounds {rounds}: {wanted}")
 
 
-def teachers_in(text: str | None) -> list[str]:
-    """The teachers that --teacher names, between commas."""
-    return [part.strip() for part in (text or "").split(",") if part.strip()]
+def teachers_in(named: str | Sequence[str] | None) -> list[str]:
+    """The teachers that --teacher names: between commas, or given several times."""
+    text = named if isinstance(named, str) else ",".join(named or ())
+    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def _check_labels(who: str, source: Source) -> None:

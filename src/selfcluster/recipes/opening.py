@@ -23,7 +23,7 @@ from selfcluster.recipes.options import FREE, check_names, checked, options_for
 from selfcluster.recipes.resolve import resolve
 from selfcluster.training.checkpoint import load_newest
 from selfcluster.training.console import Console
-from selfcluster.training.finish import assign
+from selfcluster.training.finish import assign, in_parts
 from selfcluster.training.precision import pick_device
 from selfcluster.training.runs import RunError, RunFolder, is_run, read_config, read_status
 from selfcluster.training.state import section
@@ -77,17 +77,21 @@ def data_facts(source: Source, given: Mapping[str, Any]) -> DataFacts:
     return DataFacts(len(source), seen["side"][1], seen["channels"], gpu)
 
 
-def load_network(run: str, image_size: int | None, source: Source) -> tuple[Any, Sequence[float], Sequence[float], int]:
+def load_network(
+    run: str, image_size: int | None, source: Source | None = None
+) -> tuple[Any, Sequence[float], Sequence[float], int]:
     """The network of a run folder, an exported backbone or a timm name, with its mean, std and image size.
 
-    A timm name is a network without training, in the image size asked for or else the images' own.
+    A timm name is a network without training, in the image size asked for or else the images' own; without a `source`
+    it is for colour images of 224 px.
     """
     if Path(run).exists():
         return load_backbone(Path(run))
-    seen = data_facts(source, {})
-    size = image_size or min(224, seen.side)
-    mean, std = NORMALISATION[seen.channels]
-    return make_backbone(run, channels=seen.channels, image_size=size, mean=mean, std=std), mean, std, size
+    seen = None if source is None else data_facts(source, {})
+    side, channels = (224, 3) if seen is None else (min(224, seen.side), seen.channels)
+    size = image_size or side
+    mean, std = NORMALISATION[channels]
+    return make_backbone(run, channels=channels, image_size=size, mean=mean, std=std), mean, std, size
 
 
 def trained_method(run: Path) -> tuple[Method, torch.device]:
@@ -112,8 +116,7 @@ def own_clusters(run: Path, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray
 def compared(run: Path, vectors: np.ndarray) -> np.ndarray:
     """Embedded images (n, F) as the run's method compares them, (n, D); see `Method.compared`."""
     method, device = trained_method(run)
-    parts = np.array_split(vectors, len(vectors) // 4096 + 1)
-    return np.concatenate([method.compared(torch.from_numpy(part).to(device)).float().cpu().numpy() for part in parts])
+    return torch.cat(in_parts(method.compared, vectors, device)).float().cpu().numpy()
 
 
 def _same_run(path: Path, method: str, source: Source, given: Mapping[str, Any]) -> dict[str, Any]:

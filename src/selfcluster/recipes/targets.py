@@ -22,13 +22,14 @@ from selfcluster.clustering.kmeans import KMeans
 from selfcluster.clustering.whitening import Whitening
 from selfcluster.data.loader import Loader
 from selfcluster.data.sources import Source
+from selfcluster.files import write_atomically
 from selfcluster.models.backbones import load_backbone, make_backbone
 from selfcluster.models.frozen import Frozen
 from selfcluster.recipes.needs import AT_EACH_STEP, check_needs, teachers_in
 from selfcluster.training.checkpoint import load_newest
 from selfcluster.training.embedding import make_embed
 from selfcluster.training.precision import pick_device, pick_precision
-from selfcluster.training.runs import RunError, is_run, write_atomically
+from selfcluster.training.runs import RunError, is_run
 from selfcluster.training.state import section
 
 FILE = "targets.npy"

@@ -30,17 +30,12 @@ def write_attention(
     import torch
 
     from selfcluster.models.attention import class_maps, last_attention, mass_mask
-    from selfcluster.models.backbones import load_backbone, make_backbone
-    from selfcluster.recipes.assemble import NORMALISATION
+    from selfcluster.recipes.opening import load_network
     from selfcluster.training.precision import pick_device
     from selfcluster.views.crops import centre
 
     folder = Path(out) if out is not None else run / "attention" if run.is_dir() else Path("attention")
-    if run.exists():
-        network, mean, std, size = load_backbone(run)
-    else:
-        size = image_size or 224
-        network, (mean, std) = make_backbone(str(run), channels=3, image_size=size), NORMALISATION[3]
+    network, mean, std, size = load_network(str(run), image_size)
     target = pick_device(device)
     network.to(target).eval()
     offset, scale = torch.tensor(mean)[:, None, None], torch.tensor(std)[:, None, None]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -59,12 +59,15 @@ def finish(
 def assign(method: Any, vectors: np.ndarray, device: torch.device) -> tuple[np.ndarray, np.ndarray]:
     """The method's own clusters of encoded images, or k-means' where it has none: (n,) int64 and (n,) float32."""
     method.eval()
-    parts = [
-        method.assign(torch.from_numpy(part).to(device)) for part in np.array_split(vectors, len(vectors) // 4096 + 1)
-    ]
+    parts = in_parts(method.assign, vectors, device)
     if parts[0] is None:
         kmeans: Any = KMeans(max(2, round((2 * len(vectors)) ** 0.5)), random_state=0).fit(vectors)
         distances = np.linalg.norm(vectors - kmeans.cluster_centers_[kmeans.labels_], axis=1)
         return kmeans.labels_, distances.astype(np.float32)
     cluster, distance = (torch.cat([getattr(p, name) for p in parts]).cpu().numpy() for name in ("cluster", "distance"))
     return cluster, distance
+
+
+def in_parts(function: Callable[[torch.Tensor], Any], vectors: np.ndarray, device: torch.device) -> list[Any]:
+    """What `function` gives for a few thousand rows of `vectors` (n, F) at a time, on the device."""
+    return [function(torch.from_numpy(part).to(device)) for part in np.array_split(vectors, len(vectors) // 4096 + 1)]

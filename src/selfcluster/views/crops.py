@@ -12,6 +12,7 @@ B images, C channels, H x W source, S side of a view.
 
 from __future__ import annotations
 
+import math
 from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
@@ -118,6 +119,11 @@ def centre(image: np.ndarray, size: int, interpolation: str = "bilinear") -> np.
     height, width, top, left = _centre_shape(image.shape[0], image.shape[1], size)
     resized = _resize(image, height, width, interpolation)
     return np.ascontiguousarray(resized[top : top + size, left : left + size])
+
+
+def decoded_side(size: int) -> int:
+    """Shorter side that a decoded image must keep for a centre view of `size` pixels to lose nothing."""
+    return math.ceil(size * 256 / 224)
 
 
 def _centre_shape(height: int, width: int, size: int) -> tuple[int, int, int, int]:

@@ -235,9 +235,8 @@ AUGMENTATIONS: dict[str, Callable[[], tuple[ViewGroup, ...]]] = {
     ),
     "clusterfit": _alike(ViewGroup(colour=Colour(jitter=(0.4, 0.4, 0.4, 0.2), jitter_p=1.0))),
     "jigsaw": _alike(ViewGroup(scale=(_JIGSAW_AREA, _JIGSAW_AREA), ratio=None, colour=Colour(grey_p=0.66))),
-    "gentle": _alike(
-        ViewGroup(colour=Colour(jitter=(0.4, 0.4, 0.4, 0.1), jitter_p=0.8, grey_p=0.2))
-    ),  # SimCLR's, 32 px
+    # SimCLR's for 32 px: half the strength, no blur
+    "gentle": _alike(ViewGroup(colour=Colour(jitter=(0.4, 0.4, 0.4, 0.1), jitter_p=0.8, grey_p=0.2))),
     "layout": _layout,
     "weak": _alike(ViewGroup()),
     "none": _alike(ViewGroup(scale=None, flip_p=0.0)),
