@@ -14,7 +14,7 @@ def images(channels: int, side: int, n: int = 2) -> torch.Tensor:
     return torch.randn(n, channels, side, side, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("name", sorted(classic.default_cfgs))
+@pytest.mark.parametrize("name", sorted(n for n in classic.default_cfgs if not n.startswith("resnet50_w")))
 @torch.no_grad()
 def test_all_are_timm_models(name):
     module = timm.create_model(name, num_classes=7, pretrained_cfg_overlay={"input_size": (2, 16, 16)}).eval()
@@ -83,3 +83,31 @@ def test_dropout_stands_before_the_classifier_and_only_in_training():
     assert not torch.equal(module.forward_head(maps), module.forward_head(maps))
     module.eval()
     assert torch.equal(module.forward_head(maps), module.forward_head(maps))
+
+
+@pytest.mark.parametrize(("width", "millions"), [(2, 94), (4, 375), (5, 586)])
+def test_parameters_are_as_many_as_published(width, millions):
+    with torch.device("meta"):
+        module = timm.create_model(f"resnet50_w{width}", num_classes=0)
+    assert round(sum(p.numel() for p in module.parameters()) / 1e6) == millions
+    assert module.num_features == 2048 * width
+    assert module(torch.zeros(2, 3, 224, 224, device="meta")).shape == (2, 2048 * width)
+
+
+@pytest.mark.parametrize("width", [2, 5])
+def test_every_channel_is_multiplied_and_no_name_changed(width):
+    with torch.device("meta"):
+        single = timm.create_model("resnet50", num_classes=0, in_chans=3).state_dict()
+        wide = timm.create_model(f"resnet50_w{width}", num_classes=0, in_chans=3).state_dict()
+    assert list(wide) == list(single)
+    for name, tensor in single.items():
+        first, *rest = tensor.shape or [1]
+        inputs = [] if not rest else rest if name == "conv1.weight" else [width * rest[0], *rest[1:]]
+        assert list(wide[name].shape or [width]) == [width * first, *inputs], name
+
+
+def test_a_wide_resnet_halves_the_image_five_times():
+    with torch.device("meta"):
+        module = timm.create_model("resnet50_w2", num_classes=0)
+    assert module.conv1.stride == (2, 2)
+    assert module.forward_features(torch.zeros(1, 3, 224, 224, device="meta")).shape == (1, 4096, 7, 7)

@@ -25,9 +25,18 @@ import selfcluster
 import selfcluster.models.registration as registration
 registration.register_with_timm()  # again is free, and warns of nothing
 """
+OURS = f"""
+import selfcluster.models.FILE  # brings timm, whose arrival registers all files while this one is half read
+import timm
+{CREATE}
+assert timm.is_model("resnet50_w2") and timm.is_model("deepcluster_alexnet")
+"""
+FILES = ["classic", "classic_vit", "alexnet_vgg"]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("code", [BEFORE, AFTER], ids=["before timm", "after timm"])
-def test_both_import_orders_register(code):
+@pytest.mark.parametrize(
+    "code", [BEFORE, AFTER, *(OURS.replace("FILE", f) for f in FILES)], ids=["before timm", "after timm", *FILES]
+)
+def test_every_import_order_registers(code):
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, timeout=300)

@@ -1,8 +1,11 @@
-"""Networks that timm lacks, registered with it by importing this file.
+"""Convolutional networks that timm lacks, registered with it by importing this file.
 
 `resnet18_small`, `resnet34_small`, `resnet50_small` are the residual networks of He et al. 2016 (arXiv 1512.03385) for
 images of up to 64 pixels: the stem is one 3x3 convolution of stride 1 without pooling, the form that SimCLR's
 appendix B.9 (arXiv 2002.05709) uses for CIFAR. `*_w50` and `*_w25` have a half and a quarter of the channels.
+`resnet50_w2`, `_w4` and `_w5` are ResNet-50 with every channel, the stem's included, 2, 4 or 5 times as many, as SwAV
+(Caron et al. 2020, arXiv 2006.09882) trained them: 94, 375 and 586 million parameters. timm's and torchvision's
+`wide_resnet50_2` widens the inner convolutions alone. The names inside are torchvision's, so published weights fit.
 `tiny_layout` is a convolutional network for digits and other pictures in which position carries the meaning: its last
 map is flattened, never averaged away.
 
@@ -116,12 +119,14 @@ class TinyLayout(nn.Module):
 
 
 _RESNETS = [f"{name}_small{width}" for name in ("resnet18", "resnet34", "resnet50") for width in ("", "_w50", "_w25")]
+_WIDTHS = (2, 4, 5)
 _CONFIGS: dict[str, Any] = {name: entry(32, "conv1", num_classes=10, crop_pct=1.0) for name in _RESNETS}
+_CONFIGS |= {f"resnet50_w{width}": entry(224, "conv1") for width in _WIDTHS}
 _CONFIGS["tiny_layout"] = entry(16, "layer1.0", channels=1, num_classes=10, crop_pct=1.0)
 default_cfgs = generate_default_cfgs(_CONFIGS)
 
 
-def _register_resnet(name: str, block: type[nn.Module], layers: tuple[int, ...], divisor: int) -> None:
+def _register_small(name: str, block: type[nn.Module], layers: tuple[int, ...], divisor: int) -> None:
     channels = tuple(c // divisor for c in CHANNELS)
 
     def create(pretrained: bool = False, **kwargs: Any) -> nn.Module:
@@ -131,10 +136,22 @@ def _register_resnet(name: str, block: type[nn.Module], layers: tuple[int, ...],
     register(name, create, f"3x3 stem of stride 1, stages of {channels} channels, {layers} blocks")
 
 
+def _register_wide(width: int) -> None:
+    name, channels = f"resnet50_w{width}", tuple(width * c for c in CHANNELS)
+
+    def create(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+        own = {"block": Bottleneck, "layers": (3, 4, 6, 3), "channels": channels, "stem": (7, 2, 3)}
+        return build_model_with_cfg(PlainStemResNet, name, pretrained, **own | kwargs)
+
+    register(name, create, f"stages of {channels} channels")
+
+
+for _width in _WIDTHS:
+    _register_wide(_width)
 for _suffix, _divisor in (("", 1), ("_w50", 2), ("_w25", 4)):
-    _register_resnet(f"resnet18_small{_suffix}", BasicBlock, (2, 2, 2, 2), _divisor)
-    _register_resnet(f"resnet34_small{_suffix}", BasicBlock, (3, 4, 6, 3), _divisor)
-    _register_resnet(f"resnet50_small{_suffix}", Bottleneck, (3, 4, 6, 3), _divisor)
+    _register_small(f"resnet18_small{_suffix}", BasicBlock, (2, 2, 2, 2), _divisor)
+    _register_small(f"resnet34_small{_suffix}", BasicBlock, (3, 4, 6, 3), _divisor)
+    _register_small(f"resnet50_small{_suffix}", Bottleneck, (3, 4, 6, 3), _divisor)
 
 
 @register_model
