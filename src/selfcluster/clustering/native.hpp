@@ -102,6 +102,10 @@ struct Candidates : Rounded {  // of one row: numbers in rising order with their
     }
 };
 
+inline void fetch(const float* row, int64_t d) {
+    for (int64_t l = 0; l < d; l += 16) __builtin_prefetch(row + l);
+}
+
 inline __mmask16 lanes(int64_t left) { return left >= 16 ? 0xffff : (1u << left) - 1; }
 
 template <class F>
@@ -129,6 +133,9 @@ inline int rows_of_a_product(int level) { return level == AMX ? AMX_ROWS : VNNI_
 // native_settle.cpp
 void bound(const int32_t* product, int rows, const Centroids& c, int64_t panel, const Candidates* row, float* upper,
            float* best);
+void raise_best(const int32_t* product, int rows, const Centroids& c, int64_t panel, const Rounded* row, float* best,
+                int32_t* where);
+int32_t best_lane(const float* best, const int32_t* where);
 void screen(const float* upper, const float* best, const Centroids& c, int64_t first, int width, Candidates& row);
 float distance32(const float* x, const float* y, int64_t d);
 double distance64(const float* x, const float* y, int64_t d);

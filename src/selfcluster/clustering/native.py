@@ -38,6 +38,7 @@ _SIZE, _POINTER, _INT, _FLOAT = ctypes.c_int64, ctypes.c_void_p, ctypes.c_int, c
 _SCORES = [_POINTER, _SIZE, _SIZE, _SIZE, _FLOAT, _FLOAT]  # n, k, the rows' distance, 1 / epsilon, least exponent
 _SIGNATURES = {
     "nearest": [_POINTER, _SIZE, _SIZE, _POINTER, _SIZE, _INT, _INT, _POINTER, _POINTER],
+    "nearly_nearest": [_POINTER, _SIZE, _SIZE, _POINTER, _SIZE, _INT, _INT, _POINTER],
     "nearest_listed": [
         _POINTER, _SIZE, _POINTER, _SIZE, _POINTER, _POINTER, _SIZE, _POINTER, _SIZE, _POINTER, _INT, _INT,
         _POINTER, _POINTER,
@@ -66,7 +67,7 @@ class _Kernel:
             raise MemoryError(f"no memory for the compiled kernel {name!r}; SELFCLUSTER_NATIVE=0 does without it")
         return result
 
-    def nearest(self, x: Tensor, centroids: Tensor, labels: Tensor, distances: Tensor | None, level: int) -> int:
+    def nearest(self, x: Tensor, centroids: Tensor, labels: Tensor, distances: Tensor, level: int) -> int:
         """Fill labels (n,) int64 and distances (n,) float32; returns how many distances were computed exactly."""
         threads = torch.get_num_threads()
         return self.call("nearest", x, *x.shape, centroids, len(centroids), level, threads, labels, distances)
@@ -122,18 +123,20 @@ def nearly_nearest(x: Tensor, centroids: Tensor) -> Tensor:
     kernel = _kernel()
     if kernel is None or not takes(x):
         raise ValueError("the compiled kernel cannot take this")
+    x, centroids = x.contiguous(), centroids.contiguous()
     labels = torch.empty(len(x), dtype=torch.int64)
-    kernel.nearest(x.contiguous(), centroids.contiguous(), labels, None, kernel.level)
+    threads = torch.get_num_threads()
+    kernel.call("nearly_nearest", x, *x.shape, centroids, len(centroids), kernel.level, threads, labels)
     return labels
 
 
 def nearest_listed(
     x: Tensor, centroids: Tensor, order: Tensor, begin: Tensor, lists: Tensor, last: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """`nearest` where the rows order[begin[g]:begin[g + 1]] are compared with few centroids only.
+    """`nearly_nearest` where the rows order[begin[g]:begin[g + 1]] are compared with few centroids only; and distances.
 
-    Those are lists[g], and the row's own last[i] where `last` is given. `order` and `last` (n,), `begin` (g + 1,),
-    `lists` (g, m), rising in each row; all int64.
+    Those are lists[g], and the row's own last[i] where `last` is given: a row leaves it for a nearer one only. `order`
+    and `last` (n,), `begin` (g + 1,), `lists` (g, m), rising in each row; all int64.
     """
     kernel = _kernel()
     if kernel is None or not takes(x):

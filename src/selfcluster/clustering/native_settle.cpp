@@ -32,6 +32,43 @@ void bound(const int32_t* product, int rows, const Centroids& c, int64_t panel, 
     }
 }
 
+// The same products, when the computed score is taken at its word: raise `best` (rows, 16) and set `where` (rows, 16)
+// to the first of the 16 centroids that a lane's best came from.
+void raise_best(const int32_t* product, int rows, const Centroids& c, int64_t panel, const Rounded* row, float* best,
+                int32_t* where) {
+    const int64_t first = panel * PANEL;
+    __m512 scale[4], half[4];
+#pragma GCC unroll 4
+    for (int g = 0; g < 4; g++) {
+        scale[g] = _mm512_load_ps(c.scale.data + first + 16 * g);
+        half[g] = _mm512_load_ps(c.half.data + first + 16 * g);
+    }
+    for (int r = 0; r < rows; r++, product += PANEL, best += 16, where += 16) {
+        const __m512 step = _mm512_set1_ps(row[r].step);
+        __m512 most = _mm512_load_ps(best);
+        __m512i from = _mm512_load_si512(where);
+#pragma GCC unroll 4
+        for (int g = 0; g < 4; g++) {
+            __m512 s = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_load_si512(product + 16 * g)), scale[g]);
+            s = _mm512_fmsub_ps(s, step, half[g]);
+            const __mmask16 better = _mm512_cmp_ps_mask(s, most, _CMP_GT_OQ);
+            most = _mm512_mask_mov_ps(most, better, s);
+            from = _mm512_mask_set1_epi32(from, better, static_cast<int32_t>(first + 16 * g));
+        }
+        _mm512_store_ps(best, most);
+        _mm512_store_si512(where, from);
+    }
+}
+
+// The centroid of the highest of 16 lanes, the lowest number among equals.
+int32_t best_lane(const float* best, const int32_t* where) {
+    const __m512 most = _mm512_load_ps(best);
+    const __mmask16 equal = _mm512_cmp_ps_mask(most, _mm512_set1_ps(_mm512_reduce_max_ps(most)), _CMP_EQ_OQ);
+    const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    const __m512i number = _mm512_add_epi32(_mm512_load_si512(where), lane);
+    return equal ? _mm512_mask_reduce_min_epi32(equal, number) : 0;  // none: a row with NaN
+}
+
 // Keep the centroids [first, first + width) whose upper bound reaches the best lower bound.
 void screen(const float* upper, const float* best, const Centroids& c, int64_t first, int width, Candidates& row) {
     const float blur = 16 * UNIT * c.largest;  // rounding of |v|^2 / 2 in both bounds
@@ -90,8 +127,7 @@ double product64(const float* x, const float* y, int64_t d) {
 
 // Ask for a row's first candidates before they are needed: centroids in float32 seldom fit the second-level cache.
 void fetch(const Centroids& c, const Candidates& row) {
-    for (int i = 0; i < std::min(row.count, 4); i++)
-        for (int64_t l = 0; l < c.d; l += 16) __builtin_prefetch(c.raw + c.number(row.number[i]) * c.d + l);
+    for (int i = 0; i < std::min(row.count, 4); i++) fetch(c.raw + c.number(row.number[i]) * c.d, c.d);
 }
 
 // The exact winner among a row's candidates; returns how many distances were computed.
