@@ -1,8 +1,8 @@
 """Two-level assignment for many clusters: first the region of a row, then the nearest of the region's centroids.
 
-The k centroids are themselves clustered, roughly, into about 1.3 sqrt(k) regions; a region looks at the centroids of its
-own and of the regions around it, `width` in all. A row goes to the nearest region and is compared with what that region
-looks at, and with the centroid it had before. Regions are drawn anew at every iteration of k-means, so what one
+The k centroids are themselves clustered, roughly, into about 1.3 sqrt(k) regions; a region looks at the centroids of
+its own and of the regions around it, `width` in all. A row goes to the nearest region and is compared with what that
+region looks at, and with the centroid it had before. Regions are drawn anew at every iteration of k-means, so what one
 drawing cuts apart another joins, and no row ever moves to a farther centroid: the loss against the exact assignment
 shrinks as iterations pass. The cost of a row falls from k to 1.3 sqrt(k) + `width` distances. The compiled kernel takes
 8-bit products at their word here, so between centroids within a percent of one another either may win.
