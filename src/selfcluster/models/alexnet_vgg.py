@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from selfcluster.models.registration import entry
+from selfcluster.models.entries import entry
 
 # (channels, kernel, stride, padding) of a convolution, or "pool"
 _ALEXNET = ((96, 11, 4, 2), "pool", (256, 5, 1, 2), "pool", (384, 3, 1, 1), (384, 3, 1, 1), (256, 3, 1, 1), "pool")

@@ -21,7 +21,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import Tensor, nn
 
-from selfcluster.models.registration import entry, register
+from selfcluster.models.entries import entry, register
 
 CHANNELS = (64, 128, 256, 512)  # of the four stages of every residual network in the paper
 

@@ -14,7 +14,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from selfcluster.models.registration import entry, register
+from selfcluster.models.entries import entry, register
 
 _SIZES = {"tiny": (192, 3), "small": (384, 6), "base": (768, 12)}  # channels, heads
 _GRIDS = ((2, 16), (4, 32), (8, 64))  # pixels of a patch and of the image: 8 x 8 patches each
