@@ -21,11 +21,14 @@ from torch import Tensor
 
 from selfcluster.clustering import native
 
-_CHUNK_BYTES = 8 << 20  # scores of a chunk stay in cache on a CPU
+_CHUNK_BYTES = 4 << 20  # scores of a chunk stay in cache on a CPU
 _CHUNK_BYTES_CUDA = 1 << 30
-_PAIR_ELEMENTS = 1 << 22  # float64 numbers held at once when candidates are compared
+_PAIR_ELEMENTS = 1 << 19  # float64 numbers held at once when candidates are compared; out of cache it takes five times
+_PAIR_ELEMENTS_CUDA = 1 << 24
 _TIGHT = 0.03  # share of |u|^2 below which a distance is computed from the difference
 _GROUP = 32  # centroids reduced to one maximum
+_ALIGN = 4  # numbers: a product over 257 columns takes a third longer than one over 260
+_MUCH = 1 / 256  # share of the centroids compared in float64 above which a product in float32 is faster
 _EPS32 = 2.0**-24  # unit roundoff of float32
 _EPS16 = 2.0**-9  # of bfloat16
 
@@ -66,16 +69,26 @@ def nearest_centroid(
     centroids = centroids.to(x.dtype)
     if spherical:
         x, centroids = unit_rows(x), unit_rows(centroids)
-    engine = engine or _fastest(x)
-    if engine == "native":
-        labels, distances, done = native.nearest(x, centroids)
-        if done == len(x):
-            return Nearest(labels, distances)
-        rest = _Scorer(centroids, "float32", exact).nearest(x[done:])
-        return Nearest(torch.cat([labels, rest.labels]), torch.cat([distances, rest.distances]))
-    if engine not in ("bfloat16", "float32"):
+    chosen = engine or _fastest(x)
+    if chosen not in ("native", "bfloat16", "float32"):
         raise ValueError(f"engine={engine!r} is none of 'native', 'bfloat16', 'float32'")
-    return _Scorer(centroids, engine, exact).nearest(x)
+    if chosen == "native":
+        labels, distances, done = native.nearest(x, centroids)
+        found = Nearest(labels, distances)
+    elif chosen == "bfloat16" and exact and engine is None:
+        scorer = _Scorer(centroids, chosen, exact)
+        found = scorer.nearest(x[: scorer.rows_per_chunk])
+        done = len(found.labels)
+        if scorer.compared <= _MUCH * done * len(centroids):
+            found, done = _joined(found, scorer.nearest(x[done:])), len(x)
+    else:
+        return _Scorer(centroids, chosen, exact).nearest(x)
+    # the first rows left more candidates than low precision is worth: float32 for the others
+    return found if done == len(x) else _joined(found, _Scorer(centroids, "float32", exact).nearest(x[done:]))
+
+
+def _joined(first: Nearest, rest: Nearest) -> Nearest:
+    return Nearest(torch.cat([first.labels, rest.labels]), torch.cat([first.distances, rest.distances]))
 
 
 def unit_rows(x: Tensor) -> Tensor:
@@ -89,21 +102,19 @@ def _working(x: Tensor) -> Tensor:
 
 
 def _fastest(x: Tensor) -> str:
-    if x.device.type == "cuda":
-        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
     if native.takes(x):
         return "native"
-    return "bfloat16" if _cpu_multiplies_bfloat16() else "float32"
+    return "bfloat16" if multiplies_bfloat16(x.device) else "float32"
 
 
 @functools.cache
-def _cpu_multiplies_bfloat16() -> bool:
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 in hardware."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
     # private names, absent from some releases and processors: absent means no
-    for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"):
-        check = getattr(torch.cpu, name, None)
-        if check is not None and check():
-            return True
-    return False
+    checks = (getattr(torch.cpu, f"_is_{name}_supported", bool) for name in ("amx_tile", "avx512_bf16"))
+    return device.type == "cpu" and any(check() for check in checks)
 
 
 class _Scorer:
@@ -115,9 +126,9 @@ class _Scorer:
         self.middle = centroids.double().mean(dim=0).to(centroids.dtype)  # (d,)
         shifted = (centroids.double() - self.middle.double()).float()  # (k, d)
         dtype = torch.bfloat16 if self.low else torch.float32
-        padded = -(-k // _GROUP) * _GROUP
+        padded, width = -(-k // _GROUP) * _GROUP, -(-(d + 1) // _ALIGN) * _ALIGN
         # u.v - |v|^2 / 2 as one product: u gets a column of ones, v one of -|v|^2 / 2 (-inf where there is no centroid)
-        self.factor = torch.zeros(padded, d + 1, dtype=dtype, device=centroids.device)
+        self.factor = torch.zeros(padded, width, dtype=dtype, device=centroids.device)
         self.factor[:k, :d] = shifted
         self.factor[:k, d] = shifted.double().square().sum(dim=1).div(-2)
         self.factor[k:, d] = -torch.inf
@@ -125,6 +136,7 @@ class _Scorer:
         self.rounding = float((shifted - self.factor[:k, :d].float()).norm(dim=1).max())
         budget = _CHUNK_BYTES_CUDA if centroids.device.type == "cuda" else _CHUNK_BYTES
         self.rows_per_chunk = max(64, budget // (padded * self.factor.element_size()))
+        self.compared = 0  # pairs, in float64
 
     def nearest(self, x: Tensor) -> Nearest:
         labels = torch.empty(len(x), dtype=torch.int64, device=x.device)
@@ -132,12 +144,14 @@ class _Scorer:
         # buffers for all chunks: touching fresh memory for each would cost as much as half of the products
         most = min(len(x), self.rows_per_chunk)
         scores, gap = self.factor.new_empty(most, len(self.factor)), x.new_empty(most, x.shape[1])
-        shifted = torch.ones(most, x.shape[1] + 1, device=x.device)
+        d = x.shape[1]
+        shifted = torch.zeros(most, self.factor.shape[1], device=x.device)
+        shifted[:, d] = 1
         for start in range(0, len(x), self.rows_per_chunk):
             part = slice(start, start + self.rows_per_chunk)
             n = len(x[part])
-            torch.sub(x[part], self.middle, out=shifted[:n, :-1])
-            length = torch.linalg.vector_norm(shifted[:n, :-1], dim=1)
+            torch.sub(x[part], self.middle, out=shifted[:n, :d])
+            length = torch.linalg.vector_norm(shifted[:n, :d], dim=1)
             labels[part], best = self._labels(x[part], shifted[:n], length, scores[:n])
             if self.low or x.dtype == torch.float64:
                 # from the difference itself, as below
@@ -156,24 +170,27 @@ class _Scorer:
 
     def _labels(self, x: Tensor, shifted: Tensor, length: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
         """Labels (n,) and the best computed scores (n,)."""
-        factor = shifted.to(self.factor.dtype)  # (n, d + 1)
+        factor, d = shifted.to(self.factor.dtype), x.shape[1]  # (n, d + 1, padded)
         torch.mm(factor, self.factor.T, out=scores)  # (n, k padded)
         # an arg-max over groups' maxima and one within a group: five times faster than one over all
-        peaks = scores.view(len(x), -1, _GROUP).amax(dim=2)  # (n, groups)
+        peaks = _peaks(scores)  # (n, groups)
         best, group = peaks.max(dim=1)
-        first = torch.arange(0, peaks.numel(), peaks.shape[1], device=x.device)
-        inside = scores.view(-1, _GROUP).index_select(0, first + group)  # (n, _GROUP)
-        labels = group * _GROUP + inside.argmax(dim=1)
+        groups = peaks.shape[1]
+        members = scores.view(len(x), _GROUP, groups)
         if not self.exact:
-            return labels, best
-        tolerance = 2 * self._error(shifted[:, :-1], length, factor[:, :-1])
+            inside = members[torch.arange(len(x), device=x.device), :, group]  # (n, _GROUP)
+            return inside.argmax(dim=1) * groups + group, best
+        tolerance = 2 * self._error(shifted[:, :d], length, factor[:, :d])
         if self.low:  # the product is stored in bfloat16 too
             tolerance = tolerance + 4 * _EPS16 * (best.float().abs() + tolerance)
         least = (best.float() - tolerance)[:, None]
-        close = ((peaks >= least).sum(dim=1) > 1) | ((inside >= least).sum(dim=1) > 1)
-        close = close.nonzero().squeeze(1)
-        if len(close):
-            labels[close] = self._compare(x[close], scores[close].float() >= least[close])
+        row, group = (peaks >= least).nonzero().unbind(dim=1)
+        pair, place = (members[row, :, group] >= least[row]).nonzero().unbind(dim=1)
+        row, candidate = row[pair], place * groups + group[pair]  # each (P,)
+        labels = row.new_zeros(len(x)).index_put_((row,), candidate)
+        several = (torch.bincount(row, minlength=len(x))[row] > 1).nonzero().squeeze(1)
+        if len(several):
+            self._compare(x, row[several], candidate[several], labels)
         return labels, best
 
     def _error(self, u: Tensor, length: Tensor, factor: Tensor) -> Tensor:
@@ -184,17 +201,26 @@ class _Scorer:
         lost = torch.linalg.vector_norm(u - factor.float(), dim=1)
         return adding + lost * self.longest + (length + lost) * self.rounding + _EPS16 * self.longest**2 / 2
 
-    def _compare(self, x: Tensor, near: Tensor) -> Tensor:
-        """For each row the candidate at the least float64 distance, the lowest number among equals."""
-        row, candidate = near.nonzero().unbind(dim=1)  # each (P,)
+    def _compare(self, x: Tensor, row: Tensor, candidate: Tensor, labels: Tensor) -> None:
+        """Label each `row` (P,) by its candidate at the least float64 distance, the lowest number among equals."""
+        self.compared += len(row)
         distance = torch.empty(len(row), dtype=torch.float64, device=x.device)
-        step = max(1, _PAIR_ELEMENTS // x.shape[1])
+        step = max(1, (_PAIR_ELEMENTS_CUDA if x.is_cuda else _PAIR_ELEMENTS) // x.shape[1])
         for start in range(0, len(row), step):
             part = slice(start, start + step)
             gap = x[row[part]].double() - self.centroids[candidate[part]].double()
             distance[part] = gap.square_().sum(dim=1)
         least = torch.full((len(x),), torch.inf, dtype=torch.float64, device=x.device)
         least.scatter_reduce_(0, row, distance, "amin")
-        k = len(self.centroids)
-        candidate = torch.where(distance == least[row], candidate, k)
-        return torch.full((len(x),), k, device=x.device).scatter_reduce_(0, row, candidate, "amin")
+        winner = (distance == least[row]).nonzero().squeeze(1)
+        labels[row] = len(self.centroids)  # above every number
+        labels.scatter_reduce_(0, row[winner], candidate[winner], "amin")
+
+
+def _peaks(scores: Tensor) -> Tensor:
+    """The maxima (n, groups) of groups of `_GROUP` scores; every `groups`-th score (n, k) belongs to the same one."""
+    if scores.device.type != "cpu" or scores.dtype != torch.bfloat16:
+        return scores.view(len(scores), _GROUP, -1).amax(dim=1)
+    for _ in range(_GROUP.bit_length() - 1):  # a CPU's amax in bfloat16 takes eight times longer than this
+        scores = torch.maximum(*scores.chunk(2, dim=1))
+    return scores

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from selfcluster import distributed
 from selfcluster.clustering import native
-from selfcluster.clustering.assign import _cpu_multiplies_bfloat16
+from selfcluster.clustering.assign import multiplies_bfloat16
 
 _QUERIES = 256  # q
 _TILE = 1 << 23  # q * m: 32 MB of float32 scores
@@ -145,7 +145,7 @@ class _Search:
         self.database, self.k, self.l2 = database, k, metric == "l2"
         self.device = database.device if isinstance(database, Tensor) else torch.device("cpu")
         self.auto = precision == "auto"
-        self.low = precision == "bfloat16" or (precision == "auto" and _multiplies_bfloat16(self.device))
+        self.low = precision == "bfloat16" or (precision == "auto" and multiplies_bfloat16(self.device))
         self.m = (_TILE_CUDA if self.device.type == "cuda" else _TILE) // _QUERIES
         self.mean = self._mean() if self.low or self.l2 else torch.zeros(database.shape[1], device=self.device)
 
@@ -278,9 +278,3 @@ def _rows(data: Any, part: slice | Tensor, device: torch.device) -> Tensor:
         bad = part.start + int((~torch.isfinite(rows).all(dim=1)).nonzero()[0])
         raise ValueError(f"row {bad} of {tuple(data.shape)} holds NaN or infinity")
     return rows
-
-
-def _multiplies_bfloat16(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu" and _cpu_multiplies_bfloat16()
