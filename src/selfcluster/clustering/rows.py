@@ -22,6 +22,7 @@ from selfcluster.clustering.assign import unit_rows
 
 _BLOCK_ELEMENTS = 1 << 24  # 64 MB of float32 at once
 _IN_PLACE = 8
+_DISTINCT_ROWS = 1 << 14  # looked at between two counts
 _FLOATS = (torch.float32, torch.float64, np.dtype(np.float32), np.dtype(np.float64))
 
 
@@ -127,8 +128,10 @@ class Rows:
         direction = torch.randn(self.d, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
         direction = direction.to(self.device)
         seen = torch.empty(0, dtype=torch.float64, device=self.device)
-        for _, x in self.blocks():
-            seen = torch.cat([seen, (x.double() * direction).sum(dim=1)]).unique()[:limit]
+        for _, block in self.blocks():
+            for x in block.split(_DISTINCT_ROWS):
+                if len(seen) < limit:
+                    seen = torch.cat([seen, (x.double() * direction).sum(dim=1)]).unique()[:limit]
         return len(distributed.all_gather(seen).unique()[:limit])
 
 

@@ -1,11 +1,14 @@
 """Two-level assignment for many clusters: first the region of a row, then the nearest of the region's centroids.
 
-The k centroids are themselves clustered, roughly, into about 1.3 sqrt(k) regions; a region looks at the centroids of
-its own and of the regions around it, `width` in all. A row goes to the nearest region and is compared with what that
-region looks at, and with the centroid it had before. Regions are drawn anew at every iteration of k-means, so what one
-drawing cuts apart another joins, and no row ever moves to a farther centroid: the loss against the exact assignment
-shrinks as iterations pass. The cost of a row falls from k to 1.3 sqrt(k) + `width` distances. The compiled kernel takes
-8-bit products at their word here, so between centroids within a percent of one another either may win.
+Regions are directions, seen from the centroids' mean: about 1.3 sqrt(k) centroids, a little improved by spherical
+k-means over all centroids. A region looks at the `width` centroids that lie most in its direction. A row goes to the
+region whose direction it has most of and is compared with what that region looks at, and with the centroid it had
+before. Regions are drawn anew at every iteration of k-means, so what one drawing cuts apart another joins, and no row
+ever moves to a farther centroid: the loss against the exact assignment shrinks as iterations pass. The cost of a row
+falls from k to 1.3 sqrt(k) + `width` distances. The compiled kernel takes 8-bit products at their word here, so
+between centroids within a percent of one another either may win.
+
+Directions, because by distance the few centroids near the mean take most of the others into one region.
 
 Letters: n rows, d dimensions, k centroids, g regions, m centroids a region looks at.
 """
@@ -19,11 +22,11 @@ import torch
 from torch import Tensor
 
 from selfcluster.clustering import native
-from selfcluster.clustering.assign import Nearest, nearest_centroid
+from selfcluster.clustering.assign import Nearest, nearest_centroid, unit_rows
 
-WIDTH = 256  # measured with the two below: 1 to 1.5 % of inertia after five iterations, on noise and on clustered data
+WIDTH = 192
 _FIRST = 2  # times wider where rows have no centroid yet
-_REGIONS = 1.3  # in units of sqrt(k); more and narrower ones join fewer neighbours, and cost more
+_REGIONS = 1.3  # in units of sqrt(k)
 _PANEL = 64  # the compiled kernel multiplies by so many at once
 _STEPS = 2  # of the k-means over centroids: regions need no more than a rough shape
 
@@ -41,15 +44,18 @@ class Regions:
         k = len(centroids)
         count = min(k, _PANEL * max(1, round(_REGIONS * math.sqrt(k) / _PANEL)))
         self.centroids, self.width = centroids, width
+        mean = centroids.mean(dim=0)
+        self._away = unit_rows(centroids - mean)  # (k, d)
         start = torch.randperm(k, generator=torch.Generator().manual_seed(seed))[:count]
-        self.middles = centroids[start.to(centroids.device)]  # (g, d)
+        directions = self._away[start.to(centroids.device)]  # (g, d)
         for _ in range(_STEPS):
-            of = nearest_centroid(centroids, self.middles).labels
-            size = torch.bincount(of, minlength=count)
-            sums = torch.zeros_like(self.middles).index_add_(0, of, centroids)
-            self.middles = torch.where(size[:, None] > 0, sums / size.clamp(min=1)[:, None], self.middles)
+            of = nearest_centroid(self._away, directions).labels
+            sums = torch.zeros_like(directions).index_add_(0, of, self._away)
+            directions = unit_rows(torch.where((sums != 0).any(dim=1, keepdim=True), sums, directions))
+        self._directions = directions
+        # points equally far from the mean are ordered by direction
+        self.middles = mean + directions * (centroids - mean).norm(dim=1).mean()  # (g, d)
         self._made: dict[int, Tensor] = {}
-        self.of = nearest_centroid(centroids, self.middles).labels  # (k,) the region of each centroid
 
     def nearest(self, x: Tensor, last: Tensor | None = None) -> Nearest:
         """The nearest centroid that a row's region looks at, or its last one if that is nearer.
@@ -83,9 +89,8 @@ class Regions:
         return Nearest(labels, distances)
 
     def _lists(self, m: int) -> Tensor:
-        """(g, m): each region's own centroids and its neighbours', nearest regions first, numbers rising."""
+        """(g, m): the centroids that lie most in each region's direction, numbers rising."""
         if m not in self._made:
-            rank = torch.cdist(self.middles, self.middles).argsort(dim=1).argsort(dim=1)  # (g, g)
-            wanted = rank[:, self.of].topk(m, dim=1, largest=False).indices
+            wanted = (self._directions @ self._away.T).topk(m, dim=1).indices
             self._made[m] = wanted.sort(dim=1).values
         return self._made[m]
