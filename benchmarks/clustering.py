@@ -42,12 +42,16 @@ Row = dict[str, Any]
 
 
 def made_up(n: int, d: int, kind: str, seed: int = 0) -> Tensor:
-    """(n, d) float32 rows: "noise" has no clusters at all, "mixture" has n / 200 overlapping ones."""
+    """(n, d) float32 rows: "noise" has no clusters at all, "mixture" has n / 200 overlapping ones.
+
+    They lie in NumPy's memory, for which it asks the system for huge pages, as most users' rows do.
+    """
     generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(n, d, generator=generator)
+    x = torch.from_numpy(np.empty((n, d), np.float32)).normal_(generator=generator)
     if kind == "mixture":
         centers = torch.randn(max(2, n // 200), d, generator=generator)
-        x = centers[torch.randint(len(centers), (n,), generator=generator)].add_(x)
+        for part in x.split(4096):
+            part += centers[torch.randint(len(centers), (len(part),), generator=generator)]
     return x
 
 
