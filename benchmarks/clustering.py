@@ -1,8 +1,9 @@
 """The clustering core against its peers: `python benchmarks/clustering.py SECTION ... [--scale 0.1]`.
 
-Sections: kmeans-faiss, large, sinkhorn, knn, distributed, growth, real (needs --images). Contestants of a section run
-in turn, `--repeats` times, from equal starts, peers without subsampling or early stopping; a figure is the median, a
-ratio the median of the rounds' ratios. Each section prints a table and appends a line of JSON to benchmarks/results/.
+Sections: kmeans-faiss, large, sinkhorn, knn, distributed, growth, real (needs --images or --runs). Contestants of a
+section run in turn, `--repeats` times, from equal starts, peers without subsampling or early stopping; a figure is the
+median, a ratio the median of the rounds' ratios. Each section prints a table and appends a line of JSON to
+benchmarks/results/.
 """
 
 from __future__ import annotations
@@ -303,42 +304,64 @@ def growth(options: argparse.Namespace) -> list[Row]:
 
 
 def real(options: argparse.Namespace) -> list[Row]:
+    if options.images is None and not options.runs:
+        raise SystemExit(
+            "the section `real` needs --images FOLDER, with cifar10/ and clothing/ in it, or --runs RUN ..."
+        )
+    table = []
+    for data, features, x, labels in (*_pictures(options), *_features(options)):
+        for who, model in (
+            ("k-means 100", KMeans(100, random_state=0)),
+            ("spherical k-means 100", KMeans(100, spherical=True, random_state=0)),
+            ("hierarchical 10 x 10", HierarchicalKMeans(10, 10, random_state=0, max_iter=20)),
+            ("power iteration", PowerIterationClustering()),
+        ):
+            if features != "whitened" and who == "power iteration":
+                continue  # its sigma is for whitened rows of length 1
+            began = time.perf_counter()
+            found = model.fit(x).labels_
+            table.append(
+                {
+                    "data": f"{data}, {len(x):,}",
+                    "features": features,
+                    "who": who,
+                    "seconds": time.perf_counter() - began,
+                    "clusters": len(np.unique(found)),
+                    "inertia": getattr(model, "inertia_", float("nan")),
+                    "NMI to labels": scores.nmi(labels, found),
+                }
+            )
+    return table
+
+
+Features = tuple[str, str, np.ndarray, np.ndarray]  # data, features, rows (n, F), labels (n,)
+
+
+def _pictures(options: argparse.Namespace) -> Iterator[Features]:
+    """Pixels of the images in `--images`, and the same whitened."""
     from PIL import Image
 
     from selfcluster.data.decode import decode
     from selfcluster.data.sources import open_source
 
-    if options.images is None:
-        raise SystemExit("the section `real` needs --images FOLDER, with cifar10/ and clothing/ in it")
-    table = []
-    for name, limit in (("cifar10", int(20_000 * options.scale)), ("clothing", 5398)):
+    for name, limit in (("cifar10", int(20_000 * options.scale)), ("clothing", 5398)) if options.images else ():
         source = open_source(options.images / name, limit=limit, labels_from="folders")
         small = [Image.fromarray(decode(source.read(i))).convert("RGB").resize((32, 32)) for i in range(len(source))]
         pixels = np.stack([np.asarray(image, np.float32).ravel() / 255 for image in small])
-        for features, x in (("pixels", pixels), ("whitened", Whitening(64).fit_transform(pixels).astype(np.float32))):
-            for who, model in (
-                ("k-means 100", KMeans(100, random_state=0)),
-                ("spherical k-means 100", KMeans(100, spherical=True, random_state=0)),
-                ("hierarchical 10 x 10", HierarchicalKMeans(10, 10, random_state=0, max_iter=20)),
-                ("power iteration", PowerIterationClustering()),
-            ):
-                if features == "pixels" and who == "power iteration":
-                    continue  # its sigma is for rows of length 1
-                began = time.perf_counter()
-                labels = model.fit(x).labels_
-                seconds = time.perf_counter() - began
-                table.append(
-                    {
-                        "data": f"{name}, {len(source):,}",
-                        "features": features,
-                        "who": who,
-                        "seconds": seconds,
-                        "clusters": len(np.unique(labels)),
-                        "inertia": getattr(model, "inertia_", float("nan")),
-                        "NMI to labels": scores.nmi(source.labels, labels),
-                    }
-                )
-    return table
+        yield name, "pixels", pixels, source.labels
+        yield name, "whitened", Whitening(64).fit_transform(pixels).astype(np.float32), source.labels
+
+
+def _features(options: argparse.Namespace) -> Iterator[Features]:
+    """Features of the images of `--runs`, labelled by their folders, and the same whitened."""
+    from selfcluster.training.tables import EMBEDDINGS, read_embeddings
+
+    for run in options.runs:
+        rows = read_embeddings(run / EMBEDDINGS)
+        labels = np.unique([Path(i).parent.name for i in rows.ids], return_inverse=True)[1]
+        vectors = np.asarray(rows.vectors, np.float32)
+        yield run.name, "features", vectors, labels
+        yield run.name, "whitened", Whitening(64).fit_transform(vectors).astype(np.float32), labels
 
 
 SECTIONS: dict[str, Callable[[argparse.Namespace], list[Row]]] = {
@@ -401,6 +424,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5, help="iterations of `large`")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--images", type=Path, help="folder with cifar10/ and clothing/, for `real`")
+    parser.add_argument("--runs", type=Path, nargs="+", default=[], help="run folders with embeddings, for `real`")
     parser.add_argument("--dry", action="store_true", help="keep no result")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
