@@ -232,6 +232,17 @@ class TestApproximate:
         torch.testing.assert_close(found.distances.double(), mine, rtol=1e-5, atol=1e-6)
         assert (mine <= squares.gather(1, last[:, None]).squeeze(1)).all()
 
+    def test_centroids_near_the_mean_do_not_draw_all_rows_into_their_region(self):
+        # by distance a row far out is nearer to the middle of everything than to any of many far directions
+        far, near = 20 * rows(1500, 64), 0.1 * rows(60, 64, seed=1)
+        c = torch.cat([far, near])
+        x = c + rows(len(c), 64, seed=2)
+        regions = Regions(c)
+        squares = torch.cdist(x.double(), regions.middles.double())
+        assert torch.bincount(squares.argmin(dim=1)).max() < len(x) / 10
+        found = regions.nearest(x, torch.zeros(len(x), dtype=torch.int64)).labels
+        assert (found[:1500] == torch.arange(1500)).float().mean() > 0.95
+
     def test_both_routes_are_as_near(self, monkeypatch):
         x, c = rows(3000, 12), rows(400, 12, seed=1)
         last = torch.randint(0, 400, (3000,), generator=torch.Generator().manual_seed(2))
