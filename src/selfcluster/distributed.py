@@ -15,7 +15,10 @@ def start(device: torch.device | str = "cpu", timeout_seconds: float = 1800) -> 
     """Join the group that `torchrun` announces in the environment; nothing to do without one."""
     if "WORLD_SIZE" not in os.environ or dist.is_initialized():
         return
-    backend = "nccl" if torch.device(device).type == "cuda" else "gloo"
+    device = torch.device(device)
+    if device.type == "cuda":  # what nccl sends objects and barriers through; without it all ranks would share device 0
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) if device.index is None else device.index)
+    backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=timedelta(seconds=timeout_seconds))
 
 

@@ -68,7 +68,7 @@ def test_killed_at_random_moments_the_run_ends_in_the_same_bytes(tmp_path, pictu
     assert_same_run(tmp_path / "whole", tmp_path / "killed")
 
 
-@pytest.mark.parametrize("method", ["swav", "deepcluster_v2"])
+@pytest.mark.parametrize("method", ["swav", "deepcluster_v2", "simclr"])
 def test_two_processes_under_torchrun_make_the_run_of_one(method, tmp_path, pictures, tiny):
     """Same order, same global batches, same memories: the losses of every epoch agree to float32's rounding."""
     from PIL import Image
@@ -97,7 +97,7 @@ def test_two_processes_under_torchrun_make_the_run_of_one(method, tmp_path, pict
     assert len(one) == len(two) == 3
     for a, b in zip(one, two, strict=True):
         assert a["loss"] == pytest.approx(b["loss"], abs=2e-4)
-        assert a["used_codes"] == b["used_codes"]
+        assert a.get("used_codes") == b.get("used_codes")
         assert a["rankme"] == pytest.approx(b["rankme"], rel=1e-2)
     states = [load_newest(tmp_path / name / "checkpoints")[0].tensors for name in ("one", "two")]
     assert states[0].keys() == states[1].keys()

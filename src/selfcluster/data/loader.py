@@ -189,7 +189,9 @@ class Loader:
             raise ValueError(f"view={view!r} is neither 'centre' nor 'train'")
         seed = randomness.key(self.seed, "sweep")
         jobs = (
-            self._job(rows, plan, seed, step, crop=view == "train", substitute=False) for rows in parts if len(rows)
+            self._job(rows, plan, seed, step, crop=view == "train", substitute=False)
+            for rows in parts
+            if len(rows) or self.world > 1
         )
         yield from self._batches(jobs)
         self.quarantine.sync()
@@ -215,6 +217,13 @@ class Loader:
             if keep.any():
                 pixels = job.pixels if keep.all() else [view[keep] for view in job.pixels]
                 yield self._finish([self._to_device(view) for view in pixels], job, job.shown[keep])
+            elif self.world > 1:
+                yield self._nothing(job)
+
+    def _nothing(self, job: _Job) -> Batch:
+        """A batch without images: ranks that share statistics must make equally many."""
+        views = [torch.zeros(0, self.channels, size, size, device=self.device) for size in job.plan.sizes]
+        return Batch(views, torch.zeros(0, dtype=torch.int64, device=self.device), {})
 
     def _finish(self, views: list[Tensor], job: _Job, shown: np.ndarray) -> Batch:
         index = torch.from_numpy(shown)
@@ -229,6 +238,8 @@ class Loader:
         shown = job.index if not job.substitute else self._substituted(job, bad)
         shown = shown[~bad[shown]]
         if not len(shown):
+            if self.world > 1:
+                yield self._nothing(job)
             return
         chosen = images[torch.from_numpy(shown).to(self.device)].permute(0, 3, 1, 2)  # (B, C, H, W)
         if not job.crop:

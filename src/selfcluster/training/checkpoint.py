@@ -62,8 +62,11 @@ def save(folder: Path, step: int, tensors: dict[str, Tensor], meta: dict[str, An
     shutil.rmtree(final, ignore_errors=True)
     temporary.rename(final)
     _flush(folder)
-    for old in _complete(folder)[:-keep]:
-        shutil.rmtree(old)
+    complete = _complete(folder)
+    at = complete.index(final)
+    # later ones were broken, or the run would have gone on from them
+    for useless in complete[: max(0, at + 1 - keep)] + complete[at + 1 :]:
+        shutil.rmtree(useless)
     return final
 
 

@@ -41,6 +41,8 @@ def make_embed(
         index: list[Tensor] = []
         try:
             for number, batch in enumerate(loader.sweep(view, plan=plan, step=step)):
+                if not len(batch.index) and not train:
+                    continue  # in training mode it takes part in the statistics of all ranks
                 torch.manual_seed(randomness.key(seed, "sweep", step, number) >> 1)
                 with autocast(device, precision):
                     rows.append(fn(to_layout(batch.views)).float())

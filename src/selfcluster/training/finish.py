@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from selfcluster import distributed
 from selfcluster.clustering.kmeans import KMeans
 from selfcluster.clustering.scores import effective_clusters
 from selfcluster.data.loader import Loader
@@ -36,12 +37,12 @@ def finish(
     console.say("embedding all images")
     embed = make_embed(method, loader, None, device=device, precision=settings.precision)
     index, vectors = gather_rows(embed(lambda views: method.encode(views[0])))
+    clusters, distances = assign(method, vectors, device)
     if folder is None:
         return {}
     ids, paths = [source.ids[i] for i in index], [image_path(source, i) for i in index]
     save_backbone(folder.path, method.exported(), mean, std, image_size)
     write_embeddings(folder.path / EMBEDDINGS, ids, paths, vectors)
-    clusters, distances = assign(method, vectors, device)
     write_clusters(folder.path / CLUSTERS, ClusterTable(ids, paths, clusters, distances))
     rows = read_metrics(folder.path)
     last = rows[-1] if rows else {}
@@ -57,13 +58,17 @@ def finish(
 
 @torch.no_grad()
 def assign(method: Any, vectors: np.ndarray, device: torch.device) -> tuple[np.ndarray, np.ndarray]:
-    """The method's own clusters of encoded images, or k-means' where it has none: (n,) int64 and (n,) float32."""
+    """The method's own clusters of encoded images, or k-means' where it has none: (n,) int64 and (n,) float32.
+
+    All ranks call it, each with all images.
+    """
     method.eval()
     parts = in_parts(method.assign, vectors, device)
     if parts[0] is None:
-        kmeans: Any = KMeans(max(2, round((2 * len(vectors)) ** 0.5)), random_state=0).fit(vectors)
-        distances = np.linalg.norm(vectors - kmeans.cluster_centers_[kmeans.labels_], axis=1)
-        return kmeans.labels_, distances.astype(np.float32)
+        mine = vectors[distributed.share(len(vectors))]
+        kmeans: Any = KMeans(max(2, round((2 * len(vectors)) ** 0.5)), random_state=0).fit(mine)
+        labels = kmeans.predict(vectors)
+        return labels, np.linalg.norm(vectors - kmeans.cluster_centers_[labels], axis=1).astype(np.float32)
     cluster, distance = (torch.cat([getattr(p, name) for p in parts]).cpu().numpy() for name in ("cluster", "distance"))
     return cluster, distance
 

@@ -114,7 +114,13 @@ class Health:
         """What a checkpoint's JSON carries; the tensors go beside it."""
         return {"counts": self.counts, "sums": self._sums}
 
-    def load(self, state: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-        """Put back what `state` and `tensors` held."""
+    def together(self) -> dict[str, Tensor]:
+        """`tensors` with the counts of all ranks, who call it together."""
+        return {**self.tensors, "codes": all_reduce(self.tensors["codes"])}
+
+    def load(self, state: dict[str, Any], tensors: dict[str, Tensor], mine: bool = True) -> None:
+        """Put back what `state` and `tensors` held; the counts of all ranks become one rank's, `mine`."""
         self.counts |= state["counts"]
         self._sums, self.tensors = dict(state["sums"]), tensors
+        if not mine:
+            self.tensors["codes"] = torch.zeros_like(tensors["codes"])

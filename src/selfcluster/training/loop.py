@@ -141,7 +141,8 @@ def fit(
 
             if math.isfinite(values["loss"]) and math.isfinite(values["gradient_norm"]):
                 method.on_backward(progress)
-                clip(gradients, norm, training)
+                left = [p.grad for p in method.parameters() if p.grad is not None]  # it may have scaled or dropped some
+                clip(left, norm if training.clip is None else state.shards.norm(left), training)
                 optimizer.step()
                 method.on_step_end(progress, outputs)
                 health.see(step, values, outputs, sample=_report_is_near(progress, SAMPLE // training.batch_size))

@@ -37,7 +37,8 @@ class RunState:
         self.checkpoints: Path | None = None  # where all ranks find them, and save their shards
 
     def save(self) -> None:
-        """Write a checkpoint; rank 0's alone, since all ranks hold the same state but for their shards."""
+        """Write a checkpoint; all ranks call it, and rank 0 writes what all hold alike."""
+        health = self.health.together()
         if self.folder is None and not self.shards.names:
             return
         tensors = {f"method.{name}": tensor for name, tensor in self.method.state_dict().items()}
@@ -46,7 +47,7 @@ class RunState:
         self.shards.save(self.checkpoints, self.step, tensors)
         if self.folder is None:
             return
-        tensors |= {f"health.{name}": tensor for name, tensor in self.health.tensors.items()}
+        tensors |= {f"health.{name}": tensor for name, tensor in health.items()}
         meta = {
             "step": self.step,
             "skipped": self.skipped,
@@ -79,9 +80,8 @@ class RunState:
             for name, tensor in own.items():
                 tensor.copy_(stored[name])  # in place: whoever holds the tensor sees the values
         load_optimizer_tensors(self.optimizer, self.method, section(tensors, "optimizer."))
-        self.health.load(
-            loaded.meta["health"], {k: v.to(device) for k, v in section(loaded.tensors, "health.").items()}
-        )
+        seen = {k: v.to(device) for k, v in section(loaded.tensors, "health.").items()}
+        self.health.load(loaded.meta["health"], seen, mine=distributed.rank() == 0)
         self.step, self.skipped = loaded.meta["step"], loaded.meta["skipped"]
         self.renewal = loaded.meta["renewal"]
         for key, before in loaded.meta["layout"].items():
