@@ -203,3 +203,24 @@ class TestNative:
                 return 0
 
         assert not native._agrees(Wrong())  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("engine", ["native", "bfloat16", "float32"])
+def test_values_whose_squares_overflow_find_their_centroid(engine):
+    if engine == "native" and not native.available():
+        pytest.skip("no compiled kernel here")
+    x, c = torch.randn(60, 5, generator=torch.Generator().manual_seed(0)), torch.eye(40, 5) * 1e20
+    c[5:] = torch.randn(35, 5, generator=torch.Generator().manual_seed(1))
+    x[:5] = 0.9 * c[:5]
+    true = torch.cdist(x.double(), c.double(), compute_mode="donot_use_mm_for_euclid_dist").argmin(dim=1)
+    assert torch.equal(nearest_centroid(x, c, engine=engine).labels, true)
+
+
+@pytest.mark.parametrize("d", [3, 5, 8])
+def test_the_bfloat16_bound_holds_where_half_a_square_rounds_badly(d):
+    generator = torch.Generator().manual_seed(0)
+    v = torch.randint(-47, 47, (400, d), generator=generator).float()
+    v = (v / v.norm(dim=1, keepdim=True) * 47).round()  # |v|^2 / 2 lies half-way between two bfloat16 numbers
+    c, x = torch.cat([v, -v]), (torch.randint(-47, 47, (4000, d), generator=generator) * 0.1).round()
+    true = torch.cdist(x.double(), c.double(), compute_mode="donot_use_mm_for_euclid_dist").argmin(dim=1)
+    assert torch.equal(nearest_centroid(x, c, engine="bfloat16").labels, true)

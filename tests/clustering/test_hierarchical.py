@@ -54,3 +54,11 @@ def test_weights_reach_both_levels():
     for p in range(2):
         mean = X[:200][part == p].mean(dim=0)
         torch.testing.assert_close(model.part_centers_[p], mean, rtol=1e-4, atol=1e-4)
+
+
+def test_a_part_mostly_of_weight_zero_has_as_many_clusters_as_rows_that_count():
+    x = np.concatenate([np.zeros((50, 2)), np.full((50, 2), 9.0)]) + np.random.default_rng(0).normal(size=(100, 2))
+    weight = np.ones(100)
+    weight[:48] = 0
+    labels = HierarchicalKMeans(2, 4, random_state=0).fit(x, sample_weight=weight).labels_
+    assert len(set(labels[:50]) & set(labels[50:])) == 0

@@ -251,6 +251,15 @@ class TestApproximate:
         assert float(fast) == pytest.approx(float(Regions(c, width=40).nearest(x, last).distances.sum()), rel=0.01)
 
 
+class TestZeroRows:
+    @pytest.mark.parametrize("init", ["random", "k-means++", "k-means||"])
+    def test_no_cluster_starts_from_a_row_without_direction(self, init):
+        x = torch.cat([torch.zeros(150, 8), rows(600, 8)])
+        with pytest.warns(UserWarning, match="150 of 750 rows of X are all zero"):
+            model = KMeans(20, init=init, spherical=True, max_iter=0, random_state=0).fit(x)
+        assert (model.cluster_centers_.norm(dim=1) > 0.9).all()
+
+
 class TestBadInput:
     @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
     def test_non_finite_rows_are_named(self, value):

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from selfcluster.evaluation.knn import knn, vote
+from selfcluster.evaluation.labelled import top
 
 
 def at(*degrees: float) -> np.ndarray:
@@ -91,3 +92,10 @@ def test_what_cannot_be_judged_is_refused():
         knn(x, [0, 1, 1])
     with pytest.raises(ValueError, match="k=0"):
         knn(x, [0, 1], k=0)
+
+
+def test_a_low_temperature_is_the_nearest_neighbour_and_equal_votes_go_to_the_lowest_class():
+    far = torch.tensor([[0.3, 0.25, 0.2]])  # exp((0.3 - 1) / 0.001) would be zero in float32
+    assert vote(far, torch.tensor([[2, 1, 0]]), 3, 0.001).argmax(dim=1).tolist() == [2]
+    assert top(torch.zeros(4, 12), torch.zeros(4, dtype=torch.int64), 1) == 1.0
+    assert top(torch.zeros(4, 12), torch.full((4,), 5), 5) == 0.0

@@ -46,15 +46,20 @@ def test_auto_gives_a_reason_for_each_choice_and_none_for_the_users():
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("facts", [PHOTOS, DIGITS, DataFacts(60, 64, 3), DataFacts(5398, 224, 3)], ids=str)
 def test_every_recipe_makes_a_run_or_says_why_not(method, recipe, facts):
+    if recipe == "cifar" and method not in ("swav", "deepcluster_v2"):
+        with pytest.raises(ValueError, match=f"not for {method}; use --recipe auto"):
+            resolve(method, facts, recipe=recipe)
+        return
     whole = resolve(method, DataFacts(1_281_167, facts.side, facts.channels, facts.gpu), recipe=recipe).config
-    needed = max(whole["batch_size"], whole.get("num_prototypes", 0))
+    directions = method in ("swav", "dino")  # their prototypes may outnumber the images
+    needed = max(whole["batch_size"], 0 if directions else whole.get("num_prototypes", 0))
     if recipe in ("paper", "cifar") and facts.num_images < needed:  # made for more images than there are
         with pytest.raises(ValueError, match=str(facts.num_images)):
             resolve(method, facts, recipe=recipe)
         return
     config = resolve(method, facts, recipe=recipe).config
     assert config["batch_size"] <= facts.num_images
-    assert config.get("num_prototypes", 0) <= facts.num_images
+    assert directions or config.get("num_prototypes", 0) <= facts.num_images
     if config["local_crops"]:
         assert config["local_size"] < config["image_size"]
     # a configuration is itself a valid --config
@@ -68,11 +73,16 @@ def test_every_recipe_makes_a_run_or_says_why_not(method, recipe, facts):
     [
         ({"epoch": 3}, "did you mean epochs"),
         ({"num_prototype": 3}, "did you mean num_prototypes"),
-        ({"epochs": -1}, "--epochs -1.0: must be above 0"),
+        ({"epochs": -1}, "--epochs -1: must be 0 or more"),
+        ({"epochs": 0}, "--epochs 0.0: must be above 0"),
+        ({"epochs": float("inf")}, "--epochs inf: must be a finite number"),
+        ({"batch_size": 0}, "--batch-size 0: must be 1 or more"),
+        ({"learning_rate": -1}, "--learning-rate -1: must be 0 or more"),
+        ({"global_scale": (0, 2)}, "--global-scale 2: must be 1 or less"),
         ({"epochs": "many"}, "--epochs many: expects float"),
         ({"optimizer": "adam"}, "did you mean adamw"),
         ({"batch_size": 100_000}, "--batch-size 100000 is more than the 50000 images; use --batch-size 12500"),
-        ({"num_prototypes": 60_000}, "--num-prototypes 60000: must be 2 to the number of images, 50000"),
+        ({"num_prototypes": 1}, "--num-prototypes 1: must be 2 or more"),
         ({"global_scale": (0.5, 0.1)}, "two rising numbers"),
         ({"milestones": (3, 4)}, "no effect under --schedule cosine"),
         ({"schedule": "step"}, "needs --milestones"),
@@ -85,6 +95,14 @@ def test_every_recipe_makes_a_run_or_says_why_not(method, recipe, facts):
 def test_what_makes_no_sense_is_refused(given, words):
     with pytest.raises(ValueError, match=words):
         resolve("swav", PHOTOS, given)
+
+
+def test_clusters_of_images_are_no_more_than_the_images_they_are_made_of():
+    with pytest.raises(ValueError, match="--num-prototypes 60000: must be 2 to the number of images, 50000"):
+        resolve("deepcluster", PHOTOS, {"num_prototypes": 60_000})
+    with pytest.raises(ValueError, match="2 to those of the 100 images that an epoch's whole batches hold, 64"):
+        resolve("deepcluster_v2", DataFacts(100, 32, 3), {"num_prototypes": 80, "batch_size": 64})
+    assert resolve("dino", PHOTOS, {"num_prototypes": 65_536}).config["num_prototypes"] == 65_536
 
 
 def test_unknown_recipe_and_method():

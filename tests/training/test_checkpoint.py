@@ -133,3 +133,14 @@ def test_loading_never_unpickles(tmp_path):
     with pytest.raises(checkpoint.BrokenCheckpoint):
         checkpoint.load(path)
     assert not (tmp_path / "owned").exists()
+
+
+def test_a_run_that_went_back_behind_broken_checkpoints_keeps_what_it_saves(tmp_path):
+    for step in (300, 400):
+        path = checkpoint.save(tmp_path, step, {"w": torch.ones(2)}, {"step": step})
+        (path / "tensors.safetensors").write_bytes(b"")
+    assert checkpoint.load_newest(tmp_path)[0] is None
+    for step in (100, 200):
+        assert checkpoint.save(tmp_path, step, {"w": torch.ones(2)}, {"step": step}).exists()
+        assert checkpoint.load_newest(tmp_path)[0].meta["step"] == step
+    assert sorted(p.name for p in tmp_path.glob("step-*")) == ["step-000000100", "step-000000200"]

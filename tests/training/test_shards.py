@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from selfcluster import distributed
+from selfcluster.recipes.opening import trained_method
 from selfcluster.training.checkpoint import load_newest
 from selfcluster.training.parallel import join_ranks
 from selfcluster.training.shards import Shards
@@ -119,6 +120,8 @@ def test_a_run_saves_a_file_a_shard_and_goes_on_with_other_processes(eight, tmp_
         if name.startswith("method.heads."):
             merged = next(t[name] for t in (common, *parts) if name in t)
             torch.testing.assert_close(merged, tensor, rtol=0, atol=1e-3)
+    reopened = trained_method(tmp_path / "eight")[0].state_dict()  # by one process, which holds all shards
+    assert torch.equal(reopened["heads.sub.3.weight"], parts[3]["method.heads.sub.3.weight"])
 
 
 def stopped_after(out, pictures, shards: int, steps: int) -> None:

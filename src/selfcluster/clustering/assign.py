@@ -30,7 +30,7 @@ _GROUP = 32  # centroids reduced to one maximum
 _ALIGN = 4  # numbers: a product over 257 columns takes a third longer than one over 260
 _MUCH = 1 / 256  # share of the centroids compared in float64 above which a product in float32 is faster
 _EPS32 = 2.0**-24  # unit roundoff of float32
-_EPS16 = 2.0**-9  # of bfloat16
+_EPS16 = 2.0**-8  # of bfloat16
 
 
 class Nearest(NamedTuple):
@@ -182,15 +182,22 @@ class _Scorer:
             return inside.argmax(dim=1) * groups + group, best
         tolerance = 2 * self._error(shifted[:, :d], length, factor[:, :d])
         if self.low:  # the product is stored in bfloat16 too
-            tolerance = tolerance + 4 * _EPS16 * (best.float().abs() + tolerance)
-        least = (best.float() - tolerance)[:, None]
+            tolerance = tolerance + 2.1 * _EPS16 * (best.float().abs() + tolerance)
+        # no candidate where the numbers overflow: those rows are settled apart
+        least = torch.where(tolerance.isfinite(), best.float() - tolerance, torch.inf)[:, None]
         row, group = (peaks >= least).nonzero().unbind(dim=1)
         pair, place = (members[row, :, group] >= least[row]).nonzero().unbind(dim=1)
         row, candidate = row[pair], place * groups + group[pair]  # each (P,)
         labels = row.new_zeros(len(x)).index_put_((row,), candidate)
-        several = (torch.bincount(row, minlength=len(x))[row] > 1).nonzero().squeeze(1)
+        found = torch.bincount(row, minlength=len(x))
+        several = (found[row] > 1).nonzero().squeeze(1)
         if len(several):
             self._compare(x, row[several], candidate[several], labels)
+        wild = (found == 0).nonzero().squeeze(1)
+        if len(wild):
+            k = len(self.centroids)
+            everyone = torch.arange(k, device=x.device).repeat(len(wild))
+            self._compare(x, wild.repeat_interleave(k), everyone, labels)
         return labels, best
 
     def _error(self, u: Tensor, length: Tensor, factor: Tensor) -> Tensor:
@@ -213,7 +220,7 @@ class _Scorer:
         least = torch.full((len(x),), torch.inf, dtype=torch.float64, device=x.device)
         least.scatter_reduce_(0, row, distance, "amin")
         winner = (distance == least[row]).nonzero().squeeze(1)
-        labels[row] = len(self.centroids)  # above every number
+        labels[row[winner]] = len(self.centroids)  # above every number
         labels.scatter_reduce_(0, row[winner], candidate[winner], "amin")
 
 

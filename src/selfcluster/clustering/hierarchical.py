@@ -83,8 +83,9 @@ class HierarchicalKMeans(ClusterMixin, BaseEstimator):
         for p in range(self.n_parts):
             own = (part == p).nonzero().squeeze(1)
             rows = X[own] if isinstance(X, Tensor) else X[own.numpy()]
-            size = int(distributed.all_reduce(torch.tensor([len(own)], device=part.device)))
             own_weight = None if weight is None else weight[own]
+            counted = len(own) if own_weight is None else int((own_weight > 0).sum())  # none starts from weight zero
+            size = int(distributed.all_reduce(torch.tensor([counted], device=part.device)))
             found = min(self.n_clusters, size)
             if found == 0:
                 filled = torch.as_tensor(first.cluster_centers_)[p].expand(self.n_clusters, -1)

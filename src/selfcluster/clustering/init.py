@@ -24,13 +24,16 @@ _OVERSAMPLING = 2.0  # candidates a round, in units of k
 def random_members(rows: Rows, k: int, seed: int) -> Tensor:
     """k different rows, each equally likely, rows of weight zero never: (k, d), equal on all ranks.
 
+    Nor, while there are k others, rows of zeros where directions count: they are equally far from everything.
+
     Raises:
         ValueError: fewer than k rows have a weight above zero.
     """
-    if rows.weight is None:
+    if rows.weight is None and not rows.has_zeros:
         return rows.numbers(choose(rows.total, k, seed))
-    weight = _all_weights(rows)
-    alive = np.flatnonzero(weight > 0)
+    alive = np.flatnonzero(_all_weights(rows) > 0)
+    if len(alive) < k and rows.has_zeros:
+        alive = np.flatnonzero(_all_weights(rows, zeros=True) > 0)
     if len(alive) < k:
         raise ValueError(f"only {len(alive)} rows have a weight above zero, fewer than n_clusters={k}")
     return rows.numbers(alive[choose(len(alive), k, seed)])
@@ -40,7 +43,8 @@ def k_means_plus_plus(rows: Rows, k: int, seed: int) -> Tensor:
     """k-means++ over at most 65,536 rows (4k if that is more): (k, d), equal on all ranks."""
     size = min(rows.total, max(_SUBSAMPLE, 4 * k))
     numbers = np.sort(choose(rows.total, size, seed)) if size < rows.total else np.arange(size)
-    weight = None if rows.weight is None else torch.from_numpy(_all_weights(rows)[numbers])
+    plain = rows.weight is None and not rows.has_zeros
+    weight = None if plain else torch.from_numpy(_all_weights(rows)[numbers])
     chosen = _spread(rows.numbers(numbers), k, seed, weight)
     return distributed.broadcast(chosen)
 
@@ -58,7 +62,9 @@ def k_means_parallel(rows: Rows, k: int, seed: int) -> Tensor:
         for part, x in rows.blocks():
             found = nearest_centroid(x, new).distances.double().cpu()
             weight = rows.weights(part)
-            distances[part] = torch.minimum(distances[part], found if weight is None else found * weight.cpu())
+            found = found if weight is None else found * weight.cpu()
+            found = found if not rows.has_zeros else found * (x != 0).any(dim=1).cpu()
+            distances[part] = torch.minimum(distances[part], found)
         cost = float(distributed.all_reduce(distances.sum()[None].to(rows.device)))
         if cost == 0:
             break
@@ -79,9 +85,12 @@ def k_means_parallel(rows: Rows, k: int, seed: int) -> Tensor:
     return distributed.broadcast(_spread(candidates, k, seed, distributed.all_reduce(counts).cpu()))
 
 
-def _all_weights(rows: Rows) -> np.ndarray:
+def _all_weights(rows: Rows, zeros: bool = False) -> np.ndarray:
+    """(N,) the weights of all ranks' rows; 0 for rows without a direction, unless `zeros` may be chosen."""
     weight = rows.weights(slice(0, len(rows)))
     weight = torch.ones(len(rows)) if weight is None else weight
+    if rows.has_zeros and not zeros:
+        weight = weight * torch.cat([(x != 0).any(dim=1) for _, x in rows.blocks()]).to(weight.device)
     return distributed.all_gather(weight.to(rows.device)).cpu().double().numpy()
 
 

@@ -132,13 +132,14 @@ void fetch(const Centroids& c, const Candidates& row) {
 
 // The exact winner among a row's candidates; returns how many distances were computed.
 int64_t settle(const float* x, const Centroids& c, const Candidates& row, int64_t* label, float* distance) {
-    if (row.count == 1) {
+    if (row.count == 1 && std::isfinite(row.square)) {
         *label = c.number(row.number[0]);
         *distance = distance32(x, c.raw + *label * c.d, c.d);
         return 1;
     }
-    const int64_t many = row.full || row.count == 0 ? c.k : row.count;
-    const bool all = many == c.k && row.count != c.k;
+    const bool wild = !std::isfinite(row.square);  // too large for float32's bounds
+    const int64_t many = row.full || row.count == 0 || wild ? c.k : row.count;
+    const bool all = many == c.k && (row.count != c.k || wild);
     auto number = [&](int64_t i) { return c.number(all ? i : row.number[i]); };
     const float doubt = 4 * (c.d / 16 + 16) * UNIT;       // relative error of two float32 distances, and some
     const float blur = 2 * (c.d + 16) * UNIT * row.square;  // of the bound |u|^2 - 2 s

@@ -42,6 +42,7 @@ class Rows:
         self.dtype = torch.float64 if wide else torch.float32
         self.d = int(data.shape[1])
         self.shared = shared  # whether other ranks hold the rest
+        self.has_zeros = False  # whether any rank's rows have no direction where directions count; `check` finds out
         self._count()
 
     def __len__(self) -> int:
@@ -116,6 +117,7 @@ class Rows:
             raise ValueError(f"X holds NaN or infinity in {count} of {self.total} rows: {names}. Drop or repair them.")
         count = sum(f[3] for f in found)
         if count:
+            self.has_zeros = True
             names = _listed([i for f in found for i in f[2]], count)
             warnings.warn(
                 f"{count} of {self.total} rows of X are all zero and have no direction: {names}. "

@@ -103,8 +103,11 @@ class Centring(nn.Module):
 
     @torch.no_grad()
     def forward(self, outputs: Tensor, temperature: float) -> Tensor:
-        """(B, K) outputs to (B, K) float32 targets, rows summing to 1. Changes nothing."""
-        return torch.softmax((outputs.float() - self.centre) / temperature, dim=1)
+        """(B, K) outputs to (B, K) float32 targets, rows summing to 1; at temperature 0 the largest takes all."""
+        centred = outputs.float() - self.centre
+        if temperature == 0:
+            return nn.functional.one_hot(centred.argmax(dim=1), centred.shape[1]).float()
+        return torch.softmax(centred / temperature, dim=1)
 
     @torch.no_grad()
     def update(self, outputs: Tensor) -> None:

@@ -27,6 +27,7 @@ from selfcluster.clustering.assign import Nearest, nearest_centroid, unit_rows
 WIDTH = 192
 _FIRST = 2  # times wider where rows have no centroid yet
 _REGIONS = 1.3  # in units of sqrt(k)
+_FEW = 4  # dimensions below which directions are too few to tell centroids apart: the assignment is exact
 _PANEL = 64  # the compiled kernel multiplies by so many at once
 _STEPS = 2  # of the k-means over centroids: regions need no more than a rough shape
 
@@ -65,7 +66,7 @@ class Regions:
             last: (n,) int64, the rows' last centroids, or None.
         """
         wide = self.width * (_FIRST if last is None else 1)
-        if wide >= len(self.centroids):
+        if wide >= len(self.centroids) or x.shape[1] < _FEW:
             return nearest_centroid(x, self.centroids)
         lists = self._lists(wide)
         fast = native.takes(x)

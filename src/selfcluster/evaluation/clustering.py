@@ -60,8 +60,11 @@ def cluster_vectors(
     number = int(k if k is not None else round((2 * n) ** 0.5))
     if not 1 <= number <= n:
         raise ValueError(f"--k {number}: must be 1 to the number of images, {n}")
-    kept = min(_MOST, 3 * number // 2 if whiten is None and algorithm != "pic" else whiten or _MOST, width, n - 1)
-    rows: Any = x if whiten == 0 or kept < 2 else Whitening(kept).fit_transform(x)
+    if whiten is not None and whiten < 0:
+        raise ValueError(f"--whiten {whiten}: must be 0 or more")
+    default = _MOST if algorithm == "pic" else max(2, min(_MOST, 3 * number // 2))
+    kept = min(default if whiten is None else whiten, width, n - 1)
+    rows: Any = Whitening(kept).fit_transform(x) if kept > 0 else x
     return (labels := _fit(rows, number, algorithm, seed)), _distances(x, labels), facts
 
 

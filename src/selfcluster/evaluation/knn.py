@@ -72,5 +72,6 @@ def knn(
 
 def vote(cosines: Tensor, classes: Tensor, num_classes: int, temperature: float) -> Tensor:
     """Cosines and classes of the neighbours (M, k) to the weight of each class (M, L), up to a common factor."""
-    weights = ((cosines - 1) / temperature).exp()  # the common factor keeps small temperatures from overflowing
+    # the common factor keeps small temperatures from overflowing, and the nearest from vanishing
+    weights = ((cosines - cosines.amax(dim=1, keepdim=True)) / temperature).exp()
     return weights.new_zeros(len(cosines), num_classes).scatter_add_(1, classes, weights)

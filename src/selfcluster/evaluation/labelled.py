@@ -52,8 +52,11 @@ def same_width(train: Tensor, test: Tensor) -> None:
 
 
 def top(scores: Tensor, y: Tensor, n: int) -> float:
-    """Share of rows whose class y (position in `scores`'s columns, or -1: not among them) is in the n best."""
-    best = scores.topk(min(n, scores.shape[1]), dim=1).indices
+    """Share of rows whose class y (position in `scores`'s columns, or -1: not among them) is in the n best.
+
+    Among equal scores the lowest position is better.
+    """
+    best = scores.sort(dim=1, descending=True, stable=True).indices[:, :n]
     return float((best == y[:, None]).any(dim=1).double().mean())
 
 

@@ -54,6 +54,8 @@ class MoCoV2(Method):
         self.backbone = make_backbone()
         self.head = ProjectionHead(self.backbone.num_features, settings.hidden, settings.dim, batch_norm=False)
         self.key_backbone, self.key_head = Teacher.of(self.backbone), Teacher.of(self.head)
+        if settings.queue_length < 1:
+            raise ValueError(f"queue_length={settings.queue_length}: without keys there is nothing to tell apart")
         self.queue = FeatureQueue(settings.queue_length, settings.dim)
         self.queue.fill(F.normalize(torch.randn(settings.queue_length, settings.dim), dim=1))
         normalised = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.backbone.modules())

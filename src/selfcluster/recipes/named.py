@@ -111,16 +111,20 @@ def auto(schema: Schema, facts: DataFacts, said: Mapping[str, Any]) -> dict[str,
     if "num_prototypes" in own:
         # fewer clusters than a batch has images: codes are balanced without a queue, and short runs learn faster
         brief = short and not layout
-        wanted = round((1 if brief else 2) * sqrt(n) / 10) * 10
-        wanted = max(10, min(3000, wanted, batch if brief else wanted))
+        root = round((1 if brief else 2) * sqrt(n) / 10) * 10
+        wanted = max(10, min(3000, root, batch if brief else root))
         why = f"the square root of {n} images, at most a batch" if brief else f"twice the square root of {n} images"
-        k = choose("num_prototypes", min(wanted, n // 2), why)
+        if n // 2 < wanted:
+            wanted, why = max(2, n // 2), f"half of {n} images"
+        elif wanted == 10 and min(root, batch) < 10:
+            why = f"ten, the fewest that {n} images are given"
+        k = choose("num_prototypes", wanted, why)
         if "queue_length" in own and k > batch:
             choose("queue_length", ceil(2 * k / batch) * batch, f"{k} prototypes need more than {batch} images to fill")
             choose("queue_from_epoch", round(epochs * 0.1, 2), "a tenth of the run")
         if "min_cluster" in own:
             choose("min_cluster", max(1, min(20, n // (6 * k))), "a sixth of an average cluster, the paper's share")
-    if "hidden" in own and (small or short):
+    if any(setting.name == "hidden" and setting.default for setting in schema.settings) and (small or short):
         choose("hidden", 512, "a small network" if small else "a short run")
     if "freeze_epochs" in own:
         choose("freeze_epochs", round(min(1.0, epochs * 0.02), 3), f"one epoch, at most a fiftieth of {steps} steps")
@@ -130,12 +134,17 @@ def auto(schema: Schema, facts: DataFacts, said: Mapping[str, Any]) -> dict[str,
     return out
 
 
+_CIFAR = ("swav", "deepcluster_v2")
+
+
 def cifar(schema: Schema, facts: DataFacts, said: Mapping[str, Any]) -> dict[str, Choice]:
     """The common CIFAR setting: ResNet-18, two views of 32 px, 1,000 epochs, batch 256.
 
     `selfcluster train swav cifar10/train --recipe cifar`: online linear probe published by solo-learn for this
     setting: SwAV 89.17 %, DeepCluster-v2 88.85 % on CIFAR-10; not run here at that length.
     """
+    if schema.name not in _CIFAR:
+        raise ValueError(f"--recipe cifar is for {' and '.join(_CIFAR)}, not for {schema.name}; use --recipe auto")
     reason = "the common CIFAR setting"
     values = {
         "backbone": "resnet18_small",

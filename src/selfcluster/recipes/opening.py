@@ -19,6 +19,7 @@ from selfcluster.methods.schema import read_schema
 from selfcluster.models.backbones import load_backbone, make_backbone
 from selfcluster.recipes.assemble import NORMALISATION, assemble
 from selfcluster.recipes.named import DataFacts
+from selfcluster.recipes.needs import teachers_in
 from selfcluster.recipes.options import FREE, check_names, checked, options_for
 from selfcluster.recipes.resolve import resolve
 from selfcluster.training.checkpoint import load_newest
@@ -26,6 +27,7 @@ from selfcluster.training.console import Console
 from selfcluster.training.finish import assign, in_parts
 from selfcluster.training.precision import pick_device
 from selfcluster.training.runs import RunError, RunFolder, is_run, read_config, read_status
+from selfcluster.training.shards import Shards
 from selfcluster.training.state import section
 
 
@@ -102,7 +104,9 @@ def trained_method(run: Path) -> tuple[Method, torch.device]:
         raise RunError(f"{run} has no checkpoint to read the method's own projection and clusters from")
     # the checkpoint has every weight: a file that --init named may be gone by now
     parts = assemble({**config, "init": None}, config["about"]["source"]["images"], run)
-    parts.method.load_state_dict(section(loaded.tensors, "method."))
+    names = parts.method.state_dict().keys()
+    stored = section(Shards(parts.method).load(loaded, {f"method.{name}" for name in names}), "method.")
+    parts.method.load_state_dict({name: stored[name] for name in names})
     return parts.method.eval(), parts.loop.device
 
 
@@ -141,8 +145,18 @@ def _same_run(path: Path, method: str, source: Source, given: Mapping[str, Any])
 
 
 def _absolute(config: Mapping[str, Any]) -> dict[str, Any]:
-    """`init` by its whole path: the run may go on from another folder."""
-    return {"init": str(Path(config["init"]).resolve())} if config.get("init") is not None else {}
+    """`init` and the teachers by their whole paths: the run may go on from another folder."""
+    whole = {"init": str(Path(config["init"]).resolve())} if config.get("init") is not None else {}
+    if config.get("teacher"):
+        whole["teacher"] = ",".join(_absolute_teacher(name) for name in teachers_in(config["teacher"]))
+    return whole
+
+
+def _absolute_teacher(name: str) -> str:
+    """PATH or NETWORK=PATH with its whole path; the name of a network as it is."""
+    network, equals, file = name.rpartition("=")
+    is_path = Path(file).exists() or ("/" in file and ":" not in file)  # a teacher that is gone keeps its name
+    return f"{network}{equals}{Path(file).resolve()}" if is_path else name
 
 
 def _where(source: Source) -> str:

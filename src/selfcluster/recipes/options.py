@@ -6,6 +6,7 @@ No torch here: a help text is made of this. A value is looked for in the flags, 
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,10 @@ from selfcluster.methods.schema import Schema, Setting
 
 @dataclass(frozen=True)
 class Option:
-    """One shared flag. `kind` is int, float, str, pair (two numbers), numbers or switch; `auto`: set from the data."""
+    """One shared flag. `kind` is int, float, str, pair (two numbers), numbers or switch; `auto`: set from the data.
+
+    Numbers must be finite, and within `least` and `most`.
+    """
 
     name: str
     kind: str
@@ -23,25 +27,33 @@ class Option:
     help: str
     choices: tuple[str, ...] = ()
     auto: bool = False
+    least: float | None = None
+    most: float | None = None
 
 
 SHARED = (
     Option("backbone", "str", "resnet50", "network, by timm's name", auto=True),
     Option("init", "str", None, "a run, an exported backbone or a file of weights to start from"),
-    Option("image_size", "int", 224, "side of the full-resolution views, in pixels", auto=True),
+    Option("image_size", "int", 224, "side of the full-resolution views, in pixels", auto=True, least=4),
     Option("channels", "int", 3, "3 for colour, 1 for greyscale", auto=True),
     Option("sobel", "switch", False, "show the network two edge channels instead of colours"),
-    Option("global_crops", "int", 2, "full-resolution views an image"),
-    Option("local_crops", "int", 0, "small views an image", auto=True),
-    Option("local_size", "int", 96, "side of the small views, in pixels", auto=True),
+    Option("global_crops", "int", 2, "full-resolution views an image", least=1),
+    Option("local_crops", "int", 0, "small views an image", auto=True, least=0),
+    Option("local_size", "int", 96, "side of the small views, in pixels", auto=True, least=4),
     Option(
-        "global_scale", "pair", (0.08, 1.0), "share of the image's area that a full-resolution view covers", auto=True
+        "global_scale",
+        "pair",
+        (0.08, 1.0),
+        "share of the image's area that a full-resolution view covers",
+        auto=True,
+        least=0,
+        most=1,
     ),
-    Option("local_scale", "pair", (0.05, 0.14), "share of the image's area that a small view covers"),
+    Option("local_scale", "pair", (0.05, 0.14), "share of the image's area that a small view covers", least=0, most=1),
     Option("augment", "str", "colour", "named set of view operations", auto=True),
-    Option("epochs", "float", 100.0, "passes over the images", auto=True),
-    Option("images_seen", "int", None, "length of the run in images, instead of --epochs"),
-    Option("batch_size", "int", 256, "images a step, over all processes", auto=True),
+    Option("epochs", "float", 100.0, "passes over the images", auto=True, least=0),
+    Option("images_seen", "int", None, "length of the run in images, instead of --epochs", least=1),
+    Option("batch_size", "int", 256, "images a step, over all processes", auto=True, least=1),
     Option("optimizer", "str", "sgd", "optimiser", ("sgd", "adamw", "larc", "lars"), auto=True),
     Option(
         "schedule",
@@ -53,28 +65,28 @@ SHARED = (
     ),
     Option("milestones", "numbers", (), "epochs of the schedule's drops", auto=True),
     Option("drop", "float", 0.1, "factor of the schedule's drops"),
-    Option("learning_rate", "float", 0.1, "highest learning rate, for this batch size", auto=True),
-    Option("final_learning_rate", "float", 0.0, "last learning rate of the cosine", auto=True),
-    Option("warmup_epochs", "float", 0.0, "epochs in which the learning rate rises", auto=True),
-    Option("warmup_learning_rate", "float", 0.0, "learning rate at the first step of the warm-up", auto=True),
-    Option("weight_decay", "float", 1e-4, "weight decay", auto=True),
-    Option("final_weight_decay", "float", None, "weight decay at the end, along a cosine", auto=True),
-    Option("momentum", "float", 0.9, "momentum of sgd, larc and lars"),
+    Option("learning_rate", "float", 0.1, "highest learning rate, for this batch size", auto=True, least=0),
+    Option("final_learning_rate", "float", 0.0, "last learning rate of the cosine", auto=True, least=0),
+    Option("warmup_epochs", "float", 0.0, "epochs in which the learning rate rises", auto=True, least=0),
+    Option("warmup_learning_rate", "float", 0.0, "learning rate at the first step of the warm-up", auto=True, least=0),
+    Option("weight_decay", "float", 1e-4, "weight decay", auto=True, least=0),
+    Option("final_weight_decay", "float", None, "weight decay at the end, along a cosine", auto=True, least=0),
+    Option("momentum", "float", 0.9, "momentum of sgd, larc and lars", least=0, most=1),
     Option("clip", "float", None, "bound on the norm of all gradients"),
     Option("clip_each", "float", None, "bound on the norm of each parameter's gradient"),
-    Option("accumulate", "int", 1, "micro-batches a step, where the method allows it"),
+    Option("accumulate", "int", 1, "micro-batches a step, where the method allows it", least=1),
     Option("seed", "int", 0, "seed of everything random"),
-    Option("workers", "int", None, "threads that read and decode images; default: one a core"),
+    Option("workers", "int", None, "threads that read and decode images; default: one a core", least=0),
     Option("device", "str", "auto", "cpu, cuda or auto"),
     Option("precision", "str", "auto", "arithmetic", ("auto", "bf16", "fp32")),
-    Option("limit", "int", None, "use N images only, drawn by the seed"),
+    Option("limit", "int", None, "use N images only, drawn by the seed", least=1),
     Option("classes", "str", None, "use the classes listed in this file only; needs labels"),
     Option("long_tail", "float", None, "thin classes out to this ratio of largest to smallest; needs labels"),
-    Option("label_noise", "float", None, "share of labels made wrong; needs labels"),
+    Option("label_noise", "float", None, "share of labels made wrong; needs labels", least=0, most=1),
     Option("labels_from", "str", None, "folders, column:NAME or a CSV file; no labels are read without it"),
-    Option("max_bad", "float", 0.01, "share of unreadable images above which the run fails"),
+    Option("max_bad", "float", 0.01, "share of unreadable images above which the run fails", least=0, most=1),
     Option("on_collapse", "str", "warn", "what to do when nothing is learnt", ("warn", "stop")),
-    Option("checkpoint_every", "int", None, "also save every N steps"),
+    Option("checkpoint_every", "int", None, "also save every N steps", least=1),
     Option("tensorboard", "switch", False, "also write TensorBoard files"),
 )
 
@@ -131,8 +143,20 @@ def checked(option: Option, value: Any) -> Any:
     except (TypeError, ValueError) as error:
         wanted = {"pair": "two rising numbers", "numbers": "numbers", "switch": "true or false"}
         raise ValueError(f"{flag} {value}: expects {wanted.get(option.kind, option.kind)}") from error
+    for number in value if isinstance(value, tuple) else (value,):
+        if isinstance(number, int | float) and not isinstance(number, bool):
+            _check_bounds(option, flag, number)
     if option.choices and value not in option.choices:
         near = difflib.get_close_matches(str(value), option.choices, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise ValueError(f"{flag} {value}: choose from {', '.join(option.choices)}{hint}")
     return value
+
+
+def _check_bounds(option: Option, flag: str, number: float) -> None:
+    if not math.isfinite(number):
+        raise ValueError(f"{flag} {number}: must be a finite number")
+    if option.least is not None and number < option.least:
+        raise ValueError(f"{flag} {number:g}: must be {option.least:g} or more")
+    if option.most is not None and number > option.most:
+        raise ValueError(f"{flag} {number:g}: must be {option.most:g} or less")

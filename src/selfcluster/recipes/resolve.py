@@ -12,7 +12,10 @@ from selfcluster.recipes.options import check_names, checked, options_for
 
 # rates that a paper gives for a batch of `per` images
 _SCALED = ("learning_rate", "final_learning_rate", "warmup_learning_rate")
-_LENGTH = ("global_crops", "batch_size", "accumulate", "image_size", "local_size", "epochs", "images_seen", "limit")
+# prototypes that are learnt directions: there may be more of them than images, as in the papers
+_DIRECTIONS = ("swav", "dino")
+# clusters of what the last epoch wrote, which leaves out images beyond the last whole batch
+_OF_LAST_EPOCH = ("deepcluster_v2", "sela_v2")
 
 
 @dataclass(frozen=True)
@@ -69,13 +72,10 @@ def resolve(
 
 
 def _check(schema: Schema, config: dict[str, Any], facts: DataFacts) -> None:
-    for name in _LENGTH:
-        if config[name] is not None and config[name] <= 0:
-            raise ValueError(f"--{name.replace('_', '-')} {config[name]}: must be above 0")
+    if config["epochs"] <= 0:
+        raise ValueError(f"--epochs {config['epochs']}: must be above 0")
     if config["global_crops"] < 2 <= schema.paper.get("crops", {}).get("global_crops", 2):
         raise ValueError(f"--global-crops {config['global_crops']}: {schema.name} compares two full views of an image")
-    if config["local_crops"] < 0:
-        raise ValueError(f"--local-crops {config['local_crops']}: must be 0 or more")
     if config["channels"] not in (1, 3):
         raise ValueError(f"--channels {config['channels']}: images have 1 (greyscale) or 3 (colour)")
     if facts.num_images < 2:
@@ -85,9 +85,16 @@ def _check(schema: Schema, config: dict[str, Any], facts: DataFacts) -> None:
             f"--batch-size {config['batch_size']} is more than the {facts.num_images} images; "
             f"use --batch-size {max(2, facts.num_images // 4)}"
         )
-    k = config.get("num_prototypes")
-    if k is not None and not 2 <= k <= facts.num_images:
-        raise ValueError(f"--num-prototypes {k}: must be 2 to the number of images, {facts.num_images}")
+    k, most = config.get("num_prototypes"), facts.num_images
+    if k is not None and k < 2:
+        raise ValueError(f"--num-prototypes {k}: must be 2 or more")
+    if schema.name in _OF_LAST_EPOCH:
+        most = most // config["batch_size"] * config["batch_size"]
+    if k is not None and k > most and schema.name not in _DIRECTIONS:
+        what = "the number of images"
+        if most < facts.num_images:
+            what = f"those of the {facts.num_images} images that an epoch's whole batches hold"
+        raise ValueError(f"--num-prototypes {k}: must be 2 to {what}, {most}")
     if config["accumulate"] > 1 and not schema.accumulates:
         raise ValueError(
             f"--accumulate {config['accumulate']}: {schema.name} compares the images of a batch with each other, so "

@@ -13,7 +13,10 @@ def pick_device(name: str = "auto") -> torch.device:
     """`auto` is the process's CUDA device where there is one, else the CPU; anything else as torch reads it."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(name)
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"--device {name}: choose auto, cpu, cuda or cuda:NUMBER") from error
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     return device
