@@ -93,7 +93,7 @@ def test_methods_own_settings_show_the_papers_values(capsys):
         (["train", "swav", "builtin:digits", "--epochs", "three"], "invalid float value: 'three'"),
         (["train", "swav", "no/such/folder"], "no/such/folder"),
         (["train", "swav"], "the following arguments are required: DATA"),
-        (["cluster", "no-run"], "no embeddings there"),
+        (["cluster", "no-run"], "there is no no-run"),
         (["evaluate", "knm", "no-run"], "no protocol named 'knm'"),
         (["embed", "resnet18"], "is no run folder, so it names no images"),
         (["train", "swav", "builtin:digits", "--device", "gpu"], "gpu"),

@@ -19,7 +19,7 @@ from selfcluster.data.sources import DataError, check_enough, open_source
 from selfcluster.methods import canonical
 from selfcluster.recipes.needs import check_needs
 from selfcluster.recipes.settings import default_out, read_settings
-from selfcluster.training.runs import RunError, RunFolder, is_run, read_config, read_status
+from selfcluster.training.runs import RunError, RunFolder, check_finished, is_run, read_config, read_status
 
 _SUBSET = ("labels_from", "limit", "classes", "long_tail", "label_noise", "seed")
 _IMAGES = tuple(key for key in _SUBSET if key != "label_noise")  # labels are spoilt for training, never for a score
@@ -30,7 +30,7 @@ def train(
     data: Any,
     *,
     out: str | os.PathLike[str] | None = None,
-    recipe: str = "auto",
+    recipe: str | None = None,
     config: str | os.PathLike[str] | Mapping[str, Any] | None = None,
     quiet: bool = False,
     **settings: Any,
@@ -41,7 +41,7 @@ def train(
         method: a name of `METHODS`, hyphens or underscores.
         data: a folder, list, tar or array of images, or "builtin:digits"; see `open_source`.
         out: the run folder; default runs/METHOD-DATANAME. An unfinished run in it goes on, a finished one is returned.
-        recipe: auto (from the data), paper, small or cifar.
+        recipe: auto (from the data), paper, small or cifar; None: auto, or that of the run that goes on.
         config: a `config.yaml` or a mapping of settings.
         quiet: print nothing but warnings.
         **settings: any flag of `selfcluster train METHOD --help`, with underscores.
@@ -81,6 +81,10 @@ def train(
     distributed.start(pick_device(said.get("device") or "auto"))
     first = distributed.rank() == 0
     console = Console(quiet or not first)
+    passed_over = source.describe().get("passed_over")
+    if passed_over:
+        left_out = ", ".join(f"{count} {what}" for what, count in passed_over.items())
+        console.say(f"{len(source)} images in {source.where}; passed over: {left_out}")
     folder: RunFolder | None = None
     agreed: Any = None
     if first:
@@ -226,8 +230,8 @@ def cluster(
             where it has some.
         algorithm: kmeans, hierarchical or pic.
         whiten: principal components that are kept and whitened first; default 3 k / 2, at most 256; 0: none.
-        out: the Parquet file (id, path, cluster, distance), with a CSV twin; default clusters.parquet beside the
-            embeddings.
+        out: the Parquet file (id, path, cluster, distance), with a CSV twin of the same name; default clusters.parquet
+            beside the embeddings.
         seed: of the clustering.
         quiet: print nothing.
 
@@ -241,7 +245,10 @@ def cluster(
 
     where = Path(run)
     file = where / EMBEDDINGS if is_run(where) else where
+    if not where.exists():
+        raise RunError(f"there is no {run}; give a run folder or an embeddings file")
     if not file.is_file():
+        check_finished(where)
         raise RunError(f"{file}: no embeddings there; make them with: selfcluster embed {run} DATA --out {file}")
     table = read_embeddings(file)
     console = Console(quiet)
@@ -254,6 +261,7 @@ def cluster(
         rows = compared(where, table.vectors) if is_run(where) else table.vectors
         clusters, distances, facts = cluster_vectors(rows, k, algorithm, seed, whiten, console.say)
     out = Path(out) if out is not None else file.with_name(CLUSTERS)
+    out = out.with_suffix(".parquet") if out.suffix == ".csv" else out  # its twin
     write_clusters(out, ClusterTable(table.ids, table.paths, clusters, distances))
     sizes = np.bincount(clusters)
     sizes = sizes[sizes > 0]

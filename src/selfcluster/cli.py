@@ -10,6 +10,7 @@ import argparse
 import difflib
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
@@ -135,11 +136,14 @@ def _build_train(parser: argparse.ArgumentParser, words: list[str]) -> None:
     parser.add_argument("method", metavar="METHOD", help=", ".join(NAMES))
     parser.add_argument("data", metavar="DATA", help="folder, list of paths, folder of tars, or builtin:digits")
     parser.add_argument("--out", help="run folder; default runs/METHOD-DATANAME; an unfinished run in it goes on")
-    parser.add_argument("--recipe", default="auto", metavar="{" + ",".join(RECIPES) + "}", help="named settings")
+    recipes = "{" + ",".join(RECIPES) + "}"
+    parser.add_argument("--recipe", metavar=recipes, help="named settings; default auto, from the data")
     parser.add_argument("--config", help="settings from a file; a run's config.yaml is one")
     parser.add_argument("--quiet", action="store_true", help="print warnings only")
     parser.set_defaults(run_command=_train)
     method = next((word for word in words if not word.startswith("-")), None)
+    if method is not None and words[0] != method:
+        parser.error("METHOD and DATA come first: selfcluster train METHOD DATA [flags]")
     if method is None:
         parser.epilog = "selfcluster train METHOD --help lists the method's own settings and the paper's values."
         for option in SHARED:
@@ -168,13 +172,14 @@ def _train(method: str, data: str, **settings: Any) -> tuple[Any, str]:
 
     summary = api.train(canonical(method), data, **settings)
     lines = [f"{key:>20}  {value}" for key, value in summary.items()]
-    run = summary["run"]
-    lines += ["", f"selfcluster report {run}    shows the clusters", f"selfcluster evaluate knn {run}    scores it"]
+    run = shlex.quote(summary["run"])
+    lines += ["", f"selfcluster report {run}    shows the clusters"]
+    lines += [f"selfcluster search {run} IMAGE    finds the images most like one"]
     return summary, "\n".join(lines)
 
 
 def _build_embed(parser: argparse.ArgumentParser, words: list[str]) -> None:
-    parser.add_argument("run", metavar="RUN", help="run folder, exported backbone, or timm name")
+    parser.add_argument("run", metavar="RUN", help="run folder, exported backbone, or timm name (not trained)")
     parser.add_argument("data", metavar="DATA", nargs="?", help="images; default those of the run")
     parser.add_argument("--out", help="Parquet file; default RUN/embeddings.parquet")
     _add_network_flags(parser)
@@ -195,6 +200,8 @@ def _embed(run: str, data: str | None, out: str | None, **settings: Any) -> tupl
 
     if data is not None and out is None:
         raise _UsageError("selfcluster embed: say with --out FILE where the embeddings go")
+    if not os.path.exists(run) and "/" not in run:
+        print(f"selfcluster: {run} is not trained: its weights are random", file=sys.stderr)
     result = api.embed(run, data, out=out, **settings)
     rows, width = result["vectors"].shape
     return {

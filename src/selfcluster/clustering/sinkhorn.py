@@ -19,6 +19,8 @@ are raised to that, so that nothing underflows; few iterations from an outlier t
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 import torch.distributed as dist
@@ -34,7 +36,7 @@ _BLOCK = 1 << 20  # entries of a block of rows: 4 MB stay in cache, and threads 
 
 
 @torch.no_grad()
-def sinkhorn(scores: Tensor, epsilon: float = 0.05, iterations: int = 3, extra: Tensor | None = None) -> Tensor:
+def sinkhorn(scores: Any, epsilon: float = 0.05, iterations: int = 3, extra: Any = None) -> Any:
     """Codes that use all clusters equally over the batch: entropic optimal transport with uniform marginals.
 
     Under `torch.distributed` the batch is that of all ranks; the result equals one process's on the concatenated
@@ -42,13 +44,14 @@ def sinkhorn(scores: Tensor, epsilon: float = 0.05, iterations: int = 3, extra: 
     float64), also under autocast. No gradient flows.
 
     Args:
-        scores: (B, K), similarity of this rank's samples to the prototypes. B may differ between ranks, also be 0.
+        scores: (B, K), similarity of this rank's samples to the prototypes, a tensor or an array. B may differ between
+            ranks, also be 0.
         epsilon: entropy weight in the scores' unit; smaller is sharper.
         iterations: rounds of one column (cluster) and one row (sample) normalisation; the row's is last.
         extra: (Q, K), the same on every rank and counted once: scores of queued samples that join the balancing.
 
     Returns:
-        (B, K): rows sum to 1; columns sum to about B / K (exactly, as `iterations` grows).
+        (B, K), a tensor if `scores` is one: rows sum to 1; columns to about B / K (exactly, as `iterations` grows).
 
     Raises:
         ValueError: for shapes, epsilon or iterations that mean nothing.
@@ -56,6 +59,9 @@ def sinkhorn(scores: Tensor, epsilon: float = 0.05, iterations: int = 3, extra: 
     >>> sinkhorn(torch.tensor([[0.9, 0.1], [0.8, 0.1]]), iterations=10).argmax(dim=1)
     tensor([0, 1])
     """
+    if not isinstance(scores, Tensor):
+        queued = None if extra is None else torch.as_tensor(np.asarray(extra))
+        return sinkhorn(torch.as_tensor(np.asarray(scores)), epsilon, iterations, queued).numpy()
     _check(scores, epsilon, iterations, extra)
     parts = [scores] if extra is None else [scores, extra[distributed.share(len(extra))]]
     if all(native.takes_scores(part) for part in parts):

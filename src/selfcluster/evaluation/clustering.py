@@ -65,7 +65,10 @@ def cluster_vectors(
     default = _MOST if algorithm == "pic" else max(2, min(_MOST, 3 * number // 2))
     kept = min(default if whiten is None else whiten, width, n - 1)
     rows: Any = Whitening(kept).fit_transform(x) if kept > 0 else x
-    return (labels := _fit(rows, number, algorithm, seed)), _distances(x, labels), facts
+    labels = _fit(rows, number, algorithm, seed)
+    if algorithm == "hierarchical" and (made := len(np.unique(labels))) != number:
+        say(f"hierarchical made {made} clusters, not {number}: it makes equally many in each of its parts")
+    return labels, _distances(x, labels), facts
 
 
 def _fit(rows: np.ndarray, k: int, algorithm: str, seed: int) -> np.ndarray:

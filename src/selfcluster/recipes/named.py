@@ -86,7 +86,7 @@ def auto(schema: Schema, facts: DataFacts, said: Mapping[str, Any]) -> dict[str,
     if choose("local_crops", few, why):
         choose("local_size", max(32, round(size * 96 / 224 / 16) * 16), "96 for 224, in proportion")
 
-    most = min(512 if facts.gpu else 128, 2 ** int(max(1, n / 16)).bit_length() // 2)
+    most = min(512 if facts.gpu else 128, max(8, 2 ** int(n / 16).bit_length() // 2), n // 2)
     batch = choose(
         "batch_size", max(2, min(most, max(64, 2 ** int(n / 128).bit_length() // 2))), f"{n} images, {where}"
     )

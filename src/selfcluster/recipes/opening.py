@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ from selfcluster.methods.base import Method
 from selfcluster.methods.schema import read_schema
 from selfcluster.models.backbones import load_backbone, make_backbone
 from selfcluster.recipes.assemble import NORMALISATION, assemble
-from selfcluster.recipes.named import DataFacts
+from selfcluster.recipes.named import RECIPES, DataFacts
 from selfcluster.recipes.needs import teachers_in
 from selfcluster.recipes.options import FREE, check_names, checked, options_for
 from selfcluster.recipes.resolve import resolve
@@ -26,7 +27,7 @@ from selfcluster.training.checkpoint import load_newest
 from selfcluster.training.console import Console
 from selfcluster.training.finish import assign, in_parts
 from selfcluster.training.precision import pick_device
-from selfcluster.training.runs import RunError, RunFolder, is_run, read_config, read_status
+from selfcluster.training.runs import RunError, RunFolder, check_finished, is_run, read_config, read_status
 from selfcluster.training.shards import Shards
 from selfcluster.training.state import section
 
@@ -35,7 +36,7 @@ def open_run(
     path: Path,
     method: str,
     source: Source,
-    recipe: str,
+    recipe: str | None,
     from_file: Mapping[str, Any],
     given: Mapping[str, Any],
     console: Console,
@@ -45,19 +46,22 @@ def open_run(
     Raises RunError where the folder holds a run of another method, other settings or other data (each difference is
     named), where another process holds it or it cannot be written, and ValueError for settings that make no sense.
     """
+    if recipe is not None and recipe not in RECIPES:
+        raise ValueError(f"no recipe named {recipe!r}; there are {', '.join(RECIPES)}")
     begun = any((path / "checkpoints").glob("step-*"))
     if is_run(path) and (begun or read_status(path).get("state") != "failed"):  # one that never began is made anew
-        config = _same_run(path, method, source, {**from_file, **given})
+        config = _same_run(path, method, source, {**from_file, **given}, recipe)
         return RunFolder(path), config
     if not is_run(path) and path.exists() and any(p.name != ".lock" for p in path.iterdir()):
         raise RunError(f"{path} is not empty and holds no run; choose another --out")
+    recipe = recipe or "auto"
     resolved = resolve(method, data_facts(source, given), given, from_file, recipe)
     folder = RunFolder(path)
     about = {
         "selfcluster": __version__,
         "torch": str(torch.__version__),
         "python": platform.python_version(),
-        "command": " ".join(sys.argv),
+        "command": shlex.join(sys.argv),
         "source": source.describe(),
         "summary": source.summary(),
     }
@@ -88,7 +92,11 @@ def load_network(
     it is for colour images of 224 px.
     """
     if Path(run).exists():
+        if not (Path(run) / "backbone.json").exists():
+            check_finished(Path(run))
         return load_backbone(Path(run))
+    if "/" in run and ":" not in run:  # timm's names of files elsewhere have both
+        raise RunError(f"there is no {run}; give a run folder, an exported backbone or the name of a network of timm's")
     seen = None if source is None else data_facts(source, {})
     side, channels = (224, 3) if seen is None else (min(224, seen.side), seen.channels)
     size = image_size or side
@@ -123,10 +131,13 @@ def compared(run: Path, vectors: np.ndarray) -> np.ndarray:
     return torch.cat(in_parts(method.compared, vectors, device)).float().cpu().numpy()
 
 
-def _same_run(path: Path, method: str, source: Source, given: Mapping[str, Any]) -> dict[str, Any]:
+def _same_run(path: Path, method: str, source: Source, given: Mapping[str, Any], recipe: str | None) -> dict[str, Any]:
     config = read_config(path)
     if config.get("method") != method:
         raise RunError(f"{path} holds a run of {config.get('method')}, not {method}; choose another --out")
+    if recipe not in (None, config.get("recipe")):
+        have = config.get("recipe")
+        raise RunError(f"{path} holds a run of --recipe {have}, not {recipe}; choose another --out, or leave it out")
     options = options_for(read_schema(method))
     check_names(given, options)
     wanted = {name: checked(options[name], value) for name, value in given.items()}

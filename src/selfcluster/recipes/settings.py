@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from selfcluster.data.names import to_id
 from selfcluster.data.sources import Source
 
 _NOT_FLAGS = ("method", "data", "recipe", "about")  # what a config.yaml holds beside the flags
@@ -29,6 +30,9 @@ def read_settings(config: str | os.PathLike[str] | Mapping[str, Any] | None) -> 
 
 
 def default_out(method: str, source: Source) -> Path:
-    """runs/METHOD-DATANAME."""
-    name = Path(source.where.rpartition(":")[2]).resolve().name if source.kind != "array" else "array"
-    return Path("runs") / f"{method}-{Path(name).stem}"
+    """runs/METHOD-DATANAME; a file's name goes without its suffix."""
+    if source.kind == "array":
+        return Path("runs") / f"{method}-array"
+    where = Path(source.where.rpartition(":")[2]).resolve()
+    name = where.name if where.is_dir() else where.stem
+    return Path("runs") / f"{method}-{to_id(os.fsencode(name))}"

@@ -137,6 +137,14 @@ def read_status(path: Path) -> dict[str, Any]:
         return {}
 
 
+def check_finished(path: Path) -> None:
+    """Raise RunError for a run that has not come to its end, with the command that goes on with it."""
+    state = read_status(path).get("state", "not begun") if is_run(path) else "finished"
+    if state != "finished":
+        command = read_config(path).get("about", {}).get("command", "its train command")
+        raise RunError(f"{path} has not finished ({state}): it goes on with the command it was begun with, {command}")
+
+
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """A run's rows of metrics."""
     file = path / METRICS

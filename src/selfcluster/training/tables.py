@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
+from selfcluster.data.names import to_id
 from selfcluster.data.sources import Source
 from selfcluster.files import write_atomically
 
@@ -74,7 +76,9 @@ def read_clusters(path: Path) -> ClusterTable:
 
 def image_path(source: Source, i: int) -> str:
     """Where image i is, for people and other tools; its id where it is no file."""
-    return f"{source.where.rstrip('/')}/{source.ids[i]}" if source.kind in ("folder", "tar") else source.ids[i]
+    if source.kind not in ("folder", "tar"):
+        return source.ids[i]
+    return f"{to_id(os.fsencode(source.where)).rstrip('/')}/{source.ids[i]}"
 
 
 def is_parquet(path: Path) -> bool:
