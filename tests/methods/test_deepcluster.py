@@ -294,9 +294,10 @@ def shared_renewal(clustering: str) -> dict[str, np.ndarray]:
     from selfcluster.distributed import share
 
     rows, _ = blobs(300, (120, 80, 60, 40))
-    mine = share(300)
+    # as a sweep deals images: a part of every batch
+    mine = torch.cat([part[share(len(part))] for part in torch.arange(300).chunk(7)])
     method = make("deepcluster", num_samples=300, clustering=clustering, max_clusters=40, pca_dim=3)
-    method.renew(progress(), embed_of(rows[mine], torch.arange(300)[mine], 300))
+    method.renew(progress(), embed_of(rows[mine], mine, 300))
     return {k: v.numpy() for k, v in method.state_dict().items() if "backbone" not in k}
 
 

@@ -88,3 +88,12 @@ def test_a_run_goes_on_with_the_labels_it_began_with(tiny, tmp_path, pictures, m
         with pytest.raises(KeyboardInterrupt):
             tiny("supervised", tmp_path / "run")
     assert api.train("supervised", pictures, out=tmp_path / "run", quiet=True)["steps"] == 9  # no --labels-from
+
+
+def test_the_classifier_stands_behind_the_relu_that_a_networks_features_stop_before():
+    method = build(torch.arange(48)[None] % 3).eval()
+    features = torch.randn(4, method.backbone.num_features)
+    plain = method.assign(features).distance
+    method.backbone.stops_before_relu = True
+    assert torch.equal(method.assign(features).distance, 1 - method.heads[0](features.relu()).softmax(1).amax(1))
+    assert not torch.equal(method.assign(features).distance, plain)

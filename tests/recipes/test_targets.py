@@ -70,7 +70,7 @@ def test_shares_always_add_up():
 def test_kmeans_finds_blobs(changed):
     rows, kind = blobs()
     wanted = 0.6 if not changed.get("teacher_pca") else 0.5  # from random members, so not always all six
-    assert adjusted_rand_score(kind, cluster(rows, CONFIG | changed)) > wanted
+    assert adjusted_rand_score(kind, cluster(rows, torch.arange(len(rows)), CONFIG | changed)) > wanted
 
 
 def test_kmeans_with_pca_clusters_whitened_components_without_unit_length():
@@ -78,7 +78,7 @@ def test_kmeans_with_pca_clusters_whitened_components_without_unit_length():
     x = rows.double().numpy() - rows.double().numpy().mean(axis=0)
     values, axes = np.linalg.eigh(x.T @ x / len(x))
     white = (x @ axes[:, ::-1][:, :3] / np.sqrt(values[::-1][:3])).astype(np.float32)
-    found = cluster(rows, CONFIG | {"teacher_pca": 3})
+    found = cluster(rows, torch.arange(len(rows)), CONFIG | {"teacher_pca": 3})
     centres = np.stack([white[found == k].mean(axis=0) for k in range(6)])
     nearest = ((white[:, None] - centres) ** 2).sum(axis=2).argmin(axis=1)
     assert np.array_equal(nearest, found)  # a fixed point of Lloyd's iteration in that space
@@ -87,7 +87,7 @@ def test_kmeans_with_pca_clusters_whitened_components_without_unit_length():
 def test_clusters_by_label_never_cross_a_label():
     rows, kind = blobs()
     labels = torch.where(kind < 2, 0, 1)  # 40 and 80 images: of 6 clusters 2.5 and 3.5, so 2 and 4 or 3 and 3
-    found = cluster_by_label(rows, labels, CONFIG)
+    found = cluster_by_label(rows, torch.arange(len(rows)), labels, CONFIG)
     assert sorted(set(found.tolist())) == list(range(6))
     of_label = [set(found[labels == label].tolist()) for label in (0, 1)]
     assert not of_label[0] & of_label[1]
@@ -111,7 +111,7 @@ def rank_targets(length: int) -> dict:
         mine = slice(None)
     return {
         "prototypes": prototypes(rows[mine], labels[mine]).tolist(),
-        "by_label": cluster_by_label(rows[mine], labels[mine], CONFIG).tolist(),
+        "by_label": cluster_by_label(rows[mine], torch.arange(len(rows))[mine], labels[mine], CONFIG).tolist(),
     }
 
 
@@ -120,6 +120,22 @@ def test_two_processes_make_the_same_targets_as_one(ranks):
     whole, parts = rank_targets(0), ranks.run(rank_targets, 50)
     for name, expected in whole.items():
         assert parts[0][name] + parts[1][name] == expected
+
+
+def dealt_clusters(sample: int | None) -> list[tuple[int, int]]:
+    """(image, cluster) of this rank's images, dealt as a sweep deals them: a part of every batch."""
+    rows = blobs()[0]
+    batches = torch.arange(len(rows)).chunk(5)
+    index = torch.cat([part[distributed.share(len(part))] for part in batches])
+    found = cluster(rows[index], index, CONFIG | {"kmeans_sample": sample, "kmeans_iterations": 5})
+    return list(zip(index.tolist(), found.tolist(), strict=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sample", [None, 60])
+def test_clusters_do_not_depend_on_who_holds_which_images(ranks, sample):
+    parts = ranks.run(dealt_clusters, sample)
+    assert sorted(parts[0] + parts[1]) == dealt_clusters(sample)
 
 
 def test_targets_that_are_damaged_or_of_other_images_are_refused(tmp_path):

@@ -116,6 +116,10 @@ class Method(nn.Module):
         same = [list(run) for _, run in groupby(views, key=lambda v: v.shape[-2:])]
         return torch.cat([self.backbone(torch.cat(run)) for run in same])
 
+    def activated(self, features: Tensor) -> Tensor:
+        """Features as a linear layer wants them: behind the last ReLU, which some networks' features stop before."""
+        return features.relu() if getattr(self.backbone, "stops_before_relu", False) else features
+
 
 def stability(before: Tensor, after: Tensor) -> dict[str, float]:
     """What a renewal logs: the NMI of the labels (N,) before and after it; nothing where no image has both."""

@@ -14,17 +14,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import log
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from selfcluster.clustering.assign import nearest_centroid
-from selfcluster.clustering.kmeans import KMeans
+from selfcluster.clustering.members import cluster_members
 from selfcluster.clustering.pic import PowerIterationClustering
 from selfcluster.clustering.whitening import WhiteningMemory
-from selfcluster.distributed import all_gather, all_reduce
+from selfcluster.distributed import all_gather, all_reduce, share
 from selfcluster.methods.base import Embed, MakeBackbone, Method, labelled_cross_entropy, stability
 from selfcluster.types import Assignment, Batch, Crops, EpochPlan, Facts, Group, Output, Progress, Training
 
@@ -121,10 +120,16 @@ class DeepCluster(Method):
         """Cluster the whitened features of all centre crops, and start the classifier anew."""
         shares = embed(lambda views: self.encode(views[0]), view="centre")
         rows = self.whitening.fit_transform(shares.rows)  # (n, d)
-        mine = self.power_iteration(rows) if self.pic else self.kmeans(rows, progress.number("k-means"))
+        seen, order = all_gather(shares.index).sort()
         before = self.labels.clone()
         self.labels.fill_(-1)
-        self.labels[all_gather(shares.index)] = all_gather(mine)
+        # by the images' numbers: the same whoever holds what
+        if self.pic:
+            self.labels[seen] = all_gather(self.power_iteration(all_gather(rows)[order][share(len(order))]))
+        else:
+            steps, seed = self.settings.kmeans_iterations, progress.number("k-means")
+            found = cluster_members(rows, shares.index, seen, len(self.centroids), max_iter=steps, seed=seed)
+            self.labels[seen], self.centroids[:] = found.labels, found.centers
         sizes = torch.bincount(self.labels[self.labels >= 0], minlength=len(self.weight))
         power = {"inverse": -1.0, "inverse_sqrt": -0.5}.get(self.settings.weighting, 0.0)
         self.weight.copy_(sizes.clamp(min=1).float() ** power)
@@ -133,12 +138,6 @@ class DeepCluster(Method):
         self.head.bias.zero_()
         log = {"clusters": float((sizes > 0).sum()), "largest_cluster": float(sizes.max())}
         return log | stability(before, self.labels)
-
-    def kmeans(self, rows: Tensor, seed: int) -> Tensor:
-        """Labels of this rank's whitened rows; empty clusters take half of one drawn uniformly."""
-        kmeans: Any = KMeans(len(self.centroids), max_iter=self.settings.kmeans_iterations, random_state=seed).fit(rows)
-        self.centroids.copy_(kmeans.cluster_centers_)
-        return kmeans.labels_
 
     def power_iteration(self, rows: Tensor) -> Tensor:
         """Labels of this rank's whitened rows, the largest cluster first; -1 beyond the classifier's rows."""

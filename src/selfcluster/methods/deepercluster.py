@@ -11,7 +11,8 @@ part of the mean over the batch, in one process as in many.
 Departs: an epoch draws an image in one rotation only, where the released ranks of four rotations draw by themselves; a
 super-cluster of fewer than four images is given half of what the largest can spare, so that no super-class is empty;
 empty clusters are split by a factor 1 +- 1/1024 (released: 1e-7), donors drawn anew each time (released: the same
-always); dropout is the backbone's. Sampling and clustering are the same for the paper's alternatives of the loss.
+always); dropout is the backbone's; Sobel pads by 1 (released: the image by 2, 226 pixels for VGG). Sampling and
+clustering are the same for the paper's alternatives of the loss.
 """
 
 from __future__ import annotations

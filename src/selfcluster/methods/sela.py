@@ -77,7 +77,8 @@ class SeLa(Method):
     def forward(self, batch: Batch, progress: Progress) -> Output:
         features = self.encode_views(batch.views)  # (V * B, F)
         target = self.labels[:, batch.index].repeat(1, len(batch.views))  # (H, V * B), the same for every view
-        losses = [labelled_cross_entropy(head(features).float(), t) for head, t in zip(self.heads, target, strict=True)]
+        seen = self.activated(features)
+        losses = [labelled_cross_entropy(head(seen).float(), t) for head, t in zip(self.heads, target, strict=True)]
         first = features[: len(batch.index)]
         return Output(torch.stack(losses).mean(), features=first, codes=self.labels[0, batch.index])
 
@@ -93,7 +94,7 @@ class SeLa(Method):
     @torch.no_grad()
     def renew(self, progress: Progress, embed: Embed) -> dict[str, float]:
         """Balanced labels from features of augmented images, by the network in training mode."""
-        share = embed(lambda views: self.backbone(views[0]), view="train", train=True)
+        share = embed(lambda views: self.activated(self.backbone(views[0])), view="train", train=True)
         index = all_gather(share.index)
         turns = list(range(self.settings.num_heads))
         if self.settings.one_head and progress.step:
@@ -113,7 +114,7 @@ class SeLa(Method):
 
     @torch.no_grad()
     def assign(self, features: Tensor) -> Assignment:
-        best, cluster = self.heads[0](features).float().softmax(dim=1).max(dim=1)
+        best, cluster = self.heads[0](self.activated(features)).float().softmax(dim=1).max(dim=1)
         return Assignment(cluster, 1 - best)
 
 

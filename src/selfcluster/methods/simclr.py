@@ -5,7 +5,8 @@ Chen et al. 2020, arXiv 2002.05709 (v2 of the head: arXiv 2006.10029); multi-cro
 Departs: terms are averaged as in the paper's algorithm 1 (released: summed over the two directions); small views are
 compared with the full-resolution views alone, and only those are negatives; an image that a batch holds twice is no
 negative of itself; images are normalised by mean and deviation (released: in [0, 1]); the head's weights start as torch
-draws them, which batch norm and LARS's rates make alike.
+draws them, which batch norm and LARS's rates make alike; LARS multiplies the momentum's sum by the rate (released: each
+term by the rate of its step).
 """
 
 from __future__ import annotations

@@ -56,7 +56,7 @@ class Supervised(Method):
 
     def forward(self, batch: Batch, progress: Progress) -> Output:
         features = self.encode_views(batch.views)  # (V * B, F)
-        outputs = [head(features).float() for head in self.heads]
+        outputs = [head(self.activated(features)).float() for head in self.heads]
         targets = self.labels[:, batch.index].repeat(1, len(batch.views))  # (T, V * B)
         loss = torch.stack(self.losses(outputs, targets, batch.views)).sum()
         images = len(batch.index)
@@ -72,5 +72,5 @@ class Supervised(Method):
 
     @torch.no_grad()
     def assign(self, features: Tensor) -> Assignment | None:
-        best, cluster = self.heads[0](features).float().softmax(dim=1).max(dim=1)
+        best, cluster = self.heads[0](self.activated(features)).float().softmax(dim=1).max(dim=1)
         return Assignment(cluster, 1 - best)

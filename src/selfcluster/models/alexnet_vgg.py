@@ -55,6 +55,8 @@ class DeepClusterNet(nn.Module):
         folded: padding of the Sobel filters that `folding.py` folded into the first convolution; None: none are.
     """
 
+    stops_before_relu = True  # features are fc7's, before its ReLU, as DeepCluster clusters them
+
     def __init__(
         self,
         layers: tuple[Any, ...],

@@ -19,6 +19,7 @@ from torch import Tensor
 from selfcluster import distributed, randomness
 from selfcluster.clustering.assign import nearest_centroid, unit_rows
 from selfcluster.clustering.kmeans import KMeans
+from selfcluster.clustering.members import cluster_members
 from selfcluster.clustering.whitening import Whitening
 from selfcluster.data.loader import Loader
 from selfcluster.data.sources import Source
@@ -139,7 +140,7 @@ def _targets(
     if kind == "prototypes":
         found = prototypes(rows, mine)
     else:
-        found = cluster(rows, config) if kind == "kmeans" else cluster_by_label(rows, mine, config)
+        found = cluster(rows, index, config) if kind == "kmeans" else cluster_by_label(rows, index, mine, config)
     targets = torch.full((len(source),), -1)
     targets[distributed.all_gather(index).cpu()] = distributed.all_gather(found).cpu()
     sizes = torch.bincount(targets[targets >= 0])
@@ -170,17 +171,24 @@ def teacher_rows(teacher: Frozen, source: Source, config: Config) -> tuple[Tenso
     return unit_rows(found.rows), found.index
 
 
-def cluster(rows: Tensor, config: Config, k: int | None = None, number: int = 0) -> Tensor:
-    """(n,) clusters of rows (n, F): k-means to K, in two stages with a sample, whitened first with `teacher_pca`."""
+def cluster(rows: Tensor, index: Tensor, config: Config, k: int | None = None, number: int = 0) -> Tensor:
+    """(n,) clusters of rows (n, F): k-means to K, in two stages with a sample, whitened first with `teacher_pca`.
+
+    `index` (n,): which images they are. Start and sample are drawn by that: the same on any number of ranks.
+    """
     if config["teacher_pca"]:
         rows = Whitening(config["teacher_pca"], normalise=False).fit_transform(rows)
-    kmeans: Any = KMeans(
-        config["num_prototypes"] if k is None else k,
-        max_iter=config["kmeans_iterations"],
-        subsample=config["kmeans_sample"],
-        subsample_iter=config["kmeans_sample_iterations"],
-        random_state=randomness.key(config["seed"], "clusterfit", number) >> 33,
-    )
+    k = int(config["num_prototypes"] if k is None else k)
+    seed, steps = randomness.key(config["seed"], "clusterfit", number) >> 33, config["kmeans_iterations"]
+    everyone = distributed.all_gather(index).sort().values
+    size = config["kmeans_sample"]
+    if size is None or size >= len(everyone):
+        found = cluster_members(rows, index, everyone, k, max_iter=steps, seed=seed)
+        return found.labels[torch.searchsorted(everyone, index)]
+    drawn = torch.randperm(len(everyone), generator=torch.Generator().manual_seed(seed))[: max(k, size)]
+    sample, first = everyone[drawn.to(index.device)], config["kmeans_sample_iterations"]
+    start = cluster_members(rows, index, sample, k, max_iter=steps if first is None else first, seed=seed).centers
+    kmeans: Any = KMeans(k, init=start, max_iter=steps, random_state=seed)
     return kmeans.fit(rows).labels_
 
 
@@ -194,7 +202,7 @@ def prototypes(rows: Tensor, labels: Tensor) -> Tensor:
     return known[nearest_centroid(rows, sums[known] / sizes[known, None]).labels]
 
 
-def cluster_by_label(rows: Tensor, labels: Tensor, config: Config) -> Tensor:
+def cluster_by_label(rows: Tensor, index: Tensor, labels: Tensor, config: Config) -> Tensor:
     """(n,) clusters that lie within one label each, K in all, a label's share in proportion to the root of its size."""
     count = 1 + max(distributed.gather_objects(int(labels.max()) if len(labels) else 0))
     sizes = distributed.all_reduce(torch.bincount(labels, minlength=count)).cpu().numpy()
@@ -205,7 +213,7 @@ def cluster_by_label(rows: Tensor, labels: Tensor, config: Config) -> Tensor:
     for label in np.flatnonzero(shares):
         here = labels == label
         within = {**config, "teacher_pca": 0}
-        found[here] = first + cluster(rows[here], within, int(shares[label]), int(label))
+        found[here] = first + cluster(rows[here], index[here], within, int(shares[label]), int(label))
         first += int(shares[label])
     return found
 
