@@ -93,6 +93,9 @@ def test_methods_own_settings_show_the_papers_values(capsys):
         (["train", "swav", "builtin:digits", "--epochs", "three"], "invalid float value: 'three'"),
         (["train", "swav", "no/such/folder"], "no/such/folder"),
         (["train", "swav"], "the following arguments are required: DATA"),
+        (["train", "--epochs", "3", "swav", "builtin:digits"], "METHOD and DATA come first"),
+        (["train", "rotnet", "builtin:digits", "--recipe", "cifar"], "use --recipe auto"),
+        (["embed", "runs/no-such-run", "builtin:digits", "--out", "e.parquet"], "there is no runs/no-such-run"),
         (["cluster", "no-run"], "there is no no-run"),
         (["evaluate", "knm", "no-run"], "no protocol named 'knm'"),
         (["embed", "resnet18"], "is no run folder, so it names no images"),
@@ -187,6 +190,22 @@ def test_the_same_command_again_returns_the_run(run, folder, capsys):
     assert "is finished" in capsys.readouterr().err
     assert main(["train", "swav", str(folder), "--out", str(run), "--epochs", "3"]) == 2
     assert "--epochs was 2.0 and is now 3.0" in capsys.readouterr().err
+
+
+def test_another_recipe_for_a_run_is_refused(run, folder, capsys):
+    for recipe, words in (("paper", "holds a run of --recipe auto, not paper"), ("best", "no recipe named 'best'")):
+        assert main(["train", "swav", str(folder), "--out", str(run), "--recipe", recipe]) == 2
+        assert words in capsys.readouterr().err
+
+
+def test_the_table_of_clusters_and_its_twin_keep_apart(run, tmp_path):
+    from selfcluster import api
+    from selfcluster.training.tables import read_clusters
+
+    found = api.cluster(run, k=4, out=tmp_path / "c.csv", quiet=True)
+    assert found["out"] == str(tmp_path / "c.parquet")
+    assert read_clusters(tmp_path / "c.parquet").ids
+    assert (tmp_path / "c.csv").read_text().startswith('"id"')
 
 
 def test_embed_cluster_evaluate_report_export(run, folder, tmp_path, capsys):

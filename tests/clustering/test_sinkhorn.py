@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -223,3 +224,10 @@ def test_centring_removes_a_dominant_cluster() -> None:
     assert (centring(outputs, 0.04).argmax(dim=1) == 0).all()
     centring.update(outputs)
     assert (centring(outputs, 0.04).argmax(dim=1).bincount(minlength=4) > 5).all()
+
+
+def test_arrays_come_back_as_arrays() -> None:
+    scores = torch.rand(12, 4, generator=torch.Generator().manual_seed(0))
+    found = sinkhorn(scores.numpy(), extra=scores[:3].numpy())
+    assert isinstance(found, np.ndarray)
+    assert torch.equal(torch.from_numpy(found), sinkhorn(scores, extra=scores[:3]))

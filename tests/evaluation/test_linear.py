@@ -85,3 +85,10 @@ def test_what_cannot_be_fitted_is_refused():
         linear([[0.0], [1.0]], [2, 2], [[0.0]], [2])
     with pytest.raises(ValueError, match="test: not one of 1"):
         linear([[0.0], [1.0]], [1, 2], [[0.0]], [-1])
+
+
+def test_a_fit_that_was_cut_short_says_so():
+    x = torch.randn(200, 30, generator=torch.Generator().manual_seed(0))
+    y = (x[:, 0] > 0).long()
+    assert linear(x, y, x, y, penalty=0.1)["converged"]
+    assert not linear(x, y, x, y, penalty=0.1, max_iter=2)["converged"]
