@@ -82,6 +82,7 @@ def test_methods_own_settings_show_the_papers_values(capsys):
     text = " ".join(capsys.readouterr().out.split())
     assert "(paper: 3000; auto: from the data)" in text
     assert "--queue-length" in text
+    assert "(paper: 0.3 for 256 images, in proportion; auto: from the data)" in text
 
 
 @pytest.mark.parametrize(

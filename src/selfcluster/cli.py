@@ -20,7 +20,7 @@ from selfcluster.methods import NAMES, canonical
 from selfcluster.methods.schema import read_schema
 from selfcluster.recipes.named import RECIPES
 from selfcluster.recipes.options import SHARED, Option, options_for
-from selfcluster.recipes.resolve import paper_values
+from selfcluster.recipes.resolve import SCALED, images_per_rate, paper_values
 
 _TYPES: dict[str, Callable[[str], Any]] = {"int": int, "float": float, "str": str}
 
@@ -159,11 +159,9 @@ def _build_train(parser: argparse.ArgumentParser, words: list[str]) -> None:
     for name, option in options_for(schema).items():
         value = paper.get(name, option.default)
         value = " ".join(f"{v:g}" for v in value) if isinstance(value, tuple) else value
-        shown = (
-            ""
-            if value is None or value == ""
-            else f" (paper: {value}{'; auto: from the data' if name in automatic else ''})"
-        )
+        per = f" for {images_per_rate(schema)} images, in proportion" if name in SCALED and value else ""
+        chosen = "; auto: from the data" if name in automatic else ""
+        shown = "" if value is None or value == "" else f" (paper: {value}{per}{chosen})"
         _add(common if name in shared else own, option, shown)
 
 

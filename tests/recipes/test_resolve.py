@@ -105,6 +105,11 @@ def test_clusters_of_images_are_no_more_than_the_images_they_are_made_of():
     assert resolve("dino", PHOTOS, {"num_prototypes": 65_536}).config["num_prototypes"] == 65_536
 
 
+def test_a_config_of_another_method_is_named():
+    with pytest.raises(ValueError, match="of another method: dino has no epsilon, queue_length; leave those lines out"):
+        resolve("dino", PHOTOS, config_file={"epsilon": 0.05, "queue_length": 0, "epochs": 3})
+
+
 def test_unknown_recipe_and_method():
     with pytest.raises(ValueError, match="there are auto, paper, small, cifar"):
         resolve("swav", PHOTOS, recipe="fast")

@@ -10,8 +10,8 @@ from selfcluster.methods.schema import Schema, read_schema, training_defaults
 from selfcluster.recipes.named import RECIPES, DataFacts
 from selfcluster.recipes.options import check_names, checked, options_for
 
-# rates that a paper gives for a batch of `per` images
-_SCALED = ("learning_rate", "final_learning_rate", "warmup_learning_rate")
+# rates that a paper gives for a batch of `images_per_rate`
+SCALED = ("learning_rate", "final_learning_rate", "warmup_learning_rate")
 # prototypes that are learnt directions: there may be more of them than images, as in the papers
 _DIRECTIONS = ("swav", "dino")
 # clusters of what the last epoch wrote, which leaves out images beyond the last whole batch
@@ -24,6 +24,11 @@ class Resolved:
 
     config: dict[str, Any]
     reasons: dict[str, str] = field(default_factory=dict)
+
+
+def images_per_rate(schema: Schema) -> int:
+    """The batch that the paper's rates are for."""
+    return {**training_defaults("Training"), **schema.paper}["per"]
 
 
 def paper_values(schema: Schema) -> dict[str, Any]:
@@ -50,6 +55,9 @@ def resolve(
     schema = read_schema(method)
     options = options_for(schema)
     said: dict[str, Any] = {}
+    foreign = [name for name in config_file or {} if name not in options]
+    if len(foreign) > 1:  # one alone is a slip, for which `check_names` has a suggestion
+        raise ValueError(f"--config is of another method: {method} has no {', '.join(foreign)}; leave those lines out")
     for source in (config_file or {}, given or {}):
         check_names(source, options)
         said |= {name: checked(options[name], value) for name, value in source.items()}
@@ -61,8 +69,8 @@ def resolve(
     values |= {name: choice.value for name, choice in choices.items()}
     values |= said
     reasons = {name: choice.reason for name, choice in choices.items() if name not in said}
-    per = {**training_defaults("Training"), **schema.paper}["per"]
-    for name in _SCALED:
+    per = images_per_rate(schema)
+    for name in SCALED:
         if name not in said and name not in choices and values[name]:
             values[name] = values[name] * values["batch_size"] / per
     values["channels"] = values["channels"] if "channels" in said else facts.channels

@@ -75,10 +75,10 @@ def read_clusters(path: Path) -> ClusterTable:
 
 
 def image_path(source: Source, i: int) -> str:
-    """Where image i is, for people and other tools; its id where it is no file."""
+    """Where image i is, from the root of the file system, for people and other tools; its id where it is no file."""
     if source.kind not in ("folder", "tar"):
         return source.ids[i]
-    return f"{to_id(os.fsencode(source.where)).rstrip('/')}/{source.ids[i]}"
+    return f"{to_id(os.path.abspath(os.fsencode(source.where)))}/{source.ids[i]}"
 
 
 def is_parquet(path: Path) -> bool:
