@@ -62,3 +62,14 @@ def test_a_part_mostly_of_weight_zero_has_as_many_clusters_as_rows_that_count():
     weight[:48] = 0
     labels = HierarchicalKMeans(2, 4, random_state=0).fit(x, sample_weight=weight).labels_
     assert len(set(labels[:50]) & set(labels[50:])) == 0
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_file_is_clustered_as_its_rows_in_memory(weighted, tmp_path):
+    file = np.lib.format.open_memmap(tmp_path / "x.npy", mode="w+", dtype=np.float32, shape=tuple(X.shape))
+    file[:] = X.numpy()
+    weight = np.random.default_rng(0).uniform(0.5, 2, len(X)) if weighted else None
+    memory, disk = (HierarchicalKMeans(3, 4, random_state=0).fit(x, sample_weight=weight) for x in (X.numpy(), file))
+    assert (memory.labels_ == disk.labels_).all()
+    assert disk.inertia_ == pytest.approx(memory.inertia_)
+    assert (memory.predict(X.numpy()) == disk.predict(file)).all()

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from selfcluster import distributed, randomness
 from selfcluster.clustering.kmeans import KMeans
+from selfcluster.clustering.rows import Rows
 
 
 class HierarchicalKMeans(ClusterMixin, BaseEstimator):
@@ -82,7 +83,6 @@ class HierarchicalKMeans(ClusterMixin, BaseEstimator):
         self.inertia_ = 0.0
         for p in range(self.n_parts):
             own = (part == p).nonzero().squeeze(1)
-            rows = X[own] if isinstance(X, Tensor) else X[own.numpy()]
             own_weight = None if weight is None else weight[own]
             counted = len(own) if own_weight is None else int((own_weight > 0).sum())  # none starts from weight zero
             size = int(distributed.all_reduce(torch.tensor([counted], device=part.device)))
@@ -91,7 +91,7 @@ class HierarchicalKMeans(ClusterMixin, BaseEstimator):
                 filled = torch.as_tensor(first.cluster_centers_)[p].expand(self.n_clusters, -1)
             else:
                 model = self._model(found, randomness.key(seed, "part", p) >> 33)
-                model.fit(rows, sample_weight=own_weight)
+                model.fit(self._part(X, own, weight), sample_weight=own_weight)
                 labels[own] = torch.as_tensor(model.labels_) + p * self.n_clusters
                 self.inertia_ += model.inertia_
                 self.history_.append(model.history_)
@@ -113,10 +113,16 @@ class HierarchicalKMeans(ClusterMixin, BaseEstimator):
         labels = torch.empty_like(part)
         for p in part.unique().tolist():
             own = (part == p).nonzero().squeeze(1)
-            rows = X[own] if isinstance(X, Tensor) else X[own.numpy()]
+            rows = self._part(X, own, shared=False)
             span = slice(p * self.n_clusters, (p + 1) * self.n_clusters)
             labels[own] = torch.as_tensor(self._fitted(self.cluster_centers_[span]).predict(rows)) + span.start
         return labels if isinstance(X, Tensor) else labels.numpy()
+
+    def _part(self, X: Any, own: Tensor, weight: Tensor | None = None, shared: bool = True) -> Any:
+        """The rows at these positions: a copy, but of a file, which may not fit, a view that knows its weights."""
+        if isinstance(X, np.memmap):
+            return Rows(X, spherical=self.spherical, weight=weight, shared=shared).take(own.numpy())
+        return X[own] if isinstance(X, Tensor) else X[own.numpy()]
 
     def _model(self, k: int, random_state: Any) -> KMeans:
         names = ("spherical", "init", "max_iter", "empty", "donor", "perturbation", "exact")

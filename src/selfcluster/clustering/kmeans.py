@@ -217,6 +217,9 @@ class KMeans(ClusterMixin, BaseEstimator):
         return unit_rows(given) if self.spherical else given
 
     def _rows(self, X: Any, weight: Any, *, reset: bool, shared: bool = True) -> Rows:
+        if isinstance(X, Rows):  # a part of a file, say
+            self.n_features_in_ = X.d
+            return X
         if isinstance(X, Tensor):
             if X.ndim != 2:
                 raise ValueError(f"X has shape {tuple(X.shape)}, expected 2 dimensions (n, d)")

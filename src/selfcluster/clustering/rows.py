@@ -94,10 +94,13 @@ class Rows:
     def sample(self, size: int, seed: int) -> Rows:
         """`size` of all ranks' rows, chosen without replacement by global number."""
         chosen = choose(self.total, size, seed)
+        return self.take(np.sort(chosen[(chosen >= self.offset) & (chosen < self.offset + len(self))] - self.offset))
+
+    def take(self, own: np.ndarray) -> Rows:
+        """The rows of this rank at these positions, which are read when they are needed; all ranks call it."""
         part = object.__new__(Rows)
         part.__dict__.update(self.__dict__)
-        own = chosen[(chosen >= self.offset) & (chosen < self.offset + len(self))] - self.offset
-        part.index = np.sort(own) if self.index is None else self.index[np.sort(own)]
+        part.index = own if self.index is None else self.index[own]
         part._count()
         return part
 
