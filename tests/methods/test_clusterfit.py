@@ -99,8 +99,10 @@ def teacher(tmp_path_factory, pictures):
 
 def test_from_a_run_to_its_student(tiny, tmp_path, teacher, pictures):
     summary = tiny("clusterfit", tmp_path / "run", teacher=teacher, epochs=20, num_prototypes=5)
-    vectors = torch.from_numpy(api.embed(teacher, pictures, precision="fp32")["vectors"])
-    kmeans = KMeans(5, max_iter=50, random_state=key(0, "clusterfit", 0) >> 33).fit(unit_rows(vectors))
+    rows = unit_rows(torch.from_numpy(api.embed(teacher, pictures, precision="fp32")["vectors"]))
+    seed = key(0, "clusterfit", 0)
+    start = rows[torch.randperm(48, generator=torch.Generator().manual_seed(seed >> 33))[:5]]
+    kmeans = KMeans(5, init=start, max_iter=50, random_state=seed >> 33).fit(rows)
     assert np.load(tmp_path / "run" / FILE).tolist() == [kmeans.labels_.tolist()]
     assert summary["loss"] < summary["chance_loss"] / 2
     assert 2 <= summary["clusters"] <= 5
