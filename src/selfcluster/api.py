@@ -81,10 +81,6 @@ def train(
     distributed.start(pick_device(said.get("device") or "auto"))
     first = distributed.rank() == 0
     console = Console(quiet or not first)
-    passed_over = source.describe().get("passed_over")
-    if passed_over:
-        left_out = ", ".join(f"{count} {what}" for what, count in passed_over.items())
-        console.say(f"{len(source)} images in {source.where}; passed over: {left_out}")
     folder: RunFolder | None = None
     agreed: Any = None
     if first:
@@ -245,8 +241,6 @@ def cluster(
 
     where = Path(run)
     file = where / EMBEDDINGS if is_run(where) else where
-    if not where.exists():
-        raise RunError(f"there is no {run}; give a run folder or an embeddings file")
     if not file.is_file():
         check_finished(where)
         raise RunError(f"{file}: no embeddings there; make them with: selfcluster embed {run} DATA --out {file}")

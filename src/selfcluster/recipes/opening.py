@@ -46,6 +46,10 @@ def open_run(
     Raises RunError where the folder holds a run of another method, other settings or other data (each difference is
     named), where another process holds it or it cannot be written, and ValueError for settings that make no sense.
     """
+    passed_over = source.describe().get("passed_over")
+    if passed_over:
+        left_out = ", ".join(f"{count} {what}" for what, count in passed_over.items())
+        console.say(f"{len(source)} images in {source.where}; passed over: {left_out}")
     if recipe is not None and recipe not in RECIPES:
         raise ValueError(f"no recipe named {recipe!r}; there are {', '.join(RECIPES)}")
     begun = any((path / "checkpoints").glob("step-*"))

@@ -138,7 +138,9 @@ def read_status(path: Path) -> dict[str, Any]:
 
 
 def check_finished(path: Path) -> None:
-    """Raise RunError for a run that has not come to its end, with the command that goes on with it."""
+    """Raise RunError where there is nothing, or a run not at its end: with the command that goes on with it."""
+    if not path.exists():
+        raise RunError(f"there is no {path}; give a run folder or a file made from one")
     state = read_status(path).get("state", "not begun") if is_run(path) else "finished"
     if state != "finished":
         command = read_config(path).get("about", {}).get("command", "its train command")
