@@ -143,9 +143,9 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     torch.manual_seed(0)
 
-    from selfcluster.training.precision import has_bf16
+    from selfcluster.training.precision import pick_precision
 
-    bf16 = has_bf16(torch.device("cpu"))
+    bf16 = pick_precision("auto", torch.device("cpu")) == "bf16"
     with tempfile.TemporaryDirectory() as temporary:
         folder = files_of(arguments.images, 2048, Path(temporary))
         runners = {"selfcluster": Ours(folder, "auto"), "lightly as it ships": Lightly(folder, False)}

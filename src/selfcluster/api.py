@@ -175,7 +175,7 @@ def embed(
     from selfcluster.recipes.opening import load_network
     from selfcluster.training.embedding import gather_rows, make_embed
     from selfcluster.training.precision import pick_device, pick_precision
-    from selfcluster.training.tables import EMBEDDINGS, image_path, write_embeddings
+    from selfcluster.training.tables import EMBEDDINGS, image_names, write_embeddings
 
     if out is None and trained and data is None and not subset:
         out = where / EMBEDDINGS
@@ -199,7 +199,7 @@ def embed(
     module.to(target).eval()
     embed_all = make_embed(module, loader, None, device=target, precision=pick_precision(precision, target))
     index, vectors = gather_rows(embed_all(lambda views: module(views[0])))
-    ids, paths = [source.ids[i] for i in index], [image_path(source, i) for i in index]
+    ids, paths = image_names(source, index)
     if out is not None:
         write_embeddings(Path(out), ids, paths, vectors)
     labels = None if source.labels is None else source.labels[index]

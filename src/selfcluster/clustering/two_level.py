@@ -46,7 +46,8 @@ class Regions:
         count = min(k, _PANEL * max(1, round(_REGIONS * math.sqrt(k) / _PANEL)))
         self.centroids, self.width = centroids, width
         mean = centroids.mean(dim=0)
-        self._away = unit_rows(centroids - mean)  # (k, d)
+        away = centroids - mean
+        self._away = unit_rows(away)  # (k, d)
         start = torch.randperm(k, generator=torch.Generator().manual_seed(seed))[:count]
         directions = self._away[start.to(centroids.device)]  # (g, d)
         for _ in range(_STEPS):
@@ -55,7 +56,7 @@ class Regions:
             directions = unit_rows(torch.where((sums != 0).any(dim=1, keepdim=True), sums, directions))
         self._directions = directions
         # points equally far from the mean are ordered by direction
-        self.middles = mean + directions * (centroids - mean).norm(dim=1).mean()  # (g, d)
+        self.middles = mean + directions * away.norm(dim=1).mean()  # (g, d)
         self._made: dict[int, Tensor] = {}
 
     def nearest(self, x: Tensor, last: Tensor | None = None) -> Nearest:

@@ -19,7 +19,14 @@ from selfcluster.training.embedding import gather_rows, make_embed
 from selfcluster.training.loop import LoopSettings
 from selfcluster.training.runs import read_metrics
 from selfcluster.training.state import RunState
-from selfcluster.training.tables import CLUSTERS, EMBEDDINGS, ClusterTable, image_path, write_clusters, write_embeddings
+from selfcluster.training.tables import (
+    CLUSTERS,
+    EMBEDDINGS,
+    ClusterTable,
+    image_names,
+    write_clusters,
+    write_embeddings,
+)
 
 
 def finish(
@@ -40,7 +47,7 @@ def finish(
     clusters, distances = assign(method, vectors, device)
     if folder is None:
         return {}
-    ids, paths = [source.ids[i] for i in index], [image_path(source, i) for i in index]
+    ids, paths = image_names(source, index)
     save_backbone(folder.path, method.exported(), mean, std, image_size)
     write_embeddings(folder.path / EMBEDDINGS, ids, paths, vectors)
     write_clusters(folder.path / CLUSTERS, ClusterTable(ids, paths, clusters, distances))

@@ -74,11 +74,16 @@ def read_clusters(path: Path) -> ClusterTable:
     return ClusterTable(ids, paths, np.array(table["cluster"]), np.array(table["distance"]))
 
 
-def image_path(source: Source, i: int) -> str:
-    """Where image i is, from the root of the file system, for people and other tools; its id where it is no file."""
+def image_names(source: Source, index: Sequence[int] | np.ndarray) -> tuple[list[str], list[str]]:
+    """The ids of these images, and where they are, for people and other tools.
+
+    Paths begin at the root of the file system; what is no file has its id in place of a path.
+    """
+    ids = [source.ids[i] for i in index]
     if source.kind not in ("folder", "tar"):
-        return source.ids[i]
-    return f"{to_id(os.path.abspath(os.fsencode(source.where)))}/{source.ids[i]}"
+        return ids, ids
+    root = to_id(os.path.abspath(os.fsencode(source.where)))
+    return ids, [f"{root}/{name}" for name in ids]
 
 
 def is_parquet(path: Path) -> bool:
