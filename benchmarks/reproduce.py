@@ -6,7 +6,8 @@
 DATA is a folder with `train-00000.tar`, the 10,000 training images, and `test-00000.tar`. A run is one process with one
 thread; `--jobs` run side by side. A line a run is appended as it ends, and what has a line is not run again. Scores are
 of the last epoch, on the 10,000 test images: 20-NN and a linear probe on the exported features, and for RotNet and
-Jigsaw the probe of the best stage of the network, before and after. NMI is of the run's own clusters on the training
+Jigsaw the probe of the best stage of the network, before and after. "Before" is what the run starts from: its first
+weights, or for the rows that refine another run (`init`) that run. NMI is of the run's own clusters on the training
 images (k-means on the features where the method has none).
 """
 
@@ -16,6 +17,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -29,7 +31,7 @@ BACKBONE = "resnet18_small_w25"
 SIZE = 24  # pixels that the network sees of the 32
 EPOCHS = 5
 SEEDS = (0, 1, 2)
-# what a row needs beside the recipe; {run METHOD} is that method's run with the same seed
+# what a row needs beside the recipe; {run ROW} is that row's run with the same seed, {file ROW} its weights as a file
 ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "rotnet": ("rotnet", {}),
     "jigsaw": ("jigsaw", {}),
@@ -47,9 +49,15 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "simclr": ("simclr", {}),
     "moco_v2": ("moco_v2", {}),
     "byol": ("byol", {}),
+    "dino from a file of rotnet": ("dino", {"init": "{file rotnet}"}),
     "supervised": ("supervised", {"labels_from": "folders"}),
+    "supervised, noisy": ("supervised", {"labels_from": "folders", "label_noise": 0.5}),
+    "clusterfit of supervised, noisy": ("clusterfit", {"teacher": "{run supervised, noisy}"}),
+    "rotnet on edges": ("rotnet", {"sobel": True}),
+    "deepercluster on edges": ("deepercluster", {"sobel": True, "init": "{run rotnet on edges}"}),
 }
-PRETEXT = ("rotnet", "jigsaw")
+PRETEXT = ("rotnet", "jigsaw", "rotnet on edges")
+_NEEDS = re.compile(r"\{(run|file) (.*?)\}")
 
 
 def main() -> None:
@@ -80,7 +88,8 @@ def run_all(args: argparse.Namespace) -> None:
     if args.out.exists():
         done = {(row["row"], row["seed"]) for row in map(json.loads, args.out.read_text().splitlines())}
     jobs = [(name, seed) for name in args.methods for seed in args.seeds if (name, seed) not in done]
-    first = [job for job in jobs if job[0] == "rotnet"]
+    needed = {of for _, extra in ROWS.values() for value in extra.values() for _, of in _NEEDS.findall(str(value))}
+    first = [job for job in jobs if job[0] in needed]
 
     def start(job: tuple[str, int]) -> None:
         name, seed = job
@@ -105,8 +114,12 @@ def one(name: str, seed: int, epochs: float, data: Path, runs: Path) -> dict[str
 
     torch.set_num_threads(1)
     method, extra = ROWS[name]
-    out = runs / f"{name.replace(' ', '-')}-{seed}"
-    extra = {key: str(value).replace("{run rotnet}", str(runs / f"rotnet-{seed}")) for key, value in extra.items()}
+    out, start = folder_of(runs, name, seed), None
+    for key, value in extra.items():
+        if found := _NEEDS.fullmatch(str(value)):
+            other = folder_of(runs, found[2], seed)
+            start = other if key == "init" else start
+            extra = {**extra, key: str(as_checkpoint(other) if found[1] == "file" else other)}
     train, test = data / "train-00000.tar", data / "test-00000.tar"
     flags: dict[str, Any] = {
         "backbone": BACKBONE,
@@ -120,10 +133,11 @@ def one(name: str, seed: int, epochs: float, data: Path, runs: Path) -> dict[str
     summary = selfcluster.train(method, str(train), out=out, quiet=True, **flags)
     minutes = (time.monotonic() - started) / 60
     with tempfile.TemporaryDirectory() as folder:
-        torch.manual_seed(seed)
-        untrained = make_backbone(BACKBONE, channels=3, image_size=SIZE)
-        save_backbone(folder, untrained, *NORMALISATION[3], SIZE)
-        before = scores(folder, train, test, name in PRETEXT)
+        if start is None:
+            torch.manual_seed(seed)
+            untrained = make_backbone(BACKBONE, channels=3, image_size=SIZE, sobel=extra.get("sobel", False))
+            save_backbone(folder, untrained, *NORMALISATION[3], SIZE)
+        before = scores(folder if start is None else str(start), train, test, name in PRETEXT)
     found = selfcluster.evaluate("clusters", out, labels_from="folders")
     return {
         "row": name,
@@ -144,6 +158,25 @@ def one(name: str, seed: int, epochs: float, data: Path, runs: Path) -> dict[str
         ).stdout.strip(),
         "hardware": f"{platform.machine()}, one thread, torch {torch.__version__}",
     }
+
+
+def folder_of(runs: Path, name: str, seed: int) -> Path:
+    """Where a row's run lies."""
+    return runs / f"{name.replace(',', '').replace(' ', '-')}-{seed}"
+
+
+def as_checkpoint(run: Path) -> Path:
+    """The network of a run as reference code for ImageNet saves one: `state_dict`, `module`, a classifier of 1,000."""
+    import torch
+
+    from selfcluster.models.backbones import load_backbone
+
+    module, *_ = load_backbone(run)
+    weights = {f"module.{key}": value for key, value in module.state_dict().items()}
+    weights |= {"module.fc.weight": torch.zeros(1000, module.num_features), "module.fc.bias": torch.zeros(1000)}
+    file = run / "checkpoint.pth.tar"
+    torch.save({"epoch": 90, "arch": "resnet18", "state_dict": weights, "best_acc1": 0.0}, file)
+    return file
 
 
 def scores(network: str, train: Path, test: Path, by_stage: bool) -> dict[str, float]:
