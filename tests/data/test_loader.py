@@ -84,6 +84,19 @@ def test_row_46_ranks_sweeps_are_the_manifest_in_order(coded_folder):
         assert together == whole
 
 
+def test_a_mixed_sweep_shows_every_image_once_alike_for_any_number_of_ranks(coded_folder):
+    """Batches of neighbours, one class of a folder of classes, would have their own statistics."""
+    folder = coded_folder(60, bad=(11,))
+    batches = list(loader(folder, batch_size=12).sweep(step=3, mixed=True))
+    whole = [batch.index.tolist() for batch in batches]
+    assert sorted(i for rows in whole for i in rows) == [i for i in range(60) if i != 11]
+    assert all(max(rows) - min(rows) > 24 for rows in whole)  # neighbours would lie within 12
+    assert all(spelt(batch.views[0]) == rows for batch, rows in zip(batches, whole, strict=True))
+    parts = [loader(folder, batch_size=12, rank=rank, world=2).sweep(step=3, mixed=True) for rank in range(2)]
+    assert [a.index.tolist() + b.index.tolist() for a, b in zip(*parts, strict=True)] == whole
+    assert [b.index.tolist() for b in loader(folder, batch_size=12).sweep(step=4, mixed=True)] != whole
+
+
 # bad images
 
 

@@ -27,7 +27,7 @@ from torch import Tensor
 from selfcluster import distributed, randomness
 from selfcluster.data.decode import BadImage
 from selfcluster.data.images import ArrayImage, open_row
-from selfcluster.data.order import epoch_order, rank_slice
+from selfcluster.data.order import epoch_order, rank_slice, shuffled
 from selfcluster.data.quarantine import Find, Quarantine, TooManyBadImages
 from selfcluster.data.resident import load_resident
 from selfcluster.data.sources import Source, check_enough
@@ -158,9 +158,14 @@ class Loader:
         self.quarantine.sync()
 
     def sweep(
-        self, view: str = "centre", plan: ViewPlan | None = None, step: int = 0, batch_size: int | None = None
+        self,
+        view: str = "centre",
+        plan: ViewPlan | None = None,
+        step: int = 0,
+        batch_size: int | None = None,
+        mixed: bool = False,
     ) -> Iterator[Batch]:
-        """This rank's share of all images, in manifest order, bad ones left out.
+        """This rank's share of all images, in manifest order unless `mixed`, bad ones left out.
 
         The images are taken in runs of nearly `batch_size` over all processes, of which each rank takes its part: the
         ranks make equally many batches, and together the same ones as one process would.
@@ -169,12 +174,16 @@ class Loader:
             view: "centre", or "train": all full-resolution views of `plan`, of one decode, with randomness that
                 belongs to sweeps alone. Pretext operations are left out.
             plan: needed for "train".
-            step: which sweep, for "train".
+            step: which sweep, for "train" and `mixed`.
             batch_size: images at a time, over all processes; default that of training.
+            mixed: shuffle the images, as training does: neighbours in a folder are alike, and the statistics of a
+                batch of them are no training batch's.
         """
         count = math.ceil(self.num_samples / (batch_size or self.batch_size))
         runs = [distributed.share(self.num_samples, k, count) for k in range(count)]
-        parts = [np.arange(r.start, r.stop)[distributed.share(r.stop - r.start, self.rank, self.world)] for r in runs]
+        seed = randomness.key(self.seed, "sweep")
+        order = shuffled(self.num_samples, seed, "order", step) if mixed else np.arange(self.num_samples)
+        parts = [order[run][distributed.share(run.stop - run.start, self.rank, self.world)] for run in runs]
         if view == "train":
             if plan is None:
                 raise ValueError('view="train" needs the plan')
@@ -187,7 +196,6 @@ class Loader:
             plan = ViewPlan(groups=(whole,))
         else:
             raise ValueError(f"view={view!r} is neither 'centre' nor 'train'")
-        seed = randomness.key(self.seed, "sweep")
         jobs = (
             self._job(rows, plan, seed, step, crop=view == "train", substitute=False)
             for rows in parts

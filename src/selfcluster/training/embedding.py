@@ -1,4 +1,4 @@
-"""Features of every image: one pass over this rank's share, in manifest order."""
+"""Features of every image: one pass over this rank's share."""
 
 from __future__ import annotations
 
@@ -29,8 +29,9 @@ def make_embed(
     """The `embed` that `renew` is given.
 
     `embed(fn, view="centre", train=False)`: `fn` takes a list of (b, C, h, w) views, one centre crop or all
-    full-resolution training views of one decode, and returns (b, F); the result is this rank's share. With
-    `train=True` the module stays in training mode, so that batch-norm statistics move as they do in a step.
+    full-resolution training views of one decode, and returns (b, F); the result is this rank's share, in manifest
+    order. With `train=True` the module stays in training mode, so that batch-norm statistics move as they do in a
+    step, and images come mixed as they do there.
     """
 
     @torch.no_grad()
@@ -40,7 +41,7 @@ def make_embed(
         rows: list[Tensor] = []
         index: list[Tensor] = []
         try:
-            for number, batch in enumerate(loader.sweep(view, plan=plan, step=step)):
+            for number, batch in enumerate(loader.sweep(view, plan=plan, step=step, mixed=train)):
                 if not len(batch.index) and not train:
                     continue  # in training mode it takes part in the statistics of all ranks
                 torch.manual_seed(randomness.key(seed, "sweep", step, number) >> 1)
