@@ -21,6 +21,16 @@ def test_order_of_authority():
     assert (both["num_prototypes"], both["epsilon"]) == (60, 0.03)
 
 
+def test_autos_rate_and_decay_are_for_the_optimiser_that_the_user_names():
+    expected = (("adamw", 1e-3, 1e-4), ("sgd", 0.06, 5e-4), ("larc", 0.3, 1e-6), ("lars", 0.3, 1e-6))
+    for optimizer, rate, decay in expected:
+        config = resolve("byol", DataFacts(10_000, 32, 3), {"optimizer": optimizer}).config
+        assert (config["learning_rate"], config["weight_decay"]) == (rate, decay)
+        assert config["final_learning_rate"] == rate / 1000
+    said = {"optimizer": "larc", "learning_rate": 0.1}
+    assert resolve("byol", DataFacts(10_000, 32, 3), said).config["learning_rate"] == 0.1
+
+
 def test_the_papers_rates_scale_with_the_batch_and_the_users_do_not():
     config = resolve("swav", PHOTOS, {"batch_size": 512}, recipe="paper").config
     assert config["learning_rate"] == pytest.approx(0.6)

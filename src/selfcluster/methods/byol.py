@@ -31,7 +31,12 @@ class BYOLSettings:
 class BYOL(Method):
     Settings = BYOLSettings
     advice = "Keep the --predictor; try a higher --teacher-momentum, a lower --learning-rate, or larger batches."
-    small = {"teacher_momentum": 0.9, "learning_rate": 0.002}  # hundreds of steps: the target must follow quickly
+    small = {
+        "optimizer": "sgd",  # under AdamW the features end in a few dimensions
+        "learning_rate": 0.06,
+        "weight_decay": 5e-4,
+        "teacher_momentum": 0.9,  # hundreds of steps: the target must follow quickly
+    }
     paper = Training(
         optimizer="lars",
         learning_rate=0.2,

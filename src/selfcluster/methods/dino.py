@@ -56,6 +56,7 @@ class DINO(Method):
     Settings = DINOSettings
     accumulates = True
     small = {
+        "num_prototypes": 200,  # a batch need not fill them, as it must where codes are balanced
         "learning_rate": 0.001,
         "weight_decay": 0.04,
         "batch_norm": True,  # a short run does not get rid of what all features share, and the head sees little else

@@ -92,16 +92,17 @@ def auto(schema: Schema, facts: DataFacts, said: Mapping[str, Any]) -> dict[str,
     )
     steps = max(1, int(epochs * (n // max(1, batch))))
     adam = layout or short or small
-    kind = "adamw" if adam else "larc"
-    choose("optimizer", kind, "forgiving of short runs" if adam else "the paper's, for long runs")
-    rate = choose("learning_rate", 4e-3 if layout else 1e-3 if small else 5e-4 if adam else 0.3, f"for {kind}")
+    own_kind = "adamw" if adam else "larc"
+    kind = choose("optimizer", own_kind, "forgiving of short runs" if adam else "the paper's, for long runs")
+    rates = {"adamw": 4e-3 if layout else 1e-3 if small else 5e-4, "sgd": 0.06, "larc": 0.3, "lars": 0.3}
+    rate = choose("learning_rate", rates[kind], f"for {kind}")
     if schema.paper.get("schedule", "cosine") != "cosine":
         choose("schedule", "cosine", "ends well at any length")
         choose("milestones", (), "a cosine has none")
     choose("final_learning_rate", rate / 1000, "a thousandth of the highest")
     choose("warmup_epochs", round(min(10.0, epochs * 0.05), 2), "a twentieth of the run")
     choose("warmup_learning_rate", 0.0, "a start from nothing")
-    choose("weight_decay", 1e-4 if adam else 1e-6, f"for {kind}")
+    choose("weight_decay", {"adamw": 1e-4, "sgd": 5e-4}.get(kind, 1e-6), f"for {kind}")
     if "final_weight_decay" in schema.paper:
         choose("final_weight_decay", None, "the same throughout")
 
@@ -129,8 +130,10 @@ def auto(schema: Schema, facts: DataFacts, said: Mapping[str, Any]) -> dict[str,
     if "freeze_epochs" in own:
         choose("freeze_epochs", round(min(1.0, epochs * 0.02), 3), f"one epoch, at most a fiftieth of {steps} steps")
     if small or short:
+        fits = "optimizer" not in said or kind == schema.small.get("optimizer", own_kind)
         for name, value in schema.small.items():
-            choose(name, value, f"{schema.name} on small images and in short runs")
+            if fits or name not in ("learning_rate", "weight_decay"):  # these two are for its own optimiser
+                choose(name, value, f"{schema.name} on small images and in short runs")
     return out
 
 
