@@ -29,7 +29,7 @@ from typing import Any
 
 BACKBONE = "resnet18_small_w25"
 SIZE = 24  # pixels that the network sees of the 32
-EPOCHS = 5
+EPOCHS = 7
 SEEDS = (0, 1, 2)
 # what a row needs beside the recipe; {run ROW} is that row's run with the same seed, {file ROW} its weights as a file
 ROWS: dict[str, tuple[str, dict[str, Any]]] = {
