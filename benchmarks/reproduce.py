@@ -21,7 +21,6 @@ import re
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -87,7 +86,7 @@ def run_all(args: argparse.Namespace) -> None:
     done = set()
     if args.out.exists():
         done = {(row["row"], row["seed"]) for row in map(json.loads, args.out.read_text().splitlines())}
-    jobs = [(name, seed) for name in args.methods for seed in args.seeds if (name, seed) not in done]
+    jobs = [(name, seed) for seed in args.seeds for name in args.methods if (name, seed) not in done]
     needed = {of for _, extra in ROWS.values() for value in extra.values() for _, of in _NEEDS.findall(str(value))}
     first = [job for job in jobs if job[0] in needed]
 
@@ -132,12 +131,15 @@ def one(name: str, seed: int, epochs: float, data: Path, runs: Path) -> dict[str
     started = time.monotonic()
     summary = selfcluster.train(method, str(train), out=out, quiet=True, **flags)
     minutes = (time.monotonic() - started) / 60
-    with tempfile.TemporaryDirectory() as folder:
-        if start is None:
-            torch.manual_seed(seed)
-            untrained = make_backbone(BACKBONE, channels=3, image_size=SIZE, sobel=extra.get("sobel", False))
-            save_backbone(folder, untrained, *NORMALISATION[3], SIZE)
-        before = scores(folder if start is None else str(start), train, test, name in PRETEXT)
+    if start is None:  # the first weights, which are the same in all rows
+        start = runs / f"untrained{'-edges' * extra.get('sobel', False)}-{seed}"
+        torch.manual_seed(seed)
+        untrained = make_backbone(BACKBONE, channels=3, image_size=SIZE, sobel=extra.get("sobel", False))
+        save_backbone(start, untrained, *NORMALISATION[3], SIZE)
+    file = start / f"scores{'-stages' * (name in PRETEXT)}.json"
+    if not file.exists():
+        file.write_text(json.dumps(scores(str(start), train, test, name in PRETEXT)))
+    before = json.loads(file.read_text())
     found = selfcluster.evaluate("clusters", out, labels_from="folders")
     return {
         "row": name,

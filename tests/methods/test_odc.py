@@ -161,7 +161,7 @@ def test_the_start_is_k_means_of_all_images_once():
         return Embeddings(rows[:47], torch.arange(47), seen)
 
     log = method.eval().renew(progress(0), embed)
-    assert asked == [("centre", False)]
+    assert asked == [("centre", True)]
     assert {"inertia", "remade_at_start"} <= log.keys()
     rows, labels = method.samples.rows, method.pseudo.labels
     torch.testing.assert_close(rows[:47].norm(dim=1), torch.ones(47))
@@ -170,6 +170,8 @@ def test_the_start_is_k_means_of_all_images_once():
     for c in range(8):
         torch.testing.assert_close(method.centroids.rows[c], rows[labels == c].mean(dim=0), atol=1e-6, rtol=0)
     assert [method.renew_now(progress(step)) for step in (0, 1, 3, 6)] == [True, False, False, False]
+    make("odc", rules="released").eval().renew(progress(0), embed)
+    assert asked[1:] == [("centre", False)]
 
 
 def test_the_classifier_has_no_momentum():

@@ -8,6 +8,7 @@ Both are the same on all processes. At ImageNet's N = 1,281,167, D = 256 and K =
 Departs: the weighted loss is divided by the weights of its batch, as released (the paper leaves the factor open); with
 several views all predict the label, and the memory takes the mean of the full-resolution ones; small clusters are
 remade in at most ten rounds a step, and once behind the first k-means (released: an error where a cluster is empty).
+The paper does not say in which mode the network gives the first features: here in training mode (released: not).
 """
 
 from __future__ import annotations
@@ -56,8 +57,8 @@ class ODC(Method):
         batch_size=512,
         crops=Crops(global_crops=1, augment="odc"),
     )
-    # hundreds of steps, not a million: statistics must settle, and noisy features would keep labels changing
-    small = {"norm_momentum": 0.1, "dropout": 0.0, "learning_rate": 0.001}
+    # hundreds of steps, not a million: statistics must settle, and features that move fast keep labels changing
+    small = {"norm_momentum": 0.1, "dropout": 0.0, "optimizer": "sgd", "learning_rate": 0.06, "weight_decay": 5e-4}
 
     def __init__(self, make_backbone: MakeBackbone, settings: ODCSettings, facts: Facts) -> None:
         super().__init__(make_backbone, settings, facts)
@@ -126,7 +127,8 @@ class ODC(Method):
     @torch.no_grad()
     def renew(self, progress: Progress, embed: Embed) -> dict[str, float]:
         """Fill the memories: k-means over the features of all images, once."""
-        first = embed(lambda views: self.compact(self.encode_views(views)))
+        # in training mode like all later features: a new network's running statistics are not those of images
+        first = embed(lambda views: self.compact(self.encode_views(views)), train=not self.released)
         self.samples.write(first.index, first.rows, epoch=0)  # unit rows
         seen = first.seen.nonzero().flatten()
         mine = seen[share(len(seen))]
