@@ -35,12 +35,12 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="labelled images: a folder of folders or tars")
     parser.add_argument("--test", help="labelled images to score on; default a fifth of those trained on")
     parser.add_argument("--out", default="docs/odc.svg")
-    parser.add_argument("--images", type=int, default=2000, help="of each run")
-    parser.add_argument("--epochs", type=float, default=8.0)
+    parser.add_argument("--images", type=int, default=2500, help="of each run")
+    parser.add_argument("--epochs", type=float, default=20.0)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--num-prototypes", type=int, default=50)
     parser.add_argument("--backbone", default="resnet18_small_w25")
-    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--learning-rate", type=float, default=0.06)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--ratios", type=float, nargs="+", default=RATIOS)
     arguments = parser.parse_args()
@@ -76,10 +76,12 @@ class Runs:
             "epochs": a.epochs,
             "batch_size": a.batch_size,
             "num_prototypes": a.num_prototypes,
+            "optimizer": "sgd",
             "learning_rate": a.learning_rate,
+            "weight_decay": 5e-4,
             "sobel": False,
             "global_crops": 1,
-            "augment": "cifar",
+            "augment": "gentle",
             "workers": 1,
         }
         api.train(method, a.data, out=out, quiet=True, **shared | settings)

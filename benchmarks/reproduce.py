@@ -108,6 +108,7 @@ def one(name: str, seed: int, epochs: float, data: Path, runs: Path) -> dict[str
     import torch
 
     import selfcluster
+    from selfcluster import randomness
     from selfcluster.models.backbones import make_backbone, save_backbone
     from selfcluster.recipes.assemble import NORMALISATION
 
@@ -133,7 +134,7 @@ def one(name: str, seed: int, epochs: float, data: Path, runs: Path) -> dict[str
     minutes = (time.monotonic() - started) / 60
     if start is None:  # the first weights, which are the same in all rows
         start = runs / f"untrained{'-edges' * extra.get('sobel', False)}-{seed}"
-        torch.manual_seed(seed)
+        torch.manual_seed(randomness.key(seed, "weights") >> 1)  # as `assemble` does
         untrained = make_backbone(BACKBONE, channels=3, image_size=SIZE, sobel=extra.get("sobel", False))
         save_backbone(start, untrained, *NORMALISATION[3], SIZE)
     file = start / f"scores{'-stages' * (name in PRETEXT)}.json"

@@ -31,6 +31,25 @@ def test_autos_rate_and_decay_are_for_the_optimiser_that_the_user_names():
     assert resolve("byol", DataFacts(10_000, 32, 3), said).config["learning_rate"] == 0.1
 
 
+@pytest.mark.parametrize("method", NAMES)
+def test_long_runs_on_photographs_are_optimised_as_in_the_paper(method):
+    photos = DataFacts(1_281_167, 375, 3, gpu=True)
+    paper, auto = (
+        resolve(method, photos, {"batch_size": 256, "sobel": False}, recipe=r).config for r in ("paper", "auto")
+    )
+    for name in ("optimizer", "learning_rate", "weight_decay", "final_weight_decay", "global_scale", "local_crops"):
+        assert auto[name] == paper[name], name
+
+
+@pytest.mark.parametrize("side", [16, 32, 64, 300])
+def test_small_views_are_small(side):
+    config = resolve("dino", DataFacts(10_000, side, 3), {"local_crops": 4}).config
+    assert 0.3 < config["local_size"] / config["image_size"] <= 0.5
+    given = {"local_crops": 4, "image_size": 32, "local_size": 32}
+    with pytest.raises(ValueError, match="--local-size 32: small views must be smaller"):
+        resolve("dino", DataFacts(10_000, side, 3), given)
+
+
 def test_the_papers_rates_scale_with_the_batch_and_the_users_do_not():
     config = resolve("swav", PHOTOS, {"batch_size": 512}, recipe="paper").config
     assert config["learning_rate"] == pytest.approx(0.6)

@@ -48,7 +48,7 @@ class DeeperClusterSettings:
 class DeeperCluster(Method):
     Settings = DeeperClusterSettings
     advice = "Try fewer --num-prototypes, --sobel (against clusters of colours), or --init with a RotNet run's weights."
-    small = {"augment": "weak", "num_super_clusters": 2, "pca_dim": 64}
+    small = {"sobel": False, "augment": "weak", "num_super_clusters": 2, "pca_dim": 64}
     paper = Training(
         backbone="deepcluster_vgg16",
         sobel=True,

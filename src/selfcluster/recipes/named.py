@@ -73,18 +73,18 @@ def auto(schema: Schema, facts: DataFacts, said: Mapping[str, Any]) -> dict[str,
     epochs = choose("epochs", float(max(20, min(400, round(400_000 / n)))), f"{n} images")
     short = epochs * n < _SHORT
     length = f"{epochs * n / 1e6:.1g} million images are few to learn from"
-    alone = schema.paper.get("crops", {}).get("global_crops", 2) == 1
+    views = schema.paper.get("crops", {})
+    alone = views.get("global_crops", 2) == 1
     if layout:
         choose("augment", "layout", "greyscale images: small affine and elastic changes instead of crops and colours")
     elif short or small:
         choose("global_scale", (0.2, 1.0) if small else (0.25, 1.0), f"views of {size} px")
         choose("augment", "gentle", "64 px and less have no detail to spare" if small else length)
-    else:
-        choose("global_scale", (0.14, 1.0), f"views of {size} px")
-    few = 0 if layout or small or short or alone else 6
-    why = f"{schema.name} takes one view" if alone else "small views help long runs" if few else "none in short runs"
+    few = 0 if layout or small or short else views.get("local_crops", 0)
+    why = f"{schema.name} takes one view" if alone else "the paper's, for long runs" if few else "none in short runs"
     if choose("local_crops", few, why):
-        choose("local_size", max(32, round(size * 96 / 224 / 16) * 16), "96 for 224, in proportion")
+        by = 8 if size <= 64 else 16
+        choose("local_size", max(by, round(size * 96 / 224 / by) * by), "96 for 224, in proportion")
 
     most = min(512 if facts.gpu else 128, max(8, 2 ** int(n / 16).bit_length() // 2), n // 2)
     batch = choose(
@@ -92,19 +92,19 @@ def auto(schema: Schema, facts: DataFacts, said: Mapping[str, Any]) -> dict[str,
     )
     steps = max(1, int(epochs * (n // max(1, batch))))
     adam = layout or short or small
-    own_kind = "adamw" if adam else "larc"
+    own_kind = "adamw" if adam else schema.paper.get("optimizer", "sgd")
     kind = choose("optimizer", own_kind, "forgiving of short runs" if adam else "the paper's, for long runs")
-    rates = {"adamw": 4e-3 if layout else 1e-3 if small else 5e-4, "sgd": 0.06, "larc": 0.3, "lars": 0.3}
-    rate = choose("learning_rate", rates[kind], f"for {kind}")
+    if adam or kind != own_kind:  # else rates and decay are the paper's, too
+        rates = {"adamw": 4e-3 if layout else 1e-3 if small else 5e-4, "sgd": 0.06, "larc": 0.3, "lars": 0.3}
+        choose("learning_rate", rates[kind], f"for {kind}")
+        choose("weight_decay", {"adamw": 1e-4, "sgd": 5e-4}.get(kind, 1e-6), f"for {kind}")
+        if "final_weight_decay" in schema.paper:
+            choose("final_weight_decay", None, "the same throughout")
     if schema.paper.get("schedule", "cosine") != "cosine":
         choose("schedule", "cosine", "ends well at any length")
         choose("milestones", (), "a cosine has none")
-    choose("final_learning_rate", rate / 1000, "a thousandth of the highest")
     choose("warmup_epochs", round(min(10.0, epochs * 0.05), 2), "a twentieth of the run")
     choose("warmup_learning_rate", 0.0, "a start from nothing")
-    choose("weight_decay", {"adamw": 1e-4, "sgd": 5e-4}.get(kind, 1e-6), f"for {kind}")
-    if "final_weight_decay" in schema.paper:
-        choose("final_weight_decay", None, "the same throughout")
 
     own = {setting.name for setting in schema.settings}
     if "epsilon" in own and not layout:
@@ -134,6 +134,9 @@ def auto(schema: Schema, facts: DataFacts, said: Mapping[str, Any]) -> dict[str,
         for name, value in schema.small.items():
             if fits or name not in ("learning_rate", "weight_decay"):  # these two are for its own optimiser
                 choose(name, value, f"{schema.name} on small images and in short runs")
+    if "learning_rate" in out:
+        rate = said.get("learning_rate", out["learning_rate"].value)
+        choose("final_learning_rate", rate / 1000, "a thousandth of the highest")
     return out
 
 

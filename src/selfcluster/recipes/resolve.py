@@ -84,6 +84,11 @@ def _check(schema: Schema, config: dict[str, Any], facts: DataFacts) -> None:
         raise ValueError(f"--epochs {config['epochs']}: must be above 0")
     if config["global_crops"] < 2 <= schema.paper.get("crops", {}).get("global_crops", 2):
         raise ValueError(f"--global-crops {config['global_crops']}: {schema.name} compares two full views of an image")
+    if config["local_crops"] and config["local_size"] >= config["image_size"]:
+        raise ValueError(
+            f"--local-size {config['local_size']}: small views must be smaller than the full ones, "
+            f"--image-size {config['image_size']}"
+        )
     if config["channels"] not in (1, 3):
         raise ValueError(f"--channels {config['channels']}: images have 1 (greyscale) or 3 (colour)")
     if facts.num_images < 2:
