@@ -101,7 +101,7 @@ def train(
         if folder is not None:
             folder.status("running")
         again = partial(train, name, data, recipe=recipe, quiet=quiet)
-        make_targets(resolved, source, path, console.say, again)
+        make_targets(resolved, source, path, console, again)
         parts = assemble(resolved, len(source), path)
         for note in parts.notes:
             console.say(note)

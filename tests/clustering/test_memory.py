@@ -86,6 +86,32 @@ def test_duplicates_in_a_momentum_write_start_from_the_same_row() -> None:
     torch.testing.assert_close(memory.rows[0], torch.tensor([0.5, 0.5]))
 
 
+@pytest.mark.parametrize(("momentum", "normalise"), [(None, False), (0.5, False), (0.5, True)])
+@pytest.mark.parametrize("block", [1, 5, 23, 100])
+def test_a_write_in_blocks_is_the_write(momentum: float | None, normalise: bool, block: int) -> None:
+    g = torch.Generator().manual_seed(0)
+    whole, parts = (SampleMemory(23, 3, momentum, normalise) for _ in range(2))
+    for epoch, size in ((0, 20), (1, 23)):  # the second meets rows that are written and rows that are not
+        index, f = torch.randperm(23, generator=g)[:size], torch.randn(size, 3, generator=g)
+        whole.write(index, f, epoch)
+        parts.write_in_blocks(index, f, epoch, block)
+        assert torch.equal(parts.rows, whole.rows)
+        assert torch.equal(parts.written, whole.written)
+
+
+def test_ranks_of_unequal_shares_write_equally_many_blocks(monkeypatch) -> None:
+    """Three ranks with 0, 4 and 19 of 23 samples meet in every collective write, with at most 5 + 2 rows together."""
+    sizes = []
+    for share in (0, 4, 19):
+        memory, calls = SampleMemory(23, 3), []
+        monkeypatch.setattr(memory, "write", lambda index, features, epoch, calls=calls: calls.append(len(index)))
+        memory.write_in_blocks(torch.arange(share), torch.randn(share, 3), epoch=0, block=5)
+        assert sum(calls) == share
+        sizes.append(calls)
+    assert [len(calls) for calls in sizes] == [5, 5, 5]
+    assert max(map(sum, zip(*sizes, strict=True))) <= 7
+
+
 def test_labels() -> None:
     memory = LabelMemory(4)
     memory.write(torch.tensor([2, 0, 2]), torch.tensor([5, 6, 7]))

@@ -1,5 +1,7 @@
 """ClusterFit: its comparisons' losses in float64, and runs from a teacher to its student."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -13,7 +15,7 @@ from selfcluster.models.backbones import make_backbone
 from selfcluster.models.frozen import Frozen
 from selfcluster.randomness import key
 from selfcluster.recipes import targets as making
-from selfcluster.recipes.targets import FILE
+from selfcluster.recipes.targets import TARGETS_FILE
 from selfcluster.training.runs import read_config
 from selfcluster.types import Facts
 from tests.methods.test_contract import batch_of, progress
@@ -103,7 +105,7 @@ def test_from_a_run_to_its_student(tiny, tmp_path, teacher, pictures):
     seed = key(0, "clusterfit", 0)
     start = rows[torch.randperm(48, generator=torch.Generator().manual_seed(seed >> 33))[:5]]
     kmeans = KMeans(5, init=start, max_iter=50, random_state=seed >> 33).fit(rows)
-    assert np.load(tmp_path / "run" / FILE).tolist() == [kmeans.labels_.tolist()]
+    assert np.load(tmp_path / "run" / TARGETS_FILE).tolist() == [kmeans.labels_.tolist()]
     assert summary["loss"] < summary["chance_loss"] / 2
     assert 2 <= summary["clusters"] <= 5
     found = api.cluster(tmp_path / "run", quiet=True)  # the run's own clusters, from its checkpoint and targets
@@ -120,17 +122,17 @@ def test_a_run_goes_on_without_its_teacher_and_clusters_nothing_anew(tiny, tmp_p
         patch.setattr(kind, "on_step_end", stop)
         with pytest.raises(KeyboardInterrupt):
             tiny("clusterfit", tmp_path / "run", teacher=teacher)
-    before = (tmp_path / "run" / FILE).read_bytes()
+    before = (tmp_path / "run" / TARGETS_FILE).read_bytes()
     monkeypatch.setattr(making, "open_teacher", lambda *unused, **unasked: pytest.fail("the teacher is asked again"))
     tiny("clusterfit", tmp_path / "run", teacher=teacher)
-    assert (tmp_path / "run" / FILE).read_bytes() == before
+    assert (tmp_path / "run" / TARGETS_FILE).read_bytes() == before
 
 
 def test_several_teachers_have_a_head_each(tiny, tmp_path, teacher):
     tiny("clusterfit", tmp_path / "both", teacher=f"{teacher},tiny_layout")
     tiny("clusterfit", tmp_path / "one", teacher=teacher)
     tiny("clusterfit", tmp_path / "other", teacher="tiny_layout")
-    both, one, other = (np.load(tmp_path / name / FILE) for name in ("both", "one", "other"))
+    both, one, other = (np.load(tmp_path / name / TARGETS_FILE) for name in ("both", "one", "other"))
     assert both.tolist() == [*one.tolist(), *other.tolist()]
     assert one.tolist() != other.tolist()
 
@@ -139,8 +141,8 @@ def test_rounds_are_refits_of_refits(tiny, tmp_path, teacher):
     tiny("clusterfit", tmp_path / "two", teacher=teacher, rounds=2)
     tiny("clusterfit", tmp_path / "first", teacher=teacher)
     tiny("clusterfit", tmp_path / "second", teacher=str(tmp_path / "first"))
-    assert (tmp_path / "two/before" / FILE).read_bytes() == (tmp_path / "first" / FILE).read_bytes()
-    assert (tmp_path / "two" / FILE).read_bytes() == (tmp_path / "second" / FILE).read_bytes()
+    assert (tmp_path / "two/before" / TARGETS_FILE).read_bytes() == (tmp_path / "first" / TARGETS_FILE).read_bytes()
+    assert (tmp_path / "two" / TARGETS_FILE).read_bytes() == (tmp_path / "second" / TARGETS_FILE).read_bytes()
     assert (tmp_path / "two/embeddings.parquet").read_bytes() == (tmp_path / "second/embeddings.parquet").read_bytes()
     assert read_config(tmp_path / "two")["teacher"] == teacher
     assert tiny("clusterfit", tmp_path / "two", teacher=teacher, rounds=2)["steps"] == 9
@@ -149,9 +151,9 @@ def test_rounds_are_refits_of_refits(tiny, tmp_path, teacher):
 def test_prototypes_and_clusters_by_label(tiny, tmp_path, teacher, kinds):
     labels = np.arange(48) % 4
     tiny("clusterfit", tmp_path / "p", teacher=teacher, target="prototypes", labels_from=kinds, num_prototypes=2)
-    assert set(np.load(tmp_path / "p" / FILE)[0]) <= {0, 1, 2, 3}
+    assert set(np.load(tmp_path / "p" / TARGETS_FILE)[0]) <= {0, 1, 2, 3}
     tiny("clusterfit", tmp_path / "l", teacher=teacher, target="per_label", labels_from=kinds, num_prototypes=8)
-    found = np.load(tmp_path / "l" / FILE)[0]
+    found = np.load(tmp_path / "l" / TARGETS_FILE)[0]
     assert [len(set(found[labels == label])) for label in range(4)] == [2, 2, 2, 2]
     assert len(set(found)) == 8
 
@@ -171,7 +173,7 @@ def test_distillation_from_a_supervised_run_and_regression_from_any(tiny, tmp_pa
 
 def test_weights_alone_teach_under_their_networks_name(tiny, tmp_path, teacher):
     tiny("clusterfit", tmp_path / "run", teacher=f"tiny_layout={teacher}/backbone.safetensors", epochs=1)
-    assert len(set(np.load(tmp_path / "run" / FILE)[0])) == 4
+    assert len(set(np.load(tmp_path / "run" / TARGETS_FILE)[0])) == 4
 
 
 def test_teachers_repeat_on_the_command_line(tmp_path, teacher, pictures):
@@ -182,4 +184,25 @@ def test_teachers_repeat_on_the_command_line(tmp_path, teacher, pictures):
     words = ["train", "clusterfit", "builtin:digits", "--limit", "64", "--out", str(run), *flags]
     assert main([*words, "--teacher", "tiny_layout", "--teacher", teacher]) == 0
     assert read_config(run)["teacher"] == f"tiny_layout,{teacher}"
-    assert np.load(run / FILE).shape == (2, 64)
+    assert np.load(run / TARGETS_FILE).shape == (2, 64)
+
+
+def test_a_teacher_may_lie_in_a_folder_with_an_equals_sign(tiny, tmp_path, teacher):
+    shutil.copytree(teacher, tmp_path / "lr=0.1")
+    tiny("clusterfit", tmp_path / "run", teacher=str(tmp_path / "lr=0.1"))
+    assert read_config(tmp_path / "run")["teacher"] == str(tmp_path / "lr=0.1")
+
+
+def test_weights_of_a_network_that_sees_edges_teach_as_such(tiny, tmp_path, teacher):
+    edges = make_backbone("tiny_layout", channels=3, image_size=16, sobel=True)
+    torch.save(edges.state_dict(), tmp_path / "edges.pth")
+    config = {"target": "kmeans", "channels": 3, "image_size": 16, "seed": 0, "teacher_layer": None}
+    found = making.open_teacher(f"tiny_layout={tmp_path / 'edges.pth'}", config)
+    images = torch.randn(2, 3, 16, 16)
+    torch.testing.assert_close(found.features(images), edges.eval()(images))
+
+
+def test_clusters_by_label_are_refused_before_the_teacher_is_asked(tiny, tmp_path, teacher, kinds, monkeypatch):
+    monkeypatch.setattr(making, "teacher_rows", lambda *unused: pytest.fail("the teacher was asked"))
+    with pytest.raises(ValueError, match="--num-prototypes 3: 4 labels of 48 images need 4 to 48"):
+        tiny("clusterfit", tmp_path / "l", teacher=teacher, target="per_label", labels_from=kinds, num_prototypes=3)

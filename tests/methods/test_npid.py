@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from selfcluster.types import Batch
+from selfcluster.methods.npid import NPID, NPIDSettings
+from selfcluster.models.backbones import make_backbone
+from selfcluster.types import Batch, Facts
 from tests.methods.test_contract import batch_of, make, progress
 
 
@@ -122,6 +124,22 @@ def test_every_view_asks_and_full_ones_are_remembered():
     rest = torch.ones(48, dtype=torch.bool)
     rest[index] = False
     assert torch.equal(method.memory.rows[rest], before[rest])
+
+
+def test_a_transformer_and_small_views():
+    def vit(**kw):
+        form = {"patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 2}
+        return make_backbone("vit_tiny_patch16_224", channels=3, image_size=16, **form, **kw)
+
+    torch.manual_seed(0)
+    method = NPID(vit, NPIDSettings(dim=16, num_negatives=12), Facts(48, 16, 3))
+    before = method.memory.rows.clone()
+    output = method(Batch([*batch_of("npid").views, torch.rand(8, 3, 8, 8)], torch.arange(8)), progress())
+    output.loss.backward()
+    method.on_step_end(progress(), [output])
+    assert 0 < output.loss.item() < math.inf
+    assert all(p.grad is not None and p.grad.any() for p in method.backbone.parameters())
+    assert (method.memory.rows != before).any(dim=1).tolist() == [True] * 8 + [False] * 40
 
 
 def test_memory_starts_random_with_rows_of_length_one_on_average():

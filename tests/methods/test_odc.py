@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from selfcluster.clustering.memory import CentroidMemory, LabelMemory, SampleMemory
-from selfcluster.types import Batch, Embeddings
+from selfcluster.methods.odc import ODC, ODCSettings
+from selfcluster.models.backbones import make_backbone
+from selfcluster.types import Batch, Embeddings, Facts
 from tests.methods.test_contract import batch_of, make, progress
 
 ROWS = torch.tensor([[1.0, 0.0]] * 3 + [[0.0, 1.0]] * 3)
@@ -174,6 +176,28 @@ def test_the_start_is_k_means_of_all_images_once():
     assert asked[1:] == [("centre", False)]
 
 
+def test_a_transformer_and_small_views():
+    def vit(**kw):
+        form = {"patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 2}
+        return make_backbone("vit_tiny_patch16_224", channels=3, image_size=16, **form, **kw)
+
+    def embed(fn, view="centre", train=False):
+        rows = fn(batch_of("odc", 48).views).detach()
+        return Embeddings(rows, torch.arange(48), torch.ones(48, dtype=torch.bool))
+
+    torch.manual_seed(0)
+    method = ODC(vit, ODCSettings(dim=16, hidden=32, num_prototypes=8, min_cluster=1), Facts(48, 16, 3))
+    method.renew(progress(0), embed)
+    before = method.samples.rows.clone()
+    output = method(Batch([*batch_of("odc").views, torch.rand(8, 3, 8, 8)], torch.arange(8)), progress())
+    output.loss.backward()
+    method.on_step_end(progress(), [output])
+    assert 0 < output.loss.item() < math.inf
+    assert all(p.grad is not None and p.grad.any() for p in method.backbone.parameters())
+    assert (method.samples.rows != before).any(dim=1).tolist() == [True] * 8 + [False] * 40
+    assert method.centroids.counts.tolist() == torch.bincount(method.pseudo.labels, minlength=8).tolist()
+
+
 def test_the_classifier_has_no_momentum():
     method = make("odc")
     body, classifier = method.groups()
@@ -209,3 +233,4 @@ def test_the_memories_of_imagenet_take_what_the_header_says():
     held = sum(buffer.nbytes for memory in memories for buffer in memory.buffers())
     assert f"{held:,} bytes" in odc.__doc__
     assert f"{memories[0].rows.nbytes:,} of them" in odc.__doc__
+    assert f"besides, {2 * memories[0].rows.nbytes:,} bytes" in odc.__doc__

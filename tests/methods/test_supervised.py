@@ -9,7 +9,7 @@ from PIL import Image
 
 from selfcluster.methods import METHODS
 from selfcluster.models.backbones import make_backbone
-from selfcluster.recipes.targets import FILE
+from selfcluster.recipes.targets import TARGETS_FILE
 from selfcluster.types import Facts
 from tests.methods.test_contract import batch_of, progress
 
@@ -62,7 +62,7 @@ def test_it_learns_the_labels_of_the_file(tiny, tmp_path):
     summary = tiny("supervised", tmp_path / "run", epochs=10, augment="none")
     assert summary["loss"] < summary["chance_loss"] / 4
     assert summary["clusters"] == 4
-    assert np.load(tmp_path / "run" / FILE).tolist() == [[i % 4 for i in range(48)]]
+    assert np.load(tmp_path / "run" / TARGETS_FILE).tolist() == [[i % 4 for i in range(48)]]
 
 
 def test_label_noise_spoils_what_is_learnt_and_never_what_is_scored(tiny, tmp_path, pictures):
@@ -74,7 +74,7 @@ def test_label_noise_spoils_what_is_learnt_and_never_what_is_scored(tiny, tmp_pa
         Image.fromarray(picture).save(path)
     run, true = tmp_path / "run", np.repeat(np.arange(4), 12)  # in the order of the ids
     tiny("supervised", run, data=tmp_path / "data", labels_from="folders", epochs=1, label_noise=0.25)
-    assert (np.load(run / FILE)[0] != true).sum() == 12
+    assert (np.load(run / TARGETS_FILE)[0] != true).sum() == 12
     assert api.embed(run)["labels"].tolist() == true.tolist()
     assert api.evaluate("knn", run)["classes"] == 4
 
@@ -97,3 +97,14 @@ def test_the_classifier_stands_behind_the_relu_that_a_networks_features_stop_bef
     method.backbone.stops_before_relu = True
     assert torch.equal(method.assign(features).distance, 1 - method.heads[0](features.relu()).softmax(1).amax(1))
     assert not torch.equal(method.assign(features).distance, plain)
+
+
+def test_an_attempt_that_failed_before_its_first_step_leaves_no_labels_behind(tiny, tmp_path, monkeypatch):
+    other = np.roll(np.arange(48) % 3, 1)
+    (tmp_path / "other.csv").write_text("id,label\n" + "".join(f"{i:02d},{k}\n" for i, k in enumerate(other)))
+    with pytest.raises(ValueError, match="no backbone"):
+        tiny("supervised", tmp_path / "run", backbone="tiny_layot")
+    assert (tmp_path / "run" / TARGETS_FILE).is_file()
+    tiny("supervised", tmp_path / "run", labels_from=str(tmp_path / "other.csv"))
+    tiny("supervised", tmp_path / "fresh", labels_from=str(tmp_path / "other.csv"))
+    assert (tmp_path / "run" / TARGETS_FILE).read_bytes() == (tmp_path / "fresh" / TARGETS_FILE).read_bytes()

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import timm
 import torch
 
 from selfcluster.models.attention import class_maps, last_attention, mass_mask
@@ -71,3 +72,29 @@ def test_the_mask_holds_the_fewest_patches_with_the_mass():
 def test_other_networks_are_refused():
     with pytest.raises(ValueError, match="TinyLayout is no vision transformer"):
         last_attention(make_backbone("tiny_layout", channels=3, image_size=16), torch.rand(1, 3, 16, 16))
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("vit_small_patch16_dinov3", "Eva"),  # rotary positions
+        ("eva02_tiny_patch14_224", "Eva"),  # and biases of its own
+        ("beit_base_patch16_224", "Beit"),  # positions added to the scores, by a class that is called Attention too
+        ("xcit_nano_12_p16_224", "Xcit"),  # between channels
+        ("vit_dwee_patch16_reg1_gap_256", "VisionTransformer"),  # a difference of two softmaxes
+        ("vit_tiny_r_s16_p8_224", "VisionTransformer"),  # plain, but its patches are of a residual network's map
+        ("naflexvit_base_patch16_gap", "NaFlexVit"),  # plain, but its patches come cut
+    ],
+)
+def test_other_attention_is_refused(name, kind):
+    """Computing it as if it were plain would give a map that the network does not use, or none."""
+    backbone = timm.create_model(name, depth=1, embed_dim=32, num_heads=2, num_classes=0)
+    with pytest.raises(ValueError, match=f"^{kind} is no vision transformer with plain attention"):
+        last_attention(backbone, torch.rand(1, 3, 224, 224))
+
+
+def test_timms_own_transformer_is_taken():
+    backbone = timm.create_model("vit_tiny_patch16_224", depth=1, embed_dim=32, num_heads=2, num_classes=0)
+    attention, grid = last_attention(backbone, torch.rand(1, 3, 224, 224))
+    assert grid == (14, 14)
+    assert attention.shape == (1, 2, 197, 197)

@@ -79,3 +79,15 @@ def test_with_a_classifier_it_gives_logits():
     images = torch.randn(2, 3, 16, 16)
     assert teacher.width == 5
     torch.testing.assert_close(teacher(images), head(teacher.features(images)), rtol=1e-4, atol=1e-5)
+
+
+def test_a_classifier_stands_behind_the_relu_that_the_features_stop_before():
+    head, teacher = nn.Linear(network().num_features, 5), network()
+    plain = Frozen(teacher, classifier=head)
+    images = torch.randn(2, 3, 16, 16)
+    teacher.register_forward_hook(lambda module, given, out: out - out.mean())  # negative for some, as AlexNet's are
+    linear = plain(images)
+    teacher.stops_before_relu = True
+    rows = plain.features(images)
+    torch.testing.assert_close(plain(images), head(rows.relu()), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(plain(images), linear)

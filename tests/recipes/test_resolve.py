@@ -41,6 +41,13 @@ def test_long_runs_on_photographs_are_optimised_as_in_the_paper(method):
         assert auto[name] == paper[name], name
 
 
+def test_the_small_recipe_is_the_budget_of_the_table_of_all_methods():
+    cifar = DataFacts(10_000, 32, 3)
+    small = resolve("simclr", cifar, recipe="small").config
+    said = {"backbone": "resnet18_small_w25", "image_size": 24, "epochs": 7.0}  # benchmarks/reproduce.py
+    assert small == resolve("simclr", cifar, said).config
+
+
 @pytest.mark.parametrize("side", [16, 32, 64, 300])
 def test_small_views_are_small(side):
     config = resolve("dino", DataFacts(10_000, side, 3), {"local_crops": 4}).config
@@ -124,6 +131,13 @@ def test_every_recipe_makes_a_run_or_says_why_not(method, recipe, facts):
 def test_what_makes_no_sense_is_refused(given, words):
     with pytest.raises(ValueError, match=words):
         resolve("swav", PHOTOS, given)
+
+
+def test_super_classes_share_a_batch_and_weighted_batches_are_whole():
+    with pytest.raises(ValueError, match=r"--batch-size 12: .* each of the 8 super-classes .*; use --batch-size 8"):
+        resolve("deepercluster", PHOTOS, {"batch_size": 12})
+    with pytest.raises(ValueError, match="--accumulate 2: --weighting inverse divides by the weights of a whole batch"):
+        resolve("deepcluster", PHOTOS, {"weighting": "inverse", "accumulate": 2, "batch_size": 64})
 
 
 def test_clusters_of_images_are_no_more_than_the_images_they_are_made_of():

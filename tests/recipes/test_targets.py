@@ -14,7 +14,7 @@ from selfcluster import distributed
 from selfcluster.clustering.assign import unit_rows
 from selfcluster.data.sources import open_source
 from selfcluster.recipes.needs import check_needs, teachers_in
-from selfcluster.recipes.targets import FILE, allot, cluster, cluster_by_label, prototypes, read_targets
+from selfcluster.recipes.targets import TARGETS_FILE, allot, cluster, cluster_by_label, prototypes, read_targets
 from selfcluster.training.runs import RunError
 
 CONFIG = {
@@ -141,11 +141,11 @@ def test_clusters_do_not_depend_on_who_holds_which_images(ranks, sample):
 def test_targets_that_are_damaged_or_of_other_images_are_refused(tmp_path):
     assert read_targets(None, 5) is None
     assert read_targets(tmp_path, 5) is None
-    np.save(tmp_path / FILE, np.zeros((2, 5), dtype=np.int64))
+    np.save(tmp_path / TARGETS_FILE, np.zeros((2, 5), dtype=np.int64))
     assert read_targets(tmp_path, 5).shape == (2, 5)
     with pytest.raises(RunError, match=r"targets.npy: int64 \(2, 5\) are no targets of 6 images"):
         read_targets(tmp_path, 6)
-    (tmp_path / FILE).write_bytes((tmp_path / FILE).read_bytes()[:-20])
+    (tmp_path / TARGETS_FILE).write_bytes((tmp_path / TARGETS_FILE).read_bytes()[:-20])
     with pytest.raises(RunError, match="cannot be read"):
         read_targets(tmp_path, 5)
 

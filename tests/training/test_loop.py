@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -198,6 +199,26 @@ def test_clipping_by_hand():
     clip(gradients, torch.tensor(0.0), Training(clip_each=1.0))
     assert gradients[0].tolist() == pytest.approx([0.6, 0.8], abs=1e-5)
     assert gradients[1].tolist() == [0.5]
+
+
+def test_a_run_goes_on_when_the_file_it_was_started_from_is_gone(tiny, tmp_path, monkeypatch):
+    kind, init = METHODS["deepcluster_v2"], tmp_path / "one"
+    tiny("swav", init)
+    finish_step = kind.on_step_end
+
+    def stop(self, progress, outputs):
+        finish_step(self, progress, outputs)
+        if progress.step == 5:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(kind, "on_step_end", stop)
+        with pytest.raises(KeyboardInterrupt):
+            tiny("deepcluster_v2", tmp_path / "two", init=str(init), checkpoint_every=2)
+    tiny("deepcluster_v2", tmp_path / "whole", init=str(init), checkpoint_every=2)
+    shutil.rmtree(init)
+    tiny("deepcluster_v2", tmp_path / "two", init=str(init), checkpoint_every=2)
+    assert (tmp_path / "two/clusters.csv").read_bytes() == (tmp_path / "whole/clusters.csv").read_bytes()
 
 
 def test_init_starts_from_other_weights(tiny, tmp_path):

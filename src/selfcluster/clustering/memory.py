@@ -113,6 +113,16 @@ class SampleMemory(nn.Module):
         self.written[everywhere] = epoch
         return rows
 
+    def write_in_blocks(self, index: Tensor, features: Tensor, epoch: int, block: int = 1 << 16) -> None:
+        """`write` of many samples, about `block` of them at a time over all ranks: what it takes besides is bounded.
+
+        No sample may occur twice, on whatever ranks: the second would start from the row that the first has written.
+        """
+        count = -(-len(self.rows) // block)  # by N, not by what a rank has: all ranks must call `write` equally often
+        for number in range(count):
+            some = distributed.share(len(index), number, count)
+            self.write(index[some], features[some], epoch)
+
     @torch.no_grad()
     def fill(self, rows: Tensor, epoch: int = 0) -> None:
         """Start from `rows` (N, D), equal on all ranks, as if written in `epoch`."""

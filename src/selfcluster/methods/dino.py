@@ -167,8 +167,15 @@ class DINO(Method):
     def encode(self, images: Tensor) -> Tensor:
         return self.exported()(images)
 
+    def exported_head(self) -> Any:
+        return self.teacher_head if self.settings.network == "teacher" else self.head
+
+    def compared(self, features: Tensor) -> Tensor:
+        return self.exported_head()(features)[0]
+
     @torch.no_grad()
     def assign(self, features: Tensor) -> Assignment:
-        head: Any = self.teacher_head if self.settings.network == "teacher" else self.head
-        best, cluster = self.objective.centring(head(features)[1], self.settings.teacher_temperature).max(dim=1)
+        best, cluster = self.objective.centring(
+            self.exported_head()(features)[1], self.settings.teacher_temperature
+        ).max(dim=1)
         return Assignment(cluster, 1 - best)

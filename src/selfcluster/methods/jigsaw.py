@@ -4,7 +4,8 @@ Noroozi and Favaro 2016, arXiv 1603.09246, as ClusterFit's paper trains it (Yan 
 A): 2,000 permutations that differ most, a ResNet on each patch alone, the nine features side by side. B images, V
 views, C channels, p side of a patch, F features of the backbone, D projection of a patch, P permutations.
 Departs: patches keep their own colours and scale (2016: each is normalised by itself against chromatic clues; here 66 %
-of the images lose their colours instead, as in the later work); batch-norm parameters decay as all others (VISSL: not).
+of the images lose their colours instead, as in the later work); the square that is cut into patches has 255 of 256
+parts of the shorter side (2016: all of it); batch-norm parameters decay as all others (VISSL: not).
 
 The network sees patches of 64/255 of the image's side, and its stem is that of whole images: of 255 px a patch is
 64 px, 2 x 2 in the last map of a ResNet. Images of 32 px give patches of 8 px, one place in the last map of the

@@ -5,6 +5,7 @@ Two memories: of samples (their features F and labels y) and of centroids C. A s
 towards the new feature (eq. 2) and sets y to the nearest centroid (eq. 3) for the image's next visit.
 Both are the same on all processes. At ImageNet's N = 1,281,167, D = 256 and K = 10,000 they hold 1,342,743,680 bytes,
 1,311,915,008 of them F, in each process and each checkpoint; a step touches the rows of its batch, every tenth all.
+A start needs two copies of the process's share of F besides, 2,623,830,016 bytes in one process, and a bounded rest.
 Departs: the weighted loss is divided by the weights of its batch, as released (the paper leaves the factor open); with
 several views all predict the label, and the memory takes the mean of the full-resolution ones; small clusters are
 remade in at most ten rounds a step, and once behind the first k-means (released: an error where a cluster is empty).
@@ -129,8 +130,9 @@ class ODC(Method):
         """Fill the memories: k-means over the features of all images, once."""
         # in training mode like all later features: a new network's running statistics are not those of images
         first = embed(lambda views: self.compact(self.encode_views(views)), train=not self.released)
-        self.samples.write(first.index, first.rows, epoch=0)  # unit rows
+        self.samples.write_in_blocks(first.index, first.rows, epoch=0)  # unit rows
         seen = first.seen.nonzero().flatten()
+        del first  # k-means takes a copy as large
         mine = seen[share(len(seen))]
         settings = self.settings
         kmeans: Any = KMeans(
@@ -163,8 +165,11 @@ class ODC(Method):
             seed=progress.number("rebalance"),
         )
 
+    def compared(self, features: Tensor) -> Tensor:
+        return F.normalize(self.compact(features), dim=1)
+
     @torch.no_grad()
     def assign(self, features: Tensor) -> Assignment:
-        z = F.normalize(self.compact(features), dim=1)
+        z = self.compared(features)
         cluster = self.centroids.nearest(z, self.metric)
         return Assignment(cluster, (z - self.centroids.rows[cluster]).norm(dim=1))

@@ -1,7 +1,8 @@
 """What a vision transformer looks at: the attention of its last block from the class token to every patch.
 
 Caron et al. 2021, arXiv 2104.14294, figures 1 and 3. Attention is softmax(q k^T / sqrt(d)) over the tokens, a map a
-head. It is computed again from the block's own queries and keys, since fused attention never forms it.
+head. It is computed again from the block's own queries and keys, since fused attention never forms it. So only timm's
+plain attention is read: others turn queries and keys by their positions, or have biases of their own.
 B images, H heads, T tokens, d channels a head, h x w patches.
 """
 
@@ -18,7 +19,7 @@ def last_attention(backbone: Any, images: Tensor) -> tuple[Tensor, tuple[int, in
     """Attention of every token to every token in the last block.
 
     Args:
-        backbone: a vision transformer of timm's with `blocks` and, in the last, `attn.qkv`.
+        backbone: a vision transformer of timm's with `patch_embed`, `blocks` and, in the last, a plain `attn`.
         images: (B, C, height, width), normalised.
 
     Returns:
@@ -27,10 +28,17 @@ def last_attention(backbone: Any, images: Tensor) -> tuple[Tensor, tuple[int, in
     Raises:
         ValueError: the network has no such attention.
     """
+    from timm.layers import Attention, PatchEmbed  # seconds, see `backbones.py`
+
     blocks: Any = getattr(backbone, "blocks", None)
     layer: Any = None if blocks is None else getattr(blocks[-1], "attn", None)
-    if layer is None or not hasattr(layer, "qkv"):
-        raise ValueError(f"{type(backbone).__name__} is no vision transformer with qkv attention in its last block")
+    # the class itself, which takes no positions: a subclass may compute otherwise. A hybrid's patches are of a map
+    plain = type(layer) is Attention and isinstance(getattr(backbone, "patch_embed", None), PatchEmbed)
+    if not plain:
+        raise ValueError(
+            f"{type(backbone).__name__} is no vision transformer with plain attention in its last block, between plain "
+            "patches: timm's Attention and PatchEmbed, as in vit_tiny_patch16_224"
+        )
     patch = backbone.patch_embed.patch_size  # (height, width) in pixels
     if any(side % size for side, size in zip(images.shape[-2:], patch, strict=True)):
         raise ValueError(

@@ -25,12 +25,16 @@ _WRAPPERS = {"module", "_orig_mod"}  # of DataParallel and torch.compile: in a n
 _ENOUGH = 0.5  # of the network's numbers; with fewer the file is another network's
 
 
+class OtherInput(ValueError):
+    """The file's network sees edges and this one colours, or the other way round."""
+
+
 def initialise(module: nn.Module, path: str | Path) -> str:
     """Copy into `module` every tensor of the file that has its name and shape.
 
     Two shapes are adapted: the first convolution between colour and grey images, so that a grey image gives what its
-    colour copy gave, and position embeddings to the image size, as timm does. Between Sobel edges and colours nothing
-    can be adapted; that convolution stays at random. Heads in the file are left out: the network has none.
+    colour copy gave, and position embeddings to the image size, as timm does. Heads in the file are left out: the
+    network has none.
 
     Args:
         module: a backbone; changed in place.
@@ -41,6 +45,7 @@ def initialise(module: nn.Module, path: str | Path) -> str:
 
     Raises:
         FileNotFoundError: no such file.
+        OtherInput: between Sobel edges and colours nothing can be adapted.
         ValueError: no weights in the file, or fewer than half of the network's numbers found in it.
     """
     path = Path(path)
@@ -58,7 +63,8 @@ def initialise(module: nn.Module, path: str | Path) -> str:
         if change:
             adapted.append(f"{name} ({change})")
     share = _numbers(taken) / max(1, _numbers(own))
-    account = f"--init {path}{place}: {share:.1%} of the network's numbers taken ({len(taken)} tensors)"
+    matched = f"{len(taken)} tensors: {_names(list(taken))}"
+    account = f"--init {path}{place}: {share:.1%} of the network's numbers taken ({matched})"
     account += f"; adapted: {_names(adapted)}" if adapted else ""
     account += f"; left at random: {_names(list(missing.values()))}" if missing else ""
     account += f"; not used: {_names(left_out)}" if left_out else ""
@@ -148,6 +154,9 @@ def _fit(name: str, value: Tensor, own: Tensor, module: nn.Module) -> tuple[Tens
         if {there, here} == {1, 3} and (value.shape[0], *value.shape[2:]) == (own.shape[0], *own.shape[2:]):
             grey = value.sum(dim=1, keepdim=True)
             return (grey if here == 1 else (grey / 3).expand_as(own)), f"{there} to {here} channels"
+        if there != here and 2 in (there, here):
+            sees, flag = ("Sobel edges", "--sobel") if there == 2 else ("colours", "--no-sobel")
+            raise OtherInput(f"the network in the file sees {sees}, two channels or not: train with {flag}")
     if name == "pos_embed" and value.dim() == 3 and value.shape[::2] == own.shape[::2]:
         from timm.layers.pos_embed import resample_abs_pos_embed
 

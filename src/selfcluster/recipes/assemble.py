@@ -59,6 +59,8 @@ def assemble(config: Mapping[str, Any], num_images: int, run: Path | None = None
             std=std,
             **create,
         )
+        if config["local_crops"]:
+            _check_small_views(module, config)
         name = module.spec["model_name"]
         if name != config["backbone"]:
             notes.append(f"{config['backbone']} becomes {name} for images of {config['image_size']} px")
@@ -81,6 +83,18 @@ def assemble(config: Mapping[str, Any], num_images: int, run: Path | None = None
         **_named(LoopSettings, config, "training", "device", "precision", "max_skipped"),
     )
     return Parts(method, views, loop, list(dict.fromkeys(notes)))  # a method may build two networks
+
+
+@torch.no_grad()
+def _check_small_views(module: Any, config: Mapping[str, Any]) -> None:
+    """A transformer wants whole patches, some networks one size only: said before the run, not in its first step."""
+    size = config["local_size"]
+    try:
+        module.eval()(torch.zeros(1, config["channels"], size, size))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        raise ValueError(f"--backbone {config['backbone']} cannot see views of --local-size {size}: {error}") from error
+    finally:
+        module.train()
 
 
 def _named(kind: type, config: Mapping[str, Any], *without: str) -> dict[str, Any]:

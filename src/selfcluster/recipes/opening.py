@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import shlex
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ from selfcluster.recipes.named import RECIPES, DataFacts
 from selfcluster.recipes.needs import teachers_in
 from selfcluster.recipes.options import FREE, check_names, checked, options_for
 from selfcluster.recipes.resolve import resolve
+from selfcluster.recipes.targets import TARGETS_FILE
 from selfcluster.training.checkpoint import load_newest
 from selfcluster.training.console import Console
 from selfcluster.training.finish import assign, in_parts
@@ -72,6 +74,8 @@ def open_run(
     plain = {name: list(value) if isinstance(value, tuple) else value for name, value in resolved.config.items()}
     plain |= _absolute(plain)
     config = {"method": method, "data": _where(source), "recipe": recipe, **plain, "about": about}
+    (path / TARGETS_FILE).unlink(missing_ok=True)  # of an attempt that failed before its first step
+    shutil.rmtree(path / "before", ignore_errors=True)
     folder.write_config(config)
     for name, reason in resolved.reasons.items():
         console.say(f"  --{name.replace('_', '-')} {_words(resolved.config[name])}: {reason}")
@@ -156,6 +160,8 @@ def _same_run(path: Path, method: str, source: Source, given: Mapping[str, Any],
     difference = source.difference(config["about"]["summary"])
     if difference:
         raise RunError(f"{path} was begun on other data: {difference}. Choose another --out, or restore the data")
+    if config.get("init") and not Path(config["init"]).exists() and load_newest(path / "checkpoints")[0] is not None:
+        config["init"] = None  # gone by now, and the checkpoint has every weight
     return {**config, **{name: value for name, value in wanted.items() if name in FREE}}
 
 
@@ -169,6 +175,8 @@ def _absolute(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _absolute_teacher(name: str) -> str:
     """PATH or NETWORK=PATH with its whole path; the name of a network as it is."""
+    if Path(name).exists():
+        return str(Path(name).resolve())
     network, equals, file = name.rpartition("=")
     is_path = Path(file).exists() or ("/" in file and ":" not in file)  # a teacher that is gone keeps its name
     return f"{network}{equals}{Path(file).resolve()}" if is_path else name

@@ -113,6 +113,18 @@ def _check(schema: Schema, config: dict[str, Any], facts: DataFacts) -> None:
             f"--accumulate {config['accumulate']}: {schema.name} compares the images of a batch with each other, so "
             "several small batches are not one large one; use a smaller --batch-size (SwAV: with --queue-length)"
         )
+    if config["accumulate"] > 1 and config.get("weighting") in ("inverse", "inverse_sqrt"):
+        raise ValueError(
+            f"--accumulate {config['accumulate']}: --weighting {config['weighting']} divides by the weights of a whole "
+            "batch, so several small batches are not one large one; use a smaller --batch-size or --weighting uniform"
+        )
+    groups = 4 * config.get("num_super_clusters", 0)
+    if groups and config["batch_size"] % groups:
+        raise ValueError(
+            f"--batch-size {config['batch_size']}: a batch holds equally many images of each of the {groups} "
+            f"super-classes (4 rotations times --num-super-clusters); use --batch-size "
+            f"{max(groups, config['batch_size'] // groups * groups)}"
+        )
     if config["batch_size"] % config["accumulate"]:
         raise ValueError(f"--batch-size {config['batch_size']} does not divide by --accumulate {config['accumulate']}")
     if config["schedule"] in ("step", "multistep") and not config["milestones"]:

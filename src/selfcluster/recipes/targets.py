@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,25 +27,26 @@ from selfcluster.data.sources import Source
 from selfcluster.files import write_atomically
 from selfcluster.models.backbones import load_backbone, make_backbone
 from selfcluster.models.frozen import Frozen
+from selfcluster.models.initialise import OtherInput
 from selfcluster.recipes.needs import AT_EACH_STEP, check_needs, teachers_in
 from selfcluster.training.checkpoint import load_newest
+from selfcluster.training.console import Console
 from selfcluster.training.embedding import make_embed
 from selfcluster.training.precision import pick_device, pick_precision
 from selfcluster.training.runs import RunError, is_run
 from selfcluster.training.state import section
 
-FILE = "targets.npy"
+TARGETS_FILE = "targets.npy"
 Config = Mapping[str, Any]
 
 
-def make_targets(
-    config: Config, source: Source, run: Path, say: Callable[[str], None], train: Callable[..., Any]
-) -> None:
+def make_targets(config: Config, source: Source, run: Path, console: Console, train: Callable[..., Any]) -> None:
     """Write the run's `targets.npy` where its method needs one and there is none yet. All ranks take part.
 
     `train(config=, out=)` trains a run by that configuration: the earlier rounds of ClusterFit.
     """
-    if config["method"] not in ("supervised", "clusterfit") or distributed.broadcast_object((run / FILE).is_file()):
+    there = distributed.broadcast_object((run / TARGETS_FILE).is_file())
+    if config["method"] not in ("supervised", "clusterfit") or there:
         return
     check_needs(config["method"], config, source)
     if config.get("rounds", 1) > 1:
@@ -53,26 +55,28 @@ def make_targets(
         distributed.broadcast_object(None)  # the first rank has written that round's network
         config = {**config, "teacher": str(before), "teacher_layer": None}
     labels = np.full(len(source), -1) if source.labels is None else source.labels
+    if config.get("target") == "per_label":
+        allot(np.bincount(labels[labels >= 0]), config["num_prototypes"])  # refused before the teacher is asked
     targets = labels[None]
     if config["method"] == "clusterfit":
-        targets = np.stack([_targets(name, config, source, labels, say) for name in teachers_in(config["teacher"])])
+        targets = np.stack([_targets(name, config, source, labels, console) for name in teachers_in(config["teacher"])])
     if distributed.rank() == 0:
         content = io.BytesIO()
         np.save(content, targets.astype(np.int64))
-        write_atomically(run / FILE, content.getvalue())
+        write_atomically(run / TARGETS_FILE, content.getvalue())
     distributed.broadcast_object(None)  # it is there for all before any reads it
 
 
 def read_targets(run: Path | None, num_images: int) -> Tensor | None:
     """(T, N), or None where the run has none. Raises RunError for a file that is not what was written."""
-    if run is None or not (run / FILE).is_file():
+    if run is None or not (run / TARGETS_FILE).is_file():
         return None
     try:
-        targets = np.load(run / FILE, allow_pickle=False)
+        targets = np.load(run / TARGETS_FILE, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise RunError(f"{run / FILE}: cannot be read ({error})") from error
+        raise RunError(f"{run / TARGETS_FILE}: cannot be read ({error})") from error
     if targets.ndim != 2 or targets.dtype != np.int64 or targets.shape[1] != num_images:
-        raise RunError(f"{run / FILE}: {targets.dtype} {targets.shape} are no targets of {num_images} images")
+        raise RunError(f"{run / TARGETS_FILE}: {targets.dtype} {targets.shape} are no targets of {num_images} images")
     return torch.from_numpy(targets)
 
 
@@ -88,7 +92,7 @@ def open_teacher(
     config: Config,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
-    say: Callable[[str], None] = lambda text: None,
+    console: Console | None = None,
 ) -> Frozen:
     """A run's network, an exported one, NETWORK=WEIGHTS-FILE in timm's size for it, or an untrained one by timm's name.
 
@@ -102,11 +106,14 @@ def open_teacher(
         import timm
 
         network_name, _, weights = name.partition("=")
+        if not weights and "/" in name and ":" not in name:
+            raise RunError(f"--teacher {name} is gone; the run asks it again, so put it back")
         known = timm.get_pretrained_cfg(network_name) if weights else None
         known = known if known and known.input_size[0] == config["channels"] else None
         size = known.input_size[1] if known else config["image_size"]
         torch.manual_seed(randomness.key(config["seed"], "teacher") >> 1)
-        network = make_backbone(
+        make = partial(
+            make_backbone,
             network_name,
             channels=config["channels"],
             image_size=size,
@@ -114,7 +121,14 @@ def open_teacher(
             mean=known.mean if known else None,
             std=known.std if known else None,
         )
-        say(f"{name}: {network.account or 'a network without training'}")
+        try:
+            network = make()
+        except OtherInput:
+            network = make(sobel=True)
+        if console is not None and weights:
+            console.say(f"{name}: {network.account}")
+        elif console is not None:
+            console.warn(f"{name} is a network without training; give --teacher {name}=WEIGHTS-FILE for a trained one")
     return Frozen(network, layer=config["teacher_layer"], classifier=classifier, mean=mean, std=std)
 
 
@@ -128,14 +142,12 @@ def _classifier(run: Path) -> torch.nn.Linear | None:
     return head
 
 
-def _targets(
-    teacher: str, config: Config, source: Source, labels: np.ndarray, say: Callable[[str], None]
-) -> np.ndarray:
+def _targets(teacher: str, config: Config, source: Source, labels: np.ndarray, console: Console) -> np.ndarray:
     """(N,) targets by one teacher."""
     kind = config["target"]
     if kind in AT_EACH_STEP:
         return labels if kind == "distill" else np.full(len(source), -1)
-    rows, index = teacher_rows(open_teacher(teacher, config, say=say), source, config)
+    rows, index = teacher_rows(open_teacher(teacher, config, console=console), source, config)
     mine = torch.from_numpy(labels)[index.cpu()].to(rows.device)
     if kind == "prototypes":
         found = prototypes(rows, mine)
@@ -145,7 +157,7 @@ def _targets(
     targets[distributed.all_gather(index).cpu()] = distributed.all_gather(found).cpu()
     sizes = torch.bincount(targets[targets >= 0])
     sizes = sizes[sizes > 0]
-    say(f"{teacher}: {len(sizes)} targets of {int(sizes.min())} to {int(sizes.max())} images")
+    console.say(f"{teacher}: {len(sizes)} targets of {int(sizes.min())} to {int(sizes.max())} images")
     return targets.numpy()
 
 
