@@ -3,12 +3,17 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from selfcluster.cli import main
+from selfcluster.cli import _parse, main
+from selfcluster.methods.schema import read_schema
+from selfcluster.recipes.named import DataFacts
+from selfcluster.recipes.options import options_for
+from selfcluster.recipes.resolve import resolve
 
 COMMANDS = (
     "demo",
@@ -297,3 +302,20 @@ def test_python_names_are_the_command_lines():
         assert callable(getattr(selfcluster, name))
     assert selfcluster.KMeans.__name__ == "KMeans"
     assert np.isclose(selfcluster.sinkhorn(__import__("torch").zeros(4, 3)).sum(), 4)
+
+
+def switches():
+    """The commands of the table of switches in docs/reproduce.md."""
+    text = (Path(__file__).parents[1] / "docs/reproduce.md").read_text().partition("## The switches")[2]
+    rows = [line.split("|") for line in text.partition("\n## ")[0].splitlines() if line.startswith("| ")]
+    return [row[2].strip().strip("`") for row in rows[1:]]
+
+
+@pytest.mark.parametrize("flags", switches())
+def test_the_documented_switches_are_flags(flags):
+    method, *words = flags.split()
+    said = vars(_parse(["train", method, "photos", *words]))
+    given = {name: value for name, value in said.items() if name in options_for(read_schema(method))}
+    config = resolve(method, DataFacts(1_281_167, 375, 3, gpu=True), given, recipe=said["recipe"]).config
+    assert len(given) == sum(word.startswith("--") for word in words) - 1  # all but the recipe
+    assert all(config[name] == value for name, value in given.items())
