@@ -30,7 +30,8 @@ BACKBONE = "resnet18_small_w25"
 SIZE = 24  # pixels that the network sees of the 32
 EPOCHS = 7
 SEEDS = (0, 1, 2)
-# what a row needs beside the recipe; {run ROW} is that row's run with the same seed, {file ROW} its weights as a file
+# what a row needs beside the recipe; {run ROW} is that row's run with the same seed, {file ROW} its weights as a file;
+# `epochs` is how many times those of the others it takes
 ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "rotnet": ("rotnet", {}),
     "jigsaw": ("jigsaw", {}),
@@ -52,10 +53,12 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "supervised": ("supervised", {"labels_from": "folders"}),
     "supervised, noisy": ("supervised", {"labels_from": "folders", "label_noise": 0.5}),
     "clusterfit of supervised, noisy": ("clusterfit", {"teacher": "{run supervised, noisy}"}),
+    "rotnet, twice as long": ("rotnet", {"epochs": 2}),
+    "supervised, noisy, twice as long": ("supervised", {"labels_from": "folders", "label_noise": 0.5, "epochs": 2}),
     "rotnet on edges": ("rotnet", {"sobel": True}),
     "deepercluster on edges": ("deepercluster", {"sobel": True, "init": "{run rotnet on edges}"}),
 }
-PRETEXT = ("rotnet", "jigsaw", "rotnet on edges")
+PRETEXT = ("rotnet", "jigsaw", "rotnet, twice as long", "rotnet on edges")
 _NEEDS = re.compile(r"\{(run|file) (.*?)\}")
 
 
@@ -120,6 +123,8 @@ def one(name: str, seed: int, epochs: float, data: Path, runs: Path) -> dict[str
             other = folder_of(runs, found[2], seed)
             start = other if key == "init" else start
             extra = {**extra, key: str(as_checkpoint(other) if found[1] == "file" else other)}
+    if "epochs" in extra:
+        extra = {**extra, "epochs": extra["epochs"] * epochs}
     train, test = data / "train-00000.tar", data / "test-00000.tar"
     flags: dict[str, Any] = {
         "backbone": BACKBONE,
@@ -154,7 +159,7 @@ def one(name: str, seed: int, epochs: float, data: Path, runs: Path) -> dict[str
         "chance_loss": summary.get("chance_loss"),
         "rankme": summary.get("rankme"),
         "images": summary["images"],
-        "epochs": epochs,
+        "epochs": flags["epochs"],
         "size": SIZE,
         "commit": subprocess.run(
             ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True

@@ -68,7 +68,7 @@ def test_killed_at_random_moments_the_run_ends_in_the_same_bytes(tmp_path, pictu
     assert_same_run(tmp_path / "whole", tmp_path / "killed")
 
 
-@pytest.mark.parametrize("method", ["swav", "deepcluster_v2", "simclr"])
+@pytest.mark.parametrize("method", ["swav", "deepcluster_v2", "simclr", "odc", "dino", "npid", "moco_v2"])
 def test_two_processes_under_torchrun_make_the_run_of_one(method, tmp_path, pictures, tiny):
     """Same order, same global batches, same memories: the losses of every epoch agree to float32's rounding."""
     from PIL import Image
@@ -77,12 +77,13 @@ def test_two_processes_under_torchrun_make_the_run_of_one(method, tmp_path, pict
     for number, picture in enumerate(pictures):
         Image.fromarray(picture).save(tmp_path / f"photos/{number:02d}.png")
     settings = TINY | TINY_SETTINGS[method] | {"learning_rate": 1e-4}
-    flags = [
-        word
-        for name, value in settings.items()
-        if name not in ("quiet", "sobel")  # switches take no value; False is the default of both
-        for word in ("--" + name.replace("_", "-"), str(value))
-    ]
+    flags: list[str] = []
+    for name, value in settings.items():
+        dashed = name.replace("_", "-")
+        if isinstance(value, bool):  # switches take no value
+            flags += [f"--{dashed}"] if value else [f"--no-{dashed}"] * (name != "quiet")
+        else:
+            flags += [f"--{dashed}", str(value)]
     where = ["--out", str(tmp_path / "two"), "--quiet", "--device", "cpu"]
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
     command += ["--standalone", "-m", "selfcluster", "train", method, str(tmp_path / "photos"), *where, *flags]
