@@ -31,10 +31,11 @@ def make(name: str, num_samples: int = 48, **settings) -> Method:
     )
 
 
-def batch_of(name: str, size: int = 8, start: int = 0, views: int = 3) -> Batch:
-    """Images `start` to `start + size` of 64 random ones, in the method's own views."""
+def batch_of(name: str, size: int = 8, start: int = 0, views: int = 3, small: int = 0) -> Batch:
+    """Images `start` to `start + size` of 64 random ones, in the method's own views and `small` ones."""
     kind = METHODS[name]
-    crops = Crops(global_crops=min(views, kind.paper.crops.global_crops), global_size=16, augment="weak")
+    full = min(views, kind.paper.crops.global_crops)
+    crops = Crops(global_crops=full, global_size=16, local_crops=small, local_size=8, augment="weak")
     plan = kind.views(kind.Settings(**TINY_SETTINGS[name]), crops, 3)
     generator = torch.Generator().manual_seed(7)
     images = [torch.randint(0, 256, (64, 3, s, s), generator=generator).to(torch.uint8) for s in plan.sizes]
@@ -152,27 +153,47 @@ class TestEveryMethod:
     @pytest.mark.slow
     def test_two_processes_are_one(self, name, ranks):
         """Loss and gradients over two ranks equal those of one process on the concatenated batch."""
-        whole = loss_and_gradients(name, 8, 0)
-        parts = ranks.run(rank_loss_and_gradients, name)
-        assert np.mean([p["loss"] for p in parts]) == pytest.approx(whole["loss"], abs=1e-5)
-        for key, expected in whole["gradients"].items():
-            mean = np.mean([p["gradients"][key] for p in parts], axis=0)
-            scale = max(1.0, float(np.abs(expected).max()))  # float32 sums in another order
-            np.testing.assert_allclose(mean, expected, rtol=0, atol=1e-5 * scale, err_msg=key)
-        for key, expected in whole["state"].items():
-            for part in parts:
-                np.testing.assert_allclose(part["state"][key], expected, atol=1e-5, err_msg=key)
+        two_processes_are_one(ranks, name)
 
 
-def loss_and_gradients(name: str, size: int, start: int) -> dict:
-    method = make(name)
+SWITCHES = [  # behind each of which another sum over the ranks lies
+    ("dino", {"loss": "infonce"}, 1),
+    ("dino", {"centring": "sinkhorn"}, 1),
+    ("dino", {"centring": "softmax"}, 0),
+    ("byol", {}, 2),
+    ("npid", {}, 2),
+    ("odc", {"rules": "released"}, 2),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "settings", "small"), SWITCHES)
+def test_two_processes_are_one_with_switches_and_small_views(name, settings, small, ranks):
+    two_processes_are_one(ranks, name, settings, small)
+
+
+def two_processes_are_one(ranks, name: str, settings: dict | None = None, small: int = 0) -> None:
+    whole = loss_and_gradients(name, 8, 0, settings, small)
+    parts = ranks.run(rank_loss_and_gradients, name, settings, small)
+    assert np.mean([p["loss"] for p in parts]) == pytest.approx(whole["loss"], abs=1e-5)
+    for key, expected in whole["gradients"].items():
+        mean = np.mean([p["gradients"][key] for p in parts], axis=0)
+        scale = max(1.0, float(np.abs(expected).max()))  # float32 sums in another order
+        np.testing.assert_allclose(mean, expected, rtol=0, atol=1e-5 * scale, err_msg=key)
+    for key, expected in whole["state"].items():
+        for part in parts:
+            np.testing.assert_allclose(part["state"][key], expected, atol=1e-5, err_msg=key)
+
+
+def loss_and_gradients(name: str, size: int, start: int, settings: dict | None = None, small: int = 0) -> dict:
+    method = make(name, **settings or {})
     torch.manual_seed(1)
     for key, buffer in method.named_buffers():
         if key.endswith("labels"):  # labels of some images, none of others, unevenly over the ranks
             buffer.copy_(torch.arange(buffer.numel()).reshape(buffer.shape) % 5 - 1)
     convert_sync(method)
     method.train()
-    batch = batch_of(name, size, start, views=2)
+    batch = batch_of(name, size, start, views=2, small=small)
     output = method(batch, progress())
     output.loss.backward()
     method.on_step_end(progress(), [output])
@@ -183,8 +204,8 @@ def loss_and_gradients(name: str, size: int, start: int) -> dict:
     }
 
 
-def rank_loss_and_gradients(name: str) -> dict:
-    return loss_and_gradients(name, 4, 4 * distributed.rank())
+def rank_loss_and_gradients(name: str, settings: dict | None = None, small: int = 0) -> dict:
+    return loss_and_gradients(name, 4, 4 * distributed.rank(), settings, small)
 
 
 def assert_same_run(one, other) -> None:
