@@ -322,3 +322,10 @@ def test_the_learning_signal_is_the_other_view():
         q = torch.softmax(teacher / method.teacher_temperature(progress()), dim=1)
         expected = -(q * F.log_softmax(method.head(method.backbone(batch.views[0]))[1] / 0.1, dim=1)).sum(1).mean()
         assert method(same, progress()).loss.item() == pytest.approx(expected.item(), abs=1e-5)
+
+
+def test_small_views_that_a_transformer_cannot_see_are_refused_before_the_run(tiny, tmp_path):
+    views = {"image_size": 32, "local_crops": 2, "local_size": 24}
+    with pytest.raises(ValueError, match="--backbone test_vit cannot see views of --local-size 24"):
+        tiny("dino", tmp_path / "run", backbone="test_vit", **views)
+    assert not (tmp_path / "run/checkpoints").exists()
