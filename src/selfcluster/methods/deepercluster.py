@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from selfcluster.clustering.assign import nearest_centroid
 from selfcluster.clustering.members import Members, cluster_members, fill_up_
@@ -109,7 +110,7 @@ class DeeperCluster(Method):
         turn, cluster = self.turns[batch.index], self.labels[batch.index]  # each (B,)
         features = self.encode_views([rotate(view, turn) for view in batch.views])  # (V * B, F)
         views = len(batch.views)
-        loss, seen = self.heads(self.activated(features), turn.repeat(views), cluster.repeat(views))
+        loss, seen = self.heads(F.relu(features), turn.repeat(views), cluster.repeat(views))
         right = (seen == turn.repeat(views)).float().mean()
         return Output(loss, log={"rotation_accuracy": right}, features=features[: len(turn)], codes=cluster)
 
