@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from selfcluster.clustering.scores import successive_nmi
 from selfcluster.distributed import all_reduce, world_size
-from selfcluster.models.backbones import Backbone
+from selfcluster.models.backbones import Backbone, activated
 from selfcluster.types import Assignment, Batch, Crops, Embeddings, EpochPlan, Facts, Group, Output, Progress, Training
 from selfcluster.views.plans import ViewPlan, plan_from_crops
 
@@ -117,8 +117,8 @@ class Method(nn.Module):
         return torch.cat([self.backbone(torch.cat(run)) for run in same])
 
     def activated(self, features: Tensor) -> Tensor:
-        """Features as a linear layer wants them: behind the last ReLU, which some networks' features stop before."""
-        return features.relu() if getattr(self.backbone, "stops_before_relu", False) else features
+        """Features of the backbone as a linear layer wants them, behind the last ReLU."""
+        return activated(self.backbone, features)
 
 
 def stability(before: Tensor, after: Tensor) -> dict[str, float]:

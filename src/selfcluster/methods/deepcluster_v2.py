@@ -93,7 +93,7 @@ class DeepClusterV2(Method):
         if progress.step == 0:
             first = embed(self.project_pair, view="train", train=True)
             for memory, z in zip(self.memories, first.rows.chunk(2, dim=1), strict=True):
-                memory.write(first.index, z, epoch=0)
+                memory.write_in_blocks(first.index, z, epoch=0)
         written = self.memories[0].written == progress.epoch  # rows of epoch e are written as e + 1
         index = written.nonzero().flatten()
         before = self.labels[0].clone()

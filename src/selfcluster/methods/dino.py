@@ -175,7 +175,6 @@ class DINO(Method):
 
     @torch.no_grad()
     def assign(self, features: Tensor) -> Assignment:
-        best, cluster = self.objective.centring(
-            self.exported_head()(features)[1], self.settings.teacher_temperature
-        ).max(dim=1)
+        outputs = self.exported_head()(features)[1]
+        best, cluster = self.objective.centring(outputs, self.settings.teacher_temperature).max(dim=1)
         return Assignment(cluster, 1 - best)

@@ -171,6 +171,28 @@ def load_backbone(path: str | Path) -> tuple[Backbone, tuple[float, ...], tuple[
     return module.eval(), tuple(overlay["mean"]), tuple(overlay["std"]), size
 
 
+@torch.no_grad()
+def probe(module: Any, channels: int, size: int) -> Tensor:
+    """What the network gives for an image of zeros, (1, C, size, size).
+
+    Raises ValueError where it cannot process such images: a transformer wants whole patches, some networks one size.
+    """
+    training = module.training
+    first = next(module.parameters())
+    try:
+        return module.eval()(torch.zeros(1, channels, size, size, device=first.device, dtype=first.dtype))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        name = module.spec["model_name"]
+        raise ValueError(f"{name} cannot process images of {channels} x {size} x {size}: {error}") from error
+    finally:
+        module.train(training)
+
+
+def activated(network: nn.Module, features: Tensor) -> Tensor:
+    """Its features as a linear layer wants them: behind the last ReLU, which some networks' features stop before."""
+    return features.relu() if getattr(network, "stops_before_relu", False) else features
+
+
 def _check_name(name: str) -> None:
     import timm
 
@@ -203,15 +225,7 @@ def _create(spec: dict[str, Any], optional: dict[str, Any], **once: Any) -> Any:
 
 def _measure(module: Any, channels: int, size: int) -> None:
     """Set num_features to what really comes out: some of timm's networks have a wider layer behind it."""
-    training = module.training
-    first = next(module.parameters())
-    try:
-        with torch.no_grad():
-            features = module.eval()(torch.zeros(1, channels, size, size, device=first.device, dtype=first.dtype))
-    except (RuntimeError, AssertionError, ValueError) as error:
-        name = module.spec["model_name"]
-        raise ValueError(f"{name} cannot process images of {channels} x {size} x {size}: {error}") from error
-    module.train(training)
+    features = probe(module, channels, size)
     if features.dim() != 2:
         raise ValueError(
             f"{module.spec['model_name']} gives {tuple(features.shape)} for an image where one row of features is "

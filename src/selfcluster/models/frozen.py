@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from selfcluster.models.backbones import activated
+
 _GREY = (0.299, 0.587, 0.114)  # ITU-R 601-2, as Pillow turns colours into grey
 
 
@@ -61,7 +63,7 @@ class Frozen(nn.Module):
         self.requires_grad_(False).train()
         with torch.no_grad():
             probe = self.features(torch.zeros(1, len(self.mean), self.size, self.size))
-            self.width = (probe if classifier is None else self._logits(probe)).shape[1]
+            self.width = self._told(probe).shape[1]
 
     def train(self, mode: bool = True) -> Frozen:
         """Stays in evaluation mode."""
@@ -74,13 +76,11 @@ class Frozen(nn.Module):
         if pixels.shape[-2:] != (self.size, self.size):
             pixels = F.interpolate(pixels, (self.size, self.size), mode="bilinear", antialias=True)
         rows = self.features((pixels - self.own_mean) / self.own_std)
-        return rows if self.classifier is None else self._logits(rows)
+        return self._told(rows)
 
-    def _logits(self, rows: Tensor) -> Tensor:
-        """What the classifier says of features, behind the last ReLU where the network stops before it."""
-        assert self.classifier is not None
-        rows = rows.relu() if getattr(self.network, "stops_before_relu", False) else rows
-        return self.classifier(rows).float()
+    def _told(self, rows: Tensor) -> Tensor:
+        """Features (n, F), or with a classifier its logits (n, K)."""
+        return rows if self.classifier is None else self.classifier(activated(self.network, rows)).float()
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from selfcluster import distributed, randomness
 from selfcluster.methods import METHODS
 from selfcluster.methods.base import Method
-from selfcluster.models.backbones import make_backbone
+from selfcluster.models.backbones import make_backbone, probe
 from selfcluster.recipes.targets import read_targets, teachers_of
 from selfcluster.training.loop import LoopSettings
 from selfcluster.training.precision import pick_device, pick_precision
@@ -60,7 +60,11 @@ def assemble(config: Mapping[str, Any], num_images: int, run: Path | None = None
             **create,
         )
         if config["local_crops"]:
-            _check_small_views(module, config)
+            try:  # said before the run, not in its first step
+                probe(module, config["channels"], config["local_size"])
+            except ValueError as error:
+                views = f"views of --local-size {config['local_size']}"
+                raise ValueError(f"--backbone {config['backbone']} cannot see {views}: {error}") from error
         name = module.spec["model_name"]
         if name != config["backbone"]:
             notes.append(f"{config['backbone']} becomes {name} for images of {config['image_size']} px")
@@ -83,18 +87,6 @@ def assemble(config: Mapping[str, Any], num_images: int, run: Path | None = None
         **_named(LoopSettings, config, "training", "device", "precision", "max_skipped"),
     )
     return Parts(method, views, loop, list(dict.fromkeys(notes)))  # a method may build two networks
-
-
-@torch.no_grad()
-def _check_small_views(module: Any, config: Mapping[str, Any]) -> None:
-    """A transformer wants whole patches, some networks one size only: said before the run, not in its first step."""
-    size = config["local_size"]
-    try:
-        module.eval()(torch.zeros(1, config["channels"], size, size))
-    except (AssertionError, RuntimeError, ValueError) as error:
-        raise ValueError(f"--backbone {config['backbone']} cannot see views of --local-size {size}: {error}") from error
-    finally:
-        module.train()
 
 
 def _named(kind: type, config: Mapping[str, Any], *without: str) -> dict[str, Any]:

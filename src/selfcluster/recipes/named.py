@@ -134,10 +134,9 @@ def auto(schema: Schema, facts: DataFacts, said: Mapping[str, Any]) -> dict[str,
         for name, value in schema.small.items():
             if fits or name not in ("learning_rate", "weight_decay"):  # these two are for its own optimiser
                 choose(name, value, f"{schema.name} on small images and in short runs")
-    schedule = said.get("schedule", out["schedule"].value if "schedule" in out else "cosine")
-    if "learning_rate" in out and schedule == "cosine":
-        rate = said.get("learning_rate", out["learning_rate"].value)
-        choose("final_learning_rate", rate / 1000, "a thousandth of the highest")
+    in_force = {"schedule": "cosine", **{name: choice.value for name, choice in out.items()}, **said}
+    if "learning_rate" in out and in_force["schedule"] == "cosine":
+        choose("final_learning_rate", in_force["learning_rate"] / 1000, "a thousandth of the highest")
     return out
 
 

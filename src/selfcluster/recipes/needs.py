@@ -52,6 +52,11 @@ def teachers_in(named: str | Sequence[str] | None) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
+def means_a_path(name: str) -> bool:
+    """Whether a network's name says where a file lies; timm's names of files elsewhere have a colon, too."""
+    return "/" in name and ":" not in name
+
+
 def _check_labels(who: str, source: Source) -> None:
     if source.labels is None:
         raise ValueError(

@@ -21,7 +21,7 @@ from selfcluster.methods.schema import read_schema
 from selfcluster.models.backbones import load_backbone, make_backbone
 from selfcluster.recipes.assemble import NORMALISATION, assemble
 from selfcluster.recipes.named import RECIPES, DataFacts
-from selfcluster.recipes.needs import teachers_in
+from selfcluster.recipes.needs import means_a_path, teachers_in
 from selfcluster.recipes.options import FREE, check_names, checked, options_for
 from selfcluster.recipes.resolve import resolve
 from selfcluster.recipes.targets import TARGETS_FILE
@@ -103,7 +103,7 @@ def load_network(
         if not (Path(run) / "backbone.json").exists():
             check_finished(Path(run))
         return load_backbone(Path(run))
-    if "/" in run and ":" not in run:  # timm's names of files elsewhere have both
+    if means_a_path(run):
         raise RunError(f"there is no {run}; give a run folder, an exported backbone or the name of a network of timm's")
     seen = None if source is None else data_facts(source, {})
     side, channels = (224, 3) if seen is None else (min(224, seen.side), seen.channels)
@@ -178,7 +178,7 @@ def _absolute_teacher(name: str) -> str:
     if Path(name).exists():
         return str(Path(name).resolve())
     network, equals, file = name.rpartition("=")
-    is_path = Path(file).exists() or ("/" in file and ":" not in file)  # a teacher that is gone keeps its name
+    is_path = Path(file).exists() or means_a_path(file)  # a teacher that is gone keeps its name
     return f"{network}{equals}{Path(file).resolve()}" if is_path else name
 
 

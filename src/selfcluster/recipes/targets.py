@@ -28,7 +28,7 @@ from selfcluster.files import write_atomically
 from selfcluster.models.backbones import load_backbone, make_backbone
 from selfcluster.models.frozen import Frozen
 from selfcluster.models.initialise import OtherInput
-from selfcluster.recipes.needs import AT_EACH_STEP, check_needs, teachers_in
+from selfcluster.recipes.needs import AT_EACH_STEP, check_needs, means_a_path, teachers_in
 from selfcluster.training.checkpoint import load_newest
 from selfcluster.training.console import Console
 from selfcluster.training.embedding import make_embed
@@ -106,7 +106,7 @@ def open_teacher(
         import timm
 
         network_name, _, weights = name.partition("=")
-        if not weights and "/" in name and ":" not in name:
+        if not weights and means_a_path(name):
             raise RunError(f"--teacher {name} is gone; the run asks it again, so put it back")
         known = timm.get_pretrained_cfg(network_name) if weights else None
         known = known if known and known.input_size[0] == config["channels"] else None
