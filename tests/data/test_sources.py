@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -137,6 +138,24 @@ def test_labels_from_a_table_are_matched_by_id(tmp_path):
     table.write_text("a.jpg,x\nc.jpg,y\n")  # no header
     with pytest.raises(LabelsError, match=r"no label for 1 of 2 images, e\.g\. 'b\.jpg'; classes found: x, y"):
         open_source(tmp_path, labels_from=str(table))
+
+
+def test_of_several_tags_one_is_drawn_by_the_seed_each_as_likely(tmp_path):
+    names = [f"{i:03}.jpg" for i in range(300)]
+    folder(tmp_path, *names)
+    table = tmp_path / "labels.csv"
+    tags = "".join(f"{name},sea\n{name},sand\n{name},sun\n{name},sea\n" for name in names[1:])
+    table.write_text(f"id,label\n000.jpg,snow\n{tags}")
+
+    def drawn(seed: int) -> list[str]:
+        source = open_source(tmp_path, labels_from=str(table), seed=seed)
+        return [source.class_names[k] for k in source.labels]
+
+    first, counts = drawn(0), Counter(drawn(0)[1:])
+    assert first[0] == "snow"
+    assert first == drawn(0) != drawn(1)
+    assert set(counts) == {"sea", "sand", "sun"}  # a tag given twice counts once
+    assert sum((n - 299 / 3) ** 2 / (299 / 3) for n in counts.values()) < 13.8  # chi-square, 2 degrees, p = 0.001
 
 
 def test_labels_that_are_not_there_are_an_error_that_names_what_is(tmp_path):

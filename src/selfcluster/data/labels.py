@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import os
+from itertools import chain
 
 import numpy as np
 
+from selfcluster import randomness
 from selfcluster.data.files import DataError
 from selfcluster.data.names import Names, to_id, to_name
 
@@ -46,8 +48,18 @@ def from_folders(ids: Names) -> tuple[np.ndarray, list[str]]:
     return rank[labels], [to_id(name) for name in order]
 
 
-def from_table(ids: Names, path: str) -> tuple[np.ndarray, list[str]]:
-    """A .csv with the columns `id` (or `path`) and `label`, or its first two columns; every image needs a row."""
+def from_table(ids: Names, path: str, seed: int) -> tuple[np.ndarray, list[str]]:
+    """A .csv with the columns `id` (or `path`) and `label`, or its first two columns; every image needs a row.
+
+    Of an image that has several rows, and so several tags, one is drawn by `seed` (ClusterFit, Yan et al. 2020).
+    """
+    table: dict[bytes, str] = {}
+    several: dict[bytes, list[str]] = {}
+
+    def add(name: bytes, label: str) -> None:
+        if table.setdefault(name, label) != label and label not in (tags := several.setdefault(name, [table[name]])):
+            tags.append(label)
+
     try:
         with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             rows = csv.reader(file)
@@ -57,8 +69,9 @@ def from_table(ids: Names, path: str) -> tuple[np.ndarray, list[str]]:
             key = next((header.index(name) for name in ("id", "path") if name in header), 0)
             value = header.index("label") if "label" in header else 1
             headed = "label" in header or "id" in header or "path" in header
-            table = {to_name(row[key]): row[value] for row in ([] if headed else [header]) if row}
-            table.update({to_name(row[key]): row[value] for row in rows if len(row) > max(key, value)})
+            for row in rows if headed else chain([header], rows):
+                if len(row) > max(key, value):
+                    add(to_name(row[key]), row[value])
     except OSError as error:
         raise LabelsError(f"labels from {path}: {error.strerror}") from error
     missing = [i for i in range(len(ids)) if ids.raw(i) not in table]
@@ -67,7 +80,13 @@ def from_table(ids: Names, path: str) -> tuple[np.ndarray, list[str]]:
             f"{path} has no label for {len(missing)} of {len(ids)} images, e.g. {ids[missing[0]]!r}; "
             f"classes found: {_listed(sorted(set(table.values())))}"
         )
-    return number([table[ids.raw(i)] for i in range(len(ids))])
+    labels = [table[ids.raw(i)] for i in range(len(ids))]
+    if several:
+        rows = np.array([i for i in range(len(ids)) if ids.raw(i) in several], dtype=np.int64)
+        for i, u in zip(rows.tolist(), randomness.draw(seed, "tag", 0, rows, 0, 1)[:, 0].tolist(), strict=True):
+            tags = several[ids.raw(i)]
+            labels[i] = tags[int(u * len(tags))]
+    return number(labels)
 
 
 def _listed(names: list[str]) -> str:

@@ -194,12 +194,13 @@ def open_source(
         data: a folder (searched to any depth), a .txt/.csv/.parquet list of paths, a .tar or a folder of them, an array
             (N, H, W) or (N, H, W, C), or "builtin:digits".
         labels_from: "folders" (the name of the folder that holds the image), "column:NAME" of the list, a .csv of
-            id and label, or "labels" (the digits' own). None: no labels.
+            id and label (of several rows for an image one is drawn by `seed`), or "labels" (the digits' own). None: no
+            labels.
         limit: keep so many images, drawn by `seed`.
         classes: a file of class names, one a line; only their images are kept. Needs labels.
         long_tail: ratio of the largest class to the smallest of a long-tailed subset. Needs labels.
         label_noise: share of labels to make wrong. Needs labels.
-        seed: of the subset and the noise.
+        seed: of the subset, the noise and the drawn tags.
 
     Returns:
         the images in bytewise order of their ids.
@@ -215,7 +216,7 @@ def open_source(
     if not len(source):
         raise DataError(_nothing_found(source))
     if labels_from is not None:
-        source.labels, source.class_names = _labels(source, labels_from, texts)
+        source.labels, source.class_names = _labels(source, labels_from, texts, seed)
     asked = {"classes": classes, "long_tail": long_tail, "label_noise": label_noise}
     asked = {name: value for name, value in asked.items() if value is not None}
     if asked and source.labels is None:
@@ -326,13 +327,13 @@ def _builtin(text: str) -> tuple[Source, list[str] | None]:
     return source, [str(label) for label in digits.target]
 
 
-def _labels(source: Source, labels_from: str, texts: list[str] | None) -> tuple[np.ndarray, list[str]]:
+def _labels(source: Source, labels_from: str, texts: list[str] | None, seed: int) -> tuple[np.ndarray, list[str]]:
     if texts is not None and (labels_from.startswith("column:") or labels_from in ("labels", "folders")):
         return labelling.number(texts)
     if labels_from == "folders" and source.kind != "array":
         return labelling.from_folders(source.ids)
     if labels_from.lower().endswith(".csv"):
-        return labelling.from_table(source.ids, labels_from)
+        return labelling.from_table(source.ids, labels_from, seed)
     raise LabelsError(
         f"no labels from {labels_from!r} for {source.where} ({source.kind}); "
         "choose folders, column:NAME of a .csv or .parquet list, or a .csv file of id and label"
