@@ -39,7 +39,7 @@ class ODCSettings:
     norm_momentum: float = 0.001  # of the running statistics of the head's batch norm; 0.1 for short runs
     num_prototypes: int = 10000  # K, about ten times the classes you expect
     memory_momentum: float = 0.5  # m, share of the new feature in an image's memory, eq. 2
-    min_cluster: int = 20  # clusters not larger than this are remade from the largest; must stay below N / K
+    min_cluster: int = 20  # clusters not larger than this are remade from the largest, 0: empty ones; below N / K
     centroids_every: int = 10  # steps between updates of the centroids
     kmeans_iterations: int = 20  # of the clustering that the run starts from
     rules: str = "paper"  # or "released": unit rows, nearest by raw product, below min_cluster, draws with replacement
@@ -59,7 +59,14 @@ class ODC(Method):
         crops=Crops(global_crops=1, augment="odc"),
     )
     # hundreds of steps, not a million: statistics must settle, and features that move fast keep labels changing
-    small = {"norm_momentum": 0.1, "dropout": 0.0, "optimizer": "sgd", "learning_rate": 0.06, "weight_decay": 5e-4}
+    small = {
+        "norm_momentum": 0.1,
+        "dropout": 0.0,
+        "memory_momentum": 0.25,
+        "optimizer": "sgd",
+        "learning_rate": 0.06,
+        "weight_decay": 5e-4,
+    }
 
     def __init__(self, make_backbone: MakeBackbone, settings: ODCSettings, facts: Facts) -> None:
         super().__init__(make_backbone, settings, facts)
