@@ -38,7 +38,9 @@ def test_the_command_line_says_what_was_taken(tiny, tmp_path, pictures, capsys):
     values = {name: value for name, value in settings.items() if not isinstance(value, bool)}
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in values.items()]
     assert main(["train", "deepcluster-v2", str(tmp_path), "--out", str(tmp_path / "next"), "--no-sobel", *flags]) == 0
-    assert f"--init {tmp_path / 'run'}/backbone.safetensors: 100.0% of the network's numbers" in capsys.readouterr().err
+    assert (
+        f"weights {tmp_path / 'run'}/backbone.safetensors: 100.0% of the network's numbers" in capsys.readouterr().err
+    )
 
 
 def test_a_finished_run_needs_its_start_no_more(tiny, tmp_path):
@@ -67,7 +69,7 @@ def test_another_networks_run_is_refused_in_the_users_words(tiny, tmp_path, caps
     tiny("swav", tmp_path / "run")
     words = ["train", "swav", "builtin:digits", "--backbone", "resnet18_small_w25", "--init", str(tmp_path / "run")]
     assert main([*words, "--out", str(tmp_path / "next"), "--quiet"]) == 2
-    assert f"another network's weights. --init {tmp_path / 'run'}" in capsys.readouterr().err
+    assert f"another network's weights {tmp_path / 'run'}" in capsys.readouterr().err
 
 
 def test_a_wrong_path_does_not_lock_the_folder(tiny, tmp_path):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from selfcluster.methods.byol import BYOL, BYOLSettings, byol_loss
 from selfcluster.models.backbones import make_backbone
@@ -179,3 +180,11 @@ def test_a_transformer_and_small_views():
     method.on_step_end(progress(), [output])
     assert torch.isfinite(output.loss)
     assert all(p.grad is not None for p in method.backbone.parameters())
+
+
+def test_a_batch_is_the_mean_of_its_halves():
+    """So `--accumulate` may be used; batch norm sees the small batches."""
+    torch.manual_seed(0)
+    rows = [F.normalize(torch.randn(8, 5), dim=1) for _ in range(5)]
+    halves = [byol_loss([r[s] for r in rows[:3]], [r[s] for r in rows[3:]]) for s in (slice(0, 4), slice(4, 8))]
+    torch.testing.assert_close(torch.stack(halves).mean(), byol_loss(rows[:3], rows[3:]))

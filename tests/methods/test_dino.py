@@ -329,3 +329,23 @@ def test_small_views_that_a_transformer_cannot_see_are_refused_before_the_run(ti
     with pytest.raises(ValueError, match="--backbone test_vit cannot see views of --local-size 24"):
         tiny("dino", tmp_path / "run", backbone="test_vit", **views)
     assert not (tmp_path / "run/checkpoints").exists()
+
+
+def test_the_contrast_is_float32_under_autocast():
+    outputs, taught = torch.randn(8, 16), torch.randn(8, 16)
+    nce = Objective(16, "infonce", "none", 0.1, 0.9)
+    plain = nce.compare(nce.target(taught, 0.04), outputs)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(nce.compare(nce.target(taught, 0.04), outputs), plain)
+
+
+@pytest.mark.parametrize(("backbone", "rate"), [("vit_tiny_patch16_224", True), ("efficientnet_b0", False)])
+def test_only_a_transformer_has_stochastic_depth(backbone, rate):
+    asked = []
+
+    def make(**create):
+        asked.append(create.get("drop_path", 0.0))
+        return make_backbone(backbone, channels=3, image_size=32, **create)
+
+    DINO(make, DINOSettings(num_prototypes=4, hidden=8, dim=4, drop_path=0.1), Facts(8, 32, 3))
+    assert (max(asked) > 0) == rate

@@ -91,3 +91,22 @@ def test_a_classifier_stands_behind_the_relu_that_the_features_stop_before():
     rows = plain.features(images)
     torch.testing.assert_close(plain(images), head(rows.relu()), rtol=1e-4, atol=1e-5)
     assert not torch.allclose(plain(images), linear)
+
+
+def test_a_layer_of_a_network_with_features_last_is_averaged_over_positions_too():
+    swin = make_backbone(
+        "swin_tiny_patch4_window7_224", channels=3, image_size=56, embed_dim=8, depths=(1, 1), num_heads=(1, 2)
+    )
+    teacher, maps = Frozen(swin, layer="layers.0"), []
+    swin.layers[0].register_forward_hook(lambda module, given, out: maps.append(out))
+    rows = teacher.features(torch.randn(2, 3, 56, 56))
+    assert maps[0].shape == (2, 14, 14, 8)
+    torch.testing.assert_close(rows, maps[0].mean(dim=(1, 2)), rtol=1e-4, atol=1e-5)
+
+
+def test_a_layer_that_gives_no_row_an_image_is_refused():
+    swin = make_backbone(
+        "swin_tiny_patch4_window7_224", channels=3, image_size=56, embed_dim=8, depths=(1, 1), num_heads=(1, 2)
+    )
+    with pytest.raises(ValueError, match=r"--teacher-layer layers\.0\.blocks\.0\.attn: it gives 8 rows for 2 images"):
+        Frozen(swin, layer="layers.0.blocks.0.attn")

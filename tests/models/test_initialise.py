@@ -35,7 +35,7 @@ def test_a_timm_style_file_is_taken_whole(tmp_path):
     safetensors.torch.save_file(state, tmp_path / "w.safetensors")
     module = make(tmp_path / "w.safetensors")
     agrees(module, state)
-    where = f"--init {tmp_path / 'w.safetensors'}"
+    where = f"weights {tmp_path / 'w.safetensors'}"
     matched = "30 tensors: layer1 (6), layer2 (6), layer3 (6), layer4 (6), layer5 (6)"
     assert module.account == f"{where}: 100.0% of the network's numbers taken ({matched})"
 
@@ -119,7 +119,7 @@ def test_a_large_stem_does_not_pass_for_a_small_one(tmp_path):
 
 def test_another_networks_weights_are_refused(tmp_path):
     torch.save(timm.create_model("resnet18_small_w25").state_dict(), tmp_path / "w.pt")
-    with pytest.raises(ValueError, match=r"another network's weights\. --init .*w\.pt.* of the network's numbers"):
+    with pytest.raises(ValueError, match=r"another network's weights .*w\.pt.* of the network's numbers"):
         make(tmp_path / "w.pt")
     torch.save({"epoch": 3}, tmp_path / "empty.pt")
     with pytest.raises(ValueError, match=r"empty\.pt: 0\.0%"):
@@ -138,11 +138,11 @@ def test_nothing_in_a_file_is_executed(tmp_path):
 
 
 def test_paths_that_cannot_be_are_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"--init .*nowhere\.pt: no such file$"):
+    with pytest.raises(FileNotFoundError, match=r"weights .*nowhere\.pt: no such file$"):
         make(tmp_path / "nowhere.pt")
     for content in (b"", b"not weights", b"PK\x03\x04", b"\x80\x02}q", b"\x10\0\0\0\0\0\0\0{"):
         (tmp_path / "w.pth").write_bytes(content)
-        with pytest.raises(ValueError, match=r"--init .*w\.pth: not a \.safetensors, \.pt or \.pth file of weights"):
+        with pytest.raises(ValueError, match=r"weights .*w\.pth: not a \.safetensors, \.pt or \.pth file of weights"):
             make(tmp_path / "w.pth")
     (tmp_path / "config.yaml").write_text("method: swav")
     with pytest.raises(FileNotFoundError, match="no such file; its run has not finished"):

@@ -1,5 +1,7 @@
 """Who decides: flag over file over recipe over paper; and what makes no sense is refused with the way out."""
 
+import re
+
 import pytest
 
 from selfcluster.methods import NAMES
@@ -167,3 +169,29 @@ def test_a_config_that_is_none(tmp_path):
         read_settings(path)
     with pytest.raises(ValueError, match="cannot be read"):
         read_settings(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize(
+    ("method", "given", "message"),
+    [
+        ("odc", {"centroids_every": 0}, "--centroids-every 0: must be 1 or more"),
+        ("simclr", {"hidden": 0}, "--hidden 0: must be 1 or more"),
+        ("deepcluster_v2", {"num_heads": 0}, "--num-heads 0: must be 1 or more"),
+        ("npid", {"num_negatives": -1}, "--num-negatives -1: must be 0 or more"),
+        ("byol", {"teacher_momentum": 99.6}, "--teacher-momentum 99.6: must be 1 or less"),
+        ("dino", {"teacher_temperature": 0.0}, "--teacher-temperature 0: must be 0.0001 or more"),
+    ],
+)
+def test_a_methods_own_settings_have_bounds(method, given, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        resolve(method, PHOTOS, given)
+
+
+def test_no_head_and_no_queue_are_settings_where_their_help_says_so():
+    assert resolve("swav", PHOTOS, {"hidden": 0, "queue_length": 0}).config["hidden"] == 0
+
+
+def test_the_number_of_clusters_is_bounded_only_where_it_is_used():
+    resolve("deepcluster", PHOTOS, {"clustering": "pic", "num_prototypes": 10**6})
+    with pytest.raises(ValueError, match="--num-prototypes 1000000"):
+        resolve("deepcluster", PHOTOS, {"num_prototypes": 10**6})

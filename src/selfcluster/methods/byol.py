@@ -30,6 +30,7 @@ class BYOLSettings:
 
 class BYOL(Method):
     Settings = BYOLSettings
+    accumulates = True
     advice = "Keep the --predictor; try a higher --teacher-momentum, a lower --learning-rate, or larger batches."
     small = {
         "optimizer": "sgd",  # under AdamW the features end in a few dimensions

@@ -31,7 +31,7 @@ _TEACHERS = ("momentum", "epoch", "iteration", "copy")
 class DINOSettings:
     num_prototypes: int = 65536  # K, outputs of the head
     hidden: int = 2048  # width of the head's hidden layers
-    dim: int = 256  # D, size of the normalised bottleneck
+    dim: int = 256  # D, size of the normalised bottleneck, where there is one
     head_layers: int = 4  # linear layers of the head in all, 1 to 4 in the thesis
     bottleneck: bool = True  # normalise the rows before the last layer, and that layer's weights
     activation: str = "gelu"  # of the head: gelu or relu
@@ -85,7 +85,8 @@ class DINO(Method):
             if getattr(s, name) not in allowed:
                 raise ValueError(f"{name}={getattr(s, name)!r} is none of {', '.join(allowed)}")
         teacher = make_backbone()
-        drop = s.drop_path if hasattr(teacher, "blocks") else 0.0  # a convolutional network has none, as in the paper
+        transformer = hasattr(teacher, "blocks") and hasattr(teacher, "patch_embed")
+        drop = s.drop_path if transformer else 0.0  # a convolutional network has none, as in the paper
         self.backbone = make_backbone(drop_path=drop)
         self.head = self._make_head()
         width = self.head.width

@@ -59,7 +59,8 @@ class Objective(nn.Module):
         if self.loss == "mse":
             return (unit - target).square().sum(dim=1).mean()
         own = torch.arange(len(unit), device=unit.device) + rank() * len(unit)  # ranks hold equal shares
-        return F.cross_entropy(unit @ all_gather(target).T / self.temperature, own)
+        with torch.autocast(unit.device.type, enabled=False):  # products of unit rows in full precision
+            return F.cross_entropy(unit @ all_gather(target).T / self.temperature, own)
 
     @torch.no_grad()
     def update(self, taught: Tensor) -> None:

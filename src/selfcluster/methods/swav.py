@@ -37,7 +37,7 @@ class SwAVSettings:
     temperature: float = 0.1  # tau of the softmax, eq. 2
     epsilon: float = 0.05  # entropy weight of the codes, eq. 3; lower if the loss stays at ln K
     sinkhorn_iterations: int = 3  # half-steps of the codes' normalisation
-    queue_length: int = 0  # Q, queued features a view, over all processes; 3840 for batches of 256
+    queue_length: int = 0  # Q, queued features a view, over all processes; 0: none; 3840 for batches of 256
     queue_from_epoch: float = 15.0  # when the queue starts to fill; it is used once full
     freeze_epochs: float = 1.0  # epochs for which the prototypes stay as they were drawn
     rounded_codes: bool = False  # a code is its best prototype alone; faster at first and worse in the end

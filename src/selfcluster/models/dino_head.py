@@ -20,7 +20,7 @@ class DINOHead(nn.Module):
     """Features (n, F) to what the last layer sees (n, D) and the outputs (n, K).
 
     With the bottleneck, the MLP ends in D linear outputs that are brought to unit length; without it, the last layer
-    stands right behind the hidden ones, which are then D wide.
+    stands right behind the hidden ones and D has no effect.
 
     Args:
         in_dim: F.

@@ -32,7 +32,7 @@ class Frozen(nn.Module):
         width: F, or K with a classifier.
 
     Raises:
-        ValueError: the network has no such layer; names those it has.
+        ValueError: the network has no such layer (names those it has), or that gives no row an image.
     """
 
     given_mean: Tensor
@@ -55,14 +55,21 @@ class Frozen(nn.Module):
         self.network, self.classifier = network, classifier
         self._tapped: list[Any] = []
         self._taps = layer is not None
+        self._places = (2, 3)  # of a map (B, F, h, w)
         if layer is not None:
-            self._layer(layer).register_forward_hook(lambda module, given, out: self._tapped.append(out))
+            tapped = self._layer(layer)
+            tapped.register_forward_hook(lambda module, given, out: self._tapped.append(out))
+            if str(getattr(network, "output_fmt", "NCHW")).endswith("NHWC") and not isinstance(tapped, nn.Conv2d):
+                self._places = (1, 2)  # Swin's maps are (B, h, w, F)
         pairs = {"given_mean": mean or self.mean, "given_std": std or self.std, "own_mean": self.mean}
         for name, numbers in {**pairs, "own_std": self.std}.items():
             self.register_buffer(name, torch.tensor(numbers)[:, None, None], persistent=False)
         self.requires_grad_(False).train()
         with torch.no_grad():
-            probe = self.features(torch.zeros(1, len(self.mean), self.size, self.size))
+            probe = self.features(torch.zeros(2, len(self.mean), self.size, self.size))
+        if len(probe) != 2:
+            raise ValueError(f"--teacher-layer {layer}: it gives {len(probe)} rows for 2 images; name another layer")
+        with torch.no_grad():
             self.width = self._told(probe).shape[1]
 
     def train(self, mode: bool = True) -> Frozen:
@@ -87,9 +94,9 @@ class Frozen(nn.Module):
         """(B, C, size, size), normalised as the network wants them, to (B, F) float32."""
         rows = self.network(images)
         if self._taps:
-            out = self._tapped[-1]  # (B, F, h, w), (B, tokens, F) or (B, F)
+            out = self._tapped[-1]  # a map, (B, tokens, F) or (B, F)
             self._tapped.clear()
-            rows = out.mean(dim=(2, 3)) if out.dim() == 4 else out.mean(dim=1) if out.dim() == 3 else out
+            rows = out.mean(dim=self._places) if out.dim() == 4 else out.mean(dim=1) if out.dim() == 3 else out
         return rows.float()
 
     def _layer(self, name: str) -> nn.Module:

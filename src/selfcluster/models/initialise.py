@@ -64,12 +64,12 @@ def initialise(module: nn.Module, path: str | Path) -> str:
             adapted.append(f"{name} ({change})")
     share = _numbers(taken) / max(1, _numbers(own))
     matched = f"{len(taken)} tensors: {_names(list(taken))}"
-    account = f"--init {path}{place}: {share:.1%} of the network's numbers taken ({matched})"
+    account = f"weights {path}{place}: {share:.1%} of the network's numbers taken ({matched})"
     account += f"; adapted: {_names(adapted)}" if adapted else ""
     account += f"; left at random: {_names(list(missing.values()))}" if missing else ""
     account += f"; not used: {_names(left_out)}" if left_out else ""
     if share < _ENOUGH:
-        raise ValueError(f"these are another network's weights. {account}")
+        raise ValueError(f"another network's {account}")
     module.load_state_dict(taken, strict=False)
     return account
 
@@ -77,7 +77,7 @@ def initialise(module: nn.Module, path: str | Path) -> str:
 def _read(path: Path) -> Any:
     if not path.is_file():
         unfinished = "; its run has not finished" if (path.parent / "config.yaml").is_file() else ""
-        raise FileNotFoundError(f"--init {path}: no such file{unfinished}")
+        raise FileNotFoundError(f"weights {path}: no such file{unfinished}")
     with path.open("rb") as file:
         start = file.read(9)
     try:
@@ -91,7 +91,7 @@ def _read(path: Path) -> Any:
     except Exception as error:  # a reader fed a damaged or foreign file may raise anything
         foreign = re.search(r"GLOBAL ([\w.]+)", str(error))
         why = f"it holds a {foreign[1]}, and nothing but weights is loaded" if foreign else type(error).__name__
-        raise ValueError(f"--init {path}: not a .safetensors, .pt or .pth file of weights ({why})") from error
+        raise ValueError(f"weights {path}: not a .safetensors, .pt or .pth file of weights ({why})") from error
 
 
 def _best_place(

@@ -108,6 +108,7 @@ def _shared(old: _BatchNorm, group: Any) -> BatchNorm:
     new.num_features, new.affine, new.track_running_stats = old.num_features, old.affine, old.track_running_stats
     new._parameters, new._buffers, new._modules = old._parameters, old._buffers, old._modules
     new._non_persistent_buffers_set = old._non_persistent_buffers_set
+    new._forward_hooks = old._forward_hooks  # a teacher's layer may be tapped here
     return new.train(old.training)
 
 

@@ -90,14 +90,25 @@ SHARED = (
     Option("tensorboard", "switch", False, "also write TensorBoard files"),
 )
 
+_SHARES = ("dropout", "drop_path", "distill_weight")  # with momenta, in [0, 1]
+
 # what may differ between the start of a run and its resumption without making it another run
 FREE = frozenset({"workers", "device", "precision", "on_collapse", "checkpoint_every", "tensorboard", "max_bad"})
 
 
 def option_of(setting: Setting) -> Option:
-    """A method's own setting as a flag."""
+    """A method's own setting as a flag, with the bounds that its kind has.
+
+    An integer is 1 or more, or 0 where the help says what 0 does; momenta and shares lie in [0, 1]; what the method
+    divides by is above 0.
+    """
     kind = {"int": "int", "float": "float", "bool": "switch", "str": "str"}[setting.type.split(" ")[0]]
-    return Option(setting.name, kind, setting.default, setting.help)
+    name = setting.name
+    least = 1 if kind == "int" and "0:" not in setting.help else 0
+    if "temperature" in name or name in ("epsilon", "sharpness"):
+        least = 1e-4
+    most = 1 if kind == "float" and ("momentum" in name or name in _SHARES) else None
+    return Option(name, kind, setting.default, setting.help, least=least, most=most)
 
 
 def options_for(schema: Schema) -> dict[str, Option]:

@@ -103,14 +103,15 @@ def _check(schema: Schema, config: dict[str, Any], facts: DataFacts) -> None:
         raise ValueError(f"--num-prototypes {k}: must be 2 or more")
     if schema.name in _OF_LAST_EPOCH:
         most = most // config["batch_size"] * config["batch_size"]
-    if k is not None and k > most and schema.name not in _DIRECTIONS:
+    unused = config.get("clustering") == "pic" or config.get("target", "kmeans") not in ("kmeans", "per_label")
+    if k is not None and k > most and schema.name not in _DIRECTIONS and not unused:
         what = "the number of images"
         if most < facts.num_images:
             what = f"those of the {facts.num_images} images that an epoch's whole batches hold"
         raise ValueError(f"--num-prototypes {k}: must be 2 to {what}, {most}")
     if config["accumulate"] > 1 and not schema.accumulates:
         raise ValueError(
-            f"--accumulate {config['accumulate']}: {schema.name} compares the images of a batch with each other, so "
+            f"--accumulate {config['accumulate']}: {schema.name} looks at all images of a batch together, so "
             "several small batches are not one large one; use a smaller --batch-size (SwAV: with --queue-length)"
         )
     if config["accumulate"] > 1 and config.get("weighting") in ("inverse", "inverse_sqrt"):

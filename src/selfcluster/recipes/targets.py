@@ -109,13 +109,12 @@ def open_teacher(
         if not weights and means_a_path(name):
             raise RunError(f"--teacher {name} is gone; the run asks it again, so put it back")
         known = timm.get_pretrained_cfg(network_name) if weights else None
-        known = known if known and known.input_size[0] == config["channels"] else None
         size = known.input_size[1] if known else config["image_size"]
         torch.manual_seed(randomness.key(config["seed"], "teacher") >> 1)
         make = partial(
             make_backbone,
             network_name,
-            channels=config["channels"],
+            channels=known.input_size[0] if known else config["channels"],  # grey images are shown in its colours
             image_size=size,
             init=weights or None,
             mean=known.mean if known else None,
