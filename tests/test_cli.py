@@ -288,6 +288,18 @@ def test_subsets_are_seeded_and_written_down(folder, tmp_path):
     assert config["limit"] == 20
     api.train("swav", folder, out=tmp_path / "b", config=tmp_path / "a/config.yaml", quiet=True)
     assert (tmp_path / "a/embeddings.parquet").read_bytes() == (tmp_path / "b/embeddings.parquet").read_bytes()
+    del settings["limit"]  # the run that goes on knows it, and a score on other images uses all of them
+    assert api.train("swav", folder, out=tmp_path / "a", **settings)["images"] == 20
+    numbers = api.evaluate("knn", tmp_path / "a", test=folder, k=3, max_bad=0.2)
+    assert numbers["n_train"] < 20 < numbers["n_test"]
+
+
+def test_a_part_of_the_images_needs_a_file_of_its_own(run, folder, tmp_path, capsys):
+    assert main(["embed", str(run), "--limit", "5"]) == 2
+    assert "say with --out FILE where the embeddings go" in capsys.readouterr().err
+    (tmp_path / "classes.txt").write_text("kind0\n")
+    words = ["--classes", str(tmp_path / "classes.txt"), "--labels-from", "folders", "--max-bad", "0.2"]
+    assert main(["embed", str(run), str(folder), *words, "--out", str(tmp_path / "part.parquet")]) == 0
 
 
 def test_wrong_device_is_said_plainly(capsys):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -18,11 +19,8 @@ import numpy as np
 from selfcluster.data.sources import DataError, check_enough, open_source
 from selfcluster.methods import canonical
 from selfcluster.recipes.needs import check_needs
-from selfcluster.recipes.settings import default_out, read_settings
+from selfcluster.recipes.settings import open_for, part_of, read_settings
 from selfcluster.training.runs import RunError, RunFolder, check_finished, is_run, read_config, read_status
-
-_SUBSET = ("labels_from", "limit", "classes", "long_tail", "label_noise", "seed")
-_IMAGES = tuple(key for key in _SUBSET if key != "label_noise")  # labels are spoilt for training, never for a score
 
 
 def train(
@@ -58,12 +56,11 @@ def train(
     name = canonical(method)
     from_file = read_settings(config)
     said = {**from_file, **settings}
-    source = open_source(data, **{key: said[key] for key in _SUBSET if key in said})
+    source, path = open_for(name, data, said, out)
     if len(source) < 2:
         raise DataError(f"{len(source)} image in {source.where}: training needs at least 2")
     if isinstance(said.get("batch_size"), int):
         check_enough(len(source), said["batch_size"])
-    path = default_out(name, source) if out is None else Path(out)
     if not is_run(path):  # a run that goes on has had all it needs
         check_needs(name, said, source)
 
@@ -158,7 +155,7 @@ def embed(
             default RUN/embeddings.parquet for the run's own images, for others none.
         batch_size, workers, device, precision, max_bad: as in training.
         image_size: side in pixels for a timm name; a run knows its own.
-        **subset: labels_from, limit, classes, long_tail, label_noise, seed.
+        **subset: labels_from, limit, classes, long_tail, seed; of the run's own images, too, these go to `out` alone.
 
     Returns:
         out, ids, paths, vectors (n, F) float32, labels (n,) int64 or None, and class_names.
@@ -167,8 +164,7 @@ def embed(
     trained = read_config(where) if is_run(where) else {}
     if data is None and not trained:
         raise RunError(f"{run} is no run folder, so it names no images: say which")
-    chosen: dict[str, Any] = {key: trained[key] for key in _IMAGES if key in trained}
-    chosen = chosen if data is None else {}
+    chosen = part_of(trained) if data is None else {}
     source = open_source(trained["data"] if data is None else data, **chosen | subset)
 
     from selfcluster.data.loader import Loader
@@ -307,21 +303,20 @@ def evaluate(
         raise ValueError(f"--split {split}: must be a share between 0 and 1")
     data = train if train is not None else read_config(Path(run)).get("data")
 
-    def labelled(images: Any) -> dict[str, Any]:
+    def labelled(images: Any, **subset: Any) -> dict[str, Any]:
         own = "labels" if str(images).startswith("builtin:") else "folders"
-        config = {} if train is not None else read_config(Path(run))
-        kept: dict[str, Any] = {key: config[key] for key in _IMAGES if key in config}
-        asked: dict[str, Any] = {**kept, "labels_from": labels_from or own, **settings}
+        asked: dict[str, Any] = {**subset, "labels_from": labels_from or subset.get("labels_from") or own, **settings}
         return embed(run, images, **asked)
 
-    first = labelled(data)
+    config = {} if train is not None else read_config(Path(run))
+    first = labelled(data, **part_of(config))
     if protocol == "clusters":
         from selfcluster.recipes.opening import compared
 
         rows = compared(Path(run), first["vectors"]) if k is not None and is_run(Path(run)) else first["vectors"]
         return score_clusters(Path(run), {**first, "vectors": rows}, k, seed)
     if test is not None:
-        second = labelled(test)
+        second = labelled(test, classes=config.get("classes"))  # all of those images: no part of the run's was drawn
         return score(protocol, first["vectors"], first["labels"], second["vectors"], aligned(first, second), k)
     kept, held = held_out(len(first["labels"]), split, seed)
     vectors, labels = first["vectors"], first["labels"]
@@ -362,11 +357,12 @@ def report(run: str | os.PathLike[str], data: Any = None, *, out: str | os.PathL
     where = Path(run)
     config = read_config(where)
     try:
-        source = open_source(config["data"] if data is None else data, **{key: config[key] for key in _SUBSET})
-    except DataError:
+        source = open_source(config["data"] if data is None else data, **part_of(config))
+    except DataError as error:
         if data is not None:
             raise
-        source = None  # the images have gone: a page without pictures
+        print(f"selfcluster: the page has no pictures: {error}", file=sys.stderr)
+        source = None
     return write_report(where, source, out=None if out is None else Path(out))
 
 

@@ -180,14 +180,14 @@ def _build_embed(parser: argparse.ArgumentParser, words: list[str]) -> None:
     parser.add_argument("run", metavar="RUN", help="run folder, exported backbone, or timm name (not trained)")
     parser.add_argument("data", metavar="DATA", nargs="?", help="images; default those of the run")
     parser.add_argument("--out", help="Parquet file; default RUN/embeddings.parquet")
-    _add_network_flags(parser)
+    _add_network_flags(parser, "labels_from", "seed")
     parser.set_defaults(run_command=_embed)
 
 
-def _add_network_flags(parser: argparse.ArgumentParser) -> None:
+def _add_network_flags(parser: argparse.ArgumentParser, *more: str) -> None:
     parser.add_argument("--batch-size", type=int, default=256, help="images at a time")
     parser.add_argument("--image-size", type=int, help="side in pixels, for a timm name")
-    wanted = {"workers", "device", "precision", "max_bad", "limit", "classes", "long_tail", "label_noise"}
+    wanted = {"workers", "device", "precision", "max_bad", "limit", "classes", "long_tail", *more}
     for option in SHARED:
         if option.name in wanted:
             _add(parser, option)
@@ -196,7 +196,7 @@ def _add_network_flags(parser: argparse.ArgumentParser) -> None:
 def _embed(run: str, data: str | None, out: str | None, **settings: Any) -> tuple[Any, str]:
     from selfcluster import api
 
-    if data is not None and out is None:
+    if out is None and (data is not None or settings.keys() & {"limit", "classes", "long_tail"}):
         raise _UsageError("selfcluster embed: say with --out FILE where the embeddings go")
     if not os.path.exists(run) and "/" not in run:
         print(f"selfcluster: {run} is not trained: its weights are random", file=sys.stderr)

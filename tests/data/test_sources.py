@@ -135,6 +135,9 @@ def test_labels_from_a_table_are_matched_by_id(tmp_path):
     table.write_text("label,id\nx,a.jpg\ny,b.jpg\nz,absent.jpg\n")
     source = open_source(tmp_path, labels_from=str(table))
     assert [source.class_names[k] for k in source.labels] == ["x", "y"]
+    table.write_text("label,image\nx,a.jpg\ny,b.jpg\n")
+    source = open_source(tmp_path, labels_from=str(table))
+    assert [source.class_names[k] for k in source.labels] == ["x", "y"]
     table.write_text("a.jpg,x\nc.jpg,y\n")  # no header
     with pytest.raises(LabelsError, match=r"no label for 1 of 2 images, e\.g\. 'b\.jpg'; classes found: x, y"):
         open_source(tmp_path, labels_from=str(table))

@@ -148,6 +148,20 @@ def test_rounds_are_refits_of_refits(tiny, tmp_path, teacher):
     assert tiny("clusterfit", tmp_path / "two", teacher=teacher, rounds=2)["steps"] == 9
 
 
+def test_a_failure_between_rounds_loses_no_round(tiny, tmp_path, teacher, monkeypatch):
+    def fails(*unused):
+        raise MemoryError
+
+    train = making._targets
+    monkeypatch.setattr(making, "_targets", lambda name, *rest: (fails if "before" in name else train)(name, *rest))
+    with pytest.raises(MemoryError):
+        tiny("clusterfit", tmp_path / "two", teacher=teacher, rounds=2)
+    monkeypatch.setattr(making, "_targets", train)
+    first = (tmp_path / "two/before/checkpoints").stat().st_mtime_ns
+    assert tiny("clusterfit", tmp_path / "two", teacher=teacher, rounds=2)["steps"] == 9
+    assert (tmp_path / "two/before/checkpoints").stat().st_mtime_ns == first
+
+
 def test_prototypes_and_clusters_by_label(tiny, tmp_path, teacher, kinds):
     labels = np.arange(48) % 4
     tiny("clusterfit", tmp_path / "p", teacher=teacher, target="prototypes", labels_from=kinds, num_prototypes=2)

@@ -195,3 +195,13 @@ def test_the_number_of_clusters_is_bounded_only_where_it_is_used():
     resolve("deepcluster", PHOTOS, {"clustering": "pic", "num_prototypes": 10**6})
     with pytest.raises(ValueError, match="--num-prototypes 1000000"):
         resolve("deepcluster", PHOTOS, {"num_prototypes": 10**6})
+
+
+def test_long_runs_of_a_method_whose_rate_is_constant_keep_it():
+    assert resolve("deepcluster", DataFacts(1_281_167, 400, 3, True)).config["schedule"] == "constant"
+    assert resolve("rotnet", DataFacts(1_281_167, 400, 3, True)).config["schedule"] == "cosine"
+
+
+def test_a_short_runs_queue_holds_no_image_twice():
+    assert resolve("moco_v2", DataFacts(1000, 32, 3, False)).config["queue_length"] == 1000
+    assert resolve("moco_v2", DataFacts(10_000, 32, 3, False)).config["queue_length"] == 4096

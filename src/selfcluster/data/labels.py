@@ -66,8 +66,8 @@ def from_table(ids: Names, path: str, seed: int) -> tuple[np.ndarray, list[str]]
             header = next(rows, [])
             if len(header) < 2:
                 raise LabelsError(f"{path} needs two columns, id and label; it has {header}")
-            key = next((header.index(name) for name in ("id", "path") if name in header), 0)
             value = header.index("label") if "label" in header else 1
+            key = next((header.index(name) for name in ("id", "path") if name in header), 0 if value else 1)
             headed = "label" in header or "id" in header or "path" in header
             for row in rows if headed else chain([header], rows):
                 if len(row) > max(key, value):

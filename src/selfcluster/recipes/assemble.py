@@ -19,6 +19,7 @@ from selfcluster.training.loop import LoopSettings
 from selfcluster.training.precision import pick_device, pick_precision
 from selfcluster.types import Crops, Facts, Training
 from selfcluster.views.plans import ViewPlan
+from selfcluster.views.pretext import patch_side
 
 # of pixels in [0, 1]: ImageNet's for colour, as the published weights have it; grey is centred
 NORMALISATION = {3: ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), 1: ((0.5,), (0.5,))}
@@ -47,6 +48,10 @@ def assemble(config: Mapping[str, Any], num_images: int, run: Path | None = None
     views = kind.views(settings, crops, config["channels"])
     mean, std = NORMALISATION[config["channels"]]
     notes: list[str] = []
+    smaller = {f"views of --local-size {config['local_size']}": config["local_size"]} if config["local_crops"] else {}
+    if views.pretext == "jigsaw":
+        side = patch_side(config["image_size"])
+        smaller[f"the patches of {side} px that --image-size {config['image_size']} gives"] = side
 
     def backbone(**create: Any) -> Any:
         module = make_backbone(
@@ -59,12 +64,11 @@ def assemble(config: Mapping[str, Any], num_images: int, run: Path | None = None
             std=std,
             **create,
         )
-        if config["local_crops"]:
+        for what, side in smaller.items():
             try:  # said before the run, not in its first step
-                probe(module, config["channels"], config["local_size"])
+                probe(module, config["channels"], side)
             except ValueError as error:
-                views = f"views of --local-size {config['local_size']}"
-                raise ValueError(f"--backbone {config['backbone']} cannot see {views}: {error}") from error
+                raise ValueError(f"--backbone {config['backbone']} cannot see {what}: {error}") from error
         name = module.spec["model_name"]
         if name != config["backbone"]:
             notes.append(f"{config['backbone']} becomes {name} for images of {config['image_size']} px")

@@ -100,7 +100,10 @@ def auto(schema: Schema, facts: DataFacts, said: Mapping[str, Any]) -> dict[str,
         choose("weight_decay", {"adamw": 1e-4, "sgd": 5e-4}.get(kind, 1e-6), f"for {kind}")
         if "final_weight_decay" in schema.paper:
             choose("final_weight_decay", None, "the same throughout")
-    if schema.paper.get("schedule", "cosine") != "cosine":
+    falls = schema.paper.get("schedule", "cosine")
+    if falls != "cosine" and (
+        adam or falls != "constant"
+    ):  # new classifiers at every epoch want a rate at the end, too
         choose("schedule", "cosine", "ends well at any length")
         choose("milestones", (), "a cosine has none")
     choose("warmup_epochs", round(min(10.0, epochs * 0.05), 2), "a twentieth of the run")
@@ -133,6 +136,7 @@ def auto(schema: Schema, facts: DataFacts, said: Mapping[str, Any]) -> dict[str,
         fits = "optimizer" not in said or kind == schema.small.get("optimizer", own_kind)
         for name, value in schema.small.items():
             if fits or name not in ("learning_rate", "weight_decay"):  # these two are for its own optimiser
+                value = min(value, n) if name == "queue_length" else value  # else an image's old keys lie there
                 choose(name, value, f"{schema.name} on small images and in short runs")
     in_force = {"schedule": "cosine", **{name: choice.value for name, choice in out.items()}, **said}
     if "learning_rate" in out and in_force["schedule"] == "cosine":

@@ -54,7 +54,7 @@ def open_run(
         console.say(f"{len(source)} images in {source.where}; passed over: {left_out}")
     if recipe is not None and recipe not in RECIPES:
         raise ValueError(f"no recipe named {recipe!r}; there are {', '.join(RECIPES)}")
-    begun = any((path / "checkpoints").glob("step-*"))
+    begun = any(path.rglob("checkpoints/step-*"))  # its own, or an earlier round's
     if is_run(path) and (begun or read_status(path).get("state") != "failed"):  # one that never began is made anew
         config = _same_run(path, method, source, {**from_file, **given}, recipe)
         return RunFolder(path), config
@@ -166,8 +166,11 @@ def _same_run(path: Path, method: str, source: Source, given: Mapping[str, Any],
 
 
 def _absolute(config: Mapping[str, Any]) -> dict[str, Any]:
-    """`init` and the teachers by their whole paths: the run may go on from another folder."""
+    """Files and folders by their whole paths: the run may go on from another folder."""
     whole = {"init": str(Path(config["init"]).resolve())} if config.get("init") is not None else {}
+    for name in ("labels_from", "classes"):
+        if config.get(name) and Path(config[name]).is_file():
+            whole[name] = str(Path(config[name]).resolve())
     if config.get("teacher"):
         whole["teacher"] = ",".join(_absolute_teacher(name) for name in teachers_in(config["teacher"]))
     return whole

@@ -10,8 +10,10 @@ from typing import Any
 import yaml
 
 from selfcluster.data.names import to_id
-from selfcluster.data.sources import Source
+from selfcluster.data.sources import Source, open_source
+from selfcluster.training.runs import is_run, read_config
 
+_SUBSET = ("labels_from", "limit", "classes", "long_tail", "label_noise", "seed")  # which images a run is of
 _NOT_FLAGS = ("method", "data", "recipe", "about")  # what a config.yaml holds beside the flags
 
 
@@ -36,3 +38,22 @@ def default_out(method: str, source: Source) -> Path:
     where = Path(source.where.rpartition(":")[2]).resolve()
     name = where.name if where.is_dir() else where.stem
     return Path("runs") / f"{method}-{to_id(os.fsencode(name))}"
+
+
+def open_for(
+    method: str, data: Any, said: Mapping[str, Any], out: str | os.PathLike[str] | None
+) -> tuple[Source, Path]:
+    """The images of a run and its folder; one that goes on has those that it began with, whatever is left unsaid."""
+    asked = {name: said[name] for name in _SUBSET if name in said}
+    source = open_source(data, **asked)
+    path = default_out(method, source) if out is None else Path(out)
+    begun = read_config(path) if is_run(path) else {}
+    left_out = {name: begun[name] for name in _SUBSET if name not in said and begun.get(name)}
+    if left_out and begun.get("method") == method:
+        source = open_source(data, **left_out, **asked)
+    return source, path
+
+
+def part_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Which images a run is of, as `open_source` takes it; labels were spoilt for training alone, never for a score."""
+    return {name: config[name] for name in _SUBSET if name in config and name != "label_noise"}

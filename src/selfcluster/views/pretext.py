@@ -48,6 +48,11 @@ def every_rotation(images: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat([torch.rot90(images, k, (2, 3)) for k in range(4)]), turns
 
 
+def patch_side(side: int) -> int:
+    """p, of the patches of an image of `side` pixels."""
+    return round(side // GRID * _PATCH)
+
+
 @torch.no_grad()
 def patches(images: Tensor, offsets: Tensor, orders: Tensor) -> Tensor:
     """The nine patches of each image, each somewhere in its cell of a 3 x 3 grid, in a given order.
@@ -64,7 +69,7 @@ def patches(images: Tensor, offsets: Tensor, orders: Tensor) -> Tensor:
     """
     b, _, height, width = images.shape
     cell = min(height, width) // GRID
-    size = round(cell * _PATCH)
+    size = patch_side(min(height, width))
     if size < 1:
         raise ValueError(f"images of {height} x {width} are too small for {CELLS} patches")
     device = images.device
