@@ -98,6 +98,7 @@ def test_methods_own_settings_show_the_papers_values(capsys):
         (["train", "swav", "builtin:digits", "--epoch", "3"], "did you mean --epochs?"),
         (["train", "swav", "builtin:digits", "--epochs", "three"], "invalid float value: 'three'"),
         (["train", "swav", "no/such/folder"], "no/such/folder"),
+        (["train", "swav", "builtin:digits", "--teacher", "runs/x"], "no flag --teacher here; clusterfit takes it"),
         (["train", "swav"], "the following arguments are required: DATA"),
         (["train", "--epochs", "3", "swav", "builtin:digits"], "METHOD and DATA come first"),
         (["train", "rotnet", "builtin:digits", "--recipe", "cifar"], "use --recipe auto"),
@@ -292,6 +293,14 @@ def test_subsets_are_seeded_and_written_down(folder, tmp_path):
     assert api.train("swav", folder, out=tmp_path / "a", **settings)["images"] == 20
     numbers = api.evaluate("knn", tmp_path / "a", test=folder, k=3, max_bad=0.2)
     assert numbers["n_train"] < 20 < numbers["n_test"]
+
+
+@pytest.mark.parametrize(("command", "name"), [("embed", "e.csv"), ("cluster", "clusters.k2"), ("cluster", "c")])
+def test_names_say_what_is_written(run, tmp_path, capsys, command, name):
+    words = ["--k", "2"] if command == "cluster" else []
+    assert main([command, str(run), *words, "--out", str(tmp_path / name)]) == 2
+    assert f"{name}: what is written there is .parquet" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_part_of_the_images_needs_a_file_of_its_own(run, folder, tmp_path, capsys):

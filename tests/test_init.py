@@ -10,6 +10,7 @@ from PIL import Image
 from selfcluster import api
 from selfcluster.cli import main
 from selfcluster.training.checkpoint import load_newest
+from selfcluster.training.runs import read_config
 from tests.conftest import TINY, TINY_SETTINGS
 
 
@@ -76,3 +77,14 @@ def test_a_wrong_path_does_not_lock_the_folder(tiny, tmp_path):
     with pytest.raises((ValueError, OSError)):
         tiny("swav", tmp_path / "run", init=str(tmp_path / "nowhere"))
     assert tiny("swav", tmp_path / "run")["steps"] == 9
+
+
+def test_the_network_is_that_of_the_run_it_starts_from(tiny, tmp_path, pictures):
+    tiny("swav", tmp_path / "run", backbone="resnet18_small_w25")
+    settings = TINY | TINY_SETTINGS["deepcluster_v2"] | {"epochs": 1, "init": str(tmp_path / "run")}
+    del settings["backbone"]
+    api.train("deepcluster_v2", pictures, out=tmp_path / "next", **settings)
+    assert read_config(tmp_path / "next")["backbone"] == "resnet18_small_w25"
+    with pytest.raises(ValueError, match=r"--init .*gone: there is no such run, exported backbone or file of weights"):
+        api.train("deepcluster_v2", pictures, out=tmp_path / "other", **settings | {"init": str(tmp_path / "gone")})
+    assert not (tmp_path / "other/config.yaml").exists()

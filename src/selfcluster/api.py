@@ -171,11 +171,10 @@ def embed(
     from selfcluster.recipes.opening import load_network
     from selfcluster.training.embedding import gather_rows, make_embed
     from selfcluster.training.precision import pick_device, pick_precision
-    from selfcluster.training.tables import EMBEDDINGS, image_names, write_embeddings
+    from selfcluster.training.tables import EMBEDDINGS, image_names, table_name, write_embeddings
 
-    if out is None and trained and data is None and not subset:
-        out = where / EMBEDDINGS
-    bad = Path(out).with_suffix(".quarantine.jsonl") if out is not None else None
+    path: Any = table_name(out, where / EMBEDDINGS if trained and data is None and not subset else None, ".parquet")
+    bad = path.with_suffix(".quarantine.jsonl") if path is not None else None
     if bad is not None:
         bad.unlink(missing_ok=True)
     target = pick_device(device)
@@ -196,11 +195,11 @@ def embed(
     embed_all = make_embed(module, loader, None, device=target, precision=pick_precision(precision, target))
     index, vectors = gather_rows(embed_all(lambda views: module(views[0])))
     ids, paths = image_names(source, index)
-    if out is not None:
-        write_embeddings(Path(out), ids, paths, vectors)
+    if path is not None:
+        write_embeddings(path, ids, paths, vectors)
     labels = None if source.labels is None else source.labels[index]
     found = {"ids": ids, "paths": paths, "vectors": vectors, "labels": labels, "class_names": source.class_names}
-    return {"out": str(out) if out else None, **found}
+    return {"out": str(path) if path else None, **found}
 
 
 def cluster(
@@ -221,7 +220,8 @@ def cluster(
         k: how many clusters; "auto" recommends a number with its uncertainty; None takes the method's own clusters
             where it has some.
         algorithm: kmeans, hierarchical or pic.
-        whiten: principal components that are kept and whitened first; default 3 k / 2, at most 256; 0: none.
+        whiten: principal components that are kept and whitened first; default 3 k / 2 (pic: a quarter of the images),
+            at most 256; 0: none.
         out: the Parquet file (id, path, cluster, distance), with a CSV twin of the same name; default clusters.parquet
             beside the embeddings.
         seed: of the clustering.
@@ -232,15 +232,17 @@ def cluster(
     """
     from selfcluster.evaluation.clustering import cluster_vectors
     from selfcluster.recipes.opening import compared, own_clusters
+    from selfcluster.training import tables
     from selfcluster.training.console import Console
-    from selfcluster.training.tables import CLUSTERS, EMBEDDINGS, ClusterTable, read_embeddings, write_clusters
 
     where = Path(run)
-    file = where / EMBEDDINGS if is_run(where) else where
+    file = where / tables.EMBEDDINGS if is_run(where) else where
+    path: Any = tables.table_name(out, file.with_name(tables.CLUSTERS), ".parquet", ".csv")
+    path = path.with_suffix(".parquet")  # and a twin
     if not file.is_file():
         check_finished(where)
         raise RunError(f"{file}: no embeddings there; make them with: selfcluster embed {run} DATA --out {file}")
-    table = read_embeddings(file)
+    table = tables.read_embeddings(file)
     console = Console(quiet)
     facts: dict[str, Any] = {}
     if k is None and algorithm == "kmeans":
@@ -250,14 +252,12 @@ def cluster(
     else:
         rows = compared(where, table.vectors) if is_run(where) else table.vectors
         clusters, distances, facts = cluster_vectors(rows, k, algorithm, seed, whiten, console.say)
-    out = Path(out) if out is not None else file.with_name(CLUSTERS)
-    out = out.with_suffix(".parquet") if out.suffix == ".csv" else out  # its twin
-    write_clusters(out, ClusterTable(table.ids, table.paths, clusters, distances))
+    tables.write_clusters(path, tables.ClusterTable(table.ids, table.paths, clusters, distances))
     sizes = np.bincount(clusters)
     sizes = sizes[sizes > 0]
     return {
-        "out": str(out),
-        "csv": str(out.with_suffix(".csv")),
+        "out": str(path),
+        "csv": str(path.with_suffix(".csv")),
         "images": len(clusters),
         "clusters": len(sizes),
         "largest": int(sizes.max()),

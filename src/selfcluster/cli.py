@@ -36,12 +36,15 @@ class _Parser(argparse.ArgumentParser):
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # pyright: ignore
         found, unknown = super().parse_known_args(args, namespace)
         for word in unknown:
-            near = difflib.get_close_matches(word.split("=")[0], self._option_string_actions, n=1)
-            self.error(f"no flag {word}" + (f"; did you mean {near[0]}?" if near else f" in {self.prog}"))
+            flag = word.split("=")[0]
+            near = difflib.get_close_matches(flag, self._option_string_actions, n=1)
+            hint = f"; did you mean {near[0]}?" if near else f" in {self.prog}"
+            owners = [name for name in NAMES if flag in [_flag(s.name) for s in read_schema(name).settings]]
+            self.error(f"no flag {word}" + (f" here; {', '.join(owners)} takes it" if owners else hint))
         return found, unknown
 
     def error(self, message: str) -> NoReturn:
-        raise _UsageError(f"{self.prog}: {message}")
+        raise _UsageError(f"{self.prog}: {message}".removeprefix("selfcluster: ").removeprefix("selfcluster "))
 
 
 class _UsageError(Exception):
@@ -197,7 +200,7 @@ def _embed(run: str, data: str | None, out: str | None, **settings: Any) -> tupl
     from selfcluster import api
 
     if out is None and (data is not None or settings.keys() & {"limit", "classes", "long_tail"}):
-        raise _UsageError("selfcluster embed: say with --out FILE where the embeddings go")
+        raise _UsageError("embed: say with --out FILE where the embeddings go")
     if not os.path.exists(run) and "/" not in run:
         print(f"selfcluster: {run} is not trained: its weights are random", file=sys.stderr)
     result = api.embed(run, data, out=out, **settings)
@@ -214,7 +217,7 @@ def _build_cluster(parser: argparse.ArgumentParser, words: list[str]) -> None:
     parser.add_argument("--k", type=_number_or_auto, help="number of clusters, or auto; default the method's own")
     parser.add_argument("--algorithm", default="kmeans", help="kmeans, hierarchical or pic")
     parser.add_argument(
-        "--whiten", type=int, help="principal components kept and whitened first; default 3 k / 2; 0: none"
+        "--whiten", type=int, help="principal components kept and whitened first; default 3 k / 2 (pic: n / 4); 0: none"
     )
     parser.add_argument("--out", help="Parquet file, with a CSV twin; default clusters.parquet beside the embeddings")
     parser.add_argument("--seed", type=int, default=0, help="seed of the clustering")

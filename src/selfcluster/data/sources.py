@@ -278,7 +278,10 @@ def _open(data: Any, labels_from: str | None) -> tuple[Source, list[str] | None]
         found, reader = index_tars(os.path.dirname(root), shard)
         return Source(reader, found, "tar", text), None
     if not stat.S_ISDIR(status.st_mode):
-        raise DataError(f"{text!r} is neither a folder nor a .txt, .csv, .parquet or .tar file")
+        raise DataError(
+            f"{text!r} is neither a folder nor a .txt, .csv, .parquet or .tar file; "
+            "an image is given by its folder or a list"
+        )
     found = scan(root)
     if len(found.names) or not found.passed[".tar"]:
         return Source(Files(root, found), found, "folder", text), None

@@ -39,7 +39,8 @@ def cluster_vectors(
         k: how many clusters; "auto" recommends a number; None is the square root of 2 n. pic finds its own.
         algorithm: kmeans, hierarchical or pic.
         seed: of the clustering.
-        whiten: principal components to keep and whiten; None: 3 k / 2, at most 256; 0: none, the rows as they are.
+        whiten: principal components to keep and whiten; None: 3 k / 2 (pic: n / 4), at most 256; 0: none, the rows
+            as they are.
         say: is told the recommendation.
 
     Raises:
@@ -62,7 +63,8 @@ def cluster_vectors(
         raise ValueError(f"--k {number}: must be 1 to the number of images, {n}")
     if whiten is not None and whiten < 0:
         raise ValueError(f"--whiten {whiten}: must be 0 or more")
-    default = _MOST if algorithm == "pic" else max(2, min(_MOST, 3 * number // 2))
+    # pic: along nearly as many axes as there are rows all rows are equally far apart, and none climbs anywhere
+    default = max(2, min(_MOST, n // 4 if algorithm == "pic" else 3 * number // 2))
     kept = min(default if whiten is None else whiten, width, n - 1)
     rows: Any = Whitening(kept).fit_transform(x) if kept > 0 else x
     labels = _fit(rows, number, algorithm, seed)

@@ -84,7 +84,7 @@ def make_backbone(
     ('resnet18_small', 512, torch.Size([2, 512]))
     """
     real = f"{name}_small" if image_size <= SMALL and name in _SMALL_STEM else name
-    _check_name(real)
+    check_name(real)
     default_mean, default_std = _IMAGENET if channels == 3 else ((0.5,) * channels,) * 2
     spec: dict[str, Any] = {"model_name": real, "num_classes": 0, **create}
     spec["in_chans"] = CHANNELS if sobel else channels
@@ -161,7 +161,7 @@ def load_backbone(path: str | Path) -> tuple[Backbone, tuple[float, ...], tuple[
         if not needed.is_file():
             raise FileNotFoundError(f"{path} is no saved backbone: {needed} is missing")
     spec = json.loads((folder / ARCHITECTURE).read_text(encoding="utf-8"))
-    _check_name(spec["model_name"])
+    check_name(spec["model_name"])
     overlay = spec["pretrained_cfg_overlay"]
     channels, size, _ = overlay["input_size"]
     module = _create(spec, {}, checkpoint_path=str(folder / WEIGHTS))
@@ -193,7 +193,8 @@ def activated(network: nn.Module, features: Tensor) -> Tensor:
     return features.relu() if getattr(network, "stops_before_relu", False) else features
 
 
-def _check_name(name: str) -> None:
+def check_name(name: str) -> None:
+    """Raise ValueError for a network that is not known, with the nearest that are."""
     import timm
 
     register_with_timm()

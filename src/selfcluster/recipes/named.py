@@ -72,7 +72,7 @@ def auto(schema: Schema, facts: DataFacts, said: Mapping[str, Any]) -> dict[str,
         choose("backbone", "resnet50" if facts.gpu else "resnet18", where)
     epochs = choose("epochs", float(max(20, min(400, round(400_000 / n)))), f"{n} images")
     short = epochs * n < _SHORT
-    length = f"{epochs * n / 1e6:.1g} million images are few to learn from"
+    length = f"{epochs * n:,.0f} images in all are few to learn from"
     views = schema.paper.get("crops", {})
     alone = views.get("global_crops", 2) == 1
     if layout:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import shlex
 import shutil
@@ -18,7 +19,7 @@ from selfcluster.data.images import describe_images
 from selfcluster.data.sources import Source
 from selfcluster.methods.base import Method
 from selfcluster.methods.schema import read_schema
-from selfcluster.models.backbones import load_backbone, make_backbone
+from selfcluster.models.backbones import check_name, load_backbone, make_backbone
 from selfcluster.recipes.assemble import NORMALISATION, assemble
 from selfcluster.recipes.named import RECIPES, DataFacts
 from selfcluster.recipes.needs import means_a_path, teachers_in
@@ -61,7 +62,9 @@ def open_run(
     if not is_run(path) and path.exists() and any(p.name != ".lock" for p in path.iterdir()):
         raise RunError(f"{path} is not empty and holds no run; choose another --out")
     recipe = recipe or "auto"
+    given = _with_start(given, from_file, console)
     resolved = resolve(method, data_facts(source, given), given, from_file, recipe)
+    check_name(resolved.config["backbone"])
     folder = RunFolder(path)
     about = {
         "selfcluster": __version__,
@@ -78,8 +81,24 @@ def open_run(
     shutil.rmtree(path / "before", ignore_errors=True)
     folder.write_config(config)
     for name, reason in resolved.reasons.items():
-        console.say(f"  --{name.replace('_', '-')} {_words(resolved.config[name])}: {reason}")
+        if resolved.config[name] is not None:
+            console.say(f"  --{name.replace('_', '-')} {_words(resolved.config[name])}: {reason}")
     return folder, config
+
+
+def _with_start(given: Mapping[str, Any], from_file: Mapping[str, Any], console: Console) -> Mapping[str, Any]:
+    """With the network of the run or exported backbone that --init names, where none is asked for."""
+    init = given.get("init", from_file.get("init"))
+    if init is None:
+        return given
+    if not Path(init).exists():
+        raise ValueError(f"--init {init}: there is no such run, exported backbone or file of weights")
+    architecture = Path(init) / "backbone.json"
+    if "backbone" in given or "backbone" in from_file or not architecture.is_file():
+        return given
+    network = json.loads(architecture.read_text())["model_name"]
+    console.say(f"  --backbone {network}: that of --init {init}")
+    return {**given, "backbone": network}
 
 
 def data_facts(source: Source, given: Mapping[str, Any]) -> DataFacts:

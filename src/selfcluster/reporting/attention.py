@@ -45,8 +45,8 @@ def write_attention(
     for number, file in enumerate(files):
         try:
             pixels = centre(decode(file.read_bytes(), channels=len(mean)), image_size or size)  # (S, S, C)
-        except BadImage as error:
-            raise ValueError(f"{file}: {error}") from error
+        except (BadImage, OSError) as error:
+            raise ValueError(f"{file}: {getattr(error, 'strerror', None) or error}; name image files") from error
         image = (torch.from_numpy(pixels).permute(2, 0, 1) / 255 - offset) / scale
         whole, grid = last_attention(network, image[None].to(target))
         maps = class_maps(whole, grid)[0].cpu()  # (H, h, w)

@@ -1,7 +1,8 @@
 """Is the run healthy? The answer in words, from the numbers that the run left behind.
 
-The thresholds are those at which the training loop speaks of collapse: a loss within 1 % of chance, features that use
-less than 2 % of their dimensions (RankMe, Garrido et al. 2023, arXiv 2210.02885), one cluster that holds most images.
+The thresholds are those at which training speaks of collapse: a loss within 1 % of chance, or above it at the end,
+features that use less than 2 % of their dimensions (RankMe, Garrido et al. 2023, arXiv 2210.02885), one cluster that
+holds most images.
 """
 
 from __future__ import annotations

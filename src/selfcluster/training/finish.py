@@ -16,6 +16,7 @@ from selfcluster.data.sources import Source
 from selfcluster.models.backbones import save_backbone
 from selfcluster.training.console import Console
 from selfcluster.training.embedding import gather_rows, make_embed
+from selfcluster.training.health import NEAR
 from selfcluster.training.loop import LoopSettings
 from selfcluster.training.runs import read_metrics
 from selfcluster.training.state import RunState
@@ -53,6 +54,11 @@ def finish(
     write_clusters(folder.path / CLUSTERS, ClusterTable(ids, paths, clusters, distances))
     rows = read_metrics(folder.path)
     last = rows[-1] if rows else {}
+    if state.step > 1 and last.get("loss", 0) >= (1 - NEAR) * last.get("chance_loss", float("inf")):
+        console.warn(
+            f"the loss ended at {last['loss']:.3f}, and chance is {last['chance_loss']:.3f}: nothing was learnt that "
+            f"can be told from it. Train longer. {method.advice}"
+        )
     kept = ("loss", "chance_loss", "rankme", "skipped_steps")
     return {
         **{key: last[key] for key in kept if key in last},

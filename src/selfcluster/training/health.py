@@ -20,7 +20,7 @@ from selfcluster.distributed import all_gather, all_reduce
 from selfcluster.types import Output
 
 SAMPLE = 1024  # features that the rank is read from
-_NEAR = 0.01  # share of the chance level that counts as at it
+NEAR = 0.01  # share of the chance level that counts as at it
 _PATIENCE, _FEWEST = 0.05, 200  # share of the planned steps, and the fewest steps, before it is said
 _THIN = 0.02  # share of the dimensions
 _ALIKE = 0.1  # spread of unit features around their mean, where a method logs it: 1 = all directions, 0 = one
@@ -49,7 +49,7 @@ class Health:
             self._sums[key] = self._sums.get(key, 0.0) + value
         self._sums["steps"] = self._sums.get("steps", 0.0) + 1
         chance = values.get("chance_loss", self.chance)  # a method whose level depends on the batch logs its own
-        near = chance is not None and abs(values["loss"] - chance) <= _NEAR * chance
+        near = chance is not None and abs(values["loss"] - chance) <= NEAR * chance
         self.counts["at_chance"] = self.counts["at_chance"] + 1 if near and step >= self.quiet_steps else 0
         for output in outputs:
             codes = self.tensors["codes"]

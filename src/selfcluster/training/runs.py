@@ -122,8 +122,10 @@ def read_config(path: Path) -> dict[str, Any]:
     """A run's resolved configuration; raises RunError where there is none."""
     try:
         config = yaml.safe_load((path / CONFIG).read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise RunError(f"{path}: no run here ({error})") from error
+    except OSError as error:
+        raise RunError(f"{path}: no run here ({path / CONFIG}: {error.strerror})") from error
+    except yaml.YAMLError as error:
+        raise RunError(f"{path / CONFIG}: cannot be read ({error})") from error
     if not isinstance(config, dict):
         raise RunError(f"{path / CONFIG}: not a mapping of settings")
     return config

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -55,6 +56,15 @@ def read_embeddings(path: Path) -> EmbeddingTable:
     matrix = np.array(vectors.flatten(), dtype=np.float32).reshape(len(table), dim)  # a copy: Arrow's is read-only
     ids = table["id"].to_pylist()
     return EmbeddingTable(ids, table["path"].to_pylist() if "path" in table.column_names else ids, matrix)
+
+
+def table_name(out: str | os.PathLike[str] | None, default: Any, *endings: str) -> Any:
+    """Where a table goes, a Path; raises ValueError for a name that does not end as what is written there."""
+    if out is None:
+        return default
+    if Path(out).suffix not in endings:
+        raise ValueError(f"--out {out}: what is written there is {' or '.join(endings)}; let the name end so")
+    return Path(out)
 
 
 def write_clusters(path: Path, table: ClusterTable) -> None:
