@@ -303,6 +303,11 @@ def test_names_say_what_is_written(run, tmp_path, capsys, command, name):
     assert not list(tmp_path.iterdir())
 
 
+def test_an_accuracy_of_more_clusters_than_classes_is_explained(run, capsys):
+    assert main(["evaluate", "clusters", str(run), "--k", "6", "--max-bad", "0.1"]) == 0
+    assert "--k 4 makes as many clusters as classes" in capsys.readouterr().out
+
+
 def test_a_part_of_the_images_needs_a_file_of_its_own(run, folder, tmp_path, capsys):
     assert main(["embed", str(run), "--limit", "5"]) == 2
     assert "say with --out FILE where the embeddings go" in capsys.readouterr().err

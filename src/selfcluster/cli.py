@@ -258,9 +258,13 @@ def _evaluate(**settings: Any) -> tuple[Any, str]:
     from selfcluster import api
 
     numbers = api.evaluate(**settings)
-    return numbers, "\n".join(
-        f"{k:>16}  {v:.4f}" if isinstance(v, float) else f"{k:>16}  {v}" for k, v in numbers.items()
-    )
+    lines = [f"{k:>16}  {v:.4f}" if isinstance(v, float) else f"{k:>16}  {v}" for k, v in numbers.items()]
+    if numbers.get("clusters", 0) > (classes := numbers.get("classes", 0)):
+        lines += ["", "accuracy gives each class one cluster and takes the images of all other clusters for wrong;"]
+        lines += [
+            f"--k {classes} makes as many clusters as classes. purity gives each cluster its most frequent class."
+        ]
+    return numbers, "\n".join(lines)
 
 
 def _build_report(parser: argparse.ArgumentParser, words: list[str]) -> None:
