@@ -65,8 +65,8 @@ class Runs:
         a, started = self.arguments, time.perf_counter()
         self.count += 1
         out = self.folder / f"{self.count}-{method}"
-        if method == "odc":  # the paper's share of the mean size: 20 of 128 images
-            settings["min_cluster"] = max(1, a.images // (6 * a.num_prototypes))
+        if method == "odc":  # the paper's memory, and its share of the mean size: 20 of 128 images
+            settings |= {"memory_momentum": 0.5, "min_cluster": max(1, a.images // (6 * a.num_prototypes))}
         shared = {
             "labels_from": "folders",
             "limit": a.images,
