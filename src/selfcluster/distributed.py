@@ -18,7 +18,7 @@ def start(device: torch.device | str = "cpu", timeout_seconds: float = 1800) -> 
     device = torch.device(device)
     if device.type == "cuda":  # what nccl sends objects and barriers through; without it all ranks would share device 0
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) if device.index is None else device.index)
-    backend = "nccl" if device.type == "cuda" else "gloo"
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"  # counts and k-means stay on the host
     dist.init_process_group(backend, timeout=timedelta(seconds=timeout_seconds))
 
 

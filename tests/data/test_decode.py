@@ -250,6 +250,22 @@ def test_row_7_of_several_frames_the_first_is_used_and_they_are_counted(encode, 
     assert (image.pixels(1) == 40).all()
 
 
+def test_row_7_stripes_are_refused_before_a_view_of_them_fills_the_memory(encode):
+    assert reason(encode(np.zeros((8, 801), np.uint8))) == "too_small"
+    assert decode(encode(np.zeros((8, 800), np.uint8))).shape == (8, 800, 3)
+
+
+def test_later_frames_may_be_damaged(encode):
+    frames = [Image.fromarray(np.random.default_rng(i).integers(0, 255, (40, 40), np.uint8)) for i in range(3)]
+    whole = encode(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    counts = []
+    for length in range(len(whole) // 2, len(whole), 7):
+        image = open_image(whole[:length])
+        assert image.pixels(1).shape == (40, 40, 1)
+        counts.append(image.frames)
+    assert set(counts) <= {1, 2, 3}
+
+
 # scaled decoding
 
 

@@ -87,3 +87,8 @@ def test_other_ranks_leave_the_file_alone(tmp_path):
 def test_a_share_is_a_share():
     with pytest.raises(ValueError, match="max_bad=2"):
         Quarantine(names(3), None, 2, rank=0)
+
+
+def test_the_list_makes_its_folder(tmp_path):
+    Quarantine(names(1000), tmp_path / "new/more.quarantine.jsonl", 0.01, rank=0).add(7, BAD)
+    assert len(lines(tmp_path / "new/more.quarantine.jsonl")) == 1

@@ -140,3 +140,13 @@ def test_labels_of_members_are_their_parents_names(tmp_path):
     tar(tmp_path / "b.tar", {"loose.png": b"3"})
     with pytest.raises(DataError, match=r"1 of 3 images lie in no folder.*classes found: cat, dog"):
         open_source(tmp_path, labels_from="folders")
+
+
+def test_paths_lead_to_the_tar_however_it_was_named(tmp_path):
+    from selfcluster.training.tables import image_names
+
+    tar(tmp_path / "a.tar", MEMBERS)
+    (tmp_path / "list.txt").write_text("a.tar\n")
+    for data in (tmp_path, tmp_path / "a.tar", tmp_path / "list.txt"):
+        ids, paths = image_names(open_source(data), [0])
+        assert (ids, paths) == (["a.tar/train/cat/00.png"], [f"{tmp_path}/a.tar/train/cat/00.png"])

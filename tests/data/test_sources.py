@@ -213,3 +213,12 @@ def test_images_are_described_by_size_colour_and_share_of_bad_ones(tmp_path, enc
     (tmp_path / "d.png").write_bytes(encode(np.stack([ramp, ramp, 255 - ramp], axis=2)))
     assert describe_images(open_source(tmp_path))["channels"] == 3
     assert open_source(tmp_path).describe()["images"] == 4
+
+
+def test_paths_of_a_list_begin_at_the_root(tmp_path):
+    from selfcluster.training.tables import image_names
+
+    folder(tmp_path, "a.jpg", "sub/b.jpg")
+    (tmp_path / "sub/list.txt").write_text(f"b.jpg\n{tmp_path}/a.jpg\n")
+    paths = image_names(open_source(tmp_path / "sub/list.txt"), [0, 1])[1]
+    assert sorted(paths) == [f"{tmp_path}/a.jpg", f"{tmp_path}/sub/b.jpg"]

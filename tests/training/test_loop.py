@@ -252,3 +252,43 @@ def test_embeddings_are_the_exported_networks(tiny, tmp_path, pictures):
     np.testing.assert_allclose(table.vectors, features, atol=2e-4)
     again = api.embed(tmp_path / "run", pictures, precision="fp32")
     np.testing.assert_allclose(again["vectors"], table.vectors, atol=1e-5)
+
+
+def test_micro_batches_are_whole_on_every_process(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr("selfcluster.recipes.assemble.distributed.world_size", lambda: 4)
+    with pytest.raises(ValueError, match="--batch-size 12 does not divide by --accumulate 2 times 4 processes"):
+        tiny("deepcluster_v2", tmp_path / "run", accumulate=2, batch_size=12)
+
+
+def test_a_disk_that_is_full_for_a_moment_leaves_whole_rows(tmp_path):
+    import resource
+
+    from selfcluster.training.runs import RunFolder, read_metrics
+
+    folder = RunFolder(tmp_path / "run")
+    folder.log({"step": 1})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, ((tmp_path / "run/metrics.jsonl").stat().st_size + 4, hard))
+    try:
+        folder.log({"step": 2})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    folder.log({"step": 3})
+    folder.close()
+    assert [row["step"] for row in read_metrics(tmp_path / "run")] == [1, 3]
+    assert (folder.rows, folder.lost_rows) == (2, 1)
+
+
+def test_repaired_images_are_no_longer_bad_in_a_run_that_never_began(tiny, tmp_path, pictures):
+    from PIL import Image
+
+    for number, picture in enumerate(pictures):
+        Image.fromarray(picture).save(tmp_path / f"{number:02}.png")
+    whole = (tmp_path / "03.png").read_bytes()
+    for number in (3, 4, 5):
+        (tmp_path / f"{number:02}.png").write_bytes(whole[:100])
+    with pytest.raises(ValueError, match="Repair or remove them"):
+        tiny("swav", tmp_path / "run", data=tmp_path)
+    for number in (3, 4, 5):
+        (tmp_path / f"{number:02}.png").write_bytes(whole)
+    assert tiny("swav", tmp_path / "run", data=tmp_path)["bad_images"] == 0

@@ -44,6 +44,7 @@ from PIL import (
 
 MAX_PIXELS = 64_000_000
 MIN_SIDE = 8
+_STRIPE = 100  # a view's short side sets the scale: of 8 x 200,000 pixels one of 224 px would make five billion bytes
 _BACKGROUND = (255, 255, 255)  # what a page would show behind a transparent image
 _ORIENTATION = 0x0112
 
@@ -87,8 +88,11 @@ class OpenedImage:
 
     @property
     def frames(self) -> int:
-        """How many frames or pages the file has; the first is used."""
-        return getattr(self._image, "n_frames", 1)
+        """How many frames or pages the file has, 1 where those behind the first are damaged; the first is used."""
+        try:
+            return getattr(self._image, "n_frames", 1)
+        except Exception:  # as in `pixels`
+            return 1
 
     def pixels(self, channels: int | None = 3, shrink_to: int | None = None) -> np.ndarray:
         """Decode to (H, W, C) uint8, upright.
@@ -193,6 +197,8 @@ def _check_size(width: int, height: int, max_pixels: int, min_side: int) -> None
         raise BadImage("too_large", f"{width}x{height} pixels, more than {max_pixels:,}")
     if min(width, height) < min_side:
         raise BadImage("too_small", f"{width}x{height} pixels, the shorter side needs {min_side}")
+    if max(width, height) > _STRIPE * min(width, height):
+        raise BadImage("too_small", f"{width}x{height} pixels, the shorter side needs a {_STRIPE}th of the longer one")
 
 
 def _webp_size(data: bytes) -> tuple[int, int]:

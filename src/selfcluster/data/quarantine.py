@@ -105,6 +105,7 @@ class Quarantine:
     def _write(self, finds: list[Find]) -> None:
         if self._path is None or not finds:
             return
+        self._path.parent.mkdir(parents=True, exist_ok=True)
         with open(self._path, "a", encoding="utf-8") as file:
             if file.tell() and not _ends_a_line(self._path):
                 file.write("\n")

@@ -26,7 +26,7 @@ class Tars:
     """Where each image's bytes lie: shard number, offset and size, three arrays."""
 
     def __init__(self, root: bytes, shards: Names, where: np.ndarray, mtimes: np.ndarray) -> None:
-        self._root, self._shards = root, shards
+        self.root, self._shards = root, shards
         self._where = where  # (N, 3) int64: shard, offset, size
         self._mtimes = mtimes  # (shards,) ns
 
@@ -37,7 +37,7 @@ class Tars:
             BadImage: vanished, truncated, read_error, ...
         """
         shard, offset, size = (int(x) for x in self._where[i])
-        path = os.path.join(self._root, self._shards.raw(shard))
+        path = os.path.join(self.root, self._shards.raw(shard))
         data, status = with_retries(lambda: read_file(path, offset, size), log)
         if status.st_mtime_ns != self._mtimes[shard]:
             log.note_change(i)
@@ -47,7 +47,7 @@ class Tars:
 
     def take(self, rows: np.ndarray) -> Tars:
         """The reader of a subset."""
-        return Tars(self._root, self._shards, self._where[rows], self._mtimes)
+        return Tars(self.root, self._shards, self._where[rows], self._mtimes)
 
     def storage_order(self) -> np.ndarray:
         """(N,) the rows in the order in which they lie on disk."""

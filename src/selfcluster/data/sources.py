@@ -45,10 +45,10 @@ class Files:
     """Reads files below a folder by their names."""
 
     def __init__(self, root: bytes, listing: Listing) -> None:
-        self._root, self._listing = root, listing
+        self.root, self._listing = root, listing
 
     def read(self, i: int, log: ReadLog) -> bytes:
-        path = os.path.join(self._root, self._listing.names.raw(i))
+        path = os.path.join(self.root, self._listing.names.raw(i))
         data, status = with_retries(lambda: read_file(path), log)
         if (status.st_size, status.st_mtime_ns) != (self._listing.sizes[i], self._listing.mtimes[i]):
             log.note_change(i)
@@ -56,7 +56,7 @@ class Files:
 
     def take(self, rows: np.ndarray) -> Files:
         old = self._listing
-        return Files(self._root, Listing(old.names.take(rows), old.sizes[rows], old.mtimes[rows]))
+        return Files(self.root, Listing(old.names.take(rows), old.sizes[rows], old.mtimes[rows]))
 
     def storage_order(self) -> np.ndarray:
         return np.arange(len(self._listing.names))
@@ -112,6 +112,12 @@ class Source:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def root(self) -> str | None:
+        """The whole path of the folder that the ids begin at; None where images are no files."""
+        root = getattr(self._reader, "root", None)
+        return None if root is None else to_id(os.path.abspath(root))
 
     def read(self, i: int) -> bytes | np.ndarray:
         """Image i: the bytes of its file, or (H, W, C) uint8 pixels.

@@ -78,6 +78,11 @@ def assemble(config: Mapping[str, Any], num_images: int, run: Path | None = None
     targets, teachers = read_targets(run, num_images), teachers_of(config, mean, std)
     torch.manual_seed(randomness.key(config["seed"], "weights") >> 1)
     world = distributed.world_size()
+    if config["accumulate"] > 1 and config["batch_size"] % (config["accumulate"] * world):
+        raise ValueError(
+            f"--batch-size {config['batch_size']} does not divide by --accumulate {config['accumulate']} "
+            f"times {world} processes"
+        )
     count = gcd(kind.shards(settings), world)
     shard = (distributed.rank() * count // world, count)
     facts = Facts(num_images, config["image_size"], config["channels"], targets=targets, teacher=teachers, shard=shard)

@@ -77,7 +77,8 @@ def open_run(
     plain = {name: list(value) if isinstance(value, tuple) else value for name, value in resolved.config.items()}
     plain |= _absolute(plain)
     config = {"method": method, "data": _where(source), "recipe": recipe, **plain, "about": about}
-    (path / TARGETS_FILE).unlink(missing_ok=True)  # of an attempt that failed before its first step
+    for left in (TARGETS_FILE, "quarantine.jsonl"):  # of an attempt that failed before its first step
+        (path / left).unlink(missing_ok=True)
     shutil.rmtree(path / "before", ignore_errors=True)
     folder.write_config(config)
     for name, reason in resolved.reasons.items():

@@ -89,7 +89,7 @@ def load(path: Path) -> Checkpoint:
             if _fingerprint(path / name) != expected:
                 raise BrokenCheckpoint(f"{path / name}: not what the manifest says (cut short or altered)")
         return Checkpoint(load_file(path / _TENSORS), json.loads((path / _META).read_text()), path)
-    except (OSError, ValueError, SafetensorError) as error:
+    except (FileNotFoundError, ValueError, SafetensorError) as error:  # a disk that does not answer is no broken file
         raise BrokenCheckpoint(f"{path}: cannot be read ({error})") from error
 
 

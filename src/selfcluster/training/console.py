@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import suppress
 from typing import Any
 
 from rich.console import Console as RichConsole
@@ -23,22 +24,23 @@ class Console:
         self._drawn = 0.0
 
     def say(self, text: str) -> None:
-        """One line, whoever watches. A closed pipe ends the talking, never the run."""
+        """One line, whoever watches. A closed pipe or a full disk ends the talking, never the run."""
         if self.quiet:
             return
         try:
             self._rich.print(escape(text))
-        except (BrokenPipeError, ValueError):
+        except (OSError, ValueError):
             self.quiet = True
 
     def warn(self, text: str) -> None:
         """One line that is meant to be seen."""
         if self.quiet:
-            print(text, file=sys.stderr)
+            with suppress(OSError, ValueError):
+                print(text, file=sys.stderr)
             return
         try:
             self._rich.print(f"[bold yellow]{escape(text)}[/]")
-        except (BrokenPipeError, ValueError):
+        except (OSError, ValueError):
             self.quiet = True
 
     def start(self, total: int, done: int) -> None:

@@ -59,6 +59,8 @@ def finish(
             f"the loss ended at {last['loss']:.3f}, and chance is {last['chance_loss']:.3f}: nothing was learnt that "
             f"can be told from it. Train longer. {method.advice}"
         )
+    if folder.lost_rows:
+        console.warn(f"{folder.lost_rows} rows of metrics could not be written to {folder.path}")
     kept = ("loss", "chance_loss", "rankme", "skipped_steps")
     return {
         **{key: last[key] for key in kept if key in last},

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import socket
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -99,11 +100,15 @@ class RunFolder:
     def log(self, row: dict[str, Any]) -> None:
         """Append a row. A full disk loses rows, not the run: training goes on, and `lost_rows` counts them."""
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+        path = self.path / METRICS
+        size = path.stat().st_size if path.exists() else 0
         try:
-            with (self.path / METRICS).open("a") as file:
+            with path.open("a") as file:
                 file.write(json.dumps(finite) + "\n")
         except OSError:
             self._lost += 1
+            with suppress(OSError):
+                os.truncate(path, size)  # or the next row would be glued to this one's beginning
             return
         self._rows += 1
 

@@ -63,7 +63,10 @@ class RunState:
         self.checkpoints = checkpoints
         loaded, complaints = checkpoint.load_newest(checkpoints) if checkpoints is not None else (None, [])
         for complaint in complaints:
-            console.warn(f"{complaint}; the one before is used")
+            console.warn(f"{complaint}; {'the one before is used' if loaded else 'the run begins anew'}")
+        steps = distributed.gather_objects(loaded.meta["step"] if loaded else 0)
+        if len(set(steps)) > 1:
+            raise checkpoint.BrokenCheckpoint(f"{checkpoints}: the processes read checkpoints of the steps {steps}")
         if self.folder is not None:
             checkpoint.clean(self.folder.checkpoints)
             self.folder.cut_metrics(loaded.meta["metrics_rows"] if loaded else 0)

@@ -13,7 +13,6 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from selfcluster.data.names import to_id
 from selfcluster.data.sources import Source
 from selfcluster.files import write_atomically
 
@@ -90,10 +89,8 @@ def image_names(source: Source, index: Sequence[int] | np.ndarray) -> tuple[list
     Paths begin at the root of the file system; what is no file has its id in place of a path.
     """
     ids = [source.ids[i] for i in index]
-    if source.kind not in ("folder", "tar"):
-        return ids, ids
-    root = to_id(os.path.abspath(os.fsencode(source.where)))
-    return ids, [f"{root}/{name}" for name in ids]
+    root = source.root
+    return ids, ids if root is None else [os.path.join(root, name) for name in ids]
 
 
 def is_parquet(path: Path) -> bool:
