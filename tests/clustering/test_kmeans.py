@@ -460,3 +460,12 @@ def test_the_kernel_and_torch_give_the_same_clusters(monkeypatch):
     plain = KMeans(80, random_state=0, max_iter=8).fit(x)
     assert torch.equal(fast.labels_, plain.labels_)
     torch.testing.assert_close(fast.cluster_centers_, plain.cluster_centers_, rtol=1e-6, atol=1e-6)
+
+
+def test_a_start_may_be_a_parameter():
+    rows = torch.from_numpy(np.random.default_rng(0).normal(size=(60, 4)).astype("f"))
+    start = torch.nn.Parameter(rows[:3].clone())
+    for x in (rows, rows.numpy()):
+        found = KMeans(3, init=start).fit(x)
+        assert np.array_equal(np.asarray(found.labels_), np.asarray(KMeans(3, init=rows[:3]).fit(x).labels_))
+        assert not getattr(found.cluster_centers_, "requires_grad", False)

@@ -175,3 +175,25 @@ class TestCompiled:
         others = [i for i in range(300) if i != 7]  # everything is as near to a query of zeros
         np.testing.assert_array_equal(found[0].indices[others], nearest(x, y, 10).indices[others])
         np.testing.assert_array_equal(found[0].indices[7], np.arange(10))
+
+
+def test_rows_far_from_the_origin_keep_what_differs():
+    """float64 tells these apart and float32 does not; the shift is exact, so a float64 reference agrees."""
+    database = 1e9 + np.arange(4.0)[:, None]
+    found = nearest(database + 0.1, database, 1, metric="l2")
+    assert found.indices.ravel().tolist() == [0, 1, 2, 3]
+    np.testing.assert_allclose(found.values.ravel(), 0.01, rtol=1e-4)
+    rng = np.random.default_rng(0)
+    rows, queries = rng.normal(size=(500, 8)) + 1e6, rng.normal(size=(200, 8)) + 1e6
+    squares = ((queries[:, None] - rows[None]) ** 2).sum(axis=2)
+    for q, x in ((queries, rows), (torch.from_numpy(queries), torch.from_numpy(rows))):
+        assert np.array_equal(np.asarray(nearest(q, x, 3, metric="l2").indices), squares.argsort(axis=1)[:, :3])
+    whole = np.array([[1 << 40], [(1 << 40) + 3]])
+    assert nearest(whole + 1, whole, 1, metric="l2").indices.ravel().tolist() == [0, 1]
+
+
+@pytest.mark.skipif(not native.available(), reason="no compiled kernel here")
+def test_rows_whose_squares_overflow_are_refused():
+    rows = np.full((200, 16), 3e19, dtype=np.float32) * np.sign(np.random.default_rng(0).normal(size=(200, 16)))
+    with pytest.raises(ValueError, match="divide all of them by the same number"):
+        nearest(rows.astype("f"), rows[:40].astype("f"), 3, metric="l2")

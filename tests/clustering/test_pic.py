@@ -102,3 +102,9 @@ def test_labels_count_from_zero_and_follow_the_kind_of_input() -> None:
 def test_errors_name_the_value(arguments: dict, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         PowerIterationClustering(**arguments).fit(groups([30])[0])
+
+
+def test_rows_that_are_too_long_for_sigma_are_said_to_be():
+    rng = np.random.default_rng(0)
+    with pytest.warns(UserWarning, match=r"every row is a cluster of its own: sigma=0\.2 is for rows of length 1"):
+        PowerIterationClustering().fit(rng.normal(size=(60, 8)).astype("f") * 100)

@@ -231,3 +231,10 @@ def test_arrays_come_back_as_arrays() -> None:
     found = sinkhorn(scores.numpy(), extra=scores[:3].numpy())
     assert isinstance(found, np.ndarray)
     assert torch.equal(torch.from_numpy(found), sinkhorn(scores, extra=scores[:3]))
+
+
+def test_arrays_may_be_views_and_extra_rows_an_array():
+    scores = np.random.default_rng(0).normal(size=(12, 5)).astype("f")
+    np.testing.assert_array_equal(sinkhorn(scores[:, ::-1]), sinkhorn(scores[:, ::-1].copy()))
+    both = sinkhorn(torch.from_numpy(scores), extra=scores[:4])
+    assert torch.equal(both, sinkhorn(torch.from_numpy(scores), extra=torch.from_numpy(scores[:4])))

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from selfcluster.reporting import page as page_module
-from selfcluster.reporting.page import visible, write_report
+from selfcluster.reporting.page import _environment, visible, write_report
 from tests.reporting.folders import Pictures, make_run, write_clusters, write_vectors
 
 HOSTILE = [
@@ -276,3 +276,11 @@ def test_bad_arguments(tmp_path):
         write_report(tmp_path / "nowhere", None)
     with pytest.raises(ValueError, match="thumbnails=-1"):
         write_report(tmp_path, None, thumbnails=-1)
+
+
+def test_what_is_there_to_be_copied_is_not_shortened():
+    environment = _environment()
+    long = "selfcluster train " + "x" * 600
+    assert environment.from_string("{{ a|whole }}").render(a=long) == long
+    assert environment.from_string("{{ a|shell }}").render(a="/" + long).endswith("x" * 600 + "&#39;")
+    assert "…" in environment.from_string("{{ a }}").render(a=long)

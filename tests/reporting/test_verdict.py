@@ -48,6 +48,13 @@ def test_thin_features_are_bad(tmp_path, rank, level):
     assert judge(read_contents(make_run(tmp_path / "run", IDS)), rank).level == level
 
 
+def test_few_images_are_no_collapse(tmp_path):
+    contents = read_contents(make_run(tmp_path / "run", IDS))
+    contents.vectors.dim = 2048
+    assert judge(contents, rank=30.0, rows=40).level == "good"
+    assert judge(contents, rank=30.0).level == "bad"
+
+
 @pytest.mark.parametrize(
     ("cluster", "level"),
     [([0] * 30, "bad"), ([-1] * 30, "bad"), ([0] * 16 + list(range(14)), "look"), ([0] * 15 + [1] * 15, "good")],

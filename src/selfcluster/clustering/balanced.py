@@ -86,7 +86,9 @@ def balanced_assignment(
     passes = _passes(scores)
     k, device = _width(passes)
     target = _marginals(marginals, k).to(device)
-    f = torch.zeros(k, dtype=torch.float64, device=device) if potentials is None else potentials.double().clone()
+    f = torch.zeros(k, dtype=torch.float64, device=device)
+    if potentials is not None:
+        f = torch.as_tensor(potentials).detach().to(device, torch.float64, copy=True)
     if f.shape != (k,):
         raise ValueError(f"potentials has shape {tuple(f.shape)}; with these scores it must be ({k},)")
     previous: Tensor | None = None

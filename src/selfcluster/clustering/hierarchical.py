@@ -77,7 +77,7 @@ class HierarchicalKMeans(ClusterMixin, BaseEstimator):
         self.n_features_in_ = first.n_features_in_
         seed = first.seed_
         part = torch.as_tensor(first.labels_)
-        weight = None if sample_weight is None else torch.as_tensor(sample_weight)
+        weight = None if sample_weight is None else torch.as_tensor(sample_weight, device=part.device)
         labels = torch.empty_like(part)
         centers, self.history_ = [], [first.history_]
         self.inertia_ = 0.0

@@ -209,7 +209,7 @@ class KMeans(ClusterMixin, BaseEstimator):
     def _start(self, rows: Rows, seed: int) -> Tensor:
         if isinstance(self.init, str):
             return _INITS[self.init](rows, self.n_clusters, randomness.key(seed, "init"))
-        given = torch.as_tensor(self.init).to(device=rows.device, dtype=rows.dtype, copy=True)
+        given = torch.as_tensor(self.init).detach().to(device=rows.device, dtype=rows.dtype, copy=True)
         if given.shape != (self.n_clusters, rows.d):
             raise ValueError(f"init has shape {tuple(given.shape)}, expected {(self.n_clusters, rows.d)}")
         if not torch.isfinite(given).all():

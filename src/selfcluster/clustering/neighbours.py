@@ -29,6 +29,7 @@ _GROUP = 32  # rows reduced to one maximum
 _HELD = 1 << 25  # numbers of queries, and of candidates' rows, held at a time: 128 MB
 _MANY = 128  # queries from which rounding the database to 8 bits pays
 _MOST_NEIGHBOURS = 1024  # k up to which the compiled kernel is the faster
+_WIDE = ("float64", "int32", "int64", "uint32", "uint64")
 _METRICS = ("inner_product", "l2")
 
 
@@ -63,10 +64,12 @@ def nearest(
         metric: "inner_product", largest first (the cosine for rows of length 1); "l2", smallest distance first.
         exclude_self: `queries` is `database`: row i is not its own neighbour. By number, so a duplicate of it may be.
         precision: "float32", "bfloat16", or "auto": the compiled kernel, or bfloat16 where the hardware multiplies it.
-            The result is exact with each; among rows of equal score any may be taken.
+            The result is exact with each, for rows rounded to float32 (for l2 less a common row, where they are wider);
+            among rows of equal score any may be taken.
 
     Raises:
-        ValueError: for shapes, k, metric or precision that do not fit, or rows that are not finite.
+        ValueError: for shapes, k, metric or precision that do not fit, rows that are not finite or whose squares are
+            not.
 
     >>> nearest(np.eye(3, dtype="float32"), np.array([[1, 0, 0], [0, 2, 0]], dtype="float32"), 1).indices[:2].ravel()
     array([0, 1])
@@ -78,19 +81,22 @@ def nearest(
         raise ValueError(f"k={k} must be between 1 and the {total - exclude_self} rows a query can have as neighbours")
     if exclude_self and len(queries) != len(database):
         raise ValueError(f"exclude_self needs queries that are the database: {len(queries)} and {len(database)} rows")
-    search = _Search(database, k + exclude_self, metric, precision)
+    shift = _shift(queries, database) if metric == "l2" else None
+    search = _Search(database, k + exclude_self, metric, precision, shift)
     size = max(1, _HELD // max(1, queries.shape[1]) // distributed.world_size())
     rounds = max(distributed.gather_objects(-(-len(queries) // size)))  # all ranks gather equally often
     values = [torch.empty(0, k, device=search.device)]
     indices = [torch.empty(0, k, dtype=torch.int64, device=search.device)]
     for i in range(rounds):
-        block = _rows(queries, slice(i * size, (i + 1) * size), search.device)
+        block = search.rows(slice(i * size, (i + 1) * size), queries)
         value, index = _over_ranks(search, block, offset)
         if exclude_self:
             value, index = _without(value, index, offset + i * size)
         values.append(value)
         indices.append(index)
     value, index = torch.cat(values), torch.cat(indices)
+    if (index < 0).any():
+        raise ValueError("rows are too long: their squares overflow float32; divide all of them by the same number")
     if metric == "l2":
         value = value.neg_()
     if isinstance(queries, Tensor):
@@ -141,13 +147,16 @@ class _Search:
     product) or none (l2, where the queries shift too), and leaves the bits to what differs.
     """
 
-    def __init__(self, database: Any, k: int, metric: str, precision: str) -> None:
-        self.database, self.k, self.l2 = database, k, metric == "l2"
+    def __init__(self, database: Any, k: int, metric: str, precision: str, shift: Tensor | None) -> None:
+        self.database, self.k, self.l2, self.shift = database, k, metric == "l2", shift
         self.device = database.device if isinstance(database, Tensor) else torch.device("cpu")
         self.auto = precision == "auto"
         self.low = precision == "bfloat16" or (precision == "auto" and multiplies_bfloat16(self.device))
         self.m = (_TILE_CUDA if self.device.type == "cuda" else _TILE) // _QUERIES
         self.mean = self._mean() if self.low or self.l2 else torch.zeros(database.shape[1], device=self.device)
+
+    def rows(self, part: slice | Tensor, data: Any = None) -> Tensor:
+        return _rows(self.database if data is None else data, part, self.device, self.shift)
 
     def __call__(self, queries: Tensor) -> tuple[Tensor, Tensor]:
         """(S, D) to values and indices (S, min(k, M)), best first."""
@@ -165,7 +174,7 @@ class _Search:
         index = torch.full(shape, -1)
         step = max(1, _HELD // max(1, queries.shape[1]))
         for start in range(0, len(self.database), step):
-            rows = _rows(self.database, slice(start, start + step), self.device)
+            rows = self.rows(slice(start, start + step))
             native.improve_neighbours(queries, rows, start, value, index, inner_product=not self.l2)
         return value.float(), index
 
@@ -196,7 +205,7 @@ class _Search:
         # one buffer for all tiles: memory touched anew for each would cost as much as its maxima
         tile = torch.empty(min(_QUERIES, len(queries)) * min(self.m, len(self.database)), dtype=dtype).to(self.device)
         for start in range(0, len(self.database), self.m):
-            right = self._factor(_rows(self.database, slice(start, start + self.m), self.device), dtype, query=False)
+            right = self._factor(self.rows(slice(start, start + self.m)), dtype, query=False)
             for i in range(0, len(left), _QUERIES):
                 part, b = left[i : i + _QUERIES], slice(i, i + _QUERIES)
                 scores = torch.mm(part, right.t(), out=tile[: len(part) * len(right)].view(len(part), len(right)))
@@ -227,7 +236,7 @@ class _Search:
         step = max(1, _HELD // 4 // (index.shape[1] * max(1, queries.shape[1])))
         for i in range(0, len(queries), step):
             x, chosen = queries[i : i + step], index[i : i + step]
-            y = _rows(self.database, chosen.flatten(), self.device).view(*chosen.shape, -1)  # (step, c, D)
+            y = self.rows(chosen.flatten()).view(*chosen.shape, -1)  # (step, c, D)
             if self.l2:
                 value[i : i + step] = (y - x[:, None]).square_().sum(dim=2).neg_()
             else:
@@ -237,7 +246,7 @@ class _Search:
     def _mean(self) -> Tensor:
         total = torch.zeros(self.database.shape[1], dtype=torch.float64, device=self.device)
         for start in range(0, len(self.database), self.m):
-            total += _rows(self.database, slice(start, start + self.m), self.device).sum(dim=0).double()
+            total += self.rows(slice(start, start + self.m)).sum(dim=0).double()
         return (total / max(1, len(self.database))).float()
 
 
@@ -264,7 +273,17 @@ def _best(value: Tensor, index: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return value, index.gather(1, order)
 
 
-def _rows(data: Any, part: slice | Tensor, device: torch.device) -> Tensor:
+def _shift(queries: Any, database: Any) -> Tensor | None:
+    """(D,) float64, a row that is subtracted from all where float32 would round away what differs; None for float32."""
+    wide = any(str(x.dtype).rpartition(".")[2] in _WIDE for x in (queries, database))
+    if not any(distributed.gather_objects(wide)):
+        return None
+    own = torch.as_tensor(database[:1]) if len(database) else None
+    first = [row for row in distributed.gather_objects(None if own is None else own.double().cpu()) if row is not None]
+    return first[0][0]
+
+
+def _rows(data: Any, part: slice | Tensor, device: torch.device, shift: Tensor | None) -> Tensor:
     """Some rows in float32; slices, which see every row once, refuse NaN and infinity."""
     if isinstance(data, Tensor):
         rows = data[part].detach()
@@ -273,6 +292,8 @@ def _rows(data: Any, part: slice | Tensor, device: torch.device) -> Tensor:
         # rows of a file are read once; rows in memory are used where they are
         in_place = not isinstance(chosen, np.memmap) and chosen.flags.writeable and chosen.flags.c_contiguous
         rows = torch.from_numpy(chosen if in_place else np.array(chosen))
+    if shift is not None:
+        rows = rows.double() - shift.to(rows.device)
     rows = rows.to(device, torch.float32)
     if isinstance(part, slice) and not torch.isfinite(rows.sum()) and not torch.isfinite(rows).all():
         bad = part.start + int((~torch.isfinite(rows).all(dim=1)).nonzero()[0])

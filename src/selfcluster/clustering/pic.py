@@ -13,6 +13,7 @@ Letters: N rows (n of this rank), D features, m neighbours.
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -79,6 +80,12 @@ class PowerIterationClustering(ClusterMixin, BaseEstimator):
         mine = labels[before : before + len(X)]
         self.labels_ = torch.from_numpy(mine).to(X.device) if isinstance(X, Tensor) else mine
         self.n_clusters_ = int(labels.max()) + 1
+        if self.n_clusters_ == len(labels):
+            warnings.warn(
+                f"every row is a cluster of its own: sigma={self.sigma} is for rows of length 1, and the median "
+                f"distance to a neighbour is {np.median(square) ** 0.5:.3g} here",
+                stacklevel=2,
+            )
         return self
 
     def _labels(self, near: np.ndarray, square: np.ndarray) -> np.ndarray:

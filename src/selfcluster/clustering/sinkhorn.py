@@ -60,8 +60,9 @@ def sinkhorn(scores: Any, epsilon: float = 0.05, iterations: int = 3, extra: Any
     tensor([0, 1])
     """
     if not isinstance(scores, Tensor):
-        queued = None if extra is None else torch.as_tensor(np.asarray(extra))
-        return sinkhorn(torch.as_tensor(np.asarray(scores)), epsilon, iterations, queued).numpy()
+        queued = None if extra is None else torch.from_numpy(np.ascontiguousarray(extra))
+        return sinkhorn(torch.from_numpy(np.ascontiguousarray(scores)), epsilon, iterations, queued).numpy()
+    extra = extra if extra is None else torch.as_tensor(extra, device=scores.device)
     _check(scores, epsilon, iterations, extra)
     parts = [scores] if extra is None else [scores, extra[distributed.share(len(extra))]]
     if all(native.takes_scores(part) for part in parts):

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from selfcluster.clustering.scores import rankme
 from selfcluster.files import write_atomically
@@ -83,7 +83,7 @@ def write_report(
     labels = getattr(source, "labels", None)
     gallery = _gallery(contents, source, labels)
     drawn = _map(contents, thumbnails)
-    verdict = judge(contents, drawn.rank if drawn else None)
+    verdict = judge(contents, drawn.rank, len(drawn.rows)) if drawn else judge(contents)
     pictures, sheet = _pictures(contents, source, gallery, drawn)
     colours = _colours(gallery)
     about = contents.config.get("about")
@@ -121,15 +121,15 @@ def write_report(
     return path
 
 
-def visible(value: Any) -> str:
+def visible(value: Any, longest: int = _LONGEST) -> str:
     """Text with every character to be seen: newlines, controls and direction marks as escapes, long names shortened.
 
     >>> visible("a" + chr(10) + chr(0x202E) + "gpj.b")
     'a\\\\n\\\\u202egpj.b'
     """
     text = str(value)
-    if len(text) > _LONGEST:
-        text = f"{text[: _LONGEST // 3]} … {text[-_LONGEST * 2 // 3 :]}"
+    if len(text) > longest:
+        text = f"{text[: longest // 3]} … {text[-longest * 2 // 3 :]}"
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() or c in _INVISIBLE_BUT_MEANT else repr(c)[1:-1] for c in text)
@@ -303,6 +303,7 @@ def _environment() -> Environment:
     )
     environment.filters["short"] = lambda value: f"{value:,.3g}" if abs(value) < 1000 else f"{value:,.0f}"
     environment.filters["minutes"] = lambda value: f"{value:,.0f} min" if value >= 1.5 else f"{value * 60:,.0f} s"
-    environment.filters["python"] = repr
-    environment.filters["shell"] = lambda value: shlex.quote(str(value))
+    whole = environment.filters["whole"] = lambda value: escape(visible(value, 1 << 20))  # to be copied
+    environment.filters["python"] = lambda value: whole(repr(value))
+    environment.filters["shell"] = lambda value: whole(shlex.quote(str(value)))
     return environment

@@ -43,9 +43,9 @@ def read_squares(source: Any, index: Sequence[int], side: int) -> list[Image.Ima
 
 
 def data_uri(picture: Image.Image) -> str:
-    """The picture as a `data:` URI: PNG for tiny ones, JPEG of about 4 kB for the rest."""
-    if picture.width <= _PIXEL_ART:
-        return "data:image/png;base64," + _encoded(picture, "PNG")
+    """The picture as a `data:` URI: PNG for tiny ones that it makes small, JPEG of about 4 kB for the rest."""
+    if picture.width <= _PIXEL_ART and len(png := _encoded(picture, "PNG")) * 3 // 4 <= _MOST_BYTES:
+        return "data:image/png;base64," + png
     return "data:image/jpeg;base64," + _jpeg(picture, _MOST_BYTES)
 
 

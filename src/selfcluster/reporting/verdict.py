@@ -30,12 +30,13 @@ class Verdict:
     reasons: tuple[str, ...]
 
 
-def judge(contents: Contents, rank: float | None = None) -> Verdict:
+def judge(contents: Contents, rank: float | None = None, rows: int | None = None) -> Verdict:
     """Weigh the loss, the features and the clusters.
 
     Args:
         contents: what the run folder holds.
         rank: RankMe of the embeddings shown on the map; None: there are none.
+        rows: how many those are, which bounds the rank; None: enough.
     """
     bad, look, good = [], [], []
     _judge_state(contents, bad, look)
@@ -43,7 +44,7 @@ def judge(contents: Contents, rank: float | None = None) -> Verdict:
     if rank is not None and contents.vectors is not None:
         dim = contents.vectors.dim
         told = f"the embeddings use {rank:,.0f} of {dim:,} dimensions (RankMe)"
-        if dim > 1 and rank < max(1.5, _RANK_SHARE * dim):
+        if dim > 1 and rank < max(1.5, _RANK_SHARE * min(dim, dim if rows is None else rows)):
             bad.append(f"The features have collapsed: {told}. Try stronger crops or a lower learning rate.")
         else:
             good.append(_sentence(told))
