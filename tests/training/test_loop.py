@@ -3,12 +3,14 @@
 import json
 import math
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from selfcluster import api
+from selfcluster.data.quarantine import TooManyBadImages
 from selfcluster.methods import METHODS
 from selfcluster.training.checkpoint import load, load_newest
 from selfcluster.training.loop import Collapsed, Diverged, Preempted, clip, split
@@ -255,7 +257,8 @@ def test_embeddings_are_the_exported_networks(tiny, tmp_path, pictures):
 
 
 def test_micro_batches_are_whole_on_every_process(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr("selfcluster.recipes.assemble.distributed.world_size", lambda: 4)
+    four = SimpleNamespace(world_size=lambda: 4, rank=lambda: 0)
+    monkeypatch.setattr("selfcluster.recipes.assemble.distributed", four)
     with pytest.raises(ValueError, match="--batch-size 12 does not divide by --accumulate 2 times 4 processes"):
         tiny("deepcluster_v2", tmp_path / "run", accumulate=2, batch_size=12)
 
@@ -287,7 +290,7 @@ def test_repaired_images_are_no_longer_bad_in_a_run_that_never_began(tiny, tmp_p
     whole = (tmp_path / "03.png").read_bytes()
     for number in (3, 4, 5):
         (tmp_path / f"{number:02}.png").write_bytes(whole[:100])
-    with pytest.raises(ValueError, match="Repair or remove them"):
+    with pytest.raises(TooManyBadImages, match="Repair or remove them"):
         tiny("swav", tmp_path / "run", data=tmp_path)
     for number in (3, 4, 5):
         (tmp_path / f"{number:02}.png").write_bytes(whole)
