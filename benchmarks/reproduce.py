@@ -268,7 +268,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         nmi, minutes = cell(lambda r: r["nmi"], 1, 3), cell(lambda r: r.get("core_minutes", r["minutes"]), 1)
         lines.append(f"| {name} | {' | '.join(cells)} | {nmi} ({clusters}) | {minutes} | {len(mine)} |")
     for name in BY_STAGE:
-        mine = [row for row in rows if row["row"] == name]
+        mine = [row for row in rows if row["row"] == name and "stage1" in row["after"]]
         if mine:
             best = [
                 max((v, k) for k, v in row[w].items() if k.startswith("stage"))
