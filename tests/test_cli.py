@@ -309,8 +309,9 @@ def test_an_accuracy_of_more_clusters_than_classes_is_explained(run, capsys):
 
 
 def test_a_part_of_the_images_needs_a_file_of_its_own(run, folder, tmp_path, capsys):
-    assert main(["embed", str(run), "--limit", "5"]) == 2
-    assert "say with --out FILE where the embeddings go" in capsys.readouterr().err
+    for words in (["--limit", "5"], ["--seed", "1"], ["--labels-from", "folders"]):
+        assert main(["embed", str(run), *words]) == 2
+        assert "say with --out FILE where the embeddings go" in capsys.readouterr().err
     (tmp_path / "classes.txt").write_text("kind0\n")
     words = ["--classes", str(tmp_path / "classes.txt"), "--labels-from", "folders", "--max-bad", "0.2"]
     assert main(["embed", str(run), str(folder), *words, "--out", str(tmp_path / "part.parquet")]) == 0

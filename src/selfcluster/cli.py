@@ -199,7 +199,7 @@ def _add_network_flags(parser: argparse.ArgumentParser, *more: str) -> None:
 def _embed(run: str, data: str | None, out: str | None, **settings: Any) -> tuple[Any, str]:
     from selfcluster import api
 
-    if out is None and (data is not None or settings.keys() & {"limit", "classes", "long_tail"}):
+    if out is None and (data is not None or settings.keys() & {"limit", "classes", "long_tail", "labels_from", "seed"}):
         raise _UsageError("embed: say with --out FILE where the embeddings go")
     if not os.path.exists(run) and "/" not in run:
         print(f"selfcluster: {run} is not trained: its weights are random", file=sys.stderr)

@@ -67,9 +67,10 @@ class Frozen(nn.Module):
         self.requires_grad_(False).train()
         with torch.no_grad():
             probe = self.features(torch.zeros(2, len(self.mean), self.size, self.size))
-        if len(probe) != 2:
-            raise ValueError(f"--teacher-layer {layer}: it gives {len(probe)} rows for 2 images; name another layer")
-        with torch.no_grad():
+            if len(probe) != 2:
+                raise ValueError(
+                    f"--teacher-layer {layer}: it gives {len(probe)} rows for 2 images; name another layer"
+                )
             self.width = self._told(probe).shape[1]
 
     def train(self, mode: bool = True) -> Frozen:

@@ -101,9 +101,8 @@ def auto(schema: Schema, facts: DataFacts, said: Mapping[str, Any]) -> dict[str,
         if "final_weight_decay" in schema.paper:
             choose("final_weight_decay", None, "the same throughout")
     falls = schema.paper.get("schedule", "cosine")
-    if falls != "cosine" and (
-        adam or falls != "constant"
-    ):  # new classifiers at every epoch want a rate at the end, too
+    # a constant rate stays in long runs: new classifiers at every epoch want a rate at the end, too
+    if falls != "cosine" and (adam or falls != "constant"):
         choose("schedule", "cosine", "ends well at any length")
         choose("milestones", (), "a cosine has none")
     choose("warmup_epochs", round(min(10.0, epochs * 0.05), 2), "a twentieth of the run")

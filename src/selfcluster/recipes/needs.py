@@ -78,7 +78,7 @@ def _check_teacher(teacher: str, target: str) -> None:
         raise ValueError(
             f"--teacher {teacher}: weights do not say whose they are; name it: --teacher NETWORK={teacher}"
         )
-    elif not path.exists() and Path(file or ".").is_dir() and file:
+    elif file and not path.exists() and Path(file).is_dir():
         raise ValueError(f"--teacher {teacher}: {file} is a folder, which says whose its weights are; give it alone")
     elif not path.exists() and (file or "/" in teacher) and not Path(file).is_file():
         raise ValueError(f"--teacher {teacher}: there is no {file or teacher}; give {_TEACHER}")

@@ -44,7 +44,8 @@ def judge(contents: Contents, rank: float | None = None, rows: int | None = None
     if rank is not None and contents.vectors is not None:
         dim = contents.vectors.dim
         told = f"the embeddings use {rank:,.0f} of {dim:,} dimensions (RankMe)"
-        if dim > 1 and rank < max(1.5, _RANK_SHARE * min(dim, dim if rows is None else rows)):
+        most = dim if rows is None else min(dim, rows)
+        if dim > 1 and rank < max(1.5, _RANK_SHARE * most):
             bad.append(f"The features have collapsed: {told}. Try stronger crops or a lower learning rate.")
         else:
             good.append(_sentence(told))
