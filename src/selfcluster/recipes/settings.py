@@ -1,4 +1,4 @@
-"""Settings from a file, of which a run's own `config.yaml` is one, where a run goes, and which images it is of. No torch here."""
+"""Settings from a file (a run's own `config.yaml` is one), where a run goes, and of which images. No torch here."""
 
 from __future__ import annotations
 
