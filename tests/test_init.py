@@ -88,3 +88,12 @@ def test_the_network_is_that_of_the_run_it_starts_from(tiny, tmp_path, pictures)
     with pytest.raises(ValueError, match=r"--init .*gone: there is no such run, exported backbone or file of weights"):
         api.train("deepcluster_v2", pictures, out=tmp_path / "other", **settings | {"init": str(tmp_path / "gone")})
     assert not (tmp_path / "other/config.yaml").exists()
+
+
+def test_an_export_with_filters_folded_in_is_no_start(tiny, tmp_path):
+    tiny("swav", tmp_path / "run", backbone="resnet18_small_w25", sobel=True)
+    assert api.export(tmp_path / "run", tmp_path / "exported")["network"] == "resnet18_small_w25"
+    with pytest.raises(ValueError, match="exported: Sobel filters are folded into its first layer; start from the run"):
+        tiny("swav", tmp_path / "next", init=str(tmp_path / "exported"))
+    with pytest.raises(ValueError, match="to train a network of edges, name it and give --sobel"):
+        tiny("swav", tmp_path / "other", backbone="folded_sobel")

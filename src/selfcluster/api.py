@@ -378,8 +378,8 @@ def export(
             metadata how its images are normalised (needs the extra `onnx`).
 
     Returns:
-        weights, architecture, a note ("" but for networks of edges, whose filters are folded in where timm can rebuild
-        that), and the arguments of `create_model`.
+        weights, architecture, a note ("" but for networks of edges: whether the filters could be folded into the first
+        layer, and where that is exact), and the arguments of `create_model`.
     """
     if format not in ("safetensors", "onnx"):
         raise ValueError(f"--format {format}: choose safetensors or onnx")

@@ -52,7 +52,6 @@ class DeepClusterNet(nn.Module):
         in_chans: C; 2 behind Sobel filters.
         hidden: F, outputs of fc6 and fc7.
         drop_rate: dropout.
-        folded: padding of the Sobel filters that `folding.py` folded into the first convolution; None: none are.
     """
 
     stops_before_relu = True  # features are fc7's, before its ReLU, as DeepCluster clusters them
@@ -67,7 +66,6 @@ class DeepClusterNet(nn.Module):
         in_chans: int = 3,
         hidden: int = 4096,
         drop_rate: float = 0.5,
-        folded: int | None = None,
     ) -> None:
         super().__init__()
         self.num_classes, self.in_chans, self.grid = num_classes, in_chans, grid
@@ -81,8 +79,6 @@ class DeepClusterNet(nn.Module):
                 reduction *= 2
                 continue
             channels, kernel, stride, padding = layer
-            if folded is not None and number == 1:
-                kernel, padding = kernel + 2, padding + folded
             convolution = nn.Conv2d(before, channels, kernel, stride, padding)
             nn.init.normal_(convolution.weight, std=sqrt(2 / (kernel**2 * channels)))  # as released: counts outputs
             nn.init.zeros_(convolution.bias)  # pyright: ignore[reportArgumentType]

@@ -41,13 +41,10 @@ class PlainStemResNet(ResNet):
 
 
 class SmallResNet(PlainStemResNet):
-    """A ResNet for small images: 3x3, stride 1, no pooling. Its strides multiply to 8, not 32.
+    """A ResNet for small images: 3x3, stride 1, no pooling. Its strides multiply to 8, not 32."""
 
-    `folded`: padding of the Sobel filters that `folding.py` folded into the stem, then 5x5; None: none are.
-    """
-
-    def __init__(self, *, folded: int | None = None, **kwargs: Any) -> None:
-        super().__init__(stem=(3, 1, 1) if folded is None else (5, 1, 1 + folded), **kwargs)
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(stem=(3, 1, 1), **kwargs)
         self.maxpool = nn.Identity()
         for stage, reduction in zip(self.feature_info, (1, 1, 2, 4, 8), strict=True):
             stage["reduction"] = reduction

@@ -5,20 +5,24 @@ A correlation after a correlation is one with the full convolution of the two ke
 so to compare filters in colour; their filters see the image with 2 zeros around it.
 Departs: nothing.
 
+`folded_sobel` is the network that the result is rebuilt as, for any of timm's: importing this file registers it.
+
 O outputs of the convolution, C channels of the image, k kernel, p and s zeros that convolution and filters put around.
 """
 
 from __future__ import annotations
 
 import copy
-import inspect
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from selfcluster.models.entries import register
 from selfcluster.models.sobel import CHANNELS, Sobel, take_away
+
+FOLDED = "folded_sobel"
 
 
 def fold_sobel(module: Any, *, padding: int | None = None, channels: int | None = None) -> Any:
@@ -36,8 +40,8 @@ def fold_sobel(module: Any, *, padding: int | None = None, channels: int | None 
         channels: C; default what its `spec` says of the images, 3 without one.
 
     Returns:
-        A copy without filters. `account` says where it is exact. Where the network's class takes `folded` (ours do),
-        `spec` rebuilds it: `timm.create_model(**spec)`, strictly; elsewhere `spec` is None and it cannot be saved.
+        A copy without filters. `account` says where it is exact. Where the network has a `spec`, its own one rebuilds
+        it: `timm.create_model(**spec)`, strictly; else it is None and the copy cannot be saved.
 
     Raises:
         ValueError: a first convolution that is not plain, or not of two channels.
@@ -49,33 +53,28 @@ def fold_sobel(module: Any, *, padding: int | None = None, channels: int | None 
     colours: int = channels or overlay.get("input_size", (3,))[0]
     name, old = _first_convolution(module)
     folded = copy.deepcopy(module)
-    parent, _, attribute = name.rpartition(".")
-    setattr(folded.get_submodule(parent), attribute, _folded(old, filters, colours).train(old.training))
+    _replace(folded, name, _folded(old, filters, colours).train(old.training))
     if own is not None:
         take_away(folded)
     exact = filters.padding == 2 or set(old.padding) == {0}
     border = "exact" if exact else "exact but for outputs whose window reaches over the image's border"
     folded.account = f"Sobel filters folded into {name}: {border}"
     folded.spec = None
-    if spec is not None and "folded" in inspect.signature(type(module).__init__).parameters:
+    if spec is not None:
         overlay.pop("notes", None)  # they said that the network sees edges
-        folded.spec = {**spec, "in_chans": colours, "folded": filters.padding, "pretrained_cfg_overlay": overlay}
+        real = {"model_name": FOLDED, "network": spec["model_name"], "filter_padding": filters.padding}
+        folded.spec = {**spec, **real, "in_chans": colours, "pretrained_cfg_overlay": overlay}
     return folded
 
 
 def for_images(module: Any) -> tuple[Any, str]:
-    """A network that takes images by itself, where its class can be rebuilt so, and what became of its filters ("")."""
+    """A network that takes images by itself, where its first layer can, and what became of its filters ("")."""
     if getattr(module, "sobel", None) is None:
         return module, ""
     try:
         folded = fold_sobel(module)
     except ValueError as error:
         return module, f"takes Sobel edges, two channels: {error}"
-    if folded.spec is None:
-        return (
-            module,
-            f"takes Sobel edges, two channels: timm cannot rebuild {type(module).__name__} with them folded in",
-        )
     return folded, folded.account
 
 
@@ -91,18 +90,46 @@ def fold_kernel(weight: Tensor, filters: Tensor, channels: int) -> Tensor:
 
 @torch.no_grad()
 def _folded(old: nn.Conv2d, filters: Sobel, channels: int) -> nn.Conv2d:
-    shape: Any = {
-        "kernel_size": tuple(k + 2 for k in old.kernel_size),
-        "stride": old.stride,
-        "padding": tuple(int(p) + filters.padding for p in old.padding),
-        "bias": old.bias is not None,
-    }
-    new = nn.Conv2d(channels, old.out_channels, **shape, device=old.weight.device, dtype=old.weight.dtype)
+    new = _larger(old, channels, filters.padding)
     new.weight.copy_(fold_kernel(old.weight, filters.weight.to(old.weight.device), channels))
     if old.bias is not None and new.bias is not None:
         new.bias.copy_(old.bias)
-    new.requires_grad_(old.weight.requires_grad)
     return new
+
+
+def _larger(old: nn.Conv2d, channels: int, padding: int) -> nn.Conv2d:
+    """The convolution that filters with so many zeros around fit into: two pixels more of C channels."""
+    new = nn.Conv2d(
+        channels,
+        old.out_channels,
+        (old.kernel_size[0] + 2, old.kernel_size[1] + 2),
+        (old.stride[0], old.stride[1]),
+        (int(old.padding[0]) + padding, int(old.padding[1]) + padding),
+        bias=old.bias is not None,
+        device=old.weight.device,
+        dtype=old.weight.dtype,
+    )
+    return new.requires_grad_(old.weight.requires_grad)
+
+
+def _replace(module: Any, name: str, layer: nn.Module) -> None:
+    parent, _, attribute = name.rpartition(".")
+    setattr(module.get_submodule(parent), attribute, layer)
+
+
+def _rebuild(network: str = "", filter_padding: int = 1, *, in_chans: int = 3, **kwargs: Any) -> Any:
+    """timm's `network`, its first convolution as large as `fold_sobel` makes it; weights are loaded into it."""
+    import timm
+
+    if not network:
+        raise ValueError(f"{FOLDED} rebuilds what was exported; to train a network of edges, name it and give --sobel")
+    module = timm.create_model(network, in_chans=CHANNELS, **kwargs)
+    name, old = _first_convolution(module)
+    _replace(module, name, _larger(old, in_chans, filter_padding))
+    return module
+
+
+register(FOLDED, _rebuild, "any network of timm's whose first convolution does the work of Sobel filters before it too")
 
 
 def _first_convolution(module: Any) -> tuple[str, nn.Conv2d]:

@@ -27,6 +27,7 @@ def _register() -> None:
     importlib.import_module("selfcluster.models.classic")
     importlib.import_module("selfcluster.models.classic_vit")
     importlib.import_module("selfcluster.models.alexnet_vgg")
+    importlib.import_module("selfcluster.models.folding")
 
 
 class _AfterTimm(MetaPathFinder):
