@@ -66,3 +66,7 @@ def test_errors_name_the_value() -> None:
         choose_k(np.zeros((4, 2)))
     with pytest.raises(ValueError, match="repeats=1"):
         choose_k(blobs(2), [2, 3], repeats=1)
+    spoilt = np.random.default_rng(0).normal(size=(30, 2))
+    spoilt[7, 1] = np.nan
+    with pytest.raises(ValueError, match=r"row 7 of \(30, 2\) holds NaN or infinity"):
+        choose_k(spoilt)

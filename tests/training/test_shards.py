@@ -153,6 +153,21 @@ def test_a_run_of_eight_processes_resumes_with_any_shards(eight, tmp_path, pictu
     assert losses(tmp_path / "cut") == pytest.approx(losses(tmp_path / "whole"), abs=1e-3)
 
 
+def test_one_broken_shard_sends_all_processes_to_the_checkpoint_before(eight, tmp_path, pictures):
+    train(tmp_path / "whole", pictures, 1)
+    eight.run(stopped_after, tmp_path / "cut", pictures, 8, 4)
+    folder = tmp_path / "cut/checkpoints"
+    newest = load_newest(folder)[0].path
+    broken = folder / "shard-005" / newest.name / "tensors.safetensors"
+    broken.write_bytes(broken.read_bytes()[:-1])
+    found, complaints = load_newest(folder)
+    assert found.path.name < newest.name
+    assert complaints == [f"{broken}: not what the manifest says (cut short or altered)"]
+    eight.run(train, tmp_path / "cut", pictures, 4)
+    assert losses(tmp_path / "cut") == pytest.approx(losses(tmp_path / "whole"), abs=1e-3)
+    assert load_newest(folder)[1] == []
+
+
 def test_shards_need_processes_to_share_them():
     with pytest.raises(ValueError, match="8 shards over 1 processes"):
         Shards(method_with_clusters(shard=(0, 8)))

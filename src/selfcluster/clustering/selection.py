@@ -76,7 +76,7 @@ def choose_k(
 
     Raises:
         ValueError: for fewer than 10 rows, candidates outside 2 to half the sampled rows, or under
-            `torch.distributed` with several processes: choose k in one.
+            `torch.distributed` with several processes: choose k in one; sampled rows that are not finite.
 
     >>> blobs = np.random.default_rng(0).normal(size=(3, 40, 2)) * 0.1 + np.array([[[0, 0]], [[4, 0]], [[0, 4]]])
     >>> choose_k(blobs.reshape(-1, 2), range(2, 7)).k
@@ -176,7 +176,11 @@ def _sampled(X: Any, sample: int, seed: int) -> np.ndarray:
     if len(X) > sample:
         drawn = np.sort(np.random.default_rng(randomness.key(seed, "choose_k")).choice(len(X), sample, replace=False))
     rows = X[drawn].detach().cpu().numpy() if hasattr(X, "detach") else np.asarray(X[drawn])
-    return np.ascontiguousarray(rows, dtype=np.float32)
+    rows = np.ascontiguousarray(rows, dtype=np.float32)
+    finite = np.isfinite(rows).all(axis=1)
+    if not finite.all():
+        raise ValueError(f"row {drawn[finite.argmin()]} of {tuple(X.shape)} holds NaN or infinity")
+    return rows
 
 
 def _candidates(candidates: Sequence[int] | None, n: int) -> list[int]:

@@ -2,7 +2,8 @@
 
 A checkpoint is a folder `step-000000123/` with `tensors.safetensors`, `meta.json` and `manifest.json` (sha256 and size
 of both). It is written under a temporary name, flushed to disk, renamed, and only then are older ones pruned: at every
-instant the newest complete folder is valid. Loading checks the manifest and falls back to the one before.
+instant the newest complete folder is valid. Loading checks the manifest and falls back to the one before. What only
+some processes hold lies beside it, in `shard-000/step-000000123/` and so on, as many as `meta.json` says.
 """
 
 from __future__ import annotations
@@ -75,36 +76,53 @@ def load_newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     complaints = []
     for path in reversed(_complete(folder)):
         try:
-            return load(path), complaints
+            found = load(path)
+            for number in range(found.meta.get("shards", 0)):
+                _verify(shard(folder, number) / path.name)
+            return found, complaints
         except BrokenCheckpoint as error:
             complaints.append(str(error))
     return None, complaints
 
 
 def load(path: Path) -> Checkpoint:
-    """One checkpoint, verified against its manifest; raises BrokenCheckpoint."""
+    """One checkpoint without its shards, verified against its manifest; raises BrokenCheckpoint."""
+    _verify(path)
     try:
-        manifest = json.loads((path / _MANIFEST).read_text())
-        for name, expected in manifest.items():
+        return Checkpoint(load_file(path / _TENSORS), json.loads((path / _META).read_text()), path)
+    except (FileNotFoundError, ValueError, SafetensorError) as error:
+        raise BrokenCheckpoint(f"{path}: cannot be read ({error})") from error
+
+
+def shard(folder: Path, number: int) -> Path:
+    """Where the checkpoints of a shard lie."""
+    return folder / f"shard-{number:03d}"
+
+
+def clean(folder: Path, step: int) -> None:
+    """Remove what a killed process left half-written, and what shards hold of steps after the one that goes on."""
+    for path in (*folder.glob(".step-*"), *folder.glob("shard-*/.step-*")):
+        shutil.rmtree(path, ignore_errors=True)
+    for path in folder.glob("shard-*/step-*"):
+        if int(path.name.removeprefix("step-")) > step:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _verify(path: Path) -> None:
+    try:
+        for name, expected in json.loads((path / _MANIFEST).read_text()).items():
             if _fingerprint(path / name) != expected:
                 raise BrokenCheckpoint(f"{path / name}: not what the manifest says (cut short or altered)")
-        return Checkpoint(load_file(path / _TENSORS), json.loads((path / _META).read_text()), path)
-    except (FileNotFoundError, ValueError, SafetensorError) as error:  # a disk that does not answer is no broken file
+    except (FileNotFoundError, ValueError) as error:  # a disk that does not answer is no broken file
         raise BrokenCheckpoint(f"{path}: cannot be read ({error})") from error
 
 
 def _whole(path: Path) -> bool:
     try:
-        load(path)
+        _verify(path)
     except BrokenCheckpoint:
         return False
     return True
-
-
-def clean(folder: Path) -> None:
-    """Remove what a killed process left half-written."""
-    for path in folder.glob(".step-*"):
-        shutil.rmtree(path, ignore_errors=True)
 
 
 def _complete(folder: Path) -> list[Path]:

@@ -31,6 +31,7 @@ class Shards:
         if world_size() % count:
             raise ValueError(f"{count} shards over {world_size()} processes: choose a multiple of {count}")
         self.ranks = world_size() // count  # of a shard
+        self.files = count if self.names else 0
         own = set(self.names)
         self.parameters = [p for name, p in method.named_parameters() if name in own]
         self.group: Any = None
@@ -66,7 +67,7 @@ class Shards:
         problem = None
         if checkpoints is not None and rank() % self.ranks == 0:
             try:
-                checkpoint.save(checkpoints / _folder(self.number), step, own, {"step": step})
+                checkpoint.save(checkpoint.shard(checkpoints, self.number), step, own, {"step": step})
             except OSError as error:
                 problem = str(error)
         problems = [p for p in gather_objects(problem) if p]
@@ -78,14 +79,11 @@ class Shards:
 
         The run that wrote them may have had other shards than this one, or none.
         """
-        tensors = dict(loaded.tensors)
-        for folder in sorted(loaded.path.parent.glob("shard-*"), key=lambda f: f.name != _folder(self.number)):
+        tensors, folder = dict(loaded.tensors), loaded.path.parent
+        own = checkpoint.shard(folder, self.number)
+        for shard in sorted(folder.glob("shard-*"), key=lambda f: f != own):
             if wanted <= tensors.keys():
                 break
-            if (folder / loaded.path.name).exists():
-                tensors |= checkpoint.load(folder / loaded.path.name).tensors
+            if (shard / loaded.path.name).exists():
+                tensors |= checkpoint.load(shard / loaded.path.name).tensors
         return tensors
-
-
-def _folder(number: int) -> str:
-    return f"shard-{number:03d}"

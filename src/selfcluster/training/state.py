@@ -55,6 +55,7 @@ class RunState:
             "health": self.health.state(),
             "metrics_rows": self.folder.rows,
             "layout": self.layout,
+            "shards": self.shards.files,
         }
         checkpoint.save(self.folder.checkpoints, self.step, tensors, meta)
 
@@ -68,7 +69,7 @@ class RunState:
         if len(set(steps)) > 1:
             raise checkpoint.BrokenCheckpoint(f"{checkpoints}: the processes read checkpoints of the steps {steps}")
         if self.folder is not None:
-            checkpoint.clean(self.folder.checkpoints)
+            checkpoint.clean(self.folder.checkpoints, steps[0])
             self.folder.cut_metrics(loaded.meta["metrics_rows"] if loaded else 0)
         if loaded is None:
             return
