@@ -114,6 +114,21 @@ def test_wrong_arguments_exit_2_and_say_the_way_out(words, expected, capsys):
     assert expected in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("command", "name", "flags"),
+    [("embed", "e.parquet", []), ("cluster", "c.csv", ["--k", "2"]), ("export", "e", []), ("report", "r.html", [])],
+)
+def test_a_place_that_cannot_be_written_to_is_refused_before_the_work(
+    run, command, name, flags, tmp_path, capsys, monkeypatch
+):
+    (tmp_path / "file").write_text("x")
+    for work in ("training.embedding.make_embed", "training.tables.read_embeddings", "reporting.page.judge"):
+        monkeypatch.setattr(f"selfcluster.{work}", lambda *a, **kw: pytest.fail("the work had begun"))
+    assert main([command, str(run), *flags, "--out", str(tmp_path / "file" / name)]) == 2
+    assert "cannot be written to" in (said := capsys.readouterr().err)
+    assert "choose another --out" in said
+
+
 def test_json_is_one_object_also_on_failure(capsys):
     assert main(["methods", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["result"].keys() >= {"swav", "deepcluster_v2"}

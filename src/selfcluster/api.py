@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from selfcluster.data.sources import DataError, check_enough, open_source
+from selfcluster.files import make_writable
 from selfcluster.methods import canonical
 from selfcluster.recipes.needs import check_needs
 from selfcluster.recipes.settings import open_for, part_of, read_settings
@@ -176,6 +177,7 @@ def embed(
     path: Any = table_name(out, where / EMBEDDINGS if trained and data is None and not subset else None, ".parquet")
     bad = path.with_suffix(".quarantine.jsonl") if path is not None else None
     if bad is not None:
+        make_writable(bad.parent)
         bad.unlink(missing_ok=True)
     target = pick_device(device)
     module, mean, std, size = load_network(str(run), image_size, source)
@@ -242,6 +244,7 @@ def cluster(
     if not file.is_file():
         check_finished(where)
         raise RunError(f"{file}: no embeddings there; make them with: selfcluster embed {run} DATA --out {file}")
+    make_writable(path.parent)
     table = tables.read_embeddings(file)
     console = Console(quiet)
     facts: dict[str, Any] = {}
@@ -388,6 +391,7 @@ def export(
 
     module, mean, std, size = load_backbone(Path(run))
     folder = Path(out) if out is not None else Path(run) / "export"
+    make_writable(folder)
     if format == "onnx":
         from selfcluster.models.onnx import export_onnx
 

@@ -29,3 +29,18 @@ def write_atomically(path: Path, content: str | bytes | Callable[[Path], object]
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def make_writable(folder: Path) -> None:
+    """Make the folder where it is missing and try to write in it, before work is done whose result goes there.
+
+    Raises:
+        ValueError: it cannot be made or written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".probe.{os.getpid()}"
+        write_atomically(probe, "x")
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(f"{folder}: cannot be written to ({error}); choose another --out") from error

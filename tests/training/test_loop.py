@@ -151,7 +151,7 @@ def test_a_folder_removed_under_a_run_is_not_written_to_again(tmp_path):
 
 def test_an_unwritable_place_is_refused_before_anything_else(tiny, tmp_path):
     (tmp_path / "file").write_text("x")
-    with pytest.raises(RunError, match="choose another --out"):
+    with pytest.raises(ValueError, match="choose another --out"):
         tiny("swav", tmp_path / "file/run")
 
 

@@ -26,7 +26,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup, escape
 
 from selfcluster.clustering.scores import rankme
-from selfcluster.files import write_atomically
+from selfcluster.files import make_writable, write_atomically
 from selfcluster.reporting.colours import cluster_colours
 from selfcluster.reporting.contents import Contents, method_of, read_contents
 from selfcluster.reporting.curves import loss_curve, other_curves
@@ -71,7 +71,7 @@ def write_report(
 
     Raises:
         FileNotFoundError: `run` is not a folder.
-        ValueError: `thumbnails` is negative.
+        ValueError: `thumbnails` is negative, or the page's folder cannot be written to.
 
     >>> write_report(Path("runs/swav-photos"), open_source("photos"))  # doctest: +SKIP
     PosixPath('runs/swav-photos/report.html')
@@ -80,6 +80,8 @@ def write_report(
         raise ValueError(f"thumbnails={thumbnails}: give 0 or more")
     run = Path(run)
     contents = read_contents(run)
+    path = run / "report.html" if out is None else Path(out)
+    make_writable(path.parent)
     labels = getattr(source, "labels", None)
     gallery = _gallery(contents, source, labels)
     drawn = _map(contents, thumbnails)
@@ -115,7 +117,6 @@ def write_report(
         about=about,
         about_rows=list(_flat(about)),
     )
-    path = Path(out) if out is not None else run / "report.html"
     # a lone surrogate can reach us in a command line; it is shown as its number
     write_atomically(path, text.encode("utf-8", "backslashreplace"))
     return path

@@ -13,7 +13,7 @@ from typing import IO, Any
 
 import yaml
 
-from selfcluster.files import write_atomically
+from selfcluster.files import make_writable, write_atomically
 
 CONFIG, STATUS, METRICS = "config.yaml", "status.json", "metrics.jsonl"
 
@@ -25,21 +25,15 @@ class RunError(ValueError):
 class RunFolder:
     """A run's folder, opened for writing.
 
-    Raises RunError where the folder cannot be written or another process holds it. The lock is the operating system's,
-    so it goes with the process however that ends; the file only says whose it is.
+    Raises ValueError where the folder cannot be written to, RunError where another process holds it. The lock is the
+    operating system's, so it goes with the process however that ends; the file only says whose it is.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._rows = 0
         self._lost = 0
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            probe = path / f".probe.{os.getpid()}"
-            write_atomically(probe, "x")
-            probe.unlink()
-        except OSError as error:
-            raise RunError(f"{path}: cannot be written to ({error}); choose another --out") from error
+        make_writable(path)
         self._lock = self._acquire()
 
     def _acquire(self) -> IO[str]:
