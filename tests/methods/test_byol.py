@@ -35,6 +35,34 @@ def test_two_views_are_the_sum_of_both_directions():
     assert loss == pytest.approx(equation_2(p[0], t[1]) + equation_2(p[1], t[0]), abs=1e-5)
 
 
+def test_centring_takes_a_moving_mean_of_the_target_away():
+    """Table 5.11: the loss of what lies around the centre, which then moves to 0.75 of it and 0.25 of the mean."""
+    method = make("byol", centring="centre", centre_momentum=0.75).eval()
+    batch = batch_of("byol")
+    with torch.no_grad():
+        method.centring.centre.copy_(torch.linspace(-1, 1, len(method.centring.centre)))
+        centre = method.centring.centre.double().numpy()
+        p = [method.predictor(method.projector(method.backbone(v))).double().numpy() for v in batch.views]
+        t = [method.target(v).double().numpy() for v in batch.views]
+        output = method(batch, progress())
+    expected = equation_2(p[0], t[1] - centre) + equation_2(p[1], t[0] - centre)
+    assert output.loss.item() == pytest.approx(expected, abs=1e-5)
+    method.on_step_end(progress(), [output])
+    moved = 0.75 * centre + 0.25 * np.concatenate(t).mean(axis=0)
+    np.testing.assert_allclose(method.centring.centre.numpy(), moved, atol=1e-5)
+    with pytest.raises(ValueError, match="centring='sinkhorn' is neither centre nor none"):
+        make("byol", centring="sinkhorn")
+
+
+def test_batch_norm_can_be_left_out_of_the_heads():
+    def norms(method):
+        heads = (method.projector, method.predictor, method.target_projector)
+        return [m for head in heads for m in head.modules() if isinstance(m, nn.BatchNorm1d)]
+
+    assert len(norms(make("byol"))) == 3
+    assert norms(make("byol", batch_norm=False)) == []
+
+
 def test_small_views_predict_and_are_no_targets():
     method = make("byol").eval()
     views = [*batch_of("byol").views, *small_views()]
@@ -106,6 +134,15 @@ def test_the_target_follows_along_a_cosine(step, tau):
         assert torch.equal(o, online)
         assert torch.allclose(t, tau * was + (1 - tau) * o, atol=1e-6)
         assert tau < 1 or torch.equal(t, was)
+
+
+@pytest.mark.parametrize("step", [0, 29])
+def test_without_momentum_the_target_is_a_copy_throughout(step):
+    method = make("byol", teacher_momentum=0.0)
+    method.on_step_end(Progress(step, 30, step // 3, 3, 0), [])
+    for target, online in ((method.target_backbone, method.backbone), (method.target_projector, method.projector)):
+        theirs = dict(online.named_parameters())
+        assert all(torch.equal(p, theirs[name]) for name, p in target.network.named_parameters())
 
 
 def test_spread_is_1_for_all_directions_and_0_after_a_collapse():

@@ -339,6 +339,14 @@ def test_the_contrast_is_float32_under_autocast():
         assert torch.equal(nce.compare(nce.target(taught, 0.04), outputs), plain)
 
 
+def test_the_predictor_has_batch_norm_where_the_head_has():
+    def norms(**settings):
+        return sum(isinstance(m, torch.nn.BatchNorm1d) for m in make("dino", predictor=True, **settings).predictor)
+
+    assert norms(batch_norm=True) == 1
+    assert norms(batch_norm=False) == 0
+
+
 @pytest.mark.parametrize(("backbone", "rate"), [("vit_tiny_patch16_224", True), ("efficientnet_b0", False)])
 def test_only_a_transformer_has_stochastic_depth(backbone, rate):
     asked = []

@@ -48,6 +48,29 @@ def test_loss_is_equation_1(symmetric, local_crops):
     assert loss == pytest.approx(np.mean([equation_1(q[v], k[g], queue, 0.2) for v, g in pairs]), abs=1e-5)
 
 
+def test_a_predictor_stands_behind_the_query_alone():
+    method = make("moco_v2", predictor=True).eval()
+    batch = batch_of("moco_v2")
+    with torch.no_grad():
+        z = [method.head(method.backbone(view)) for view in batch.views]
+        q = torch.nn.functional.normalize(method.predictor(z[0]), dim=1).double().numpy()
+        k = torch.nn.functional.normalize(z[1], dim=1).double().numpy()  # the key network is still a copy
+        loss = method(batch, progress()).loss.item()
+    assert loss == pytest.approx(equation_1(q, k, method.queue.rows.double().numpy(), 0.2), abs=1e-5)
+
+
+@pytest.mark.parametrize(("batch_norm", "count"), [(False, 0), (True, 3)])
+def test_batch_norm_in_the_heads_is_a_switch_and_is_split_too(batch_norm, count):
+    def vit(**kw):
+        form = {"patch_size": 4, "embed_dim": 24, "depth": 1, "num_heads": 2}
+        return make_backbone("vit_tiny_patch16_224", channels=3, image_size=16, **form, **kw)
+
+    settings = MoCoV2Settings(dim=8, hidden=16, queue_length=32, bn_splits=4, batch_norm=batch_norm, predictor=True)
+    method = MoCoV2(vit, settings, Facts(48, 16, 3))
+    assert sum(isinstance(m, torch.nn.BatchNorm1d) for m in method.modules()) == count
+    assert method.splits == (4 if batch_norm else 1)
+
+
 def test_two_images_by_hand():
     """Queries equal their keys and are orthogonal to all 3 queued: each term is log(e^(1/t) + 3) - 1/t."""
     q = torch.eye(5, dtype=torch.float64)[:2][None]

@@ -218,9 +218,12 @@ def test_clusters_are_the_nearest_centroids():
 
 
 def test_a_threshold_above_the_mean_size_is_refused_with_the_way_out():
-    words = r"min_cluster=20 is not below the 6.0 images .* num_prototypes=8 clusters .* 48 images.*--min-cluster 1$"
+    words = r"min_cluster=20: num_prototypes=8 clusters cannot have 21 images each.* 48 images .* 6.0.*--min-cluster 1$"
     with pytest.raises(ValueError, match=words):
         make("odc", min_cluster=20)
+    with pytest.raises(ValueError, match="cannot have 7 images each"):
+        make("odc", min_cluster=6)  # not larger than 6 is small by the paper
+    assert make("odc", min_cluster=6, rules="released").settings.min_cluster == 6
     with pytest.raises(ValueError, match=r'rules="peper" must be|rules=.peper. must be'):
         make("odc", rules="peper")
 

@@ -111,6 +111,18 @@ def test_the_momentum_encoder_follows_and_alone_gives_the_codes():
     assert torch.equal(method.queues[0].rows[:8], output.state[0])  # the teacher's rows, not the student's
 
 
+def test_at_momentum_one_the_encoder_stays_to_the_bit():
+    method = make("swav", momentum_encoder=1.0)
+    before = [p.clone() for p in method.teachers.parameters()]
+    with torch.no_grad():
+        for parameter in method.parameters():
+            if parameter.requires_grad:
+                parameter.add_(1)
+    for step in range(20):
+        method.on_step_end(progress(step), [])
+    assert all(torch.equal(a, b) for a, b in zip(before, method.teachers.parameters(), strict=True))
+
+
 def test_a_momentum_encoder_that_copies_is_no_momentum_encoder():
     """At 0 it is the network of the last step's end: the same codes, the same loss, as without one."""
     plain, copied = make("swav"), make("swav", momentum_encoder=0.0)

@@ -179,12 +179,57 @@ def test_a_config_that_is_none(tmp_path):
         ("deepcluster_v2", {"num_heads": 0}, "--num-heads 0: must be 1 or more"),
         ("npid", {"num_negatives": -1}, "--num-negatives -1: must be 0 or more"),
         ("byol", {"teacher_momentum": 99.6}, "--teacher-momentum 99.6: must be 1 or less"),
-        ("dino", {"teacher_temperature": 0.0}, "--teacher-temperature 0: must be 0.0001 or more"),
+        ("dino", {"temperature": 0.0}, "--temperature 0: must be 0.0001 or more"),
     ],
 )
 def test_a_methods_own_settings_have_bounds(method, given, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         resolve(method, PHOTOS, given)
+
+
+@pytest.mark.parametrize(
+    ("method", "given", "message"),
+    [
+        (
+            "dino",
+            {"teacher_rule": "copy", "teacher_momentum": 0.5},
+            "--teacher-momentum has no effect under --teacher-rule",
+        ),
+        (
+            "dino",
+            {"centring": "sinkhorn", "centre_momentum": 0.5},
+            "has no effect under --centring sinkhorn; leave one",
+        ),
+        (
+            "dino",
+            {"bottleneck": False, "dim": 64},
+            "--dim has no effect under --no-bottleneck; leave one of the two out",
+        ),
+        ("dino", {"loss": "mse", "teacher_temperature": 0.02}, "--teacher-temperature has no effect under --loss mse"),
+        ("byol", {"centre_momentum": 0.5}, "--centre-momentum has no effect under --centring none"),
+        (
+            "swav",
+            {"queue_length": 0, "queue_from_epoch": 3.0},
+            "--queue-from-epoch has no effect under --queue-length 0",
+        ),
+        ("npid", {"num_negatives": 0, "exclude_self": True}, "--exclude-self has no effect under --num-negatives 0"),
+    ],
+)
+def test_a_flag_that_would_do_nothing_is_refused(method, given, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        resolve(method, PHOTOS, given)
+    resolve(method, PHOTOS, config_file=given)  # a run's own config.yaml holds every setting
+
+
+@pytest.mark.parametrize("given", [{"centring": "sinkhorn"}, {"centring": "softmax"}, {"loss": "infonce"}])
+def test_small_batches_are_not_accumulated_where_images_are_looked_at_together(given):
+    assert resolve("dino", PHOTOS, {"accumulate": 4}).config["accumulate"] == 4
+    with pytest.raises(ValueError, match="--accumulate 4: dino looks at all images of a batch together"):
+        resolve("dino", PHOTOS, {"accumulate": 4} | given)
+
+
+def test_a_teacher_may_have_temperature_0():
+    assert resolve("dino", PHOTOS, {"teacher_temperature": 0.0}).config["teacher_temperature"] == 0
 
 
 def test_no_head_and_no_queue_are_settings_where_their_help_says_so():

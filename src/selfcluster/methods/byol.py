@@ -1,7 +1,7 @@
 """BYOL: predict a slowly following network's features of one view from another view, with no negatives.
 
-Grill et al. 2020, arXiv 2006.07733; multi-crop after Caron et al. 2021, arXiv 2104.14294. B images, V views, D
-projection.
+Grill et al. 2020, arXiv 2006.07733; multi-crop and the switches between it and DINO (predictor, batch norm, centring)
+after Caron et al. 2021, arXiv 2104.14294. B images, V views, D projection.
 Departs: with small views a target's term is the mean over the views that predict it (two views: the paper's sum of both
 directions); batch norm of the target counts running statistics that nothing reads; weights start as torch's do.
 """
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from selfcluster.clustering.sinkhorn import Centring
 from selfcluster.methods.base import MakeBackbone, Method
 from selfcluster.models.teacher import Teacher, cosine_momentum
 from selfcluster.types import Batch, Crops, Facts, Group, Output, Progress, Training
@@ -25,7 +26,10 @@ class BYOLSettings:
     dim: int = 256  # D, size of the projected features
     hidden: int = 4096  # width of projector and predictor
     predictor: bool = True  # predict the target's features by a network of its own; without it the features collapse
-    teacher_momentum: float = 0.996  # how much of the target network stays at a step, at first; 1 at the end
+    batch_norm: bool = True  # batch norm in projector and predictor
+    centring: str = "none"  # centre: take a moving mean of the target's features away from them, as DINO does; or none
+    centre_momentum: float = 0.9  # share of the old centre kept at a step
+    teacher_momentum: float = 0.996  # how much of the target network stays at a step; rises to 1; 0: a copy throughout
 
 
 class BYOL(Method):
@@ -50,13 +54,16 @@ class BYOL(Method):
 
     def __init__(self, make_backbone: MakeBackbone, settings: BYOLSettings, facts: Facts) -> None:
         super().__init__(make_backbone, settings, facts)
-        hidden, dim = settings.hidden, settings.dim
+        if settings.centring not in ("centre", "none"):
+            raise ValueError(f"centring={settings.centring!r} is neither centre nor none")
+        hidden, dim, norm = settings.hidden, settings.dim, settings.batch_norm
         self.backbone = make_backbone()
-        self.projector = mlp(self.backbone.num_features, hidden, dim)
-        self.predictor = mlp(dim, hidden, dim) if settings.predictor else nn.Identity()
+        self.projector = mlp(self.backbone.num_features, hidden, dim, norm)
+        self.predictor = mlp(dim, hidden, dim, norm) if settings.predictor else nn.Identity()
         # networks of their own, not copies: at first the target knows nothing of the online network
         self.target_backbone = Teacher(make_backbone())
-        self.target_projector = Teacher(mlp(self.backbone.num_features, hidden, dim))
+        self.target_projector = Teacher(mlp(self.backbone.num_features, hidden, dim, norm))
+        self.centring = Centring(dim, settings.centre_momentum) if settings.centring == "centre" else None
 
     def groups(self) -> list[Group]:
         return self.weights_apart()
@@ -65,11 +72,12 @@ class BYOL(Method):
         # one pass a view: batch norm must not see two views of an image in one batch
         z = [self.projector(self.backbone(view)) for view in batch.views]  # each (B, D)
         predictions = [F.normalize(self.predictor(z_v).float(), dim=1) for z_v in z]
-        targets = [F.normalize(self.target(view).float(), dim=1) for view in batch.views[:2]]  # full resolution only
-        loss = byol_loss(predictions, targets)
+        taught = [self.target(view).float() for view in batch.views[:2]]  # of full resolution only
+        centre = self.centring.centre if self.centring else 0.0
+        loss = byol_loss(predictions, [F.normalize(z_t - centre, dim=1) for z_t in taught])
         features = F.normalize(z[0].detach().float(), dim=1)
         spread = features.var(dim=0, correction=0).sum().sqrt()  # 1: directions of all kinds; 0: one for all images
-        return Output(loss, log={"spread": spread}, features=features)
+        return Output(loss, log={"spread": spread}, features=features, state=torch.cat(taught))
 
     def target(self, view: Tensor) -> Tensor:
         """(B, D), without gradients."""
@@ -77,15 +85,18 @@ class BYOL(Method):
 
     @torch.no_grad()
     def on_step_end(self, progress: Progress, outputs: Sequence[Output]) -> None:
-        momentum = cosine_momentum(self.settings.teacher_momentum, progress.fraction)
+        if self.centring:
+            self.centring.update(torch.cat([output.state for output in outputs]))
+        base = self.settings.teacher_momentum
+        momentum = cosine_momentum(base, progress.fraction) if base else 0.0
         self.target_backbone.update(self.backbone, momentum)
         self.target_projector.update(self.projector, momentum)
 
 
-def mlp(in_dim: int, hidden: int, out_dim: int) -> nn.Sequential:
+def mlp(in_dim: int, hidden: int, out_dim: int, batch_norm: bool = True) -> nn.Sequential:
     """Projector and predictor; the last layer has no bias (the paper's section 3.3 and its released code)."""
-    layers = nn.Linear(in_dim, hidden), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, out_dim, bias=False)
-    return nn.Sequential(*layers)
+    norm = [nn.BatchNorm1d(hidden)] if batch_norm else []
+    return nn.Sequential(nn.Linear(in_dim, hidden), *norm, nn.ReLU(), nn.Linear(hidden, out_dim, bias=False))
 
 
 def byol_loss(predictions: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:

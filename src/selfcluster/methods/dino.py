@@ -3,8 +3,9 @@
 Caron et al. 2021, arXiv 2104.14294, and the thesis's tables 5.9 to 5.13 for the switches. B images, V views, D
 bottleneck, K outputs. The teacher sees the two full-resolution views only.
 Departs: terms are averaged over pairs where eq. 3 sums them, as in the released code; the teacher's temperature rises
-with the steps, not once an epoch; the centre moves once a step, over all micro-batches (released: once each), while
-Sinkhorn, the batch softmax and InfoNCE see one micro-batch at a time; losses are float32 under any autocast.
+with the steps, not once an epoch; the centre moves once a step, over all micro-batches (released: once each); timm
+smooths position embeddings before it shrinks them (released: not) and starts the class token near 0; losses are
+float32 under any autocast.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class DINOSettings:
     head_layers: int = 4  # linear layers of the head in all, 1 to 4 in the thesis
     bottleneck: bool = True  # normalise the rows before the last layer, and that layer's weights
     activation: str = "gelu"  # of the head: gelu or relu
-    batch_norm: bool = False  # batch norm in the head
+    batch_norm: bool = False  # batch norm in the head, and in the predictor
     fixed_norm: bool = True  # the last layer's weights keep unit length; learning it is better where it is stable
     predictor: bool = False  # one more MLP in the student's head alone, before the last layer
     loss: str = "cross_entropy"  # cross_entropy, mse or infonce (negatives: the teacher's batch)
@@ -90,7 +91,7 @@ class DINO(Method):
         self.backbone = make_backbone(drop_path=drop)
         self.head = self._make_head()
         width = self.head.width
-        self.predictor = ProjectionHead(width, s.hidden, width) if s.predictor else None
+        self.predictor = ProjectionHead(width, s.hidden, width, s.batch_norm) if s.predictor else None
         self.teacher = Teacher(teacher).copy_(self.backbone)
         self.teacher_head = Teacher(self._make_head()).copy_(self.head)
         self.objective = Objective(s.num_prototypes, s.loss, s.centring, s.temperature, s.centre_momentum)

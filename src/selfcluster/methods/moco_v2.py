@@ -33,6 +33,8 @@ class MoCoV2Settings:
     queue_length: int = 65536  # Q, keys of past batches, over all processes
     teacher_momentum: float = 0.999  # how much of the key network stays at a step
     bn_splits: int = 8  # G, parts of a batch that batch norm sees apart, keys shuffled among them; two images at least
+    batch_norm: bool = False  # batch norm in the projection head, and in the predictor
+    predictor: bool = False  # one more MLP behind the query's head alone
     symmetric: bool = False  # both full-resolution views give keys; else the second alone
 
 
@@ -52,13 +54,15 @@ class MoCoV2(Method):
     def __init__(self, make_backbone: MakeBackbone, settings: MoCoV2Settings, facts: Facts) -> None:
         super().__init__(make_backbone, settings, facts)
         self.backbone = make_backbone()
-        self.head = ProjectionHead(self.backbone.num_features, settings.hidden, settings.dim, batch_norm=False)
+        hidden, dim, norm = settings.hidden, settings.dim, settings.batch_norm
+        self.head = ProjectionHead(self.backbone.num_features, hidden, dim, norm)
+        self.predictor = ProjectionHead(dim, hidden, dim, norm) if settings.predictor else nn.Identity()
         self.key_backbone, self.key_head = Teacher.of(self.backbone), Teacher.of(self.head)
         if settings.queue_length < 1:
             raise ValueError(f"queue_length={settings.queue_length}: without keys there is nothing to tell apart")
-        self.queue = FeatureQueue(settings.queue_length, settings.dim)
-        self.queue.fill(F.normalize(torch.randn(settings.queue_length, settings.dim), dim=1))
-        normalised = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.backbone.modules())
+        self.queue = FeatureQueue(settings.queue_length, dim)
+        self.queue.fill(F.normalize(torch.randn(settings.queue_length, dim), dim=1))
+        normalised = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.modules())
         self.splits = settings.bn_splits if normalised else 1  # a transformer has nothing to split for
 
     def chance_loss(self) -> float:
@@ -76,7 +80,7 @@ class MoCoV2(Method):
 
     def query(self, views: Sequence[Tensor]) -> Tensor:
         """(V * B, D) unit rows, view after view."""
-        return F.normalize(self.head(self.encode_views(views)).float(), dim=1)
+        return F.normalize(self.predictor(self.head(self.encode_views(views))).float(), dim=1)
 
     def key(self, views: Sequence[Tensor]) -> Tensor:
         """(V * B, D) unit rows, view after view, without gradients."""

@@ -9,7 +9,8 @@ A start needs two copies of the process's share of F besides, 2,623,830,016 byte
 Departs: the weighted loss is divided by the weights of its batch, as released (the paper leaves the factor open); with
 several views all predict the label, and the memory takes the mean of the full-resolution ones; small clusters are
 remade in at most ten rounds a step, and once behind the first k-means (released: an error where a cluster is empty).
-The paper does not say in which mode the network gives the first features: here in training mode (released: not).
+The paper does not say in which mode the network gives the first features: here in training mode (released: not). The
+released weights are those of `--rules released --learning-rate 0.06 --drop 0.4 --epochs 440`.
 """
 
 from __future__ import annotations
@@ -73,13 +74,14 @@ class ODC(Method):
         n, k = facts.num_samples, settings.num_prototypes
         if settings.rules not in ("paper", "released"):
             raise ValueError(f'rules={settings.rules!r} must be "paper" or "released"')
-        if settings.min_cluster * k >= n:
+        least = settings.min_cluster + (settings.rules == "paper")  # that a cluster has to hold to be left alone
+        if least * k > n:
             way = (
                 f"--min-cluster {n // (6 * k)}" if n >= 6 * k else f"--num-prototypes {max(2, n // 10)} --min-cluster 1"
             )
             raise ValueError(
-                f"min_cluster={settings.min_cluster} is not below the {n / k:.1f} images that each of "
-                f"num_prototypes={k} clusters has of {n} images: all would be remade in every step; use {way}"
+                f"min_cluster={settings.min_cluster}: num_prototypes={k} clusters cannot have {least} images each, and "
+                f"{n} images give them {n / k:.1f}: some would be remade in every step, for ever; use {way}"
             )
         self.released = settings.rules == "released"
         self.metric = "inner_product" if self.released else "l2"

@@ -121,7 +121,8 @@ class SwAV(Method):
         if self.teachers:
             for teacher, student in zip(self.teachers, (self.backbone, self.head, self.prototypes), strict=True):
                 teacher.update(student, self.settings.momentum_encoder)
-            self.teachers[2].network.normalise_()
+            if self.settings.momentum_encoder < 1:  # at 1 the teacher stays as it was, to the bit
+                self.teachers[2].network.normalise_()
         if len(self.queues) and progress.epochs >= self.settings.queue_from_epoch:
             for output in outputs:
                 for queue, z in zip(self.queues, output.state, strict=True):

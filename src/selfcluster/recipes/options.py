@@ -100,12 +100,12 @@ def option_of(setting: Setting) -> Option:
     """A method's own setting as a flag, with the bounds that its kind has.
 
     An integer is 1 or more, or 0 where the help says what 0 does; momenta and shares lie in [0, 1]; what the method
-    divides by is above 0.
+    divides by is above 0 (a teacher at temperature 0 takes its largest output).
     """
     kind = {"int": "int", "float": "float", "bool": "switch", "str": "str"}[setting.type.split(" ")[0]]
     name = setting.name
     least = 1 if kind == "int" and "0:" not in setting.help else 0
-    if "temperature" in name or name in ("epsilon", "sharpness"):
+    if ("temperature" in name and "teacher" not in name) or name in ("epsilon", "sharpness"):
         least = 1e-4
     most = 1 if kind == "float" and ("momentum" in name or name in _SHARES) else None
     return Option(name, kind, setting.default, setting.help, least=least, most=most)

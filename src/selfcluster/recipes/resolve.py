@@ -14,6 +14,16 @@ from selfcluster.recipes.options import check_names, checked, options_for
 SCALED = ("learning_rate", "final_learning_rate", "warmup_learning_rate")
 # prototypes that are learnt directions: there may be more of them than images, as in the papers
 _DIRECTIONS = ("swav", "dino")
+# a flag, and the values of another under which it does nothing
+_IDLE: tuple[tuple[str, str, tuple[Any, ...]], ...] = (
+    ("teacher_momentum", "teacher_rule", ("epoch", "iteration", "copy")),
+    ("centre_momentum", "centring", ("sinkhorn", "softmax", "none")),
+    ("dim", "bottleneck", (False,)),
+    ("temperature", "loss", ("mse",)),
+    *((f"{name}teacher_temperature", "loss", ("mse", "infonce")) for name in ("", "warmup_")),
+    ("teacher_warmup_epochs", "loss", ("mse", "infonce")),
+    ("exclude_self", "num_negatives", (0,)),
+)
 # clusters of what the last epoch wrote, which leaves out images beyond the last whole batch
 _OF_LAST_EPOCH = ("deepcluster_v2", "sela_v2")
 
@@ -76,6 +86,7 @@ def resolve(
     values["channels"] = values["channels"] if "channels" in said else facts.channels
     config = {name: checked(options[name], values[name]) for name in options}
     _check(schema, config, facts)
+    _check_effect(given or {}, config)
     return Resolved(config, reasons)
 
 
@@ -109,7 +120,8 @@ def _check(schema: Schema, config: dict[str, Any], facts: DataFacts) -> None:
         if most < facts.num_images:
             what = f"those of the {facts.num_images} images that an epoch's whole batches hold"
         raise ValueError(f"--num-prototypes {k}: must be 2 to {what}, {most}")
-    if config["accumulate"] > 1 and not schema.accumulates:
+    together = config.get("centring") in ("sinkhorn", "softmax") or config.get("loss") == "infonce"
+    if config["accumulate"] > 1 and (together or not schema.accumulates):
         raise ValueError(
             f"--accumulate {config['accumulate']}: {schema.name} looks at all images of a batch together, so "
             "several small batches are not one large one; use a smaller --batch-size (SwAV: with --queue-length)"
@@ -132,3 +144,11 @@ def _check(schema: Schema, config: dict[str, Any], facts: DataFacts) -> None:
         raise ValueError(f"--schedule {config['schedule']} needs --milestones")
     if config["schedule"] not in ("step", "multistep") and config["milestones"]:
         raise ValueError(f"--milestones has no effect under --schedule {config['schedule']}")
+
+
+def _check_effect(given: Mapping[str, Any], config: dict[str, Any]) -> None:
+    for name, other, values in _IDLE:
+        if given.get(name) is not None and other in config and config[other] in values:
+            flag, under = name.replace("_", "-"), other.replace("_", "-")
+            under = f"no-{under}" if config[other] is False else f"{under} {config[other]}"
+            raise ValueError(f"--{flag} has no effect under --{under}; leave one of the two out")
