@@ -207,11 +207,6 @@ def test_a_methods_own_settings_have_bounds(method, given, message):
         ),
         ("dino", {"loss": "mse", "teacher_temperature": 0.02}, "--teacher-temperature has no effect under --loss mse"),
         ("byol", {"centre_momentum": 0.5}, "--centre-momentum has no effect under --centring none"),
-        (
-            "swav",
-            {"queue_length": 0, "queue_from_epoch": 3.0},
-            "--queue-from-epoch has no effect under --queue-length 0",
-        ),
         ("npid", {"num_negatives": 0, "exclude_self": True}, "--exclude-self has no effect under --num-negatives 0"),
     ],
 )

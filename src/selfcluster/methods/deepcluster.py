@@ -102,7 +102,7 @@ class DeepCluster(Method):
     def forward(self, batch: Batch, progress: Progress) -> Output:
         features = self.encode_views(batch.views)  # (V * B, F)
         target = self.labels[batch.index]  # (B,)
-        logits = self.logits(F.dropout(F.relu(features), self.settings.dropout, self.training))
+        logits = self.logits(F.dropout(self.activated(features), self.settings.dropout, self.training))
         loss = labelled_cross_entropy(logits, target.repeat(len(batch.views)), self.weight)
         # health counts num_prototypes codes; power iteration may find more
         return Output(loss, features=features[: len(target)], codes=None if self.pic else target)

@@ -48,7 +48,8 @@ class DeeperClusterSettings:
 class DeeperCluster(Method):
     Settings = DeeperClusterSettings
     advice = "Try fewer --num-prototypes, --sobel (against clusters of colours), or --init with a RotNet run's weights."
-    small = {"sobel": False, "augment": "weak", "num_super_clusters": 2, "pca_dim": 64}
+    # a rate that ends at 0 leaves the last new classifiers above chance
+    small = {"sobel": False, "schedule": "constant", "augment": "weak", "num_super_clusters": 2, "pca_dim": 64}
     paper = Training(
         backbone="deepcluster_vgg16",
         sobel=True,
@@ -110,7 +111,7 @@ class DeeperCluster(Method):
         turn, cluster = self.turns[batch.index], self.labels[batch.index]  # each (B,)
         features = self.encode_views([rotate(view, turn) for view in batch.views])  # (V * B, F)
         views = len(batch.views)
-        loss, seen = self.heads(F.relu(features), turn.repeat(views), cluster.repeat(views))
+        loss, seen = self.heads(self.activated(features), turn.repeat(views), cluster.repeat(views))
         right = (seen == turn.repeat(views)).float().mean()
         return Output(loss, log={"rotation_accuracy": right}, features=features[: len(turn)], codes=cluster)
 

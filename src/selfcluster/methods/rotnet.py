@@ -72,7 +72,7 @@ class RotNet(Method):
             late = progress.uniform(batch.index, copies, "flip after rotating").t().flatten() < 0.5
             views = [torch.where(late[:, None, None, None], view.flip(3), view) for view in views]
         features = self.encode_views(views)  # (V * B, F), V * 4 B with all rotations
-        seen = F.dropout(F.relu(features), self.settings.dropout, self.training)
+        seen = F.dropout(self.activated(features), self.settings.dropout, self.training)
         logits = self.classifier(seen).float()
         target = turns.repeat(len(views))
         right = (logits.argmax(dim=1) == target).float().mean()
