@@ -108,20 +108,25 @@ class Signed(torch.nn.Module):
 
     num_features = 4
 
+    def __init__(self, stops_before_relu: bool):
+        super().__init__()
+        self.stops_before_relu = stops_before_relu
+
     def forward(self, images):
         return images.flatten(2).mean(dim=2).repeat(1, 2)[:, :4] * torch.tensor([1.0, -1.0, 1.0, -1.0])
 
 
-def test_the_classifier_stands_behind_the_relu_and_clusters_before_it():
+@pytest.mark.parametrize("stops", [True, False])
+def test_the_classifier_stands_behind_the_relu_that_features_stop_before_and_clusters_before_it(stops):
     from selfcluster.types import Batch, Facts
 
-    method = DeepCluster(lambda: Signed(), DeepCluster.Settings(num_prototypes=4), Facts(8, 4, 3)).eval()
+    method = DeepCluster(lambda: Signed(stops), DeepCluster.Settings(num_prototypes=4), Facts(8, 4, 3)).eval()
     images = torch.randn(8, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     method.labels.copy_(torch.arange(8) % 4)
     assert (method.encode(images) < 0).any()
     output = method(Batch([images], torch.arange(8)), progress())
-    rectified = method.encode(images).relu()
-    expected = F.cross_entropy(method.head(rectified), method.labels)
+    seen = method.encode(images).relu() if stops else method.encode(images)
+    expected = F.cross_entropy(method.head(seen), method.labels)
     assert output.loss.item() == pytest.approx(expected.item(), abs=1e-6)
     assert method.whitening.components.shape == (4, 4), "no more axes than features"
 

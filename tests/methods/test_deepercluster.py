@@ -20,6 +20,7 @@ class TinyNet(nn.Module):
     """4 x 4 images to 5 features that may be negative."""
 
     num_features = 5
+    stops_before_relu = True  # as VGG's do
 
     def __init__(self, batch_norm: bool = False) -> None:
         super().__init__()

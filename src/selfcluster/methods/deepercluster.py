@@ -23,7 +23,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from selfcluster.clustering.assign import nearest_centroid
 from selfcluster.clustering.members import Members, cluster_members, fill_up_
