@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import nn
 
+from selfcluster.methods.deepercluster import DeeperCluster
 from selfcluster.models.backbones import load_backbone, make_backbone, save_backbone
 from selfcluster.models.folding import fold_kernel, fold_sobel, for_images
 from selfcluster.models.sobel import Sobel
@@ -77,6 +78,22 @@ def test_patches_without_padding_are_exact_whatever_the_filters():
     # the patch grid of the folded one is that of the image: kernel 18, stride 16, padding 1
     torch.testing.assert_close(folded.patch_embed.proj(x), module.patch_embed.proj(Sobel()(x)), atol=1e-5, rtol=1e-5)
     assert folded.account.endswith(": exact")
+
+
+@pytest.mark.parametrize("name", ["deepcluster_vgg16", "resnet18_small_w25", "vit_tiny_patch16_224"])
+def test_a_run_of_deepercluster_is_exported_exactly(name, tmp_path):
+    """Its filters see 2 zeros around the image, or whole patches; saved and loaded they still do."""
+    create = {"hidden": 8} if "vgg" in name else {}
+    assert DeeperCluster.edge_border == 2
+    module = make_backbone(name, channels=3, image_size=32, sobel=DeeperCluster.edge_border, **create)
+    assert module.sobel.padding == (1 if "vit" in name else 2)
+    save_backbone(tmp_path, module.eval(), *STATISTICS, 32)
+    loaded = load_backbone(tmp_path)[0]
+    folded, account = for_images(loaded)
+    assert account.endswith(": exact")
+    with torch.no_grad():
+        assert torch.equal(loaded(images(32)), module(images(32)))
+        torch.testing.assert_close(folded(images(32)), module(images(32)), atol=1e-4, rtol=1e-4)
 
 
 def test_the_kernel_is_the_full_convolution_in_float64():

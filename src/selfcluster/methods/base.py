@@ -31,6 +31,7 @@ class Method(nn.Module):
 
     Settings: ClassVar[type]  # frozen keyword-only dataclass of scalars; the comment behind a field is its help
     paper: ClassVar[Training]
+    edge_border: ClassVar[int] = 1  # zeros around an image before --sobel takes its edges; after 2 they fold exactly
     accumulates: ClassVar[bool] = False  # True where one large batch equals several small ones
     small: ClassVar[dict[str, Any]] = {}  # flags for images up to 64 px and short runs, where they differ from paper
     advice: ClassVar[str] = "Try a lower --learning-rate, or larger batches."  # what helps when the run collapses

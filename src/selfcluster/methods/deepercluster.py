@@ -11,8 +11,8 @@ part of the mean over the batch, in one process as in many.
 Departs: an epoch draws an image in one rotation only, where the released ranks of four rotations draw by themselves; a
 super-cluster of fewer than four images is given half of what the largest can spare, so that no super-class is empty;
 empty clusters are split by a factor 1 +- 1/1024 (released: 1e-7), donors drawn anew each time (released: the same
-always); dropout is the backbone's; Sobel pads by 1 (released: the image by 2, 226 pixels for VGG). Sampling and
-clustering are the same for the paper's alternatives of the loss.
+always); dropout is the backbone's; colours are not padded (released: by 1), edges by 2 as released, by 1 before a
+transformer. Sampling and clustering are the same for the paper's alternatives of the loss.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ class DeeperClusterSettings:
 
 class DeeperCluster(Method):
     Settings = DeeperClusterSettings
+    edge_border = 2  # as published: what the network's own zeros meet are edges of nothing
     advice = "Try fewer --num-prototypes, --sobel (against clusters of colours), or --init with a RotNet run's weights."
     # a rate that ends at 0 leaves the last new classifiers above chance
     small = {"sobel": False, "schedule": "constant", "augment": "weak", "num_super_clusters": 2, "pca_dim": 64}

@@ -26,7 +26,7 @@ from selfcluster.models.sobel import CHANNELS, put_before
 WEIGHTS = "backbone.safetensors"
 ARCHITECTURE = "backbone.json"
 SMALL = 64  # pixels: up to here a residual network gets the stem for small images
-_EDGES = "input: Sobel edges of the normalised image, two channels"
+_EDGES = "input: Sobel edges of the normalised image, two channels; zeros around the image:"
 _SMALL_STEM = ("resnet18", "resnet34", "resnet50")
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
@@ -53,7 +53,7 @@ def make_backbone(
     image_size: int,
     init: str | Path | None = None,
     drop_path: float = 0.0,
-    sobel: bool = False,
+    sobel: bool | int = False,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     **create: Any,
@@ -68,7 +68,9 @@ def make_backbone(
         init: a `.safetensors`, `.pt` or `.pth` file of weights (nothing in it is executed), or a folder with a
             `backbone.safetensors`: an exported backbone or a finished run. What matched is in `.account`.
         drop_path: rate of stochastic depth.
-        sobel: the network sees two edge channels of the image (`sobel.py`); it is called with images all the same.
+        sobel: the network sees two edge channels of the image (`sobel.py`); it is called with images all the same. A
+            number is how many zeros lie around the image: 1 (True), or 2, after which folding is exact; a transformer,
+            which wants whole patches, has 1.
         mean, std: of the images' normalisation, one number a channel; default ImageNet's for RGB, else 0.5.
         **create: any further argument of `timm.create_model`.
 
@@ -91,15 +93,16 @@ def make_backbone(
     if drop_path:
         spec["drop_path_rate"] = drop_path
     spec["pretrained_cfg_overlay"] = _overlay(channels, image_size, mean or default_mean, std or default_std)
-    if sobel:
-        spec["pretrained_cfg_overlay"]["notes"] = [_EDGES]
     optional = {
         "img_size": image_size,
         "dynamic_img_size": True,  # a vision transformer meets crops of several sizes
         "zero_init_last": False,  # as in the papers' ResNets; a zero scale would also defeat LARC's first step
     }
     module = _create(_plain(spec), {k: v for k, v in optional.items() if k not in create})
-    module = put_before(module) if sobel else module
+    if sobel:
+        whole = hasattr(module, "patch_embed")
+        module.spec["pretrained_cfg_overlay"]["notes"] = [f"{_EDGES} {1 if whole else int(sobel)}"]
+    module = _with_edges(module)
     _measure(module, channels, image_size)
     module.account = initialise(module, _weights_file(init)) if init is not None else ""
     return module
@@ -165,7 +168,7 @@ def load_backbone(path: str | Path) -> tuple[Backbone, tuple[float, ...], tuple[
     overlay = spec["pretrained_cfg_overlay"]
     channels, size, _ = overlay["input_size"]
     module = _create(spec, {}, checkpoint_path=str(folder / WEIGHTS))
-    module = put_before(module) if _EDGES in overlay.get("notes", ()) else module
+    module = _with_edges(module)
     _measure(module, channels, size)
     module.account = ""
     return module.eval(), tuple(overlay["mean"]), tuple(overlay["std"]), size
@@ -222,6 +225,12 @@ def _create(spec: dict[str, Any], optional: dict[str, Any], **once: Any) -> Any:
         else:
             module.spec = spec | optional
             return module
+
+
+def _with_edges(module: Any) -> Any:
+    """With the filters before it that the notes in its spec speak of."""
+    said = [note for note in module.spec["pretrained_cfg_overlay"].get("notes", ()) if note.startswith(_EDGES)]
+    return put_before(module, int(said[0].removeprefix(_EDGES))) if said else module
 
 
 def _measure(module: Any, channels: int, size: int) -> None:

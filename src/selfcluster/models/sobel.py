@@ -46,12 +46,13 @@ class Sobel(nn.Module):
         return F.conv2d(images.mean(dim=1, keepdim=True), self.weight, padding=self.padding)
 
 
-def put_before(module: Any) -> Any:
+def put_before(module: Any, padding: int = 1) -> Any:
     """Let a network of two input channels take images: its `forward` sees their edges. Its `state_dict` stays as it is.
 
-    Only calling the network goes through the filters; its inner functions (`forward_features`) still want edges.
+    With a `padding` of 2 edges reach a pixel further than the image, and `fold_sobel` is exact (`folding.py`). Only
+    calling the network goes through the filters; its inner functions (`forward_features`) still want edges.
     """
-    module.sobel = Sobel()
+    module.sobel = Sobel(padding)
     module.register_forward_pre_hook(_edges)
     return module
 

@@ -59,7 +59,7 @@ def assemble(config: Mapping[str, Any], num_images: int, run: Path | None = None
             channels=config["channels"],
             image_size=config["image_size"],
             init=config["init"],
-            sobel=config["sobel"],
+            sobel=config["sobel"] and kind.edge_border,
             mean=mean,
             std=std,
             **create,
