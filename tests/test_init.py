@@ -90,10 +90,20 @@ def test_the_network_is_that_of_the_run_it_starts_from(tiny, tmp_path, pictures)
     assert not (tmp_path / "other/config.yaml").exists()
 
 
-def test_an_export_with_filters_folded_in_is_no_start(tiny, tmp_path):
+def test_a_network_of_edges_goes_on_in_colour_from_its_export(tiny, tmp_path, pictures, capsys):
+    """DeeperCluster's section 5.2: the filters are folded in, so the whole network is taken and trained on images."""
     tiny("swav", tmp_path / "run", backbone="resnet18_small_w25", sobel=True)
     assert api.export(tmp_path / "run", tmp_path / "exported")["network"] == "resnet18_small_w25"
-    with pytest.raises(ValueError, match="exported: Sobel filters are folded into its first layer; start from the run"):
-        tiny("swav", tmp_path / "next", init=str(tmp_path / "exported"))
-    with pytest.raises(ValueError, match="to train a network of edges, name it and give --sobel"):
+    settings = TINY | TINY_SETTINGS["swav"] | {"learning_rate": 0.0, "final_learning_rate": 0.0, "quiet": False}
+    del settings["backbone"]
+    with pytest.raises(ValueError, match="train with --sobel, or start from what `selfcluster export` makes of it"):
+        api.train("swav", pictures, out=tmp_path / "other", init=str(tmp_path / "run"), **settings)
+    api.train("swav", pictures, out=tmp_path / "next", init=str(tmp_path / "exported"), **settings)
+    assert "100.0% of the network's numbers taken" in capsys.readouterr().err
+    assert read_config(tmp_path / "next")["backbone"] == "folded_sobel/resnet18_small_w25/1"
+    given, after = backbone(tmp_path / "exported"), backbone(tmp_path / "next")
+    assert after["conv1.weight"].shape == (16, 3, 5, 5)
+    assert torch.equal(after["conv1.weight"], given["conv1.weight"])
+    api.cluster(tmp_path / "next", quiet=True)  # the run is opened again
+    with pytest.raises(ValueError, match="name it folded_sobel/NETWORK/ZEROS, as folded_sobel/resnet18/1"):
         tiny("swav", tmp_path / "other", backbone="folded_sobel")

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from selfcluster.files import write_atomically
+from selfcluster.models.folding import full_name, parts_of
 from selfcluster.models.initialise import initialise
 from selfcluster.models.registration import register_with_timm
 from selfcluster.models.sobel import CHANNELS, put_before
@@ -61,8 +62,10 @@ def make_backbone(
     """A new network without a classifier, freshly initialised or with the weights of a local file.
 
     Args:
-        name: a network of timm's or of `classic.py`. For images of up to 64 pixels `resnet18`, `resnet34` and
-            `resnet50` become their `*_small` variant; `spec["model_name"]` tells which network it really is.
+        name: a network of timm's or of ours; folded_sobel/NETWORK/ZEROS for one whose first layer has room for the
+            filters of edges, as an export of a network of edges has (`folding.py`). For images of up to 64 pixels
+            `resnet18`, `resnet34` and `resnet50` become their `*_small` variant; `spec["model_name"]` tells which
+            network it really is.
         channels: C.
         image_size: side of the full-resolution views in pixels. It sets the stem and the position embeddings.
         init: a `.safetensors`, `.pt` or `.pth` file of weights (nothing in it is executed), or a folder with a
@@ -88,7 +91,7 @@ def make_backbone(
     real = f"{name}_small" if image_size <= SMALL and name in _SMALL_STEM else name
     check_name(real)
     default_mean, default_std = _IMAGENET if channels == 3 else ((0.5,) * channels,) * 2
-    spec: dict[str, Any] = {"model_name": real, "num_classes": 0, **create}
+    spec: dict[str, Any] = {**parts_of(real), "num_classes": 0, **create}
     spec["in_chans"] = CHANNELS if sobel else channels
     if drop_path:
         spec["drop_path_rate"] = drop_path
@@ -164,7 +167,7 @@ def load_backbone(path: str | Path) -> tuple[Backbone, tuple[float, ...], tuple[
         if not needed.is_file():
             raise FileNotFoundError(f"{path} is no saved backbone: {needed} is missing")
     spec = json.loads((folder / ARCHITECTURE).read_text(encoding="utf-8"))
-    check_name(spec["model_name"])
+    check_name(full_name(spec))
     overlay = spec["pretrained_cfg_overlay"]
     channels, size, _ = overlay["input_size"]
     module = _create(spec, {}, checkpoint_path=str(folder / WEIGHTS))
@@ -201,6 +204,7 @@ def check_name(name: str) -> None:
     import timm
 
     register_with_timm()
+    name = parts_of(name).get("network", name)
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=4, cutoff=0.5)
         raise ValueError(f"there is no backbone {name!r}" + (f"; the nearest are {', '.join(near)}" if near else ""))

@@ -13,6 +13,7 @@ O outputs of the convolution, C channels of the image, k kernel, p and s zeros t
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -67,6 +68,26 @@ def fold_sobel(module: Any, *, padding: int | None = None, channels: int | None 
     return folded
 
 
+def full_name(spec: Mapping[str, Any]) -> str:
+    """The name by which `make_backbone` makes a network again: a folded one's says which it is and its zeros.
+
+    >>> full_name({"model_name": "folded_sobel", "network": "resnet18", "filter_padding": 1})
+    'folded_sobel/resnet18/1'
+    """
+    name = spec["model_name"]
+    return f"{name}/{spec['network']}/{spec['filter_padding']}" if name == FOLDED else name
+
+
+def parts_of(name: str) -> dict[str, Any]:
+    """What `timm.create_model` is told of a network by its full name."""
+    model, *rest = name.split("/")
+    if model != FOLDED:
+        return {"model_name": name}
+    if len(rest) != 2 or not rest[1].isdecimal():
+        raise ValueError(f"{name}: name it {FOLDED}/NETWORK/ZEROS, as {FOLDED}/resnet18/1")
+    return {"model_name": model, "network": rest[0], "filter_padding": int(rest[1])}
+
+
 def for_images(module: Any) -> tuple[Any, str]:
     """A network that takes images by itself, where its first layer can, and what became of its filters ("")."""
     if getattr(module, "sobel", None) is None:
@@ -117,12 +138,10 @@ def _replace(module: Any, name: str, layer: nn.Module) -> None:
     setattr(module.get_submodule(parent), attribute, layer)
 
 
-def _rebuild(network: str = "", filter_padding: int = 1, *, in_chans: int = 3, **kwargs: Any) -> Any:
+def _rebuild(network: str, filter_padding: int, *, in_chans: int = 3, **kwargs: Any) -> Any:
     """timm's `network`, its first convolution as large as `fold_sobel` makes it; weights are loaded into it."""
     import timm
 
-    if not network:
-        raise ValueError(f"{FOLDED} rebuilds what was exported; to train a network of edges, name it and give --sobel")
     module = timm.create_model(network, in_chans=CHANNELS, **kwargs)
     name, old = _first_convolution(module)
     _replace(module, name, _larger(old, in_chans, filter_padding))

@@ -155,8 +155,12 @@ def _fit(name: str, value: Tensor, own: Tensor, module: nn.Module) -> tuple[Tens
             grey = value.sum(dim=1, keepdim=True)
             return (grey if here == 1 else (grey / 3).expand_as(own)), f"{there} to {here} channels"
         if there != here and 2 in (there, here):
-            sees, flag = ("Sobel edges", "--sobel") if there == 2 else ("colours", "--no-sobel")
-            raise OtherInput(f"the network in the file sees {sees}, two channels or not: train with {flag}")
+            sees, way = (
+                ("Sobel edges", "train with --sobel, or start from what `selfcluster export` makes of it")
+                if there == 2
+                else ("colours", "train with --no-sobel")
+            )
+            raise OtherInput(f"the network in the file sees {sees}, two channels or not: {way}")
     if name == "pos_embed" and value.dim() == 3 and value.shape[::2] == own.shape[::2]:
         from timm.layers.pos_embed import resample_abs_pos_embed
 

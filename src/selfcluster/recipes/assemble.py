@@ -14,6 +14,7 @@ from selfcluster import distributed, randomness
 from selfcluster.methods import METHODS
 from selfcluster.methods.base import Method
 from selfcluster.models.backbones import make_backbone, probe
+from selfcluster.models.folding import full_name
 from selfcluster.recipes.targets import read_targets, teachers_of
 from selfcluster.training.loop import LoopSettings
 from selfcluster.training.precision import pick_device, pick_precision
@@ -69,7 +70,7 @@ def assemble(config: Mapping[str, Any], num_images: int, run: Path | None = None
                 probe(module, config["channels"], side)
             except ValueError as error:
                 raise ValueError(f"--backbone {config['backbone']} cannot see {what}: {error}") from error
-        name = module.spec["model_name"]
+        name = full_name(module.spec)
         if name != config["backbone"]:
             notes.append(f"{config['backbone']} becomes {name} for images of {config['image_size']} px")
         notes.extend([module.account] if module.account else [])

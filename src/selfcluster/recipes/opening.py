@@ -20,7 +20,7 @@ from selfcluster.data.sources import Source
 from selfcluster.methods.base import Method
 from selfcluster.methods.schema import read_schema
 from selfcluster.models.backbones import check_name, load_backbone, make_backbone
-from selfcluster.models.folding import FOLDED
+from selfcluster.models.folding import full_name
 from selfcluster.recipes.assemble import NORMALISATION, assemble
 from selfcluster.recipes.named import RECIPES, DataFacts
 from selfcluster.recipes.needs import means_a_path, teachers_in
@@ -96,13 +96,9 @@ def _with_start(given: Mapping[str, Any], from_file: Mapping[str, Any], console:
     if not Path(init).exists():
         raise ValueError(f"--init {init}: there is no such run, exported backbone or file of weights")
     architecture = Path(init) / "backbone.json"
-    network = json.loads(architecture.read_text())["model_name"] if architecture.is_file() else None
-    if network == FOLDED:
-        raise ValueError(
-            f"--init {init}: Sobel filters are folded into its first layer; start from the run it was exported from"
-        )
-    if network is None or "backbone" in given or "backbone" in from_file:
+    if "backbone" in given or "backbone" in from_file or not architecture.is_file():
         return given
+    network = full_name(json.loads(architecture.read_text()))
     console.say(f"  --backbone {network}: that of --init {init}")
     return {**given, "backbone": network}
 
