@@ -1,6 +1,7 @@
 """ClusterFit: its comparisons' losses in float64, and runs from a teacher to its student."""
 
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -129,8 +130,8 @@ def test_a_run_goes_on_without_its_teacher_and_clusters_nothing_anew(tiny, tmp_p
 
 
 def test_several_teachers_have_a_head_each(tiny, tmp_path, teacher):
-    tiny("clusterfit", tmp_path / "both", teacher=f"{teacher},tiny_layout")
-    tiny("clusterfit", tmp_path / "one", teacher=teacher)
+    tiny("clusterfit", tmp_path / "both", teacher=f"{teacher},tiny_layout", teacher_layer="layer3,")
+    tiny("clusterfit", tmp_path / "one", teacher=teacher, teacher_layer="layer3")
     tiny("clusterfit", tmp_path / "other", teacher="tiny_layout")
     both, one, other = (np.load(tmp_path / name / TARGETS_FILE) for name in ("both", "one", "other"))
     assert both.tolist() == [*one.tolist(), *other.tolist()]
@@ -178,6 +179,10 @@ def test_distillation_from_a_supervised_run_and_regression_from_any(tiny, tmp_pa
     summary = tiny("clusterfit", tmp_path / "distilled", **taught, augment="none")
     own = api.cluster(tmp_path / "distilled", quiet=True)
     assert summary["clusters"] == own["clusters"] == 4
+    other = tmp_path / "other.csv"
+    other.write_text(Path(kinds).read_text().replace("kind", "sort"))
+    with pytest.raises(ValueError, match=r"the 4 classes of .*labels are not the 4 here \(sort 0, sort 1, sort 2"):
+        tiny("clusterfit", tmp_path / "refused", **taught | {"labels_from": str(other)})
     with pytest.raises(ValueError, match="is a run of swav, which has no classifier"):
         tiny("clusterfit", tmp_path / "refused", teacher=teacher, target="distill", labels_from=kinds)
     assert not (tmp_path / "refused").exists()

@@ -208,6 +208,19 @@ def test_a_methods_own_settings_have_bounds(method, given, message):
         ("dino", {"loss": "mse", "teacher_temperature": 0.02}, "--teacher-temperature has no effect under --loss mse"),
         ("byol", {"centre_momentum": 0.5}, "--centre-momentum has no effect under --centring none"),
         ("npid", {"num_negatives": 0, "exclude_self": True}, "--exclude-self has no effect under --num-negatives 0"),
+        ("deepcluster", {"max_clusters": 50}, "--max-clusters has no effect under --clustering kmeans"),
+        (
+            "deepcluster",
+            {"clustering": "pic", "num_prototypes": 9},
+            "--num-prototypes has no effect under --clustering pic",
+        ),
+        ("clusterfit", {"distill_temperature": 4.0}, "--distill-temperature has no effect under --target kmeans"),
+        ("clusterfit", {"target": "regress", "teacher_pca": 8}, "--teacher-pca has no effect under --target regress"),
+        (
+            "clusterfit",
+            {"kmeans_sample_iterations": 3},
+            "--kmeans-sample-iterations has no effect without --kmeans-sample",
+        ),
     ],
 )
 def test_a_flag_that_would_do_nothing_is_refused(method, given, message):
@@ -232,7 +245,7 @@ def test_no_head_and_no_queue_are_settings_where_their_help_says_so():
 
 
 def test_the_number_of_clusters_is_bounded_only_where_it_is_used():
-    resolve("deepcluster", PHOTOS, {"clustering": "pic", "num_prototypes": 10**6})
+    resolve("deepcluster", PHOTOS, {"clustering": "pic"}, {"num_prototypes": 10**6})
     with pytest.raises(ValueError, match="--num-prototypes 1000000"):
         resolve("deepcluster", PHOTOS, {"num_prototypes": 10**6})
 

@@ -13,7 +13,7 @@ from sklearn.metrics import adjusted_rand_score
 from selfcluster import distributed
 from selfcluster.clustering.assign import unit_rows
 from selfcluster.data.sources import open_source
-from selfcluster.recipes.needs import check_needs, teachers_in
+from selfcluster.recipes.needs import check_needs, layers_in, teachers_in
 from selfcluster.recipes.targets import TARGETS_FILE, allot, cluster, cluster_by_label, prototypes, read_targets
 from selfcluster.training.runs import RunError
 
@@ -161,6 +161,15 @@ def test_teachers_are_named_between_commas():
     assert teachers_in("a, runs/b ,c=d.pth") == ["a", "runs/b", "c=d.pth"]
     assert teachers_in(["a", "runs/b"]) == ["a", "runs/b"]  # --teacher given twice
     assert teachers_in(None) == []
+
+
+def test_a_layer_is_for_all_teachers_or_one_each():
+    assert layers_in(None, 2) == [None, None]
+    assert layers_in("layer3", 2) == ["layer3", "layer3"]
+    assert layers_in("layer3, blocks.11", 2) == ["layer3", "blocks.11"]
+    assert layers_in("layer3,", 2) == ["layer3", None]  # the second's own features
+    with pytest.raises(ValueError, match="--teacher-layer a,b: 2 layers of 3 teachers; name one for all, or one each"):
+        layers_in("a,b", 3)
 
 
 def test_what_is_needed_is_asked_for_by_its_flag(tmp_path, pictures, kinds):

@@ -68,7 +68,9 @@ def test_killed_at_random_moments_the_run_ends_in_the_same_bytes(tmp_path, pictu
     assert_same_run(tmp_path / "whole", tmp_path / "killed")
 
 
-@pytest.mark.parametrize("method", ["swav", "deepcluster_v2", "simclr", "odc", "dino", "npid", "moco_v2"])
+@pytest.mark.parametrize(
+    "method", ["swav", "deepcluster_v2", "simclr", "odc", "dino", "npid", "moco_v2", "deepcluster", "sela", "rotnet"]
+)
 def test_two_processes_under_torchrun_make_the_run_of_one(method, tmp_path, pictures, tiny):
     """Same order, same global batches, same memories: the losses of every epoch agree to float32's rounding."""
     from PIL import Image

@@ -171,6 +171,9 @@ class Source:
         described: dict[str, Any] = {"kind": self.kind, "data": self.where, "images": len(self)}
         if self.class_names is not None:
             described["classes"] = len(self.class_names)
+            described["class_names"] = _hash(
+                *(f"{name}\n".encode("utf-8", "surrogateescape") for name in self.class_names)
+            )
         if self._listing.passed:
             described["passed_over"] = dict(sorted(self._listing.passed.items()))
         return described | self.subset

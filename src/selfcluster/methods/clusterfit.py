@@ -26,7 +26,7 @@ from selfcluster.types import Assignment, Crops, Facts, Training
 @dataclass(frozen=True, kw_only=True)
 class ClusterFitSettings:
     teacher: str | None = None  # run, exported backbone, NETWORK=WEIGHTS-FILE or timm name; repeat it for several
-    teacher_layer: str | None = None  # layer of the teacher that is clustered, e.g. layer3; default its features
+    teacher_layer: str | None = None  # layer that is clustered, e.g. layer3, or one a teacher: layer3,blocks.11
     teacher_pca: int = 0  # principal components kept and whitened before k-means; 0: none
     target: str = "kmeans"  # what is learnt: kmeans, per_label, prototypes, distill or regress
     num_prototypes: int = 16000  # K, clusters of a teacher's features (kmeans, per_label)

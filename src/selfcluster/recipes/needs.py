@@ -39,6 +39,9 @@ def check_needs(method: str, said: Mapping[str, Any], source: Source) -> None:
         _check_teacher(teacher, target)
     if TARGETS[target]:
         _check_labels(f"--target {target}", source)
+    for teacher in teachers if target == "distill" else ():
+        _check_classes(teacher, source)
+    layers_in(said.get("teacher_layer"), len(teachers))
     if target == "distill" and said.get("teacher_layer"):
         raise ValueError("--teacher-layer has no effect under --target distill, which asks the teacher's classifier")
     if isinstance(rounds, int) and (rounds < 1 or (rounds > 1 and target in AT_EACH_STEP)):
@@ -50,6 +53,16 @@ def teachers_in(named: str | Sequence[str] | None) -> list[str]:
     """The teachers that --teacher names: between commas, or given several times."""
     text = named if isinstance(named, str) else ",".join(named or ())
     return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def layers_in(named: str | None, count: int) -> list[str | None]:
+    """The layer of each of so many teachers that --teacher-layer names: one for all, or as many between commas."""
+    layers = [part.strip() for part in named.split(",")] if named else [None]
+    if len(layers) not in (1, count):
+        raise ValueError(
+            f"--teacher-layer {named}: {len(layers)} layers of {count} teachers; name one for all, or one each"
+        )
+    return [layer or None for layer in layers] * (count if len(layers) == 1 else 1)
 
 
 def means_a_path(name: str) -> bool:
@@ -65,6 +78,15 @@ def _check_labels(who: str, source: Source) -> None:
     if len(np.unique(source.labels)) < 2:
         name = (source.class_names or ["?"])[int(source.labels[0])]
         raise ValueError(f"{who} needs two labels or more: by --labels-from all {len(source)} images are {name!r}")
+
+
+def _check_classes(teacher: str, source: Source) -> None:
+    theirs, mine = read_config(Path(teacher)).get("about", {}).get("source", {}), source.describe()
+    if theirs.get("class_names", mine["class_names"]) != mine["class_names"]:
+        raise ValueError(
+            f"--target distill: the {theirs['classes']} classes of {teacher} are not the {mine['classes']} here "
+            f"({', '.join((source.class_names or [])[:3])}, ...); its predictions would contradict the labels"
+        )
 
 
 def _check_teacher(teacher: str, target: str) -> None:

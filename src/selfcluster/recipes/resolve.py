@@ -23,6 +23,17 @@ _IDLE: tuple[tuple[str, str, tuple[Any, ...]], ...] = (
     *((f"{name}teacher_temperature", "loss", ("mse", "infonce")) for name in ("", "warmup_")),
     ("teacher_warmup_epochs", "loss", ("mse", "infonce")),
     ("exclude_self", "num_negatives", (0,)),
+    ("max_clusters", "clustering", ("kmeans",)),
+    *((name, "clustering", ("pic",)) for name in ("num_prototypes", "kmeans_iterations")),
+    *(
+        (f"distill_{name}", "target", ("kmeans", "per_label", "prototypes", "regress"))
+        for name in ("weight", "temperature")
+    ),
+    *(
+        (n, "target", ("prototypes", "distill", "regress"))
+        for n in ("kmeans_iterations", "kmeans_sample", "teacher_pca")
+    ),
+    ("kmeans_sample_iterations", "kmeans_sample", (None,)),
 )
 # clusters of what the last epoch wrote, which leaves out images beyond the last whole batch
 _OF_LAST_EPOCH = ("deepcluster_v2", "sela_v2")
@@ -150,5 +161,7 @@ def _check_effect(given: Mapping[str, Any], config: dict[str, Any]) -> None:
     for name, other, values in _IDLE:
         if given.get(name) is not None and other in config and config[other] in values:
             flag, under = name.replace("_", "-"), other.replace("_", "-")
+            if config[other] is None:
+                raise ValueError(f"--{flag} has no effect without --{under}")
             under = f"no-{under}" if config[other] is False else f"{under} {config[other]}"
             raise ValueError(f"--{flag} has no effect under --{under}; leave one of the two out")

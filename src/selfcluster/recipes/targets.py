@@ -28,7 +28,7 @@ from selfcluster.files import write_atomically
 from selfcluster.models.backbones import load_backbone, make_backbone
 from selfcluster.models.frozen import Frozen
 from selfcluster.models.initialise import OtherInput
-from selfcluster.recipes.needs import AT_EACH_STEP, check_needs, means_a_path, teachers_in
+from selfcluster.recipes.needs import AT_EACH_STEP, check_needs, layers_in, means_a_path, teachers_in
 from selfcluster.training.checkpoint import load_newest
 from selfcluster.training.console import Console
 from selfcluster.training.embedding import make_embed
@@ -59,7 +59,7 @@ def make_targets(config: Config, source: Source, run: Path, console: Console, tr
         allot(np.bincount(labels[labels >= 0]), config["num_prototypes"])  # refused before the teacher is asked
     targets = labels[None]
     if config["method"] == "clusterfit":
-        targets = np.stack([_targets(name, config, source, labels, console) for name in teachers_in(config["teacher"])])
+        targets = np.stack([_targets(*of, config, source, labels, console) for of in _teachers(config)])
     if distributed.rank() == 0:
         content = io.BytesIO()
         np.save(content, targets.astype(np.int64))
@@ -84,12 +84,13 @@ def teachers_of(config: Config, mean: Sequence[float], std: Sequence[float]) -> 
     """The networks that the method asks at each step about views normalised by `mean` and `std`; None where none."""
     if config["method"] != "clusterfit" or config["target"] not in AT_EACH_STEP:
         return None
-    return [open_teacher(name, config, mean, std) for name in teachers_in(config["teacher"])]
+    return [open_teacher(name, config, layer, mean, std) for name, layer in _teachers(config)]
 
 
 def open_teacher(
     name: str,
     config: Config,
+    layer: str | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     console: Console | None = None,
@@ -128,7 +129,7 @@ def open_teacher(
             console.say(f"{name}: {network.account}")
         elif console is not None:
             console.warn(f"{name} is a network without training; give --teacher {name}=WEIGHTS-FILE for a trained one")
-    return Frozen(network, layer=config["teacher_layer"], classifier=classifier, mean=mean, std=std)
+    return Frozen(network, layer=layer, classifier=classifier, mean=mean, std=std)
 
 
 def _classifier(run: Path) -> torch.nn.Linear | None:
@@ -141,12 +142,20 @@ def _classifier(run: Path) -> torch.nn.Linear | None:
     return head
 
 
-def _targets(teacher: str, config: Config, source: Source, labels: np.ndarray, console: Console) -> np.ndarray:
+def _teachers(config: Config) -> list[tuple[str, str | None]]:
+    """Each teacher and the layer that is asked."""
+    names = teachers_in(config["teacher"])
+    return list(zip(names, layers_in(config["teacher_layer"], len(names)), strict=True))
+
+
+def _targets(
+    teacher: str, layer: str | None, config: Config, source: Source, labels: np.ndarray, console: Console
+) -> np.ndarray:
     """(N,) targets by one teacher."""
     kind = config["target"]
     if kind in AT_EACH_STEP:
         return labels if kind == "distill" else np.full(len(source), -1)
-    rows, index = teacher_rows(open_teacher(teacher, config, console=console), source, config)
+    rows, index = teacher_rows(open_teacher(teacher, config, layer, console=console), source, config)
     mine = torch.from_numpy(labels)[index.cpu()].to(rows.device)
     if kind == "prototypes":
         found = prototypes(rows, mine)
