@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from selfcluster.training.checkpoint import load_newest
 from selfcluster.types import Assignment, Batch, Crops, Facts, Progress
 from tests.conftest import TINY_SETTINGS
 
+GOLDEN = json.loads(Path(__file__).with_name("golden_losses.json").read_text())  # of each epoch of the tiny runs
 TIMINGS = {"images_per_second", "seconds"}
 
 
@@ -66,6 +68,11 @@ class TestEveryMethod:
             assert row["skipped_steps"] == 0
         assert summary["steps"] == 9
         assert 1 <= summary["clusters"] <= 48
+        losses = [round(row["loss"], 4) for row in rows]
+        assert losses == pytest.approx(GOLDEN[name], rel=0.02), (
+            f"{name}: the losses were {GOLDEN[name]} and are {losses}. A refactor leaves them; where the change is meant, "
+            "write them into golden_losses.json and say the numbers that speak for it"
+        )
 
     def test_all_state_exists_at_construction(self, name, tiny, tmp_path):
         tiny(name, tmp_path / "run")
