@@ -70,7 +70,7 @@ class TestEveryMethod:
         assert 1 <= summary["clusters"] <= 48
         losses = [round(row["loss"], 4) for row in rows]
         assert losses == pytest.approx(GOLDEN[name], rel=0.02), (
-            f"{name}: the losses were {GOLDEN[name]} and are {losses}. A refactor leaves them; where the change is meant, "
+            f"{name}: the losses were {GOLDEN[name]} and are {losses}. A refactor leaves them; if the change is meant, "
             "write them into golden_losses.json and say the numbers that speak for it"
         )
 
