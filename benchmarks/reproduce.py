@@ -38,6 +38,7 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "rotnet": ("rotnet", {}),
     "jigsaw": ("jigsaw", {}),
     "deepcluster": ("deepcluster", {}),
+    "deepercluster": ("deepercluster", {}),
     "deepercluster from rotnet": ("deepercluster", {"init": "{run rotnet}"}),
     "sela": ("sela", {}),
     "sela_v2": ("sela_v2", {}),
