@@ -1,12 +1,15 @@
 """The command line as typed: help without torch, nearest names, exit codes, one JSON object, and the whole path."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from selfcluster.cli import _parse, main
@@ -282,6 +285,47 @@ def test_features_know_what_the_pictures_are(run):
     from selfcluster import api
 
     assert api.evaluate("knn", run, k=5, max_bad=0.1)["top1"] > 0.6
+
+
+def test_a_closed_error_stream_ends_the_talking_and_not_the_run(tmp_path):
+    """`selfcluster train ... 2>&1 | head -1`: rich would end the program."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    words = [sys.executable, "-m", "selfcluster", "train", "swav", "builtin:digits", "--limit", "64", *FLAGS]
+    done = subprocess.run([*words, "--out", str(tmp_path / "run")], stdout=subprocess.DEVNULL, stderr=writing)
+    os.close(writing)
+    assert done.returncode == 0
+    assert json.loads((tmp_path / "run/status.json").read_text())["state"] == "finished"
+
+
+def test_a_start_that_was_refused_leaves_no_limit_behind(folder, tmp_path, capsys):
+    out = ["--out", str(tmp_path / "run"), *FLAGS, "--quiet", "--json"]
+    (tmp_path / "shirt.pth").write_text("no weights")
+    assert main(["train", "swav", str(folder), "--limit", "16", "--init", str(tmp_path / "shirt.pth"), *out]) != 0
+    capsys.readouterr()
+    assert main(["train", "swav", str(folder), *out]) == 0
+    assert json.loads(capsys.readouterr().out)["result"]["images"] > 16
+
+
+def test_a_runs_own_images_may_be_as_bad_as_they_were(folder, tmp_path, capsys):
+    """`--max-bad 0.2` let the run begin; to embed the same images again it need not be said again."""
+    shutil.copytree(folder, tmp_path / "photos")
+    for i in range(5):
+        (tmp_path / f"photos/kind0/bad{i}.jpg").write_bytes(b"not an image")
+    words = ["train", "swav", str(tmp_path / "photos"), "--out", str(tmp_path / "run"), *FLAGS, "--max-bad", "0.2"]
+    assert main([*words, "--quiet"]) == 0
+    assert main(["embed", str(tmp_path / "run")]) == 0
+    assert main(["embed", "resnet18", str(tmp_path / "photos"), "--out", str(tmp_path / "e.parquet")]) == 1
+    assert "max_bad=0.01" in capsys.readouterr().err
+
+
+def test_a_moved_run_is_told_of_where_it_is(run, tmp_path, capsys):
+    shutil.copytree(run, tmp_path / "moved")
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert main(["train", "swav", config["data"], "--out", str(tmp_path / "moved"), *FLAGS, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)["result"]
+    assert told["run"] == str(tmp_path / "moved")
+    assert told["embeddings"] == str(tmp_path / "moved/embeddings.parquet")
 
 
 def test_a_closed_pipe_is_no_failure():

@@ -38,7 +38,8 @@ def train(
 
     Args:
         method: a name of `METHODS`, hyphens or underscores.
-        data: a folder, list, tar or array of images, or "builtin:digits"; see `open_source`.
+        data: a folder, a .txt, .csv or .parquet list of files, a tar or an array of images, or
+            "builtin:digits"; see `open_source`.
         out: the run folder; default runs/METHOD-DATANAME. An unfinished run in it goes on, a finished one is returned.
         recipe: auto (from the data), paper, small or cifar; None: auto, or that of the run that goes on.
         config: a `config.yaml` or a mapping of settings.
@@ -95,7 +96,7 @@ def train(
     try:
         if status.get("state") == "finished":
             console.say(f"{path} is finished; choose another --out to train again")
-            return status["summary"]
+            return {**status["summary"], "run": str(path), "embeddings": str(path / "embeddings.parquet")}
         if folder is not None:
             folder.status("running")
         again = partial(train, name, data, recipe=recipe, quiet=quiet)
@@ -143,7 +144,7 @@ def embed(
     workers: int | None = None,
     device: str = "auto",
     precision: str = "auto",
-    max_bad: float = 0.01,
+    max_bad: float | None = None,
     image_size: int | None = None,
     **subset: Any,
 ) -> dict[str, Any]:
@@ -154,7 +155,8 @@ def embed(
         data: the images; default those the run was trained on.
         out: the Parquet file (id, path, vector), with a .quarantine.jsonl of unreadable images where there are any;
             default RUN/embeddings.parquet for the run's own images, for others none.
-        batch_size, workers, device, precision, max_bad: as in training.
+        batch_size, workers, device, precision: as in training.
+        max_bad: share of the images that may be unreadable; default the run's own, else 0.01.
         image_size: side in pixels for a timm name; a run knows its own.
         **subset: labels_from, limit, classes, long_tail, seed; of the run's own images, too, these go to `out` alone.
 
@@ -190,7 +192,7 @@ def embed(
         std=std,
         device=target,
         workers=workers,
-        max_bad=max_bad,
+        max_bad=trained.get("max_bad", 0.01) if max_bad is None else max_bad,
         quarantine=bad,
     )
     module.to(target).eval()
@@ -256,8 +258,7 @@ def cluster(
         rows = compared(where, table.vectors) if is_run(where) else table.vectors
         clusters, distances, facts = cluster_vectors(rows, k, algorithm, seed, whiten, console.say)
     tables.write_clusters(path, tables.ClusterTable(table.ids, table.paths, clusters, distances))
-    sizes = np.bincount(clusters)
-    sizes = sizes[sizes > 0]
+    sizes = np.unique(clusters, return_counts=True)[1]
     return {
         "out": str(path),
         "csv": str(path.with_suffix(".csv")),
@@ -389,6 +390,7 @@ def export(
     from selfcluster.models.backbones import load_backbone, save_backbone
     from selfcluster.models.folding import for_images
 
+    check_finished(Path(run))
     module, mean, std, size = load_backbone(Path(run))
     folder = Path(out) if out is not None else Path(run) / "export"
     make_writable(folder)

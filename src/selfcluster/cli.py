@@ -36,6 +36,8 @@ class _Parser(argparse.ArgumentParser):
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # pyright: ignore
         found, unknown = super().parse_known_args(args, namespace)
         for word in unknown:
+            if not word.startswith("-"):
+                self.error(f"{word} is one too many: one is expected there, a folder rather than *")
             flag = word.split("=")[0]
             near = difflib.get_close_matches(flag, self._option_string_actions, n=1)
             hint = f"; did you mean {near[0]}?" if near else f" in {self.prog}"
@@ -201,15 +203,18 @@ def _embed(run: str, data: str | None, out: str | None, **settings: Any) -> tupl
 
     if out is None and (data is not None or settings.keys() & {"limit", "classes", "long_tail", "labels_from", "seed"}):
         raise _UsageError("embed: say with --out FILE where the embeddings go")
-    if not os.path.exists(run) and "/" not in run:
-        print(f"selfcluster: {run} is not trained: its weights are random", file=sys.stderr)
+    _announce(run)
     result = api.embed(run, data, out=out, **settings)
     rows, width = result["vectors"].shape
-    return {
-        "out": result["out"],
-        "images": rows,
-        "features": width,
-    }, f"{result['out']}: {rows} images, {width} features"
+    told = {"out": result["out"], "images": rows, "features": width}
+    return told, f"{result['out']}: {rows} images, {width} features"
+
+
+def _announce(run: str) -> None:
+    """What takes long is said before it begins, and what comes of weights that are random, too."""
+    if not os.path.exists(run) and "/" not in run:
+        print(f"selfcluster: {run} is not trained: its weights are random", file=sys.stderr)
+    print("selfcluster: embedding the images", file=sys.stderr)
 
 
 def _build_cluster(parser: argparse.ArgumentParser, words: list[str]) -> None:
@@ -257,6 +262,7 @@ def _build_evaluate(parser: argparse.ArgumentParser, words: list[str]) -> None:
 def _evaluate(**settings: Any) -> tuple[Any, str]:
     from selfcluster import api
 
+    _announce(settings["run"])
     numbers = api.evaluate(**settings)
     lines = [f"{k:>16}  {v:.4f}" if isinstance(v, float) else f"{k:>16}  {v}" for k, v in numbers.items()]
     if numbers.get("clusters", 0) > (classes := numbers.get("classes", 0)):

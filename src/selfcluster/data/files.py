@@ -184,7 +184,9 @@ def read_list(path: str, column: str | None = None) -> tuple[Listing, list[str] 
     names = names.take(order)
     for i in range(1, len(names)):
         if names.raw(i) == names.raw(i - 1):
-            raise DataError(f"{path} names {names[i]!r} twice; every image has one row")
+            raise DataError(
+                f"{path} names {names[i]!r} twice; every image has one row, and its file is in the column `path`"
+            )
     sizes, mtimes = np.array(numbers, dtype=np.int64).reshape(-1, 2)[order].T
     if (sizes < 0).all():
         raise DataError(

@@ -11,6 +11,7 @@ from selfcluster.data.decode import BadImage, OpenedImage, open_image
 from selfcluster.data.sources import Source
 
 _GREY_TOLERANCE = 8  # levels between channels that JPEG may put into a grey picture stored in colour
+_DARK = 24  # of 255: a picture without a brighter pixel shows nothing
 
 
 class ArrayImage:
@@ -47,11 +48,12 @@ def describe_images(source: Source, sample: int = 256) -> dict[str, Any]:
 
     Returns:
         sampled, bad (a share), channels (1 if all sampled are grey), height, width and side (shorter) each as
-        [min, median, max], frames (how many sampled files have more than one; the first is used).
+        [min, median, max], frames (how many sampled files have more than one; the first is used), dark (how many have
+        no pixel above 24 of 255).
         `side` is None where no sampled image could be read.
     """
     rows = np.unique(np.linspace(0, len(source) - 1, min(sample, len(source))).astype(np.int64))
-    sizes, grey, several = [], True, 0
+    sizes, grey, several, dark = [], True, 0, 0
     for i in rows:
         try:
             image = open_row(source, int(i))
@@ -60,10 +62,11 @@ def describe_images(source: Source, sample: int = 256) -> dict[str, Any]:
             continue
         sizes.append((image.height, image.width, min(image.height, image.width)))
         several += image.frames > 1
+        dark += int(pixels.max()) <= _DARK
         grey = grey and (pixels.shape[2] == 1 or int(np.ptp(pixels, axis=2).max()) <= _GREY_TOLERANCE)
     spread = {
         name: [int(min(values)), int(np.median(values)), int(max(values))]
         for name, values in zip(("height", "width", "side"), zip(*sizes))
     } or {"height": None, "width": None, "side": None}
     bad = 1 - len(sizes) / len(rows)
-    return {"sampled": len(rows), "bad": bad, "channels": 1 if grey else 3, "frames": several, **spread}
+    return {"sampled": len(rows), "bad": bad, "channels": 1 if grey else 3, "frames": several, "dark": dark, **spread}

@@ -265,7 +265,13 @@ def check_enough(num_samples: int, batch_size: int) -> None:
 def _open(data: Any, labels_from: str | None) -> tuple[Source, list[str] | None]:
     if isinstance(data, np.ndarray):
         return _from_array(data, "array"), None
+    if isinstance(data, list | tuple):
+        raise DataError(
+            f"data is a {type(data).__name__}: write the paths into a .txt file, a line each, and give that"
+        )
     text = os.fspath(data)
+    if text == "array" and not os.path.exists(text):
+        raise DataError("the images of that run were an array, which is not kept: give the array again as `data`")
     if text.startswith("builtin:"):
         return _builtin(text)
     try:
@@ -310,6 +316,10 @@ def _from_array(images: np.ndarray, where: str) -> Source:
 
 def _as_bytes(images: np.ndarray) -> np.ndarray:
     """(N, H, W, C) uint8 from an array of other shape or type; one rule for the whole array, nothing is clipped."""
+    if images.ndim == 3 and images.shape[2] == 3:
+        raise DataError(
+            f"an array of shape {images.shape} is one image in colour, or {images.shape[0]} that are 3 pixels wide"
+        )
     if images.ndim == 3:
         images = images[..., None]
     if images.ndim != 4 or images.shape[3] not in (1, 3):

@@ -54,6 +54,7 @@ def cluster_vectors(
     if algorithm == "pic" and k is not None:
         raise ValueError(f"--k {k}: pic finds the number of clusters itself")
     if k == "auto":
+        say(f"trying numbers of clusters on {n:,} images, 5,000 of them at most; minutes at times")
         chosen = choose_k(x, seed=seed)
         facts = {"k": chosen.k, "k_low": chosen.low, "k_high": chosen.high}
         say(f"k = {chosen.k} is recommended; anything from {chosen.low} to {chosen.high} fits the data about as well")

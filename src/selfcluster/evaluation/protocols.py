@@ -47,6 +47,8 @@ def score_clusters(run: Path, embedded: dict[str, Any], k: int | None, seed: int
     if k is not None:
         found = cluster_vectors(embedded["vectors"], k, seed=seed)[0]
         return clusters(found, embedded["labels"])
+    if not (run / CLUSTERS).exists():
+        raise ValueError(f"{run} has no clusters of its own: say with --k how many k-means is to make")
     table = read_clusters(run / CLUSTERS)
     of = dict(zip(table.ids, table.clusters.tolist(), strict=True))
     missing = [name for name in embedded["ids"] if name not in of]

@@ -39,7 +39,7 @@ class DeepClusterV2Settings:
 class DeepClusterV2(Method):
     Settings = DeepClusterV2Settings
     accumulates = True
-    advice = "Try fewer --num-prototypes, a lower --learning-rate, or gentler views (--local-crops 0)."
+    advice = "Try fewer --num-prototypes, a lower --learning-rate, or gentler views (fewer --local-crops)."
     paper = Training(
         optimizer="larc",
         learning_rate=0.3,

@@ -64,7 +64,9 @@ class DINO(Method):
         "teacher_momentum": 0.99,
         "teacher_temperature": 0.04,
     }
-    advice = "Try --batch-norm, --teacher-temperature 0.04, --teacher-momentum 0.99, or --centring sinkhorn."
+    advice = (
+        "Try --centring sinkhorn, a lower --teacher-temperature or --learning-rate, or --batch-norm where it is off."
+    )
     paper = Training(
         backbone="vit_small_patch16_224",
         optimizer="adamw",

@@ -36,6 +36,7 @@ class Schema:
     paper: dict[str, Any]  # the arguments of Training(...); "crops" holds those of Crops(...)
     accumulates: bool
     small: dict[str, Any]  # flags for small images and short runs
+    advice: str | None  # what helps where nothing is learnt; None: the base's
 
 
 @functools.cache
@@ -49,6 +50,7 @@ def read_schema(method: str) -> Schema:
     paper: dict[str, Any] = {}
     accumulates = False
     small: dict[str, Any] = {}
+    advice: str | None = None
     for node in tree.body:
         if not isinstance(node, ast.ClassDef):
             continue
@@ -68,8 +70,10 @@ def read_schema(method: str) -> Schema:
                     accumulates = _value(field.value)
                 elif target == "small":
                     small = _value(field.value)
+                elif target == "advice":
+                    advice = _value(field.value)
     docstring = ast.get_docstring(tree) or ""
-    return Schema(name, docstring.split("\n")[0], settings, paper, accumulates, small)
+    return Schema(name, docstring.split("\n")[0], settings, paper, accumulates, small, advice)
 
 
 @functools.cache

@@ -39,7 +39,7 @@ class SeLaV2Settings:
 class SeLaV2(DeepClusterV2):
     Settings = SeLaV2Settings
     accumulates = True
-    advice = "Try fewer --num-prototypes, a lower --learning-rate, or gentler views (--local-crops 0)."
+    advice = "Try fewer --num-prototypes, a lower --learning-rate, or gentler views (fewer --local-crops)."
     paper = Training(
         optimizer="larc",
         learning_rate=0.3,

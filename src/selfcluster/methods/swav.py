@@ -47,7 +47,7 @@ class SwAVSettings:
 
 class SwAV(Method):
     Settings = SwAVSettings
-    advice = "Try a lower --epsilon (0.03), fewer --num-prototypes, a lower --learning-rate, or larger batches."
+    advice = "Try a lower --epsilon, fewer --num-prototypes, a lower --learning-rate, or larger batches."
     paper = Training(
         optimizer="larc",
         learning_rate=0.3,

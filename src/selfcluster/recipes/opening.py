@@ -31,9 +31,11 @@ from selfcluster.training.checkpoint import load_newest
 from selfcluster.training.console import Console
 from selfcluster.training.finish import assign, in_parts
 from selfcluster.training.precision import pick_device
-from selfcluster.training.runs import RunError, RunFolder, check_finished, is_run, read_config, read_status
+from selfcluster.training.runs import RunError, RunFolder, check_finished, has_begun, is_run, read_config
 from selfcluster.training.shards import Shards
 from selfcluster.training.state import section
+
+_DARK = 0.1  # share of nearly black images from which on it is said
 
 
 def open_run(
@@ -56,22 +58,23 @@ def open_run(
         console.say(f"{len(source)} images in {source.where}; passed over: {left_out}")
     if recipe is not None and recipe not in RECIPES:
         raise ValueError(f"no recipe named {recipe!r}; there are {', '.join(RECIPES)}")
-    begun = any(path.rglob("checkpoints/step-*"))  # its own, or an earlier round's
-    if is_run(path) and (begun or read_status(path).get("state") != "failed"):  # one that never began is made anew
+    if has_begun(path):
         config = _same_run(path, method, source, {**from_file, **given}, recipe)
         return RunFolder(path), config
+    if path.exists() and not path.is_dir():
+        raise RunError(f"{path} is a file; choose another --out")
     if not is_run(path) and path.exists() and any(p.name != ".lock" for p in path.iterdir()):
         raise RunError(f"{path} is not empty and holds no run; choose another --out")
     recipe = recipe or "auto"
     given = _with_start(given, from_file, console)
-    resolved = resolve(method, data_facts(source, given), given, from_file, recipe)
+    resolved = resolve(method, data_facts(source, given, console), given, from_file, recipe)
     check_name(resolved.config["backbone"])
     folder = RunFolder(path)
     about = {
         "selfcluster": __version__,
         "torch": str(torch.__version__),
         "python": platform.python_version(),
-        "command": shlex.join(sys.argv),
+        "command": _command(),
         "source": source.describe(),
         "summary": source.summary(),
     }
@@ -103,10 +106,15 @@ def _with_start(given: Mapping[str, Any], from_file: Mapping[str, Any], console:
     return {**given, "backbone": network}
 
 
-def data_facts(source: Source, given: Mapping[str, Any]) -> DataFacts:
+def data_facts(source: Source, given: Mapping[str, Any], console: Console | None = None) -> DataFacts:
     """What the recipe reads: sizes and channels of a sample of the images, and whether there is a GPU."""
     seen = describe_images(source)
     gpu = pick_device(given.get("device") or "auto").type == "cuda"
+    if console is not None and seen["dark"] > _DARK * seen["sampled"]:
+        console.warn(
+            f"{seen['dark']} of {seen['sampled']} images looked at are nearly black. Files of 16 bits that hold 12 "
+            "or fewer are; bring their values to the whole range, or nothing can be seen in them"
+        )
     if seen["side"] is None:
         raise RunError(f"none of {seen['sampled']} images looked at in {source.where} can be read")
     return DataFacts(len(source), seen["side"][1], seen["channels"], gpu)
@@ -184,6 +192,14 @@ def _same_run(path: Path, method: str, source: Source, given: Mapping[str, Any],
     if config.get("init") and not Path(config["init"]).exists() and load_newest(path / "checkpoints")[0] is not None:
         config["init"] = None  # gone by now, and the checkpoint has every weight
     return {**config, **{name: value for name, value in wanted.items() if name in FREE}}
+
+
+def _command() -> str:
+    """What to type for the same again."""
+    program = Path(sys.argv[0]).name
+    if program in ("selfcluster", "__main__.py"):
+        return shlex.join(sys.argv)
+    return f"python {shlex.join(sys.argv)}" if program else "selfcluster.train, from Python"
 
 
 def _absolute(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import yaml
 
 from selfcluster.data.names import to_id
 from selfcluster.data.sources import Source, open_source
-from selfcluster.training.runs import is_run, read_config
+from selfcluster.training.runs import has_begun, read_config
 
 _SUBSET = ("labels_from", "limit", "classes", "long_tail", "label_noise", "seed")  # which images a run is of
 _NOT_FLAGS = ("method", "data", "recipe", "about")  # what a config.yaml holds beside the flags
@@ -23,8 +23,9 @@ def read_settings(config: str | os.PathLike[str] | Mapping[str, Any] | None) -> 
         return {}
     if not isinstance(config, Mapping):
         try:
-            config = yaml.safe_load(Path(config).read_text())
-        except (OSError, yaml.YAMLError) as error:
+            file = Path(config) / "config.yaml" if Path(config).is_dir() else Path(config)
+            config = yaml.safe_load(file.read_text())
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise ValueError(f"--config {config}: cannot be read ({error})") from error
         if not isinstance(config, Mapping):
             raise ValueError(f"--config {config}: not a mapping of settings")
@@ -47,7 +48,7 @@ def open_for(
     asked = {name: said[name] for name in _SUBSET if name in said}
     source = open_source(data, **asked)
     path = default_out(method, source) if out is None else Path(out)
-    begun = read_config(path) if is_run(path) else {}
+    begun = read_config(path) if has_begun(path) else {}
     left_out = {name: begun[name] for name in _SUBSET if name not in said and begun.get(name)}
     if left_out and begun.get("method") == method:
         source = open_source(data, **left_out, **asked)

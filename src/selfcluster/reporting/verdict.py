@@ -13,7 +13,8 @@ from typing import Literal
 import numpy as np
 
 from selfcluster.clustering.scores import effective_clusters
-from selfcluster.reporting.contents import Contents
+from selfcluster.methods.schema import read_schema
+from selfcluster.reporting.contents import Contents, method_of
 
 _AT_CHANCE = 0.01
 _RANK_SHARE = 0.02
@@ -86,11 +87,19 @@ def _judge_loss(contents: Contents, bad: list[str], look: list[str], good: list[
         good.append(f"The loss ended at {end:.3g}.")
     elif end >= (1 - _AT_CHANCE) * chance:
         bad.append(
-            f"The loss ended at {end:.3g} and chance is {chance:.3g}: nothing was learned. Try more steps, a lower "
-            "learning rate or fewer prototypes."
+            f"The loss ended at {end:.3g} and chance is {chance:.3g}: nothing was learned. Train longer. "
+            f"{_advice(contents)}"
         )
     else:
         good.append(f"The loss ended at {end:.3g}, {1 - end / chance:.0%} below chance ({chance:.3g}).")
+
+
+def _advice(contents: Contents) -> str:
+    try:
+        advice = read_schema(method_of(contents.config) or "").advice
+    except KeyError:  # a folder of another origin
+        advice = None
+    return advice or "Try a lower --learning-rate, or larger batches."
 
 
 def _judge_clusters(cluster: np.ndarray, bad: list[str], look: list[str], good: list[str]) -> None:

@@ -12,12 +12,19 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 
+class _Steady(RichConsole):
+    """rich ends the program where a pipe is closed; here that is an error like any other."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 class Console:
     """Progress to standard error, so that standard output stays for results; only rank 0's speaks."""
 
     def __init__(self, quiet: bool = False) -> None:
         self.quiet = quiet
-        self._rich = RichConsole(stderr=True, highlight=False, soft_wrap=True)
+        self._rich = _Steady(stderr=True, highlight=False, soft_wrap=True)
         self._bar: Progress | None = None
         self._task: Any = None
         self._health = ""

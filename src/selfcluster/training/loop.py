@@ -187,7 +187,10 @@ def fit(
                     f"last batch held {names}, ... Try a lower --learning-rate or --precision fp32."
                 )
             if stop:
-                raise Preempted(f"stopped by {request.signal or 'a signal'} after step {state.step} of {total}: saved")
+                raise Preempted(
+                    f"stopped by {request.signal or 'a signal'} after step {state.step} of {total}: saved; "
+                    "the same command goes on"
+                )
     console.stop()
     return state
 

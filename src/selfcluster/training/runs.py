@@ -117,6 +117,12 @@ def is_run(path: Path) -> bool:
     return (path / CONFIG).is_file()
 
 
+def has_begun(path: Path) -> bool:
+    """Whether a run in the folder is to go on: one that failed before its first checkpoint is made anew instead."""
+    saved = any(path.rglob("checkpoints/step-*"))  # its own, or an earlier round's
+    return is_run(path) and (saved or read_status(path).get("state") != "failed")
+
+
 def read_config(path: Path) -> dict[str, Any]:
     """A run's resolved configuration; raises RunError where there is none."""
     try:
@@ -142,6 +148,8 @@ def check_finished(path: Path) -> None:
     """Raise RunError where there is nothing, or a run not at its end: with the command that goes on with it."""
     if not path.exists():
         raise RunError(f"there is no {path}; give a run folder or a file made from one")
+    if path.is_dir() and not is_run(path) and not (path / "backbone.json").exists():
+        raise RunError(f"{path} is a folder without a run; give a run folder or a file made from one")
     state = read_status(path).get("state", "not begun") if is_run(path) else "finished"
     if state != "finished":
         command = read_config(path).get("about", {}).get("command", "its train command")
