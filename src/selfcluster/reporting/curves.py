@@ -28,7 +28,7 @@ _TITLES = {
     "used_codes": ("Clusters in use", "a fall towards 1 is collapse"),
     "effective_clusters": ("Effective clusters", "how many clusters of equal size would be as even"),
     "largest_share": ("Share of the largest cluster", "a rise towards 1 is collapse"),
-    "rankme": ("Feature rank (RankMe)", "how many dimensions the features really use"),
+    "rankme": ("Feature rank (RankMe)", "how many dimensions the features of the last views in training use"),
     "nmi_previous": ("Agreement with the last assignment", "NMI; towards 1 the clusters stand still"),
 }
 
