@@ -287,6 +287,18 @@ def test_features_know_what_the_pictures_are(run):
     assert api.evaluate("knn", run, k=5, max_bad=0.1)["top1"] > 0.6
 
 
+def test_random_weights_are_said_by_every_command_that_makes_some_and_of_no_misspelt_run(folder, tmp_path, capsys):
+    Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(tmp_path / "x.png")
+    place = str(tmp_path / "out")
+    words = ["attention", "vit_tiny_patch16_224", str(tmp_path / "x.png"), "--image-size", "32", "--out", place]
+    assert main(words) == 0
+    assert "vit_tiny_patch16_224 is not trained: its weights are random" in capsys.readouterr().err
+    assert main(["evaluate", "knn", "tiny_layout", "--train", str(folder), "--image-size", "16"]) == 0
+    assert "tiny_layout is not trained: its weights are random" in capsys.readouterr().err
+    assert main(["evaluate", "knn", "tiny_layuot", "--train", str(folder)]) == 2
+    assert "is not trained" not in capsys.readouterr().err
+
+
 def test_a_closed_error_stream_ends_the_talking_and_not_the_run(tmp_path):
     """`selfcluster train ... 2>&1 | head -1`: rich would end the program."""
     reading, writing = os.pipe()

@@ -21,7 +21,7 @@ from selfcluster.files import make_writable
 from selfcluster.methods import canonical
 from selfcluster.recipes.needs import check_needs
 from selfcluster.recipes.settings import open_for, part_of, read_settings
-from selfcluster.training.runs import RunError, RunFolder, check_finished, is_run, read_config, read_status
+from selfcluster.training.runs import RunError, RunFolder, check_finished, has_begun, is_run, read_config, read_status
 
 
 def train(
@@ -63,7 +63,7 @@ def train(
         raise DataError(f"{len(source)} image in {source.where}: training needs at least 2")
     if isinstance(said.get("batch_size"), int):
         check_enough(len(source), said["batch_size"])
-    if not is_run(path):  # a run that goes on has had all it needs
+    if not has_begun(path):  # a run that goes on has had all it needs
         check_needs(name, said, source)
 
     from selfcluster import distributed

@@ -22,6 +22,7 @@ from selfcluster.recipes.named import RECIPES
 from selfcluster.recipes.options import SHARED, Option, options_for
 from selfcluster.recipes.resolve import SCALED, images_per_rate, paper_values
 
+_EMBEDDING = "selfcluster: embedding the images"  # what takes long is said before it begins
 _TYPES: dict[str, Callable[[str], Any]] = {"int": int, "float": float, "str": str}
 
 
@@ -203,18 +204,11 @@ def _embed(run: str, data: str | None, out: str | None, **settings: Any) -> tupl
 
     if out is None and (data is not None or settings.keys() & {"limit", "classes", "long_tail", "labels_from", "seed"}):
         raise _UsageError("embed: say with --out FILE where the embeddings go")
-    _announce(run)
+    print(_EMBEDDING, file=sys.stderr)
     result = api.embed(run, data, out=out, **settings)
     rows, width = result["vectors"].shape
     told = {"out": result["out"], "images": rows, "features": width}
     return told, f"{result['out']}: {rows} images, {width} features"
-
-
-def _announce(run: str) -> None:
-    """What takes long is said before it begins, and what comes of weights that are random, too."""
-    if not os.path.exists(run) and "/" not in run:
-        print(f"selfcluster: {run} is not trained: its weights are random", file=sys.stderr)
-    print("selfcluster: embedding the images", file=sys.stderr)
 
 
 def _build_cluster(parser: argparse.ArgumentParser, words: list[str]) -> None:
@@ -262,7 +256,7 @@ def _build_evaluate(parser: argparse.ArgumentParser, words: list[str]) -> None:
 def _evaluate(**settings: Any) -> tuple[Any, str]:
     from selfcluster import api
 
-    _announce(settings["run"])
+    print(_EMBEDDING, file=sys.stderr)
     numbers = api.evaluate(**settings)
     lines = [f"{k:>16}  {v:.4f}" if isinstance(v, float) else f"{k:>16}  {v}" for k, v in numbers.items()]
     if numbers.get("clusters", 0) > (classes := numbers.get("classes", 0)):

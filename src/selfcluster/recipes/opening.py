@@ -138,7 +138,9 @@ def load_network(
     side, channels = (224, 3) if seen is None else (min(224, seen.side), seen.channels)
     size = image_size or side
     mean, std = NORMALISATION[channels]
-    return make_backbone(run, channels=channels, image_size=size, mean=mean, std=std), mean, std, size
+    network = make_backbone(run, channels=channels, image_size=size, mean=mean, std=std)
+    print(f"selfcluster: {run} is not trained: its weights are random", file=sys.stderr)
+    return network, mean, std, size
 
 
 def trained_method(run: Path) -> tuple[Method, torch.device]:

@@ -14,26 +14,19 @@ from selfcluster.recipes.options import check_names, checked, options_for
 SCALED = ("learning_rate", "final_learning_rate", "warmup_learning_rate")
 # prototypes that are learnt directions: there may be more of them than images, as in the papers
 _DIRECTIONS = ("swav", "dino")
-# a flag, and the values of another under which it does nothing
-_IDLE: tuple[tuple[str, str, tuple[Any, ...]], ...] = (
-    ("teacher_momentum", "teacher_rule", ("epoch", "iteration", "copy")),
-    ("centre_momentum", "centring", ("sinkhorn", "softmax", "none")),
-    ("dim", "bottleneck", (False,)),
-    ("temperature", "loss", ("mse",)),
-    *((f"{name}teacher_temperature", "loss", ("mse", "infonce")) for name in ("", "warmup_")),
-    ("teacher_warmup_epochs", "loss", ("mse", "infonce")),
-    ("exclude_self", "num_negatives", (0,)),
-    ("max_clusters", "clustering", ("kmeans",)),
-    *((name, "clustering", ("pic",)) for name in ("num_prototypes", "kmeans_iterations")),
-    *(
-        (f"distill_{name}", "target", ("kmeans", "per_label", "prototypes", "regress"))
-        for name in ("weight", "temperature")
-    ),
-    *(
-        (n, "target", ("prototypes", "distill", "regress"))
-        for n in ("kmeans_iterations", "kmeans_sample", "teacher_pca")
-    ),
-    ("kmeans_sample_iterations", "kmeans_sample", (None,)),
+# flags, and the values of another under which they do nothing
+_IDLE: tuple[tuple[tuple[str, ...], str, tuple[Any, ...]], ...] = (
+    (("teacher_momentum",), "teacher_rule", ("epoch", "iteration", "copy")),
+    (("centre_momentum",), "centring", ("sinkhorn", "softmax", "none")),
+    (("dim",), "bottleneck", (False,)),
+    (("temperature",), "loss", ("mse",)),
+    (("teacher_temperature", "warmup_teacher_temperature", "teacher_warmup_epochs"), "loss", ("mse", "infonce")),
+    (("exclude_self",), "num_negatives", (0,)),
+    (("max_clusters",), "clustering", ("kmeans",)),
+    (("num_prototypes", "kmeans_iterations"), "clustering", ("pic",)),
+    (("distill_weight", "distill_temperature"), "target", ("kmeans", "per_label", "prototypes", "regress")),
+    (("kmeans_iterations", "kmeans_sample", "teacher_pca"), "target", ("prototypes", "distill", "regress")),
+    (("kmeans_sample_iterations",), "kmeans_sample", (None,)),
 )
 # clusters of what the last epoch wrote, which leaves out images beyond the last whole batch
 _OF_LAST_EPOCH = ("deepcluster_v2", "sela_v2")
@@ -158,10 +151,12 @@ def _check(schema: Schema, config: dict[str, Any], facts: DataFacts) -> None:
 
 
 def _check_effect(given: Mapping[str, Any], config: dict[str, Any]) -> None:
-    for name, other, values in _IDLE:
-        if given.get(name) is not None and other in config and config[other] in values:
-            flag, under = name.replace("_", "-"), other.replace("_", "-")
-            if config[other] is None:
-                raise ValueError(f"--{flag} has no effect without --{under}")
-            under = f"no-{under}" if config[other] is False else f"{under} {config[other]}"
-            raise ValueError(f"--{flag} has no effect under --{under}; leave one of the two out")
+    for names, other, values in _IDLE:
+        said = [name for name in names if given.get(name) is not None]
+        if not said or other not in config or config[other] not in values:
+            continue
+        flag, under = said[0].replace("_", "-"), other.replace("_", "-")
+        if config[other] is None:
+            raise ValueError(f"--{flag} has no effect without --{under}")
+        under = f"no-{under}" if config[other] is False else f"{under} {config[other]}"
+        raise ValueError(f"--{flag} has no effect under --{under}; leave one of the two out")

@@ -119,8 +119,10 @@ def is_run(path: Path) -> bool:
 
 def has_begun(path: Path) -> bool:
     """Whether a run in the folder is to go on: one that failed before its first checkpoint is made anew instead."""
-    saved = any(path.rglob("checkpoints/step-*"))  # its own, or an earlier round's
-    return is_run(path) and (saved or read_status(path).get("state") != "failed")
+    if not is_run(path):
+        return False
+    # its own checkpoints, or an earlier round's
+    return read_status(path).get("state") != "failed" or any(path.rglob("checkpoints/step-*"))
 
 
 def read_config(path: Path) -> dict[str, Any]:
