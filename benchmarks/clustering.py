@@ -33,7 +33,7 @@ from selfcluster import distributed
 from selfcluster.clustering import assign, lloyd, native, scores
 from selfcluster.clustering.hierarchical import HierarchicalKMeans
 from selfcluster.clustering.kmeans import KMeans
-from selfcluster.clustering.neighbours import nearest
+from selfcluster.clustering.neighbors import nearest
 from selfcluster.clustering.pic import PowerIterationClustering
 from selfcluster.clustering.sinkhorn import sinkhorn
 from selfcluster.clustering.whitening import Whitening
@@ -57,7 +57,7 @@ def made_up(n: int, d: int, kind: str, seed: int = 0) -> Tensor:
 
 
 def inertia64(x: Tensor, centers: Tensor, labels: Tensor) -> float:
-    """Sum of squared distances to the centres that the labels name, in float64."""
+    """Sum of squared distances to the centers that the labels name, in float64."""
     pairs = zip(x.split(4096), labels.split(4096), strict=True)
     return sum(float((part.double() - centers[of].double()).square().sum()) for part, of in pairs)
 
@@ -173,7 +173,7 @@ def large(options: argparse.Namespace) -> list[Row]:
 
 
 def _memory() -> float:
-    """Peak resident memory so far, MB."""
+    """Peak in_memory memory so far, MB."""
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -353,7 +353,7 @@ def _pictures(options: argparse.Namespace) -> Iterator[Features]:
 
 
 def _features(options: argparse.Namespace) -> Iterator[Features]:
-    """Features of the images of `--runs`, labelled by their folders, and the same whitened."""
+    """Features of the images of `--runs`, labeled by their folders, and the same whitened."""
     from selfcluster.training.tables import EMBEDDINGS, read_embeddings
 
     for run in options.runs:

@@ -30,18 +30,18 @@ COMMON: dict[str, Any] = {"num_prototypes": 256, "freeze_epochs": 0.0}
 CASES: dict[str, tuple[bool, dict[str, Any]]] = {  # name -> does it collapse in the thesis, what differs
     "momentum teacher": (False, {}),
     "teacher of the last epoch": (False, {"teacher_rule": "epoch"}),
-    "Sinkhorn, student as teacher": (False, {"teacher_rule": "copy", "centring": "sinkhorn"}),
+    "Sinkhorn, student as teacher": (False, {"teacher_rule": "copy", "centering": "sinkhorn"}),
     "student as teacher": (True, {"teacher_rule": "copy"}),
     "teacher of the last iteration": (True, {"teacher_rule": "iteration"}),
-    "no centring": (True, {"centring": "none"}),
+    "no centering": (True, {"centering": "none"}),
     "no sharpening, 0.08": (True, {"teacher_temperature": 0.08, "warmup_teacher_temperature": 0.08}),
     "no sharpening, 0.1": (True, {"teacher_temperature": 0.1, "warmup_teacher_temperature": 0.1}),
-    "centre too slow, 0.999": (True, {"centre_momentum": 0.999}),
+    "center too slow, 0.999": (True, {"center_momentum": 0.999}),
 }
 
 
 def run(name: str, epochs: float, seed: int, folder: Path) -> dict[str, Any]:
-    """Train a case; its last numbers, what health said, and the score of what it learnt."""
+    """Train a case; its last numbers, what health said, and the score of what it learned."""
     expected, changed = CASES[name]
     out, started, said = folder / name.replace(" ", "-"), time.monotonic(), ""
     settings = {**COMMON, **changed, "epochs": epochs, "seed": seed}

@@ -1,4 +1,4 @@
-"""ODC's own figures on a set of labelled images: steadiness against DeepCluster, label switches, long-tailed sets.
+"""ODC's own figures on a set of labeled images: steadiness against DeepCluster, label switches, long-tailed sets.
 
     python benchmarks/odc_figures.py --data ../shared/data/cifar10/train-00000.tar \\
         --test ../shared/data/cifar10/test-00000.tar
@@ -32,8 +32,8 @@ _EVERY = 5  # steps a row of metrics: the jump of DeepCluster's loss behind each
 def main() -> None:
     """Train, score and draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, help="labelled images: a folder of folders or tars")
-    parser.add_argument("--test", help="labelled images to score on; default a fifth of those trained on")
+    parser.add_argument("--data", required=True, help="labeled images: a folder of folders or tars")
+    parser.add_argument("--test", help="labeled images to score on; default a fifth of those trained on")
     parser.add_argument("--out", default="docs/odc.svg")
     parser.add_argument("--images", type=int, default=2500, help="of each run")
     parser.add_argument("--epochs", type=float, default=20.0)
@@ -103,8 +103,8 @@ def draw(out: Path, tails: dict[float, dict[str, Any]], deepcluster: dict[str, A
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "odc", "font.size": 8}):
         figure = Figure(figsize=(10, 3), layout="constrained")
         loss, switches, tail = figure.subplots(1, 3)
-        for run, name, colour in ((odc, "ODC", _ODC), (deepcluster, "DeepCluster", _DEEPCLUSTER)):
-            loss.plot(*series(run, "loss"), color=colour, linewidth=1.4, label=name)
+        for run, name, color in ((odc, "ODC", _ODC), (deepcluster, "DeepCluster", _DEEPCLUSTER)):
+            loss.plot(*series(run, "loss"), color=color, linewidth=1.4, label=name)
         loss.set(title="Loss", xlabel="epoch")
         loss.legend(frameon=False)
         switches.plot(*series(odc, "change_ratio"), color=_ODC, linewidth=1.4)

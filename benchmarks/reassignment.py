@@ -36,7 +36,7 @@ def main() -> None:
     from selfcluster.training.embedding import make_embed
     from selfcluster.training.optim import make_optimizer
     from selfcluster.training.precision import autocast, pick_precision
-    from selfcluster.types import Crops, Facts, Progress, Training
+    from selfcluster.types import Crops, DatasetInfo, Progress, Training
 
     torch.set_num_threads(args.threads)
     sources = [open_source(str(path)) for path in args.data]
@@ -52,7 +52,7 @@ def main() -> None:
         def backbone(**create: Any) -> Any:
             return make_backbone("resnet18_small_w25", channels=3, image_size=32, **create)
 
-        method = kind(backbone, settings, Facts(n, 32, 3)).to(memory_format=torch.channels_last)
+        method = kind(backbone, settings, DatasetInfo(n, 32, 3)).to(memory_format=torch.channels_last)
         optimizer = make_optimizer(method.groups(), Training(learning_rate=0.05))
         loader = Loader(source, batch_size=128, image_size=32, channels=3, device=device, workers=1, **norm)
         views = kind.views(settings, Crops(global_crops=1, global_size=32, augment="weak"), 3)
@@ -66,8 +66,8 @@ def main() -> None:
             return share
 
         began = time.perf_counter()
-        method.renew(Progress(0, 10_000, 0, n // 128, 0), timed)
-        renewal = time.perf_counter() - began
+        method.reassign(Progress(0, 10_000, 0, n // 128, 0), timed)
+        reassignment = time.perf_counter() - began
         method.train()
         batches = loader.batches(views, method.plan(), 0, 0, n // 128, 0)
         for step, batch in enumerate(itertools.islice(batches, args.steps + 3)):
@@ -84,9 +84,9 @@ def main() -> None:
             "images": n,
             "clusters": args.clusters,
             "pass_s": round(sum(passed), 1),
-            "clustering_s": round(renewal - sum(passed), 1),
+            "clustering_s": round(reassignment - sum(passed), 1),
             "epoch_s": round(epoch, 1),
-            "share": round(renewal / (renewal + epoch), 3),
+            "share": round(reassignment / (reassignment + epoch), 3),
             "precision": precision,
             "threads": args.threads,
         }

@@ -2,7 +2,7 @@
 
     python benchmarks/steps.py [--out FILE.jsonl] [--methods swav dino] [--threads 1]
 
-Quarter-width ResNet-18, 32 px and 16 px, batch 128, random images that are cut and coloured beforehand: the time is
+Quarter-width ResNet-18, 32 px and 16 px, batch 128, random images that are cut and colored beforehand: the time is
 forward, backward, AdamW and the method's own memories, the median of the steps after two for warming up. Memory is the
 peak of the process above what it held before the first step. A process a row; ratios are to SimCLR with two crops.
 RotNet and Jigsaw are left out: their one view is another kind of picture.
@@ -65,7 +65,7 @@ def one(name: str, full: int, small: int, threads: int) -> dict[str, Any]:
     from selfcluster.training.embedding import to_layout
     from selfcluster.training.optim import make_optimizer
     from selfcluster.training.precision import autocast, pick_precision
-    from selfcluster.types import Batch, Embeddings, Facts, Progress, Training
+    from selfcluster.types import Batch, Embeddings, DatasetInfo, Progress, Training
 
     kind, device = CLASSES[name], torch.device("cpu")
     known = {field.name for field in fields(kind.Settings)}
@@ -77,12 +77,12 @@ def one(name: str, full: int, small: int, threads: int) -> dict[str, Any]:
         return make_backbone("resnet18_small_w25", channels=3, image_size=32, **create)
 
     targets = torch.arange(IMAGES)[None] % 10
-    method = kind(backbone, settings, Facts(IMAGES, 32, 3, targets=targets)).to(memory_format=torch.channels_last)
+    method = kind(backbone, settings, DatasetInfo(IMAGES, 32, 3, targets=targets)).to(memory_format=torch.channels_last)
     optimizer = make_optimizer(method.groups(), Training(optimizer="adamw", learning_rate=1e-4))
     precision = pick_precision("auto", device)
     pictures = torch.randn(IMAGES, 3, 32, 32)
 
-    def embed(fn: Any, view: str = "centre", train: bool = False) -> Embeddings:
+    def embed(fn: Any, view: str = "center", train: bool = False) -> Embeddings:
         with torch.no_grad(), autocast(device, precision):
             shown = [to_layout([part, part] if view == "train" else [part]) for part in pictures.split(256)]
             rows = torch.cat([fn(views).float() for views in shown])
@@ -93,7 +93,7 @@ def one(name: str, full: int, small: int, threads: int) -> dict[str, Any]:
     for step in range(STEPS):
         progress = Progress(step, 1000, 0, 1000, 0)
         if step == 0:
-            method.renew(progress, embed)
+            method.reassign(progress, embed)
             Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
             held = _peak()
         index = torch.randint(IMAGES, (BATCH,))

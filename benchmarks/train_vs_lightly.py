@@ -1,7 +1,7 @@
 """Training throughput against lightly: SwAV, ResNet-18 for small images, two views of 32 px, data loading included.
 
 Both train the same network (timm's `resnet18_small`), head 512-512-128, 512 prototypes, batch 128, Adam, on the same
-JPEG files, with SwAV's colour changes and blur. lightly runs as its own SwAV example does: its data set, transform,
+JPEG files, with SwAV's color changes and blur. lightly runs as its own SwAV example does: its data set, transform,
 heads and loss, a DataLoader with one worker a core. Rounds are interleaved in one process; a round is a number of steps
 from a running loader. Run on an otherwise idle machine:
 
@@ -45,8 +45,8 @@ class Ours:
     def __init__(self, folder: Path, precision: str) -> None:
         from selfcluster.data.loader import Loader
         from selfcluster.data.sources import open_source
-        from selfcluster.recipes.assemble import NORMALISATION
-        from selfcluster.recipes.named import DataFacts
+        from selfcluster.recipes.assemble import NORMALIZATION
+        from selfcluster.recipes.named import DataSummary
         from selfcluster.recipes.resolve import resolve
         from selfcluster.training.precision import pick_device
 
@@ -63,9 +63,9 @@ class Ours:
             "precision": precision,
             "device": "cpu",
         }
-        self.config = {"method": "swav", **resolve("swav", DataFacts(len(source), 32, 3), given).config}
+        self.config = {"method": "swav", **resolve("swav", DataSummary(len(source), 32, 3), given).config}
         self.count = len(source)
-        mean, std = NORMALISATION[3]
+        mean, std = NORMALIZATION[3]
         self.loader = Loader(
             source,
             batch_size=BATCH,

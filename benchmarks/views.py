@@ -2,8 +2,8 @@
 
     python benchmarks/views.py [--rounds 7] [--sizes 32 96 224]
 
-Both start from decoded uint8 images in memory (side x side up to 64 px, 375 x 500 above) and end with normalised
-float32 tensors. `cut` is the loader's route (a crop an image, colour in the batch), `resident` crops in the batch too
+Both start from decoded uint8 images in memory (side x side up to 64 px, 375 x 500 above) and end with normalized
+float32 tensors. `cut` is the loader's route (a crop an image, color in the batch), `in_memory` crops in the batch too
 (only where the source is small). torchvision's chain runs on uint8 tensors, its fastest form; its blur has 13 taps, the
 reach of our largest sigma. The figure is the median over rounds; the ratio is the median of each round's own.
 """
@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[32, 96, 224])
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    print("size   torchvision        cut           resident      (us per image and view; times torchvision)")
+    print("size   torchvision        cut           in_memory      (us per image and view; times torchvision)")
     for size in arguments.sizes:
         routes = prepare(size)
         seconds = {name: [] for name in routes}
@@ -76,7 +76,7 @@ def prepare(size: int) -> dict[str, tuple[int, Callable[[], object]]]:
     made = count * plan.num_views
 
     def finish(plan: ViewPlan, views: list[torch.Tensor]) -> list[torch.Tensor]:
-        return plan.finish(views, 0, 0, torch.from_numpy(index), MEAN, STD)
+        return plan.apply(views, 0, 0, torch.from_numpy(index), MEAN, STD)
 
     def torchvision_chain() -> None:
         for _ in range(plan.num_views):
@@ -89,13 +89,13 @@ def prepare(size: int) -> dict[str, tuple[int, Callable[[], object]]]:
             views.append(torch.from_numpy(np.stack(made)).permute(0, 3, 1, 2))
         finish(plan, views)
 
-    def resident() -> None:
+    def in_memory() -> None:
         boxes = plan.boxes(0, 0, index, heights, widths)
         finish(plan, [crops.cut_batch(tensors, torch.from_numpy(rows), size) for rows in boxes])
 
     routes: dict[str, tuple[int, Callable[[], object]]] = {"torchvision": (made, torchvision_chain), "cut": (made, cut)}
     if size <= 64:
-        routes["resident"] = (made, resident)
+        routes["in_memory"] = (made, in_memory)
     return routes
 
 

@@ -101,7 +101,7 @@ TINY_SETTINGS = {
     "jigsaw": {"num_permutations": 10, "hidden": 32},
     "deepercluster": {"num_prototypes": 8, "num_super_clusters": 2, "pca_dim": 8, "reassign_epochs": 2},
     "rotnet": {},
-    "sela": {"num_prototypes": 8, "num_heads": 2, "num_optimisations": 5},
+    "sela": {"num_prototypes": 8, "num_heads": 2, "num_optimizations": 5},
     "sela_v2": {"num_prototypes": 8, "dim": 16, "hidden": 32, "num_heads": 3},
     "simclr": {"dim": 16, "hidden": 32, "num_layers": 2},
     "supervised": {},

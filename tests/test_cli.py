@@ -14,7 +14,7 @@ from PIL import Image
 
 from selfcluster.cli import _parse, main
 from selfcluster.methods.schema import read_schema
-from selfcluster.recipes.named import DataFacts
+from selfcluster.recipes.named import DataSummary
 from selfcluster.recipes.options import options_for
 from selfcluster.recipes.resolve import resolve
 
@@ -281,7 +281,7 @@ def test_clusters_of_a_run_are_found_behind_its_projection(run, tmp_path):
 
 
 def test_features_know_what_the_pictures_are(run):
-    """A sanity check of the whole path: the four kinds are told apart by neighbours far above chance."""
+    """A sanity check of the whole path: the four kinds are told apart by neighbors far above chance."""
     from selfcluster import api
 
     assert api.evaluate("knn", run, k=5, max_bad=0.1)["top1"] > 0.6
@@ -414,6 +414,6 @@ def test_the_documented_switches_are_flags(flags):
     method, *words = flags.split()
     said = vars(_parse(["train", method, "photos", *words]))
     given = {name: value for name, value in said.items() if name in options_for(read_schema(method))}
-    config = resolve(method, DataFacts(1_281_167, 375, 3, gpu=True), given, recipe=said["recipe"]).config
+    config = resolve(method, DataSummary(1_281_167, 375, 3, gpu=True), given, recipe=said["recipe"]).config
     assert len(given) == sum(word.startswith("--") for word in words) - 1  # all but the recipe
     assert all(config[name] == value for name, value in given.items())

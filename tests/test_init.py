@@ -90,7 +90,7 @@ def test_the_network_is_that_of_the_run_it_starts_from(tiny, tmp_path, pictures)
     assert not (tmp_path / "other/config.yaml").exists()
 
 
-def test_a_network_of_edges_goes_on_in_colour_from_its_export(tiny, tmp_path, pictures, capsys):
+def test_a_network_of_edges_goes_on_in_color_from_its_export(tiny, tmp_path, pictures, capsys):
     """DeeperCluster's section 5.2: the filters are folded in, so the whole network is taken and trained on images."""
     tiny("swav", tmp_path / "run", backbone="resnet18_small_w25", sobel=True)
     assert api.export(tmp_path / "run", tmp_path / "exported")["network"] == "resnet18_small_w25"

@@ -7,7 +7,7 @@ from selfcluster.randomness import draw, key
 
 
 def reference(seed, purpose, step, index, view, n):
-    """SplitMix64's finaliser in Python's unbounded integers."""
+    """SplitMix64's finalizer in Python's unbounded integers."""
     mask = (1 << 64) - 1
 
     def mix(x):
@@ -28,8 +28,8 @@ def test_numpy_and_torch_give_the_reference_bits():
 
 
 def test_a_row_depends_on_its_sample_only():
-    whole = draw(0, "colour", 1, np.arange(100), 0, 4)
-    assert np.array_equal(draw(0, "colour", 1, np.array([70, 3]), 0, 4), whole[[70, 3]])
+    whole = draw(0, "color", 1, np.arange(100), 0, 4)
+    assert np.array_equal(draw(0, "color", 1, np.array([70, 3]), 0, 4), whole[[70, 3]])
 
 
 def test_every_part_of_the_key_matters():

@@ -62,9 +62,9 @@ def test_searching_leaves_the_run_as_it_was(run):
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
 
 
-def test_grey_and_other_sizes_are_taken(run, tmp_path):
-    Image.fromarray(np.full((90, 40), 130, np.uint8)).save(tmp_path / "grey.jpg")
-    assert len(api.search(run, tmp_path / "grey.jpg", k=48)) == 48
+def test_gray_and_other_sizes_are_taken(run, tmp_path):
+    Image.fromarray(np.full((90, 40), 130, np.uint8)).save(tmp_path / "gray.jpg")
+    assert len(api.search(run, tmp_path / "gray.jpg", k=48)) == 48
 
 
 def test_what_cannot_be_searched_is_refused(run, tmp_path, capsys):
@@ -92,8 +92,8 @@ def test_export_as_onnx(run, tmp_path, capsys):
     images = np.stack(
         [np.asarray(Image.open(run.parent / "photos" / name)) for name in table.ids[:4]]
     )  # (4, 16, 16, 3)
-    normalised = (images / 255 - json.loads(said["mean"])) / json.loads(said["std"])
-    given = normalised.transpose(0, 3, 1, 2).astype(np.float32)
+    normalized = (images / 255 - json.loads(said["mean"])) / json.loads(said["std"])
+    given = normalized.transpose(0, 3, 1, 2).astype(np.float32)
     (features,) = ReferenceEvaluator(said["weights"]).run(None, {"images": given})
     np.testing.assert_allclose(features, table.vectors[:4], atol=1e-4 * np.abs(features).max())
     assert main(["export", str(run), "--format", "onyx"]) == 2

@@ -1,4 +1,4 @@
-"""selfcluster: visual features from unlabelled images by clustering, and the clusters themselves.
+"""selfcluster: visual features from unlabeled images by clustering, and the clusters themselves.
 
 Names are imported when first used, so that `import selfcluster` costs nothing and a help text never waits for torch.
 """
@@ -29,7 +29,7 @@ _HOME = {
     "Whitening": "clustering.whitening",
     "sinkhorn": "clustering.sinkhorn",
     "balanced_assignment": "clustering.balanced",
-    "nearest": "clustering.neighbours",
+    "nearest": "clustering.neighbors",
     "choose_k": "clustering.selection",
     "consensus": "clustering.consensus",
 }

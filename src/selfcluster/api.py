@@ -68,7 +68,7 @@ def train(
 
     from selfcluster import distributed
     from selfcluster.data.loader import Loader
-    from selfcluster.recipes.assemble import NORMALISATION, assemble
+    from selfcluster.recipes.assemble import NORMALIZATION, assemble
     from selfcluster.recipes.opening import open_run
     from selfcluster.recipes.targets import make_targets
     from selfcluster.training.console import Console
@@ -104,7 +104,7 @@ def train(
         parts = assemble(resolved, len(source), path)
         for note in parts.notes:
             console.say(note)
-        mean, std = NORMALISATION[resolved["channels"]]
+        mean, std = NORMALIZATION[resolved["channels"]]
         loader = Loader(
             source,
             mean=mean,
@@ -235,7 +235,7 @@ def cluster(
         out, clusters, largest, smallest, and for k="auto" the recommendation's range.
     """
     from selfcluster.evaluation.clustering import cluster_vectors
-    from selfcluster.recipes.opening import compared, own_clusters
+    from selfcluster.recipes.opening import projected, own_clusters
     from selfcluster.training import tables
     from selfcluster.training.console import Console
 
@@ -255,7 +255,7 @@ def cluster(
             raise RunError(f"{run} is a table of embeddings, no run with clusters of its own: say --k, or --k auto")
         clusters, distances = own_clusters(where, table.vectors)
     else:
-        rows = compared(where, table.vectors) if is_run(where) else table.vectors
+        rows = projected(where, table.vectors) if is_run(where) else table.vectors
         clusters, distances, facts = cluster_vectors(rows, k, algorithm, seed, whiten, console.say)
     tables.write_clusters(path, tables.ClusterTable(table.ids, table.paths, clusters, distances))
     sizes = np.unique(clusters, return_counts=True)[1]
@@ -288,11 +288,11 @@ def evaluate(
         protocol: knn (temperature 0.07), linear (logistic probe on frozen features) or clusters (NMI, ARI, accuracy
             by matching, purity).
         run: a run folder, an exported backbone or a timm name.
-        train, test: labelled images; without `test` a seeded share of `train` is held out; without either the run's
+        train, test: labeled images; without `test` a seeded share of `train` is held out; without either the run's
             own images are used.
         split: share held out for the test.
         labels_from: where the labels are, see `open_source`; default the folders' names (the digits' own for those).
-        k: neighbours (knn; default 20), or how many clusters to make anew (clusters; default those of the run).
+        k: neighbors (knn; default 20), or how many clusters to make anew (clusters; default those of the run).
         seed: of the split and the clustering.
         **settings: of `embed`.
 
@@ -307,20 +307,20 @@ def evaluate(
         raise ValueError(f"--split {split}: must be a share between 0 and 1")
     data = train if train is not None else read_config(Path(run)).get("data")
 
-    def labelled(images: Any, **subset: Any) -> dict[str, Any]:
+    def labeled(images: Any, **subset: Any) -> dict[str, Any]:
         own = "labels" if str(images).startswith("builtin:") else "folders"
         asked: dict[str, Any] = {**subset, "labels_from": labels_from or subset.get("labels_from") or own, **settings}
         return embed(run, images, **asked)
 
     config = {} if train is not None else read_config(Path(run))
-    first = labelled(data, **part_of(config))
+    first = labeled(data, **part_of(config))
     if protocol == "clusters":
-        from selfcluster.recipes.opening import compared
+        from selfcluster.recipes.opening import projected
 
-        rows = compared(Path(run), first["vectors"]) if k is not None and is_run(Path(run)) else first["vectors"]
+        rows = projected(Path(run), first["vectors"]) if k is not None and is_run(Path(run)) else first["vectors"]
         return score_clusters(Path(run), {**first, "vectors": rows}, k, seed)
     if test is not None:
-        second = labelled(test, classes=config.get("classes"))  # all of those images: no part of the run's was drawn
+        second = labeled(test, classes=config.get("classes"))  # all of those images: no part of the run's was drawn
         return score(protocol, first["vectors"], first["labels"], second["vectors"], aligned(first, second), k)
     kept, held = held_out(len(first["labels"]), split, seed)
     vectors, labels = first["vectors"], first["labels"]
@@ -379,7 +379,7 @@ def export(
         run: a run folder.
         out: folder for what is written; default RUN/export.
         format: safetensors for `backbone.safetensors` and `backbone.json`; onnx for `backbone.onnx`, which says in its
-            metadata how its images are normalised (needs the extra `onnx`).
+            metadata how its images are normalized (needs the extra `onnx`).
 
     Returns:
         weights, architecture, a note ("" but for networks of edges: whether the filters could be folded into the first
@@ -442,11 +442,11 @@ def demo(out: str | os.PathLike[str] = "runs", *, seed: int = 0, quiet: bool = F
         quiet: print nothing.
 
     Returns:
-        Rows of features, knn (accuracy by 20 neighbours, leave one out), matching (of k-means with k = 10 by the best
+        Rows of features, knn (accuracy by 20 neighbors, leave one out), matching (of k-means with k = 10 by the best
         matching to the labels), nmi and seconds.
     """
     from selfcluster.evaluation.protocols import score_digits
-    from selfcluster.recipes.opening import compared
+    from selfcluster.recipes.opening import projected
     from selfcluster.training.tables import EMBEDDINGS, read_embeddings
 
     source = open_source("builtin:digits", labels_from="labels")
@@ -463,7 +463,7 @@ def demo(out: str | os.PathLike[str] = "runs", *, seed: int = 0, quiet: bool = F
         train(method, "builtin:digits", out=run, seed=seed, quiet=quiet or title.startswith("untrained"), **settings)
         seconds = round(time.monotonic() - started, 1)
         vectors = read_embeddings(run / EMBEDDINGS).vectors
-        within = vectors if title.startswith("untrained") else compared(run, vectors)
+        within = vectors if title.startswith("untrained") else projected(run, vectors)
         rows.append({"features": title, **score_digits(vectors, labels, seed, within), "seconds": seconds})
     report(Path(out) / "demo-swav")
     return rows

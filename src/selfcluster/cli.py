@@ -96,7 +96,7 @@ def _closed_pipe() -> int:
 def _parse(words: list[str]) -> argparse.Namespace:
     parser = _Parser(
         prog="selfcluster",
-        description="Learn visual features from unlabelled images by clustering; get the features and the clusters.",
+        description="Learn visual features from unlabeled images by clustering; get the features and the clusters.",
         epilog="selfcluster COMMAND --help tells more; selfcluster train METHOD --help lists a method's settings.",
     )
     parser.add_argument("--version", action="version", version=f"selfcluster {__version__}")
@@ -243,11 +243,11 @@ def _cluster(**settings: Any) -> tuple[Any, str]:
 def _build_evaluate(parser: argparse.ArgumentParser, words: list[str]) -> None:
     parser.add_argument("protocol", metavar="PROTOCOL", help="knn, linear or clusters")
     parser.add_argument("run", metavar="RUN", help="run folder, exported backbone, or timm name")
-    parser.add_argument("--train", help="labelled images; default those of the run")
-    parser.add_argument("--test", help="labelled images to score on; default a held-out share of --train")
+    parser.add_argument("--train", help="labeled images; default those of the run")
+    parser.add_argument("--test", help="labeled images to score on; default a held-out share of --train")
     parser.add_argument("--split", type=float, default=0.2, help="share held out where there is no --test")
     parser.add_argument("--labels-from", help="folders, column:NAME or a CSV file; default folders")
-    parser.add_argument("--k", type=int, help="neighbours (knn), or number of clusters to make anew (clusters)")
+    parser.add_argument("--k", type=int, help="neighbors (knn), or number of clusters to make anew (clusters)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the split and the clustering")
     _add_network_flags(parser)
     parser.set_defaults(run_command=_evaluate)

@@ -2,7 +2,7 @@
 
 No generator has state that a worker, a rank or a checkpoint would have to carry: the same key gives the same
 uniforms in NumPy (loader workers) and in torch (the device), in any process and in any order.
-The mixing function is the finaliser of SplitMix64 (Steele, Lea, Flood 2014).
+The mixing function is the finalizer of SplitMix64 (Steele, Lea, Flood 2014).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def draw(seed: int, purpose: str, step: int, index: Any, view: int, n: int) -> A
 
     Args:
         seed: the run's seed.
-        purpose: what the numbers are for ("crops", "colour", ...); different purposes are independent.
+        purpose: what the numbers are for ("crops", "color", ...); different purposes are independent.
         step: the step (or epoch) they are for.
         index: (B,) integers, a NumPy array or a torch tensor; the samples.
         view: which view of the sample.

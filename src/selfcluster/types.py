@@ -17,12 +17,12 @@ class Batch:
     """One rank's share of a global batch.
 
     `views`: list of (B, C, h, w) float tensors, full resolution first. `index`: (B,) int64, the image REALLY shown
-    (the replacement's where a file was bad). `drawn`: what a pretext operation chose for each image, by its name.
+    (the replacement's where a file was bad). `pretext_labels`: what a pretext operation chose for each image, by its name.
     """
 
     views: list[Tensor]
     index: Tensor
-    drawn: dict[str, Tensor] = field(default_factory=dict)
+    pretext_labels: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class Facts:
+class DatasetInfo:
     """What a method may know of the data before it sees any. `targets`: (T, N) int64, -1 = none."""
 
     num_samples: int
@@ -87,7 +87,7 @@ class Output:
 @dataclass(frozen=True)
 class EpochPlan:
     """How the next epoch is sampled. `balance`: labels (N,), each cluster gets N/C draws. `groups` (N,): each batch
-    holds equal shares of every group. `reset`: names of parameters whose optimiser state is forgotten."""
+    holds equal shares of every group. `reset`: names of parameters whose optimizer state is forgotten."""
 
     balance: Tensor | None = None
     replace: bool = False
@@ -105,12 +105,12 @@ class Crops:
     local_size: int = 96
     global_scale: tuple[float, float] = (0.08, 1.0)
     local_scale: tuple[float, float] = (0.05, 0.14)
-    augment: str = "colour"
+    augment: str = "color"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """A paper's network, optimiser, schedule, batch, epochs and crops: data, not behaviour.
+    """A paper's network, optimizer, schedule, batch, epochs and crops: data, not behavior.
 
     `learning_rate` and `final_learning_rate` are for a batch of `per` images and scale linearly with it.
     `milestones` are epochs, `clip` bounds the norm of all gradients, `clip_each` that of each parameter's.
@@ -139,12 +139,12 @@ class Training:
 
 @dataclass(frozen=True)
 class Group:
-    """Parameters that a paper treats apart; None means the run's value. `adapt`: layer-wise rate scaling (LARC)."""
+    """Parameters that a paper treats apart; None means the run's value. `layerwise_adaptation`: layer-wise rate scaling (LARC)."""
 
     params: Iterable[torch.nn.Parameter]
     momentum: float | None = None
     weight_decay: float | None = None
-    adapt: bool = True
+    layerwise_adaptation: bool = True
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ class Embeddings:
 
 @dataclass(frozen=True)
 class Assignment:
-    """`cluster` (N,) int64 and the `distance` (N,) float32 to its centre (0 = at the centre)."""
+    """`cluster` (N,) int64 and the `distance` (N,) float32 to its center (0 = at the center)."""
 
     cluster: Tensor
     distance: Tensor

@@ -183,7 +183,7 @@ class TestNative:
             assert (labels.numpy() == true_labels).all()
             np.testing.assert_allclose(distances.numpy(), true_distances, rtol=1e-5)
             values, indices = torch.full((n, 1), -torch.inf, dtype=torch.float64), torch.full((n, 1), -1)
-            kernel.call("neighbours", x, n, d, c, k, 0, 1, 0, 2, 2, values, indices)
+            kernel.call("neighbors", x, n, d, c, k, 0, 1, 0, 2, 2, values, indices)
             assert (indices[:, 0].numpy() == true_labels).all()
 
     def test_a_compiler_that_fails_means_no_kernel(self, tmp_path, monkeypatch):

@@ -14,9 +14,9 @@ import torch.multiprocessing as mp
 from selfcluster import distributed
 from selfcluster.clustering.balanced import balanced_assignment
 from selfcluster.clustering.memory import CentroidMemory, FeatureQueue, LabelMemory, SampleMemory
-from selfcluster.clustering.neighbours import nearest
+from selfcluster.clustering.neighbors import nearest
 from selfcluster.clustering.pic import PowerIterationClustering
-from selfcluster.clustering.sinkhorn import Centring, sinkhorn
+from selfcluster.clustering.sinkhorn import Centering, sinkhorn
 from selfcluster.clustering.whitening import Whitening
 
 CUT = 17  # rank 0's rows of 50: shares are unequal on purpose
@@ -43,9 +43,9 @@ def everything() -> dict[str, torch.Tensor]:
     }
     if distributed.world_size() > 1 and distributed.rank() == 1:
         out["sinkhorn, an empty rank"] = out["sinkhorn, an empty rank"].new_empty(0, 6)
-    centring = Centring(6)
-    centring.update(mine(scores))
-    out["same: centre"] = centring.centre
+    centering = Centering(6)
+    centering.update(mine(scores))
+    out["same: center"] = centering.center
 
     found = balanced_assignment(mine(scores), sharpness=20.0)
     out |= {"balanced": found.labels, "same: potentials": found.potentials, "same: counts": found.counts}

@@ -55,10 +55,10 @@ def test_too_few_rows_with_weight():
         random_members(Rows(X, weight=weight), 4, seed=0)
 
 
-def test_the_second_centre_is_drawn_by_squared_distance():
+def test_the_second_center_is_drawn_by_squared_distance():
     x = torch.tensor([[0.0], [1.0], [3.0]])
     pairs = {(a, b): 0 for a in range(3) for b in range(3)}
-    odds = {0: [0, 1 / 10, 9 / 10], 1: [1 / 5, 0, 4 / 5], 2: [9 / 13, 4 / 13, 0]}  # squared distances, normalised
+    odds = {0: [0, 1 / 10, 9 / 10], 1: [1 / 5, 0, 4 / 5], 2: [9 / 13, 4 / 13, 0]}  # squared distances, normalized
     names = {0.0: 0, 1.0: 1, 3.0: 2}
     for seed in range(1500):
         a, b = k_means_plus_plus(Rows(x), 2, seed).squeeze(1).tolist()

@@ -63,34 +63,34 @@ def test_a_write_replaces_and_the_last_duplicate_wins() -> None:
 
 def test_a_momentum_write_is_odc_eq_2() -> None:
     old, f = torch.tensor([0.6, 0.8]), torch.tensor([5.0, 0.0])
-    for normalised in (False, True):
-        memory = SampleMemory(2, 2, momentum=0.25, normalise=normalised)
+    for normalized in (False, True):
+        memory = SampleMemory(2, 2, momentum=0.25, normalize=normalized)
         memory.fill(old.expand(2, 2))
         memory.write(torch.tensor([1]), f[None], epoch=1)
         expected = 0.75 * old + 0.25 * torch.tensor([1.0, 0.0])  # the feature enters with length 1
-        expected = normalize(expected, dim=0) if normalised else expected
+        expected = normalize(expected, dim=0) if normalized else expected
         torch.testing.assert_close(memory.rows[1], expected)
         torch.testing.assert_close(memory.rows[0], old)
 
 
 def test_a_first_momentum_write_is_not_mixed_with_nothing() -> None:
-    memory = SampleMemory(1, 2, momentum=0.5, normalise=False)
+    memory = SampleMemory(1, 2, momentum=0.5, normalize=False)
     memory.write(torch.tensor([0]), torch.tensor([[0.0, 4.0]]), epoch=0)
     torch.testing.assert_close(memory.rows[0], torch.tensor([0.0, 1.0]))
 
 
 def test_duplicates_in_a_momentum_write_start_from_the_same_row() -> None:
-    memory = SampleMemory(1, 2, momentum=0.5, normalise=False)
+    memory = SampleMemory(1, 2, momentum=0.5, normalize=False)
     memory.fill(torch.tensor([[1.0, 0.0]]))
     memory.write(torch.tensor([0, 0]), torch.tensor([[1.0, 0.0], [0.0, 1.0]]), epoch=0)
     torch.testing.assert_close(memory.rows[0], torch.tensor([0.5, 0.5]))
 
 
-@pytest.mark.parametrize(("momentum", "normalise"), [(None, False), (0.5, False), (0.5, True)])
+@pytest.mark.parametrize(("momentum", "normalize"), [(None, False), (0.5, False), (0.5, True)])
 @pytest.mark.parametrize("block", [1, 5, 23, 100])
-def test_a_write_in_blocks_is_the_write(momentum: float | None, normalise: bool, block: int) -> None:
+def test_a_write_in_blocks_is_the_write(momentum: float | None, normalize: bool, block: int) -> None:
     g = torch.Generator().manual_seed(0)
-    whole, parts = (SampleMemory(23, 3, momentum, normalise) for _ in range(2))
+    whole, parts = (SampleMemory(23, 3, momentum, normalize) for _ in range(2))
     for epoch, size in ((0, 20), (1, 23)):  # the second meets rows that are written and rows that are not
         index, f = torch.randperm(23, generator=g)[:size], torch.randn(size, 3, generator=g)
         whole.write(index, f, epoch)

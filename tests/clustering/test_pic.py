@@ -13,8 +13,8 @@ from selfcluster.clustering.scores import ari
 def groups(sizes: list[int], seed: int = 0, spread: float = 0.02) -> tuple[np.ndarray, np.ndarray]:
     """Unit vectors around random directions, and which group each is of."""
     rng = np.random.default_rng(seed)
-    centres = np.repeat(rng.normal(size=(len(sizes), 8)), sizes, axis=0)
-    X = centres + spread * rng.normal(size=centres.shape)
+    centers = np.repeat(rng.normal(size=(len(sizes), 8)), sizes, axis=0)
+    X = centers + spread * rng.normal(size=centers.shape)
     X /= np.linalg.norm(X, axis=1, keepdims=True)
     return X.astype(np.float32), np.repeat(np.arange(len(sizes)), sizes)
 

@@ -39,7 +39,7 @@ def test_by_hand() -> None:
         assert rebalance(CLUMPS, labels, centroids, 2, seed=seed) == 1
         first, second = labels[0].item(), labels[3].item()
         assert {first, second} == {0, 2}  # the clumps of the largest cluster have parted
-        assert labels.tolist() == [first] * 3 + [second] * 3 + [1] * 5  # and the single sample went to its neighbour
+        assert labels.tolist() == [first] * 3 + [second] * 3 + [1] * 5  # and the single sample went to its neighbor
         assert centroids.counts.tolist() == [3, 5, 3]
         means = torch.tensor([[0.1], [10.1]]) if first == 0 else torch.tensor([[10.1], [0.1]])
         torch.testing.assert_close(centroids.rows[[0, 2]], means)

@@ -11,8 +11,8 @@ from selfcluster.clustering.selection import _candidates, _within_an_error, choo
 
 def blobs(k: int, seed: int = 0, n: int = 40, d: int = 4) -> np.ndarray:
     rng = np.random.default_rng(seed)
-    centres = 10 * np.concatenate([np.eye(d), -np.eye(d)])[:k]
-    return (centres[:, None] + rng.normal(size=(k, n, d))).reshape(-1, d).astype(np.float32)
+    centers = 10 * np.concatenate([np.eye(d), -np.eye(d)])[:k]
+    return (centers[:, None] + rng.normal(size=(k, n, d))).reshape(-1, d).astype(np.float32)
 
 
 @pytest.mark.parametrize("k", [2, 4, 6])

@@ -1,4 +1,4 @@
-"""Sinkhorn codes against the half-steps of the paper in float64, their invariances, and DINO's centring by hand."""
+"""Sinkhorn codes against the half-steps of the paper in float64, their invariances, and DINO's centering by hand."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from selfcluster.clustering import native
-from selfcluster.clustering.sinkhorn import Centring, batch_softmax, sinkhorn
+from selfcluster.clustering.sinkhorn import Centering, batch_softmax, sinkhorn
 
 
 def reference(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
@@ -208,22 +208,22 @@ def test_batch_softmax_is_a_softmax_over_the_batch_with_rows_scaled() -> None:
     torch.testing.assert_close(batch_softmax(scores).double(), expected, rtol=0, atol=1e-6)
 
 
-def test_centring_by_hand() -> None:
-    centring = Centring(2, momentum=0.9)
+def test_centering_by_hand() -> None:
+    centering = Centering(2, momentum=0.9)
     outputs = torch.tensor([[1.0, 3.0], [3.0, 5.0]])
-    torch.testing.assert_close(centring(outputs, 0.5), torch.softmax(outputs / 0.5, dim=1))
-    centring.update(outputs)  # the mean is (2, 4), a tenth of it counts
-    torch.testing.assert_close(centring.state_dict()["centre"], torch.tensor([0.2, 0.4]))
-    centring.update(outputs)
-    torch.testing.assert_close(centring.centre, torch.tensor([0.38, 0.76]))
-    torch.testing.assert_close(centring(outputs, 0.5), torch.softmax((outputs - centring.centre) / 0.5, dim=1))
+    torch.testing.assert_close(centering(outputs, 0.5), torch.softmax(outputs / 0.5, dim=1))
+    centering.update(outputs)  # the mean is (2, 4), a tenth of it counts
+    torch.testing.assert_close(centering.state_dict()["center"], torch.tensor([0.2, 0.4]))
+    centering.update(outputs)
+    torch.testing.assert_close(centering.center, torch.tensor([0.38, 0.76]))
+    torch.testing.assert_close(centering(outputs, 0.5), torch.softmax((outputs - centering.center) / 0.5, dim=1))
 
 
-def test_centring_removes_a_dominant_cluster() -> None:
-    centring, outputs = Centring(4, momentum=0.0), cosines(100, 4) + torch.tensor([5.0, 0, 0, 0])
-    assert (centring(outputs, 0.04).argmax(dim=1) == 0).all()
-    centring.update(outputs)
-    assert (centring(outputs, 0.04).argmax(dim=1).bincount(minlength=4) > 5).all()
+def test_centering_removes_a_dominant_cluster() -> None:
+    centering, outputs = Centering(4, momentum=0.0), cosines(100, 4) + torch.tensor([5.0, 0, 0, 0])
+    assert (centering(outputs, 0.04).argmax(dim=1) == 0).all()
+    centering.update(outputs)
+    assert (centering(outputs, 0.04).argmax(dim=1).bincount(minlength=4) > 5).all()
 
 
 def test_arrays_come_back_as_arrays() -> None:

@@ -15,7 +15,7 @@ def rows(n: int = 400, d: int = 7, seed: int = 0, offset: float = 3.0) -> np.nda
 
 
 def reference(X: np.ndarray, dim: int) -> np.ndarray:
-    """Centred, projected on the leading axes, each divided by its standard deviation; signs are free."""
+    """Centered, projected on the leading axes, each divided by its standard deviation; signs are free."""
     Z = X.astype(np.float64) - X.mean(axis=0)
     values, vectors = np.linalg.eigh(Z.T @ Z / len(Z))
     return Z @ vectors[:, ::-1][:, :dim] / np.sqrt(values[::-1][:dim])
@@ -24,7 +24,7 @@ def reference(X: np.ndarray, dim: int) -> np.ndarray:
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_equals_the_definition(dtype) -> None:
     X = rows().astype(dtype)
-    Y = Whitening(4, normalise=False).fit_transform(X)
+    Y = Whitening(4, normalize=False).fit_transform(X)
     expected = reference(X, 4)
     expected *= np.sign((expected * Y).sum(axis=0))
     assert Y.dtype == dtype
@@ -38,7 +38,7 @@ def test_rows_have_length_one() -> None:
 
 
 def test_without_whitening_variances_are_the_eigenvalues() -> None:
-    fitted = Whitening(3, whiten=False, normalise=False).fit(rows())
+    fitted = Whitening(3, whiten=False, normalize=False).fit(rows())
     Y = fitted.transform(rows())
     np.testing.assert_allclose(Y.var(axis=0), fitted.eigenvalues_, rtol=1e-6)
     np.testing.assert_allclose(fitted.components_ @ fitted.components_.T, np.eye(3), atol=1e-9)
@@ -49,7 +49,7 @@ def test_without_whitening_variances_are_the_eigenvalues() -> None:
 def test_a_far_origin_costs_no_digits() -> None:
     X = rows(offset=0.0).astype(np.float32)
     far = (X + np.float32(4096.0)).astype(np.float32)
-    one, other = (Whitening(normalise=False).fit(x) for x in (far, far.astype(np.float64)))
+    one, other = (Whitening(normalize=False).fit(x) for x in (far, far.astype(np.float64)))
     # about the origin, float32 products of 4096^2 would be wrong by 1
     np.testing.assert_allclose(one.eigenvalues_, other.eigenvalues_, rtol=0, atol=1e-4)
 
@@ -77,7 +77,7 @@ def test_rows_may_come_in_any_form(kind: str, tmp_path, monkeypatch) -> None:
 def test_directions_without_variance_are_not_blown_up() -> None:
     X = np.zeros((100, 4), dtype=np.float32)
     X[:, :2] = rows(100, 2).astype(np.float32)
-    fitted = Whitening(normalise=False).fit(X)
+    fitted = Whitening(normalize=False).fit(X)
     noisy = X + np.random.default_rng(0).normal(size=X.shape).astype(np.float32) * 1e-4
     bound = 1e-4 * 5 / np.sqrt(1e-5 * fitted.eigenvalues_[0])
     assert np.abs(fitted.transform(noisy)[:, 2:]).max() < bound

@@ -27,7 +27,7 @@ def encode() -> Encode:
 
 @pytest.fixture(scope="session")
 def coded() -> Callable[[int, tuple[int, int]], bytes]:
-    """coded(i, (height, width)) -> a PNG of one colour that spells i: red is i % 16 x 16, green is i // 16 x 16."""
+    """coded(i, (height, width)) -> a PNG of one color that spells i: red is i % 16 x 16, green is i // 16 x 16."""
 
     def make(i: int, size: tuple[int, int] = (16, 16)) -> bytes:
         return _encode(np.full((*size, 3), (i % 16 * 16, i // 16 * 16, 99), np.uint8))

@@ -14,7 +14,7 @@ from PIL import Image, ImageFile
 from selfcluster.data.decode import BadImage, decode, open_image
 
 RAMP = np.arange(12 * 16, dtype=np.uint8).reshape(12, 16)
-COLOURS = np.stack([RAMP, 255 - RAMP, RAMP // 2], axis=2)
+COLORS = np.stack([RAMP, 255 - RAMP, RAMP // 2], axis=2)
 
 
 def reason(data: bytes, **options: int) -> str:
@@ -36,8 +36,8 @@ def claiming(width: int, height: int) -> bytes:
 
 @pytest.mark.parametrize("format", ["PNG", "BMP", "TIFF", "WEBP"])
 def test_lossless_formats_return_the_pixels_they_were_given(encode, format):
-    data = encode(COLOURS, format, **({"lossless": True} if format == "WEBP" else {}))
-    np.testing.assert_array_equal(decode(data), COLOURS)
+    data = encode(COLORS, format, **({"lossless": True} if format == "WEBP" else {}))
+    np.testing.assert_array_equal(decode(data), COLORS)
 
 
 def test_jpeg_is_close_to_the_pixels_it_was_given(encode):
@@ -105,7 +105,7 @@ def test_row_4_a_webp_bomb_is_refused_before_the_decoder_is_made():
 
 def test_row_4_the_budget_is_an_argument_and_pillows_globals_stay_alone(encode):
     before = Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES
-    data = encode(COLOURS)
+    data = encode(COLORS)
     assert decode(data, max_pixels=12 * 16).shape == (12, 16, 3)
     assert reason(data, max_pixels=12 * 16 - 1) == "too_large"
     assert (Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES) == before == (89_478_485, False)
@@ -114,7 +114,7 @@ def test_row_4_the_budget_is_an_argument_and_pillows_globals_stay_alone(encode):
 # row 5: the golden table, values by hand
 
 
-def test_row_5_sixteen_bit_grey_is_divided_by_257_and_rounded(encode):
+def test_row_5_sixteen_bit_gray_is_divided_by_257_and_rounded(encode):
     values = np.array([[0, 128, 129, 257, 32_768, 65_407, 65_406, 65_535]] * 8, dtype=np.uint16)
     for format in ("PNG", "TIFF"):
         row = decode(encode(values, format), channels=None)[0, :, 0]
@@ -149,7 +149,7 @@ def test_row_5_nan_is_refused(encode):
 
 def test_row_5_alpha_is_composited_on_white(encode):
     rgba = np.full((8, 8, 4), (200, 100, 0, 255), np.uint8)
-    rgba[:, 4:, 3] = 0  # the right half is transparent and hides a colour
+    rgba[:, 4:, 3] = 0  # the right half is transparent and hides a color
     pixels = decode(encode(rgba))
     assert pixels[0, 0].tolist() == [200, 100, 0]
     assert pixels[0, 7].tolist() == [255, 255, 255]
@@ -157,14 +157,14 @@ def test_row_5_alpha_is_composited_on_white(encode):
     assert decode(encode(rgba))[0, 0].tolist() == [244, 224, 204]
 
 
-def test_row_5_grey_with_alpha_stays_grey(encode):
+def test_row_5_gray_with_alpha_stays_gray(encode):
     image = Image.merge("LA", [Image.new("L", (8, 8), 100), Image.new("L", (8, 8), 0)])
     pixels = decode(encode(image), channels=None)
     assert pixels.shape == (8, 8, 1)
     assert (pixels == 255).all()
 
 
-def test_row_5_a_transparent_colour_of_a_palette_or_a_grey_value_becomes_white(encode):
+def test_row_5_a_transparent_color_of_a_palette_or_a_gray_value_becomes_white(encode):
     palette = Image.new("P", (8, 8), 0)
     palette.putpalette([10, 20, 30, 200, 100, 50])
     palette.putpixel((0, 0), 1)
@@ -188,12 +188,12 @@ def test_row_5_cmyk_is_converted_by_hand_and_not_inverted(encode):
     assert np.abs(decode(encode(image, "JPEG"))[0, 0].astype(int) - [0, 255, 255]).max() <= 2
 
 
-def test_row_5_grey_and_colour_are_converted_on_request(encode):
-    grey, colour = encode(RAMP), encode(COLOURS)
-    assert decode(grey, channels=None).shape == decode(colour, channels=1).shape == (12, 16, 1)
-    np.testing.assert_array_equal(decode(grey, channels=3), np.repeat(RAMP[:, :, None], 3, axis=2))
-    luma = COLOURS @ np.array([0.299, 0.587, 0.114])
-    assert np.abs(decode(colour, channels=1)[:, :, 0] - luma).max() <= 1
+def test_row_5_gray_and_color_are_converted_on_request(encode):
+    gray, color = encode(RAMP), encode(COLORS)
+    assert decode(gray, channels=None).shape == decode(color, channels=1).shape == (12, 16, 1)
+    np.testing.assert_array_equal(decode(gray, channels=3), np.repeat(RAMP[:, :, None], 3, axis=2))
+    luma = COLORS @ np.array([0.299, 0.587, 0.114])
+    assert np.abs(decode(color, channels=1)[:, :, 0] - luma).max() <= 1
 
 
 def test_row_5_a_kind_without_a_rule_is_refused(encode):
@@ -230,7 +230,7 @@ def test_row_6_exif_orientation_is_undone(encode, format, orientation):
 
 def test_row_6_a_damaged_exif_block_counts_as_upright(encode):
     for exif in (b"Exif\0\0II*\0\xff\xff\xff\x7f", b"Exif\0\0", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff", b"nonsense"):
-        assert decode(encode(COLOURS, "JPEG", exif=exif)).shape == (12, 16, 3)
+        assert decode(encode(COLORS, "JPEG", exif=exif)).shape == (12, 16, 3)
 
 
 # row 7

@@ -29,7 +29,7 @@ def loader(data, batch_size=4, **options) -> Loader:
 
 
 def spelt(views: torch.Tensor) -> list[int]:
-    """The number that each image's colour spells (`coded`); any crop of it says the same."""
+    """The number that each image's color spells (`coded`); any crop of it says the same."""
     level = (views.mean(dim=(2, 3)) * 255).round().long()
     assert (level[:, 2] == 99).all()
     return (level[:, 0] // 16 + level[:, 1]).tolist()
@@ -49,11 +49,11 @@ def equal(a, b) -> bool:
 # every view knows its image
 
 
-@pytest.mark.parametrize("ragged", [False, True], ids=["resident", "threads"])
+@pytest.mark.parametrize("ragged", [False, True], ids=["in_memory", "threads"])
 def test_row_46_index_and_pixels_agree_with_bad_images_in_the_middle(coded_folder, ragged):
     bad = (0, 13, 14, 15, 40)
     images = loader(coded_folder(50, ragged, bad), batch_size=10)
-    assert images.resident is not ragged
+    assert images.in_memory is not ragged
     shown = []
     for batch in images.batches(CROPS, epoch=2, global_step=10):
         assert [tuple(v.shape) for v in batch.views] == [(10, 3, 12, 12)] * 2 + [(10, 3, 6, 6)] * 3
@@ -63,10 +63,10 @@ def test_row_46_index_and_pixels_agree_with_bad_images_in_the_middle(coded_folde
     assert len(shown) == 50
     assert not set(shown) & set(bad)
     assert len(set(shown)) >= 40  # 45 good ones once each, and 5 replacements
-    for view, plan in (("centre", None), ("train", CROPS)):
+    for view, plan in (("center", None), ("train", CROPS)):
         rows = []
-        for batch in images.sweep(view, plan=plan, batch_size=7):
-            assert len(batch.views) == (1 if view == "centre" else 2)
+        for batch in images.iterate_all(view, plan=plan, batch_size=7):
+            assert len(batch.views) == (1 if view == "center" else 2)
             for pixels in batch.views:
                 assert spelt(pixels) == batch.index.tolist()
             rows += batch.index.tolist()
@@ -76,25 +76,25 @@ def test_row_46_index_and_pixels_agree_with_bad_images_in_the_middle(coded_folde
 def test_row_46_ranks_sweeps_are_the_manifest_in_order(coded_folder):
     """Side by side, the ranks' batches are those of one process, in the order of the manifest."""
     folder = coded_folder(23, ragged=True, bad=(11,))
-    whole = [batch.index.tolist() for batch in loader(folder, batch_size=6).sweep()]
+    whole = [batch.index.tolist() for batch in loader(folder, batch_size=6).iterate_all()]
     assert [i for rows in whole for i in rows] == [i for i in range(23) if i != 11]
     for world in (2, 3):
-        parts = [loader(folder, batch_size=6, rank=rank, world=world).sweep() for rank in range(world)]
+        parts = [loader(folder, batch_size=6, rank=rank, world=world).iterate_all() for rank in range(world)]
         together = [[i for batch in batches for i in batch.index.tolist()] for batches in zip(*parts, strict=True)]
         assert together == whole
 
 
 def test_a_mixed_sweep_shows_every_image_once_alike_for_any_number_of_ranks(coded_folder):
-    """Batches of neighbours, one class of a folder of classes, would have their own statistics."""
+    """Batches of neighbors, one class of a folder of classes, would have their own statistics."""
     folder = coded_folder(60, bad=(11,))
-    batches = list(loader(folder, batch_size=12).sweep(step=3, mixed=True))
+    batches = list(loader(folder, batch_size=12).iterate_all(step=3, mixed=True))
     whole = [batch.index.tolist() for batch in batches]
     assert sorted(i for rows in whole for i in rows) == [i for i in range(60) if i != 11]
-    assert all(max(rows) - min(rows) > 24 for rows in whole)  # neighbours would lie within 12
+    assert all(max(rows) - min(rows) > 24 for rows in whole)  # neighbors would lie within 12
     assert all(spelt(batch.views[0]) == rows for batch, rows in zip(batches, whole, strict=True))
-    parts = [loader(folder, batch_size=12, rank=rank, world=2).sweep(step=3, mixed=True) for rank in range(2)]
+    parts = [loader(folder, batch_size=12, rank=rank, world=2).iterate_all(step=3, mixed=True) for rank in range(2)]
     assert [a.index.tolist() + b.index.tolist() for a, b in zip(*parts, strict=True)] == whole
-    assert [b.index.tolist() for b in loader(folder, batch_size=12).sweep(step=4, mixed=True)] != whole
+    assert [b.index.tolist() for b in loader(folder, batch_size=12).iterate_all(step=4, mixed=True)] != whole
 
 
 # bad images
@@ -103,10 +103,10 @@ def test_a_mixed_sweep_shows_every_image_once_alike_for_any_number_of_ranks(code
 def test_row_1_bad_images_are_listed_and_replaced_alike_in_every_layout(coded_folder, tmp_path):
     folder = coded_folder(40, bad=(3, 21))
     layouts = {
-        "resident": {},
-        "one thread": {"resident": False, "workers": 1},
-        "four threads": {"resident": False, "workers": 4},
-        "no thread": {"resident": False, "workers": 0},
+        "in_memory": {},
+        "one thread": {"in_memory": False, "workers": 1},
+        "four threads": {"in_memory": False, "workers": 4},
+        "no thread": {"in_memory": False, "workers": 0},
     }
     seen = {}
     for name, options in layouts.items():
@@ -116,17 +116,17 @@ def test_row_1_bad_images_are_listed_and_replaced_alike_in_every_layout(coded_fo
         assert sorted(line["path"] for line in listed) == ["003.png", "021.png"]
         assert {line["reason"] for line in listed} == {"truncated"}
     assert len({json.dumps(order) for order in seen.values()}) == 1
-    assert 36 <= len({i for batch in seen["resident"] for i in batch}) <= 38
+    assert 36 <= len({i for batch in seen["in_memory"] for i in batch}) <= 38
 
 
 def test_row_1_known_bad_images_are_not_read_again(coded_folder, tmp_path, monkeypatch):
     folder = coded_folder(30, ragged=True, bad=(5,))
     first = loader(folder, quarantine=tmp_path / "q.jsonl")
-    list(first.sweep())
+    list(first.iterate_all())
     again = loader(folder, quarantine=tmp_path / "q.jsonl")
     read, real = [], again.source.read
     monkeypatch.setattr(again.source, "read", lambda i: read.append(i) or real(i))
-    assert [i for batch in again.sweep() for i in batch.index.tolist()] == [i for i in range(30) if i != 5]
+    assert [i for batch in again.iterate_all() for i in batch.index.tolist()] == [i for i in range(30) if i != 5]
     assert 5 not in read
     assert len((tmp_path / "q.jsonl").read_text().splitlines()) == 1
 
@@ -134,12 +134,12 @@ def test_row_1_known_bad_images_are_not_read_again(coded_folder, tmp_path, monke
 def test_row_1_too_many_bad_images_end_the_run_with_their_names(coded_folder):
     folder = coded_folder(40, ragged=True, bad=(3, 4, 5))
     with pytest.raises(TooManyBadImages, match=r"2 of 40 images are bad .*00\d\.png \(truncated\).*--max-bad"):
-        list(loader(folder, max_bad=0.01).sweep())
+        list(loader(folder, max_bad=0.01).iterate_all())
 
 
 def test_row_1_one_bad_image_of_a_tiny_folder_is_allowed(coded_folder, tmp_path):
     images = loader(coded_folder(20, bad=(7,)), max_bad=0.01, quarantine=tmp_path / "q.jsonl")
-    assert sum(len(batch.index) for batch in images.sweep()) == 19
+    assert sum(len(batch.index) for batch in images.iterate_all()) == 19
     assert len((tmp_path / "q.jsonl").read_text().splitlines()) == 1
 
 
@@ -171,7 +171,7 @@ def test_views_are_bit_identical_for_any_number_of_threads(photographs):
     runs = [collect(loader(photographs, 10, workers=w).batches(plan, epoch=1, global_step=3)) for w in (0, 1, 4)]
     assert equal(runs[0], runs[1])
     assert equal(runs[0], runs[2])
-    sweeps = [collect(loader(photographs, 10, workers=w).sweep("train", plan=plan)) for w in (1, 4)]
+    sweeps = [collect(loader(photographs, 10, workers=w).iterate_all("train", plan=plan)) for w in (1, 4)]
     assert equal(*sweeps)
 
 
@@ -205,12 +205,12 @@ def test_resident_and_threaded_views_differ_by_rounding_only(tmp_path, encode):
         (tmp_path / f"{i:02d}.png").write_bytes(encode(image))
     for plan in (CROPS, replace(CROPS, groups=(replace(CROPS.groups[0], interpolation="bicubic"),))):
         a = collect(loader(tmp_path, 8).batches(plan))
-        b = collect(loader(tmp_path, 8, resident=False).batches(plan))
+        b = collect(loader(tmp_path, 8, in_memory=False).batches(plan))
         for (x, i), (y, j) in zip(a, b, strict=True):
             assert i == j
             for v, w in zip(x, y, strict=True):
                 assert (v - w).abs().max() <= 1.5 / 255
-    a, b = collect(loader(tmp_path, 8).sweep()), collect(loader(tmp_path, 8, resident=False).sweep())
+    a, b = collect(loader(tmp_path, 8).iterate_all()), collect(loader(tmp_path, 8, in_memory=False).iterate_all())
     for (x, i), (y, j) in zip(a, b, strict=True):
         assert i == j
         assert (x[0] - y[0]).abs().max() <= 1.5 / 255
@@ -221,11 +221,11 @@ def test_large_resident_images_are_cut_by_threads_on_a_cpu_with_the_same_result(
     for i in range(12):
         image = encode(rng.integers(0, 255, (70, 80, 3), dtype=np.uint8))
         (tmp_path / f"{i:02d}.png").write_bytes(image[:-30] if i == 5 else image)
-    kept, read = loader(tmp_path, 4), loader(tmp_path, 4, resident=False)
-    assert kept.resident
-    assert not read.resident
+    kept, read = loader(tmp_path, 4), loader(tmp_path, 4, in_memory=False)
+    assert kept.in_memory
+    assert not read.in_memory
     assert equal(collect(kept.batches(CROPS)), collect(read.batches(CROPS)))
-    assert equal(collect(kept.sweep()), collect(read.sweep()))
+    assert equal(collect(kept.iterate_all()), collect(read.iterate_all()))
 
 
 def test_scaled_decoding_shows_the_same_part_of_the_image(tmp_path, encode, monkeypatch):
@@ -247,7 +247,7 @@ def test_scaled_decoding_shows_the_same_part_of_the_image(tmp_path, encode, monk
 
 def test_a_sweeps_views_belong_to_sweeps_alone_and_to_their_step(photographs):
     images = loader(photographs, 10)
-    first, again, other = (collect(images.sweep("train", plan=CROPS, step=s)) for s in (4, 4, 5))
+    first, again, other = (collect(images.iterate_all("train", plan=CROPS, step=s)) for s in (4, 4, 5))
     assert equal(first, again)
     assert not equal(first, other)
     epoch = {i: v for views, index in collect(images.batches(CROPS, global_step=4)) for v, i in zip(views[0], index)}
@@ -266,14 +266,14 @@ def test_a_plan_of_the_epoch_is_followed(coded_folder):
     assert torch.bincount(labels[torch.stack(shown)]).tolist() == [20, 20]
 
 
-def test_normalisation_and_channels(coded_folder):
+def test_normalization_and_channels(coded_folder):
     folder = coded_folder(8)
-    plain = next(iter(loader(folder, 8).sweep())).views[0]
-    scaled = next(iter(loader(folder, 8, mean=(0.5,) * 3, std=(0.25,) * 3).sweep())).views[0]
+    plain = next(iter(loader(folder, 8).iterate_all())).views[0]
+    scaled = next(iter(loader(folder, 8, mean=(0.5,) * 3, std=(0.25,) * 3).iterate_all())).views[0]
     torch.testing.assert_close(scaled, (plain - 0.5) / 0.25)
-    grey = next(iter(loader(folder, 8, channels=1, mean=(0.0,), std=(1.0,)).sweep())).views[0]
+    gray = next(iter(loader(folder, 8, channels=1, mean=(0.0,), std=(1.0,)).iterate_all())).views[0]
     luma = (plain * torch.tensor([0.299, 0.587, 0.114])[:, None, None]).sum(dim=1, keepdim=True)
-    assert (grey - luma).abs().max() <= 1 / 255
+    assert (gray - luma).abs().max() <= 1 / 255
 
 
 def test_a_pretext_is_passed_on(coded_folder):
@@ -282,17 +282,17 @@ def test_a_pretext_is_passed_on(coded_folder):
     plan = ViewPlan(groups=(ViewGroup(count=2, size=16),), pretext="rotation")
     batch = next(iter(images.batches(plan)))
     assert batch.views[0].shape == (8, 3, 16, 16)
-    assert torch.equal(batch.drawn["rotation"], plan.drawn(0, 0, batch.index)["rotation"])
-    centre = next(iter(images.sweep("centre", plan=plan)))
-    assert centre.views[0].shape == (8, 3, 16, 16)
-    assert centre.drawn == {}
+    assert torch.equal(batch.pretext_labels["rotation"], plan.pretext_labels(0, 0, batch.index)["rotation"])
+    center = next(iter(images.iterate_all("center", plan=plan)))
+    assert center.views[0].shape == (8, 3, 16, 16)
+    assert center.pretext_labels == {}
 
 
 def test_row_13_fewer_images_than_a_batch_name_both_numbers_but_can_be_embedded(coded_folder):
     images = loader(coded_folder(5), batch_size=256)
     with pytest.raises(DataError, match="5 images are fewer than one batch of 256"):
         list(images.batches(CROPS))
-    assert [i for batch in images.sweep() for i in batch.index.tolist()] == [0, 1, 2, 3, 4]
+    assert [i for batch in images.iterate_all() for i in batch.index.tolist()] == [0, 1, 2, 3, 4]
 
 
 def test_wrong_arguments_are_named(coded_folder):
@@ -301,9 +301,9 @@ def test_wrong_arguments_are_named(coded_folder):
         loader(folder, 5, world=2)
     images = loader(folder)
     with pytest.raises(ValueError, match="view='side'"):
-        list(images.sweep("side"))
+        list(images.iterate_all("side"))
     with pytest.raises(ValueError, match="needs the plan"):
-        list(images.sweep("train"))
+        list(images.iterate_all("train"))
 
 
 def test_abandoning_a_batch_leaves_the_loader_usable(photographs):
@@ -318,7 +318,7 @@ def test_abandoning_a_batch_leaves_the_loader_usable(photographs):
 
 def test_threads_leave_no_open_files(photographs):
     images = loader(photographs, 10)
-    list(images.sweep())
+    list(images.iterate_all())
     before = len(os.listdir("/proc/self/fd"))
     for epoch in range(5):
         list(images.batches(CROPS, epoch=epoch))
@@ -333,8 +333,8 @@ def _one_of_two(rank: int, folder: str, where: str) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{where}/rendezvous", rank=rank, world_size=2)
     images = loader(folder, 6, rank=rank, world=2, quarantine=f"{where}/quarantine.jsonl")
     seen = [batch.index.tolist() for batch in images.batches(CROPS)]
-    swept = [i for batch in images.sweep() for i in batch.index.tolist()]
-    gathered = distributed.gather_objects((images.resident, seen, swept, images.quarantine.bad.nonzero()[0].tolist()))
+    swept = [i for batch in images.iterate_all() for i in batch.index.tolist()]
+    gathered = distributed.gather_objects((images.in_memory, seen, swept, images.quarantine.bad.nonzero()[0].tolist()))
     if rank == 0:
         with open(f"{where}/seen.json", "w") as file:
             json.dump(gathered, file)
@@ -346,9 +346,9 @@ def test_two_processes_share_one_list_of_bad_images_and_see_one_process_batches(
     folder = coded_folder(24, ragged=True, bad=(2, 19, 20))
     ranks = [subprocess.Popen([sys.executable, __file__, str(rank), str(folder), str(tmp_path)]) for rank in (0, 1)]
     assert [rank.wait(timeout=120) for rank in ranks] == [0, 0]
-    (resident, first, early, bad), (_, second, late, bad_too) = json.loads((tmp_path / "seen.json").read_text())
+    (in_memory, first, early, bad), (_, second, late, bad_too) = json.loads((tmp_path / "seen.json").read_text())
     whole = [batch.index.tolist() for batch in loader(folder, 6).batches(CROPS)]
-    assert not resident
+    assert not in_memory
     assert [a + b for a, b in zip(first, second, strict=True)] == whole
     assert sorted(early + late) == [i for i in range(24) if i not in (2, 19, 20)]
     assert bad == bad_too == [2, 19, 20]

@@ -105,9 +105,9 @@ def test_the_digits_use_the_whole_range_and_keep_their_labels_to_themselves():
     pixels = np.stack([source.read(i) for i in range(1797)])
     assert pixels.shape == (1797, 8, 8, 1)
     assert (pixels.min(), pixels.max()) == (0, 255)
-    labelled = open_source("builtin:digits", labels_from="labels")
-    assert labelled.class_names == list("0123456789")
-    assert np.bincount(labelled.labels).tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
+    labeled = open_source("builtin:digits", labels_from="labels")
+    assert labeled.class_names == list("0123456789")
+    assert np.bincount(labeled.labels).tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
 
 
 # labels
@@ -200,13 +200,13 @@ def test_row_17_an_arrays_fingerprint_is_its_pixels():
 # what a sample looks like
 
 
-def test_images_are_described_by_size_colour_and_share_of_bad_ones(tmp_path, encode):
+def test_images_are_described_by_size_color_and_share_of_bad_ones(tmp_path, encode):
     ramp = np.arange(16 * 20, dtype=np.uint8).reshape(16, 20)
     (tmp_path / "a.png").write_bytes(encode(ramp))
     (tmp_path / "b.jpg").write_bytes(encode(np.stack([ramp.T] * 3, axis=2), "JPEG"))
     (tmp_path / "c.jpg").write_bytes(b"<html>")
     found = describe_images(open_source(tmp_path))
-    assert found["channels"] == 1  # grey stored as colour is grey
+    assert found["channels"] == 1  # gray stored as color is gray
     assert found["height"] == [16, 18, 20]
     assert found["side"] == [16, 16, 16]
     assert found["bad"] == pytest.approx(1 / 3)

@@ -82,8 +82,8 @@ def test_what_cannot_be_is_refused(blobs, arguments, words):
 def test_pic_finds_clusters_among_few_images_of_many_features():
     """Whitened along as many axes as there are images, all would be equally far apart and each on its own."""
     rng = np.random.default_rng(0)
-    centres = rng.normal(size=(4, 512)) * 2
-    labels, _, _ = cluster_vectors((centres[np.arange(120) % 4] + rng.normal(size=(120, 512))).astype("f"), None, "pic")
+    centers = rng.normal(size=(4, 512)) * 2
+    labels, _, _ = cluster_vectors((centers[np.arange(120) % 4] + rng.normal(size=(120, 512))).astype("f"), None, "pic")
     assert 2 <= len(np.unique(labels)) <= 30
 
 

@@ -25,7 +25,7 @@ def test_values_by_hand():
     assert (found["clusters"], found["classes"], found["n"]) == (2, 2, 6)
 
 
-def test_perfect_up_to_names_and_without_the_unlabelled():
+def test_perfect_up_to_names_and_without_the_unlabeled():
     labels = np.array([0, 0, 1, 1, 2, 2, -1, 0])
     assigned = torch.tensor([5, 5, 0, 0, 3, 3, 0, -1])
     found = clusters(assigned, labels)

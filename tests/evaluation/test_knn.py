@@ -1,4 +1,4 @@
-"""Weighted nearest neighbours."""
+"""Weighted nearest neighbors."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from selfcluster.evaluation.knn import knn, vote
-from selfcluster.evaluation.labelled import top
+from selfcluster.evaluation.labeled import top
 
 
 def at(*degrees: float) -> np.ndarray:
@@ -24,7 +24,7 @@ def test_votes_by_hand():
     torch.testing.assert_close(found, torch.tensor([[math.exp(-1) + math.exp(-2), 1.0, 0.0]], dtype=torch.float64))
 
 
-def test_one_near_neighbour_outvotes_two_far_ones_only_at_a_low_temperature():
+def test_one_near_neighbor_outvotes_two_far_ones_only_at_a_low_temperature():
     train, labels = at(0, 40, 50), [1, 0, 0]  # the query at 10 degrees: cosines 0.985, 0.866, 0.766
     weights = np.exp((np.cos(np.radians([10, 30, 40])) - 1) / 0.07)
     assert weights[0] > weights[1] + weights[2]
@@ -71,7 +71,7 @@ def test_leave_one_out_is_the_same_as_leaving_one_out():
     assert knn(x, y, k=5)["top1"] == pytest.approx(np.mean(apart))
 
 
-def test_unlabelled_images_take_no_part_and_k_is_cut_to_what_there_is():
+def test_unlabeled_images_take_no_part_and_k_is_cut_to_what_there_is():
     found = knn(at(0, 0, 90), [-1, 1, 0], at(0, 5), [1, -1])
     assert found == {"top1": 1.0, "k": 2, "classes": 2, "n_train": 2, "n_test": 1}
 
@@ -82,7 +82,7 @@ def test_what_cannot_be_judged_is_refused():
         knn(x, [-1, -1])
     with pytest.raises(ValueError, match="one label 4"):
         knn(x, [4, 4])
-    with pytest.raises(ValueError, match="of 1 of 2 labelled images are not finite"):
+    with pytest.raises(ValueError, match="of 1 of 2 labeled images are not finite"):
         knn(x * [[1], [math.nan]], [0, 1])
     with pytest.raises(ValueError, match="2 features an image and test 3"):
         knn(x, [0, 1], np.ones((1, 3)), [0])
@@ -94,7 +94,7 @@ def test_what_cannot_be_judged_is_refused():
         knn(x, [0, 1], k=0)
 
 
-def test_a_low_temperature_is_the_nearest_neighbour_and_equal_votes_go_to_the_lowest_class():
+def test_a_low_temperature_is_the_nearest_neighbor_and_equal_votes_go_to_the_lowest_class():
     far = torch.tensor([[0.3, 0.25, 0.2]])  # exp((0.3 - 1) / 0.001) would be zero in float32
     assert vote(far, torch.tensor([[2, 1, 0]]), 3, 0.001).argmax(dim=1).tolist() == [2]
     assert top(torch.zeros(4, 12), torch.zeros(4, dtype=torch.int64), 1) == 1.0

@@ -11,10 +11,10 @@ from selfcluster.evaluation.linear import PENALTIES, _hold_out, _Probe, linear
 
 
 def blobs(n: int, classes: int, width: int, seed: int, spread: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
-    centres = np.random.default_rng(0).normal(size=(classes, width))
+    centers = np.random.default_rng(0).normal(size=(classes, width))
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, classes, n)
-    return centres[labels] + spread * rng.normal(size=(n, width)), labels
+    return centers[labels] + spread * rng.normal(size=(n, width)), labels
 
 
 def test_agrees_with_scikit_learn():

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from selfcluster.methods.byol import BYOL, BYOLSettings, byol_loss
 from selfcluster.models.backbones import make_backbone
 from selfcluster.training.health import Health
-from selfcluster.types import Batch, Facts, Progress
+from selfcluster.types import Batch, DatasetInfo, Progress
 from tests.methods.test_contract import batch_of, make, progress
 
 
@@ -35,23 +35,23 @@ def test_two_views_are_the_sum_of_both_directions():
     assert loss == pytest.approx(equation_2(p[0], t[1]) + equation_2(p[1], t[0]), abs=1e-5)
 
 
-def test_centring_takes_a_moving_mean_of_the_target_away():
-    """Table 5.11: the loss of what lies around the centre, which then moves to 0.75 of it and 0.25 of the mean."""
-    method = make("byol", centring="centre", centre_momentum=0.75).eval()
+def test_centering_takes_a_moving_mean_of_the_target_away():
+    """Table 5.11: the loss of what lies around the center, which then moves to 0.75 of it and 0.25 of the mean."""
+    method = make("byol", centering="center", center_momentum=0.75).eval()
     batch = batch_of("byol")
     with torch.no_grad():
-        method.centring.centre.copy_(torch.linspace(-1, 1, len(method.centring.centre)))
-        centre = method.centring.centre.double().numpy()
+        method.centering.center.copy_(torch.linspace(-1, 1, len(method.centering.center)))
+        center = method.centering.center.double().numpy()
         p = [method.predictor(method.projector(method.backbone(v))).double().numpy() for v in batch.views]
         t = [method.target(v).double().numpy() for v in batch.views]
         output = method(batch, progress())
-    expected = equation_2(p[0], t[1] - centre) + equation_2(p[1], t[0] - centre)
+    expected = equation_2(p[0], t[1] - center) + equation_2(p[1], t[0] - center)
     assert output.loss.item() == pytest.approx(expected, abs=1e-5)
     method.on_step_end(progress(), [output])
-    moved = 0.75 * centre + 0.25 * np.concatenate(t).mean(axis=0)
-    np.testing.assert_allclose(method.centring.centre.numpy(), moved, atol=1e-5)
-    with pytest.raises(ValueError, match="centring='sinkhorn' is neither centre nor none"):
-        make("byol", centring="sinkhorn")
+    moved = 0.75 * center + 0.25 * np.concatenate(t).mean(axis=0)
+    np.testing.assert_allclose(method.centering.center.numpy(), moved, atol=1e-5)
+    with pytest.raises(ValueError, match="centering='sinkhorn' is neither center nor none"):
+        make("byol", centering="sinkhorn")
 
 
 def test_batch_norm_can_be_left_out_of_the_heads():
@@ -103,7 +103,7 @@ def test_each_view_has_batch_statistics_of_its_own():
     assert not torch.allclose(output.features, torch.nn.functional.normalize(together, dim=1), atol=1e-3)
 
 
-def test_the_target_is_initialised_apart():
+def test_the_target_is_initialized_apart():
     method = make("byol")
     for target, online in ((method.target_backbone, method.backbone), (method.target_projector, method.projector)):
         theirs = dict(online.named_parameters())
@@ -178,7 +178,7 @@ def trained(predictor: bool, steps: int = 200) -> tuple[str | None, float]:
 
     torch.manual_seed(0)
     settings = BYOLSettings(dim=16, hidden=32, predictor=predictor, teacher_momentum=0.9)
-    method = BYOL(layer, settings, Facts(48, 8, 3))
+    method = BYOL(layer, settings, DatasetInfo(48, 8, 3))
     health = Health(None, method.chance_loss(), 0, steps, method.advice)
     optimizer = torch.optim.AdamW([p for p in method.parameters() if p.requires_grad], lr=0.03)
     images, index = torch.randn(48, 3, 8, 8), torch.arange(48)
@@ -199,9 +199,9 @@ def trained(predictor: bool, steps: int = 200) -> tuple[str | None, float]:
 
 def test_batch_norm_and_biases_take_plain_steps():
     weights, flat = make("byol").groups()
-    assert weights.adapt
+    assert weights.layerwise_adaptation
     assert weights.weight_decay is None
-    assert not flat.adapt
+    assert not flat.layerwise_adaptation
     assert flat.weight_decay == 0
     assert {p.ndim for p in flat.params} == {1}
 
@@ -211,7 +211,7 @@ def test_a_transformer_and_small_views():
         form = {"patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 2}
         return make_backbone("vit_tiny_patch16_224", channels=3, image_size=16, **form, **kw)
 
-    method = BYOL(vit, BYOLSettings(hidden=32), Facts(48, 16, 3))
+    method = BYOL(vit, BYOLSettings(hidden=32), DatasetInfo(48, 16, 3))
     output = method(Batch([*batch_of("byol").views, *small_views()], torch.arange(8)), progress())
     output.loss.backward()
     method.on_step_end(progress(), [output])

@@ -18,7 +18,7 @@ from selfcluster.randomness import key
 from selfcluster.recipes import targets as making
 from selfcluster.recipes.targets import TARGETS_FILE
 from selfcluster.training.runs import read_config
-from selfcluster.types import Facts
+from selfcluster.types import DatasetInfo
 from tests.methods.test_contract import batch_of, progress
 
 
@@ -28,8 +28,8 @@ def network():
 
 def build(target: str, teachers: list[Frozen], targets: torch.Tensor, **settings):
     kind = METHODS["clusterfit"]
-    facts = Facts(48, 16, 3, targets=targets, teacher=teachers)
-    return kind(lambda **kw: network(), kind.Settings(target=target, **settings), facts)
+    data = DatasetInfo(48, 16, 3, targets=targets, teacher=teachers)
+    return kind(lambda **kw: network(), kind.Settings(target=target, **settings), data)
 
 
 def softmax(x: np.ndarray) -> np.ndarray:

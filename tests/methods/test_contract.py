@@ -16,7 +16,7 @@ from selfcluster.models.backbones import make_backbone
 from selfcluster.models.norm import convert_sync
 from selfcluster.recipes.options import SHARED, options_for
 from selfcluster.training.checkpoint import load_newest
-from selfcluster.types import Assignment, Batch, Crops, Facts, Progress
+from selfcluster.types import Assignment, Batch, Crops, DatasetInfo, Progress
 from tests.conftest import TINY_SETTINGS
 
 GOLDEN = json.loads(Path(__file__).with_name("golden_losses.json").read_text())  # of each epoch of the tiny runs
@@ -29,7 +29,7 @@ def make(name: str, num_samples: int = 48, **settings) -> Method:
     return kind(
         lambda **kw: make_backbone("tiny_layout", channels=3, image_size=16, **kw),
         kind.Settings(**TINY_SETTINGS[name] | settings),
-        Facts(num_samples, 16, 3, targets=torch.arange(num_samples)[None] % 4),
+        DatasetInfo(num_samples, 16, 3, targets=torch.arange(num_samples)[None] % 4),
     )
 
 
@@ -42,8 +42,8 @@ def batch_of(name: str, size: int = 8, start: int = 0, views: int = 3, small: in
     generator = torch.Generator().manual_seed(7)
     images = [torch.randint(0, 256, (64, 3, s, s), generator=generator).to(torch.uint8) for s in plan.sizes]
     rows = torch.arange(start, start + size)
-    finished = plan.finish([v[rows] for v in images], 0, 6, rows, (0.5,) * 3, (0.25,) * 3)
-    return Batch(finished, rows, plan.drawn(0, 6, rows))
+    finished = plan.apply([v[rows] for v in images], 0, 6, rows, (0.5,) * 3, (0.25,) * 3)
+    return Batch(finished, rows, plan.pretext_labels(0, 6, rows))
 
 
 def progress(step: int = 6) -> Progress:
@@ -114,7 +114,7 @@ class TestEveryMethod:
         kind, schema = METHODS[name], read_schema(name)
         assert {s.name: s.default for s in schema.settings} == {f.name: f.default for f in fields(kind.Settings)}
         assert all(s.help for s in schema.settings), "every setting has a comment behind it"
-        assert schema.accumulates == kind.accumulates
+        assert schema.supports_accumulation == kind.supports_accumulation
         for key, value in schema.paper.items():
             if key != "crops":
                 assert getattr(kind.paper, key) == value
@@ -165,8 +165,8 @@ class TestEveryMethod:
 
 SWITCHES = [  # behind each of which another sum over the ranks lies
     ("dino", {"loss": "infonce"}, 1),
-    ("dino", {"centring": "sinkhorn"}, 1),
-    ("dino", {"centring": "softmax"}, 0),
+    ("dino", {"centering": "sinkhorn"}, 1),
+    ("dino", {"centering": "softmax"}, 0),
     ("byol", {}, 2),
     ("npid", {}, 2),
     ("odc", {"rules": "released"}, 2),
@@ -216,7 +216,7 @@ def rank_loss_and_gradients(name: str, settings: dict | None = None, small: int 
 
 
 def assert_same_run(one, other) -> None:
-    """Two finished runs hold the same bytes: weights, memories, optimiser, embeddings and metrics but the timings."""
+    """Two finished runs hold the same bytes: weights, memories, optimizer, embeddings and metrics but the timings."""
     a, b = (load_newest(run / "checkpoints")[0] for run in (one, other))
     assert a.meta["step"] == b.meta["step"]
     assert a.tensors.keys() == b.tensors.keys()

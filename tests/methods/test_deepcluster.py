@@ -20,30 +20,30 @@ CHI_SQUARE = 44.26  # 99.9 % point of 19 degrees of freedom
 
 
 def embed_of(rows: torch.Tensor, index: torch.Tensor | None = None, num_samples: int | None = None):
-    """An `embed` that answers with the given features, and checks that centre crops are asked for."""
+    """An `embed` that answers with the given features, and checks that center crops are asked for."""
     index = torch.arange(len(rows)) if index is None else index
     seen = torch.zeros(num_samples or len(rows), dtype=torch.bool)
     seen[index] = True
 
     def embed(fn, view, train=False):
-        assert (view, train) == ("centre", False)
+        assert (view, train) == ("center", False)
         return Embeddings(rows, index, seen)
 
     return embed
 
 
 def blobs(n: int, sizes: tuple[int, ...], seed: int = 0) -> tuple[torch.Tensor, np.ndarray]:
-    """Features (n, 512) around as many centres as `sizes` has shares, and where each belongs."""
+    """Features (n, 512) around as many centers as `sizes` has shares, and where each belongs."""
     rng = np.random.default_rng(seed)
     truth = rng.permutation(np.repeat(np.arange(len(sizes)), sizes))
     assert len(truth) == n
-    centres = rng.normal(size=(len(sizes), 512)) * 5
-    return torch.from_numpy(centres[truth] + rng.normal(size=(n, 512))).float(), truth
+    centers = rng.normal(size=(len(sizes), 512)) * 5
+    return torch.from_numpy(centers[truth] + rng.normal(size=(n, 512))).float(), truth
 
 
-def renewed(rows: torch.Tensor, step: int = 6, **settings) -> DeepCluster:
+def reassigned(rows: torch.Tensor, step: int = 6, **settings) -> DeepCluster:
     method = make("deepcluster", num_samples=len(rows), **settings)
-    method.renew(progress(step), embed_of(rows))
+    method.reassign(progress(step), embed_of(rows))
     return method
 
 
@@ -58,7 +58,7 @@ def whitened(x: np.ndarray, d: int) -> np.ndarray:
 def test_labels_are_the_nearest_centroids_of_features_whitened_in_float64():
     scales = np.geomspace(10, 0.01, 512)  # axes that differ in variance are well determined
     rows = torch.from_numpy(np.random.default_rng(0).normal(size=(300, 512)) * scales).float() + 3
-    method = renewed(rows)
+    method = reassigned(rows)
     y = whitened(rows.numpy(), 16)
     centroids = method.centroids.double().numpy()
     # an axis may point either way
@@ -79,11 +79,11 @@ def test_labels_are_the_nearest_centroids_of_features_whitened_in_float64():
 def test_well_separated_groups_are_found_and_stability_is_the_geometric_nmi():
     rows, truth = blobs(320, (120, 80, 80, 40))
     method = make("deepcluster", num_samples=320, num_prototypes=16, pca_dim=3)
-    first = method.renew(progress(0), embed_of(rows))
+    first = method.reassign(progress(0), embed_of(rows))
     assert "nmi_previous" not in first
     assert first["clusters"] == 16
     before = method.labels.clone()
-    second = method.renew(progress(3), embed_of(rows.flip(0)))
+    second = method.reassign(progress(3), embed_of(rows.flip(0)))
     expected = normalized_mutual_info_score(before, method.labels, average_method="geometric")
     assert second["nmi_previous"] == pytest.approx(expected)
     assert purity(truth, before) > 0.99
@@ -118,9 +118,9 @@ class Signed(torch.nn.Module):
 
 @pytest.mark.parametrize("stops", [True, False])
 def test_the_classifier_stands_behind_the_relu_that_features_stop_before_and_clusters_before_it(stops):
-    from selfcluster.types import Batch, Facts
+    from selfcluster.types import Batch, DatasetInfo
 
-    method = DeepCluster(lambda: Signed(stops), DeepCluster.Settings(num_prototypes=4), Facts(8, 4, 3)).eval()
+    method = DeepCluster(lambda: Signed(stops), DeepCluster.Settings(num_prototypes=4), DatasetInfo(8, 4, 3)).eval()
     images = torch.randn(8, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     method.labels.copy_(torch.arange(8) % 4)
     assert (method.encode(images) < 0).any()
@@ -152,7 +152,7 @@ def test_the_uniform_sampler_is_flat_over_clusters_on_the_labels_of_the_images_d
 
 def test_k_means_own_clusters_are_drawn_alike():
     rows, _ = blobs(640, (400, 120, 60, 30, 20, 10))
-    method = renewed(rows)
+    method = reassigned(rows)
     order = epoch_order(640, 64, 10, seed=1, epoch=0, plan=method.plan()).ravel()
     drawn = np.bincount(method.assign(rows[order]).cluster, minlength=8)
     assert drawn.tolist() == [80] * 8
@@ -161,7 +161,7 @@ def test_k_means_own_clusters_are_drawn_alike():
 @pytest.mark.parametrize(("weighting", "power"), [("inverse", -1.0), ("inverse_sqrt", -0.5), ("uniform", 0.0)])
 def test_losses_are_weighted_by_the_size_of_the_cluster(weighting, power):
     rows, _ = blobs(320, (200, 80, 30, 10))
-    method = renewed(rows, num_prototypes=4, pca_dim=3, weighting=weighting)
+    method = reassigned(rows, num_prototypes=4, pca_dim=3, weighting=weighting)
     sizes = np.bincount(method.labels, minlength=4)
     np.testing.assert_allclose(method.weight.numpy(), sizes.astype(float) ** power, rtol=1e-6)
     assert (method.plan().balance is None) == (weighting != "uniform")
@@ -177,9 +177,9 @@ def test_weighting_by_the_inverse_size_is_uniform_sampling():
     torch.nn.init.normal_(method.head.weight, std=0.1)
     with torch.no_grad():
         losses = F.cross_entropy(method.head(rows.relu()), labels, reduction="none").double()
-        from selfcluster.methods.base import labelled_cross_entropy
+        from selfcluster.methods.base import labeled_cross_entropy
 
-        weighted = labelled_cross_entropy(method.logits(rows.relu()), labels, method.weight)
+        weighted = labeled_cross_entropy(method.logits(rows.relu()), labels, method.weight)
     by_cluster = torch.stack([losses[labels == c].mean() for c in labels.unique()]).mean()
     assert weighted.item() == pytest.approx(by_cluster.item(), rel=1e-5)
 
@@ -195,7 +195,7 @@ def test_the_classifier_starts_anew_and_its_momentum_is_forgotten():
     with torch.no_grad():
         method.head.weight.fill_(7), method.head.bias.fill_(7)
     weight = method.head.weight
-    method.renew(progress(3), embed_of(torch.randn(48, 512, generator=torch.Generator().manual_seed(0))))
+    method.reassign(progress(3), embed_of(torch.randn(48, 512, generator=torch.Generator().manual_seed(0))))
     forget(optimizer, method, method.plan().reset)
     left = {id(p) for p in optimizer.state}
     assert id(method.head.weight) not in left
@@ -216,7 +216,7 @@ def test_the_classifier_has_no_momentum():
 
 def test_a_reassignment_depends_on_seed_and_step_alone():
     rows, _ = blobs(96, (48, 48))
-    one, same, later = (renewed(rows, step=step) for step in (6, 6, 9))
+    one, same, later = (reassigned(rows, step=step) for step in (6, 6, 9))
     for (name, a), b in zip(one.state_dict().items(), same.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
     assert not torch.equal(one.head.weight, later.head.weight)
@@ -227,7 +227,7 @@ def test_images_that_were_not_seen_have_no_label_and_are_not_drawn():
     method = make("deepcluster", num_samples=60)
     rows, _ = blobs(48, (24, 24))
     index = torch.arange(60)[torch.arange(60) % 5 != 0]
-    method.renew(progress(), embed_of(rows, index, 60))
+    method.reassign(progress(), embed_of(rows, index, 60))
     assert (method.labels[::5] == -1).all()
     assert (method.labels[index] >= 0).all()
     assert set(epoch_order(60, 15, 4, 0, 0, method.plan()).ravel()) <= set(index.tolist())
@@ -236,13 +236,13 @@ def test_images_that_were_not_seen_have_no_label_and_are_not_drawn():
 @pytest.mark.parametrize("every", [1, 2, 3])
 def test_reassignment_every_n_epochs(every):
     method = make("deepcluster", reassign_epochs=every)
-    due = [step for step in range(18) if method.renew_now(progress(step))]
+    due = [step for step in range(18) if method.should_reassign(progress(step))]
     assert due == list(range(0, 18, 3 * every))  # an epoch is 3 steps
 
 
 def test_unused_logits_of_power_iteration_get_no_gradient_and_no_probability():
     rows, _ = blobs(120, (40, 40, 40))
-    method = renewed(rows, clustering="pic", max_clusters=60, pca_dim=2)
+    method = reassigned(rows, clustering="pic", max_clusters=60, pca_dim=2)
     found = int(method.clusters)
     assert 1 < found < 60
     assert sorted(method.labels.unique().tolist()) == list(range(found))
@@ -260,7 +260,7 @@ def test_unused_logits_of_power_iteration_get_no_gradient_and_no_probability():
 
 def test_power_iteration_keeps_the_largest_clusters_where_it_finds_too_many():
     rows, _ = blobs(200, (80, 60, 40, 20))
-    wide, narrow = (renewed(rows, clustering="pic", max_clusters=k, pca_dim=3) for k in (100, 3))
+    wide, narrow = (reassigned(rows, clustering="pic", max_clusters=k, pca_dim=3) for k in (100, 3))
     sizes = torch.bincount(wide.labels)
     assert (sizes.diff() <= 0).all(), "the largest comes first"
     assert len(sizes) > 3
@@ -295,14 +295,14 @@ def test_settings_that_mean_nothing_are_refused():
 
 
 def shared_renewal(clustering: str) -> dict[str, np.ndarray]:
-    """A rank's part of a renewal of 300 images."""
+    """A rank's part of a reassignment of 300 images."""
     from selfcluster.distributed import share
 
     rows, _ = blobs(300, (120, 80, 60, 40))
     # as a sweep deals images: a part of every batch
     mine = torch.cat([part[share(len(part))] for part in torch.arange(300).chunk(7)])
     method = make("deepcluster", num_samples=300, clustering=clustering, max_clusters=40, pca_dim=3)
-    method.renew(progress(), embed_of(rows[mine], mine, 300))
+    method.reassign(progress(), embed_of(rows[mine], mine, 300))
     return {k: v.numpy() for k, v in method.state_dict().items() if "backbone" not in k}
 
 

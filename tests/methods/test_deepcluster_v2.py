@@ -1,4 +1,4 @@
-"""DeepCluster-v2 against its equations in float64, and what is particular to it: memories, renewal, missing labels."""
+"""DeepCluster-v2 against its equations in float64, and what is particular to it: memories, reassignment, missing labels."""
 
 import math
 
@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from selfcluster.methods.base import labelled_cross_entropy
+from selfcluster.methods.base import labeled_cross_entropy
 from selfcluster.types import Embeddings
 from tests.methods.test_contract import batch_of, make, progress
 
 
-def test_loss_is_the_mean_cross_entropy_over_heads_views_and_labelled_images():
+def test_loss_is_the_mean_cross_entropy_over_heads_views_and_labeled_images():
     method = make("deepcluster_v2").eval()
     method.labels.copy_(torch.arange(48).expand(3, -1) % 9 - 1)  # -1 for every ninth image
     batch = batch_of("deepcluster_v2")
@@ -33,24 +33,24 @@ def test_loss_is_the_mean_cross_entropy_over_heads_views_and_labelled_images():
 
 def test_a_batch_without_labels_gives_zero():
     logits = torch.randn(4, 5, requires_grad=True)
-    loss = labelled_cross_entropy(logits, torch.full((4,), -1))
+    loss = labeled_cross_entropy(logits, torch.full((4,), -1))
     loss.backward()
     assert loss.item() == 0
     assert logits.grad.eq(0).all()
 
 
-def test_labelled_cross_entropy_weighs_clusters():
+def test_labeled_cross_entropy_weighs_clusters():
     logits, target = torch.randn(6, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, -1, 2, 2, 0])
     weight = torch.tensor([0.5, 2.0, 1.0])
     p = torch.log_softmax(logits.double(), dim=1)
     rows = [i for i in range(6) if target[i] >= 0]
     by_hand = -sum(weight[target[i]] * p[i, target[i]] for i in rows) / sum(weight[target[i]] for i in rows)
-    assert labelled_cross_entropy(logits, target, weight).item() == pytest.approx(by_hand.item(), abs=1e-6)
+    assert labeled_cross_entropy(logits, target, weight).item() == pytest.approx(by_hand.item(), abs=1e-6)
 
 
-def test_labelled_cross_entropy_by_hand():
+def test_labeled_cross_entropy_by_hand():
     logits = torch.log(torch.tensor([[0.5, 0.5], [0.25, 0.75], [0.9, 0.1]]))
-    loss = labelled_cross_entropy(logits, torch.tensor([0, 1, -1]))
+    loss = labeled_cross_entropy(logits, torch.tensor([0, 1, -1]))
     assert loss.item() == pytest.approx((math.log(2) + math.log(4 / 3)) / 2, abs=1e-6)
 
 
@@ -75,7 +75,7 @@ def test_renewal_clusters_what_the_last_epoch_wrote():
     method = make("deepcluster_v2")
     written(method, 1)
     written(method, 2, rows=40)  # images 40 to 47 were not shown in the last epoch
-    log = method.renew(progress(6), embed=None)  # epoch 2
+    log = method.reassign(progress(6), embed=None)  # epoch 2
     assert method.labels[:, :40].min() >= 0
     assert method.labels[:, 40:].eq(-1).all()
     assert {"inertia_0", "inertia_1", "inertia_2"} <= log.keys()
@@ -93,7 +93,7 @@ def test_heads_are_independent_and_renewal_is_repeatable():
     one, two = make("deepcluster_v2"), make("deepcluster_v2")
     for method in (one, two):
         written(method, 2)
-        method.renew(progress(6), embed=None)
+        method.reassign(progress(6), embed=None)
     assert torch.equal(one.labels, two.labels)
     assert not torch.equal(one.labels[0], one.labels[2])  # the same memory from another draw
 
@@ -101,9 +101,9 @@ def test_heads_are_independent_and_renewal_is_repeatable():
 def test_stability_is_logged_from_the_second_renewal_on():
     method = make("deepcluster_v2")
     written(method, 2)
-    assert "nmi_previous" not in method.renew(progress(6), embed=None)
+    assert "nmi_previous" not in method.reassign(progress(6), embed=None)
     written(method, 3)
-    assert 0 <= method.renew(progress(9), embed=None)["nmi_previous"] <= 1
+    assert 0 <= method.reassign(progress(9), embed=None)["nmi_previous"] <= 1
 
 
 def test_the_first_renewal_fills_the_memories():
@@ -115,7 +115,7 @@ def test_the_first_renewal_fills_the_memories():
         images = batch_of("deepcluster_v2", 48).views[:2]
         return Embeddings(fn(images).detach(), torch.arange(48), torch.ones(48, dtype=torch.bool))
 
-    method.renew(progress(0), embed)
+    method.reassign(progress(0), embed)
     assert asked == [("train", True)]
     for memory in method.memories:
         assert torch.allclose(memory.rows.norm(dim=1), torch.ones(48), atol=1e-5)
@@ -131,7 +131,7 @@ def test_a_step_writes_both_memories():
     with torch.no_grad():
         for view, memory in zip(batch.views, method.memories, strict=False):
             assert torch.allclose(memory.rows[16:24], method.project(method.encode(view)), atol=1e-5)
-            assert memory.written[16:24].eq(2).all()  # epoch 1 writes for the renewal of epoch 2
+            assert memory.written[16:24].eq(2).all()  # epoch 1 writes for the reassignment of epoch 2
             assert memory.written[:16].eq(-1).all()
 
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from selfcluster.data.order import epoch_order
 from selfcluster.methods.deepercluster import DeeperCluster, DeeperClusterSettings
-from selfcluster.types import Batch, Embeddings, Facts, Progress
+from selfcluster.types import Batch, Embeddings, DatasetInfo, Progress
 from tests.methods.test_contract import progress
 
 N, M, K = 96, 2, 6  # images, super-clusters, clusters in each
@@ -40,7 +40,7 @@ def method_with_clusters(
     """A method whose images have clusters and turns already, the first `unknown` none."""
     torch.manual_seed(0)
     settings = DeeperClusterSettings(num_prototypes=M * K, num_super_clusters=M, pca_dim=4, combination=combination)
-    method = DeeperCluster(lambda: TinyNet(batch_norm), settings, Facts(N, 4, 3, shard=shard))
+    method = DeeperCluster(lambda: TinyNet(batch_norm), settings, DatasetInfo(N, 4, 3, shard=shard))
     generator = torch.Generator().manual_seed(1)
     # the generator serves all classifiers there could be, so that a shard's are those of the whole
     heads = {
@@ -163,10 +163,10 @@ def test_the_network_sees_each_image_turned_as_the_epoch_has_it():
 
 
 def embed_of(method: DeeperCluster, index: torch.Tensor | None = None):
-    """What the loop gives to `renew`: this rank's rows, of the images `index`."""
+    """What the loop gives to `reassign`: this rank's rows, of the images `index`."""
     index = torch.arange(N) if index is None else index
 
-    def embed(fn, view="centre", train=False):
+    def embed(fn, view="center", train=False):
         return Embeddings(fn([images()[index]]).detach(), index, torch.ones(N, dtype=torch.bool))
 
     return embed
@@ -180,8 +180,8 @@ def test_renewal_turns_every_epoch_and_clusters_every_third():
     method = method_with_clusters()
     embed, logs, labels, turns, weights, resets = embed_of(method), [], [], [], [], []
     for epoch in range(5):
-        assert method.renew_now(at_epoch(epoch))
-        logs.append(method.renew(at_epoch(epoch), embed))
+        assert method.should_reassign(at_epoch(epoch))
+        logs.append(method.reassign(at_epoch(epoch), embed))
         labels.append(method.labels.clone())
         turns.append(method.turns.clone())
         weights.append(method.heads.sub["3"].weight.detach().clone())
@@ -205,8 +205,8 @@ def test_clusters_are_two_consecutive_k_means_of_whitened_features():
     """In float64: each image is nearest to its super-cluster's mean, and to its cluster's mean among those in it."""
     torch.manual_seed(0)
     settings = DeeperClusterSettings(num_prototypes=M * K, num_super_clusters=M, kmeans_iterations=100)
-    method = DeeperCluster(TinyNet, settings, Facts(N, 4, 3)).eval()
-    log = method.renew(at_epoch(0), embed_of(method))
+    method = DeeperCluster(TinyNet, settings, DatasetInfo(N, 4, 3)).eval()
+    log = method.reassign(at_epoch(0), embed_of(method))
     with torch.no_grad():
         features = method.backbone(images())
     x = features.double().numpy()
@@ -245,9 +245,9 @@ def test_settings_that_cannot_be_are_refused():
         ({"reassign_epochs": 0, "num_prototypes": 8}, "reassign_epochs=0"),
     ]:
         with pytest.raises(ValueError, match=message):
-            DeeperCluster(TinyNet, DeeperClusterSettings(**wrong), Facts(N, 4, 3))
+            DeeperCluster(TinyNet, DeeperClusterSettings(**wrong), DatasetInfo(N, 4, 3))
     with pytest.raises(ValueError, match="3 shards"):
-        DeeperCluster(TinyNet, DeeperClusterSettings(num_prototypes=8), Facts(N, 4, 3, shard=(0, 3)))
+        DeeperCluster(TinyNet, DeeperClusterSettings(num_prototypes=8), DatasetInfo(N, 4, 3, shard=(0, 3)))
 
 
 def test_a_shard_holds_its_own_classifiers_alone():

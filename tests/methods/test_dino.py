@@ -1,4 +1,4 @@
-"""DINO against its equations in float64, and what is particular to it: teacher, centre, temperature, frozen layer."""
+"""DINO against its equations in float64, and what is particular to it: teacher, center, temperature, frozen layer."""
 
 import math
 
@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from selfcluster.methods.dino import DINO, DINOSettings
 from selfcluster.methods.objectives import Objective
 from selfcluster.models.backbones import make_backbone
-from selfcluster.types import Batch, Crops, Facts, Progress
+from selfcluster.types import Batch, Crops, DatasetInfo, Progress
 from tests.methods.test_contract import batch_of, make, progress
 
 
@@ -19,11 +19,11 @@ def softmax(x: np.ndarray) -> np.ndarray:
     return e / e.sum(axis=1, keepdims=True)
 
 
-def equation_3(teacher: list[np.ndarray], student: list[np.ndarray], centre: np.ndarray, t_t: float, t_s: float):
+def equation_3(teacher: list[np.ndarray], student: list[np.ndarray], center: np.ndarray, t_t: float, t_s: float):
     """Mean over the pairs of another view of H(P_t, P_s), after algorithm 1."""
     terms = []
     for i, t in enumerate(teacher):
-        q = softmax((t - centre) / t_t)
+        q = softmax((t - center) / t_t)
         terms += [-(q * np.log(softmax(s / t_s))).sum(axis=1).mean() for j, s in enumerate(student) if i != j]
     return float(np.mean(terms))
 
@@ -41,12 +41,12 @@ def small_views(batch: Batch) -> Batch:
 
 
 def disturb(method) -> None:
-    """Make the teacher another network than the student, and the centre something."""
+    """Make the teacher another network than the student, and the center something."""
     torch.manual_seed(3)
     with torch.no_grad():
         for p in [*method.teacher.parameters(), *method.teacher_head.parameters()]:
             p.add_(0.1 * torch.randn_like(p))
-        method.objective.centring.centre.normal_(std=0.1)
+        method.objective.centering.center.normal_(std=0.1)
 
 
 def test_loss_is_equation_3_over_all_views():
@@ -54,26 +54,26 @@ def test_loss_is_equation_3_over_all_views():
     disturb(method)
     batch = small_views(batch_of("dino"))
     teacher, student = outputs_of(method, batch)
-    centre = method.objective.centring.centre.double().numpy()
+    center = method.objective.centering.center.double().numpy()
     at = progress()  # epoch 2 of 30: tau_t has risen by 2 / 30 of its way
     t_t = 0.04 + 0.03 * 2 / 30
-    expected = equation_3(teacher, student, centre, t_t, 0.1)
+    expected = equation_3(teacher, student, center, t_t, 0.1)
     with torch.no_grad():
         output = method(batch, at)
     assert output.loss.item() == pytest.approx(expected, abs=1e-5)
-    q = softmax((teacher[0] - centre) / t_t)
+    q = softmax((teacher[0] - center) / t_t)
     assert output.codes.tolist() == q.argmax(axis=1).tolist()
-    both = np.concatenate([q, softmax((teacher[1] - centre) / t_t)])
+    both = np.concatenate([q, softmax((teacher[1] - center) / t_t)])
     entropy = -(both * np.log(both)).sum(axis=1).mean()
     assert output.log["teacher_entropy"].item() == pytest.approx(entropy, abs=1e-5)
     assert output.log["divergence"].item() == pytest.approx(expected - entropy, abs=1e-5)
 
 
 def test_two_samples_by_hand():
-    """Two outputs. Teacher (1, 0) with centre (0.5, 0) and tau_t = 0.5 is softmax(1, 0); the student (0, 0) gives
+    """Two outputs. Teacher (1, 0) with center (0.5, 0) and tau_t = 0.5 is softmax(1, 0); the student (0, 0) gives
     every output one half, so its cross-entropy is ln 2 whatever the target; (0, ln 2 / 10) gives (1, 2) / 3."""
-    objective = Objective(2, "cross_entropy", "centre", 0.1, 0.9)
-    objective.centring.centre.copy_(torch.tensor([0.5, 0.0]))
+    objective = Objective(2, "cross_entropy", "center", 0.1, 0.9)
+    objective.centering.center.copy_(torch.tensor([0.5, 0.0]))
     target = objective.target(torch.tensor([[1.0, 0.0], [0.5, 0.0]]), 0.5)
     sigma = 1 / (1 + math.exp(-1))
     torch.testing.assert_close(target, torch.tensor([[sigma, 1 - sigma], [0.5, 0.5]]))
@@ -82,9 +82,9 @@ def test_two_samples_by_hand():
     student = torch.tensor([[0.0, math.log(2) / 10], [0.0, 0.0]])
     first = sigma * math.log(3) + (1 - sigma) * math.log(1.5)
     assert objective.compare(target, student).item() == pytest.approx((first + math.log(2)) / 2, abs=1e-6)
-    # the centre moves a tenth of the way to the mean (0.75, 0)
+    # the center moves a tenth of the way to the mean (0.75, 0)
     objective.update(torch.tensor([[1.0, 0.0], [0.5, 0.0]]))
-    torch.testing.assert_close(objective.centring.centre, torch.tensor([0.525, 0.0]))
+    torch.testing.assert_close(objective.centering.center, torch.tensor([0.525, 0.0]))
 
 
 def test_squared_error_and_contrast_by_hand():
@@ -97,34 +97,34 @@ def test_squared_error_and_contrast_by_hand():
     nce = Objective(2, "infonce", "none", 1.0, 0.9)
     loss = nce.compare(nce.target(outputs, 0.04), 3 * outputs).item()
     assert loss == pytest.approx(math.log(1 + math.e) - 1, abs=1e-6)
-    centred = Objective(2, "mse", "centre", 0.1, 0.9)
-    centred.centring.centre.copy_(torch.tensor([2.0, -1.0]))
-    torch.testing.assert_close(centred.target(outputs[:1], 0.04), torch.tensor([[0.0, 1.0]]))
+    centered = Objective(2, "mse", "center", 0.1, 0.9)
+    centered.centering.center.copy_(torch.tensor([2.0, -1.0]))
+    torch.testing.assert_close(centered.target(outputs[:1], 0.04), torch.tensor([[0.0, 1.0]]))
 
 
-@pytest.mark.parametrize("centring", ["sinkhorn", "softmax"])
-def test_balanced_targets(centring):
-    objective = Objective(3, "cross_entropy", centring, 0.1, 0.9)
+@pytest.mark.parametrize("centering", ["sinkhorn", "softmax"])
+def test_balanced_targets(centering):
+    objective = Objective(3, "cross_entropy", centering, 0.1, 0.9)
     scores = torch.randn(6, 3) * 0.1
     codes = objective.target(scores, 0.05)
     kernel = np.exp(scores.double().numpy() / 0.05)
-    for _ in range(3 if centring == "sinkhorn" else 1):
+    for _ in range(3 if centering == "sinkhorn" else 1):
         kernel /= kernel.sum(axis=0, keepdims=True)
         kernel /= kernel.sum(axis=1, keepdims=True)
     np.testing.assert_allclose(codes.numpy(), kernel, atol=1e-5)
     objective.update(scores)
-    assert not objective.centring.centre.any(), "no centre there"
+    assert not objective.centering.center.any(), "no center there"
 
 
-def test_the_centre_moves_after_the_loss_and_over_all_micro_batches():
+def test_the_center_moves_after_the_loss_and_over_all_micro_batches():
     method, batch = make("dino"), batch_of("dino")
-    before = method.objective.centring.centre.clone()
+    before = method.objective.centering.center.clone()
     whole = method(batch, progress())
-    assert torch.equal(method.objective.centring.centre, before)
+    assert torch.equal(method.objective.centering.center, before)
     mean = whole.state.mean(dim=0)
     first, second = (type(whole)(whole.loss, state=rows) for rows in (whole.state[:5], whole.state[5:]))
     method.on_step_end(progress(), [first, second])
-    torch.testing.assert_close(method.objective.centring.centre, 0.1 * mean, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(method.objective.centering.center, 0.1 * mean, atol=1e-6, rtol=1e-5)
 
 
 def test_the_teacher_sees_full_views_only_and_takes_no_gradient():
@@ -226,7 +226,7 @@ def test_chance_level():
         method.head.last.direction.copy_(method.head.last.direction[:1].expand(16, -1))
     assert method(batch_of("dino"), progress()).loss.item() == pytest.approx(math.log(16), abs=1e-5)
     assert method.chance_loss() == pytest.approx(math.log(16))
-    assert make("dino", loss="mse", centring="none").chance_loss() is None
+    assert make("dino", loss="mse", centering="none").chance_loss() is None
 
 
 def test_biases_and_norms_do_not_decay():
@@ -243,7 +243,7 @@ def test_stochastic_depth_is_the_transformer_students_alone():
     method = DINO(
         lambda **kw: make_backbone("vit_tiny_patch4_32", channels=3, image_size=32, depth=3, **kw),
         settings,
-        Facts(48, 32, 3),
+        DatasetInfo(48, 32, 3),
     ).train()
     images = torch.rand(8, 3, 32, 32)
     assert not torch.equal(method.backbone(images), method.backbone(images))
@@ -264,13 +264,13 @@ def test_who_is_exported():
         assert torch.equal(method.encode(images), own(images))
 
 
-def test_clusters_are_the_centred_teachers():
+def test_clusters_are_the_centered_teachers():
     method = make("dino").eval()
     disturb(method)
     images = torch.rand(8, 3, 16, 16)
     features = method.encode(images)
     assignment = method.assign(features)
-    outputs = method.teacher_head(features)[1].double().numpy() - method.objective.centring.centre.double().numpy()
+    outputs = method.teacher_head(features)[1].double().numpy() - method.objective.centering.center.double().numpy()
     assert assignment.cluster.tolist() == outputs.argmax(axis=1).tolist()
     np.testing.assert_allclose(assignment.distance, 1 - softmax(outputs / 0.07).max(axis=1), atol=1e-5)
 
@@ -279,9 +279,9 @@ def test_clusters_are_the_centred_teachers():
     "settings",
     [
         {"loss": "mse", "batch_norm": True, "predictor": True},
-        {"loss": "infonce", "centring": "none", "batch_norm": True},
+        {"loss": "infonce", "centering": "none", "batch_norm": True},
         {"bottleneck": False, "head_layers": 1},
-        {"centring": "softmax", "teacher_rule": "copy", "activation": "relu"},
+        {"centering": "softmax", "teacher_rule": "copy", "activation": "relu"},
     ],
 )
 def test_switches_train(settings):
@@ -296,10 +296,10 @@ def test_switches_train(settings):
     ("settings", "message"),
     [
         ({"loss": "ce"}, "loss='ce'"),
-        ({"centring": "center"}, "centring='center'"),
+        ({"centering": "center"}, "centering='center'"),
         ({"teacher_rule": "ema"}, "teacher_rule='ema'"),
         ({"network": "both"}, "network='both'"),
-        ({"loss": "mse", "centring": "sinkhorn"}, "compares outputs"),
+        ({"loss": "mse", "centering": "sinkhorn"}, "compares outputs"),
     ],
 )
 def test_what_it_refuses(settings, message):
@@ -355,5 +355,5 @@ def test_only_a_transformer_has_stochastic_depth(backbone, rate):
         asked.append(create.get("drop_path", 0.0))
         return make_backbone(backbone, channels=3, image_size=32, **create)
 
-    DINO(make, DINOSettings(num_prototypes=4, hidden=8, dim=4, drop_path=0.1), Facts(8, 32, 3))
+    DINO(make, DINOSettings(num_prototypes=4, hidden=8, dim=4, drop_path=0.1), DatasetInfo(8, 32, 3))
     assert (max(asked) > 0) == rate

@@ -10,7 +10,7 @@ from selfcluster import distributed
 from selfcluster.methods.moco_v2 import MoCoV2, MoCoV2Settings, info_nce
 from selfcluster.models.backbones import make_backbone
 from selfcluster.models.norm import convert_sync
-from selfcluster.types import Batch, Facts, Output
+from selfcluster.types import Batch, DatasetInfo, Output
 from tests.methods.test_contract import batch_of, make, progress
 
 
@@ -66,7 +66,7 @@ def test_batch_norm_in_the_heads_is_a_switch_and_is_split_too(batch_norm, count)
         return make_backbone("vit_tiny_patch16_224", channels=3, image_size=16, **form, **kw)
 
     settings = MoCoV2Settings(dim=8, hidden=16, queue_length=32, bn_splits=4, batch_norm=batch_norm, predictor=True)
-    method = MoCoV2(vit, settings, Facts(48, 16, 3))
+    method = MoCoV2(vit, settings, DatasetInfo(48, 16, 3))
     assert sum(isinstance(m, torch.nn.BatchNorm1d) for m in method.modules()) == count
     assert method.splits == (4 if batch_norm else 1)
 
@@ -205,7 +205,7 @@ def test_a_transformer_and_small_views():
         form = {"patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 2}
         return make_backbone("vit_tiny_patch16_224", channels=3, image_size=16, **form, **kw)
 
-    method = MoCoV2(vit, MoCoV2Settings(hidden=32, queue_length=32), Facts(48, 16, 3))
+    method = MoCoV2(vit, MoCoV2Settings(hidden=32, queue_length=32), DatasetInfo(48, 16, 3))
     assert method.splits == 1  # there is no batch norm
     output = method(Batch([*batch_of("moco_v2").views, *small_views()], torch.arange(8)), progress())
     output.loss.backward()

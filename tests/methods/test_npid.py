@@ -8,13 +8,13 @@ import torch
 
 from selfcluster.methods.npid import NPID, NPIDSettings
 from selfcluster.models.backbones import make_backbone
-from selfcluster.types import Batch, Facts
+from selfcluster.types import Batch, DatasetInfo
 from tests.methods.test_contract import batch_of, make, progress
 
 
 def queries(method, batch) -> np.ndarray:
     with torch.no_grad():
-        return method.project(method.encode_views(batch.views)).double().numpy()
+        return method.unit_features(method.encode_views(batch.views)).double().numpy()
 
 
 def drawn(m: int, n: int = 48, step: int = 6) -> np.ndarray:
@@ -117,7 +117,7 @@ def test_every_view_asks_and_full_ones_are_remembered():
     before = method.memory.rows.clone()
     method.on_step_end(progress(), [output])
     with torch.no_grad():
-        first, second = (method.project(method.encode(v)) for v in images[:2])
+        first, second = (method.unit_features(method.encode(v)) for v in images[:2])
     unit = torch.nn.functional.normalize(first + second, dim=1)
     expected = torch.nn.functional.normalize(before[index] + unit, dim=1)
     torch.testing.assert_close(method.memory.rows[index], expected, atol=1e-5, rtol=0)
@@ -132,7 +132,7 @@ def test_a_transformer_and_small_views():
         return make_backbone("vit_tiny_patch16_224", channels=3, image_size=16, **form, **kw)
 
     torch.manual_seed(0)
-    method = NPID(vit, NPIDSettings(dim=16, num_negatives=12), Facts(48, 16, 3))
+    method = NPID(vit, NPIDSettings(dim=16, num_negatives=12), DatasetInfo(48, 16, 3))
     before = method.memory.rows.clone()
     output = method(Batch([*batch_of("npid").views, torch.rand(8, 3, 8, 8)], torch.arange(8)), progress())
     output.loss.backward()

@@ -9,7 +9,7 @@ import torch
 from selfcluster.clustering.memory import CentroidMemory, LabelMemory, SampleMemory
 from selfcluster.methods.odc import ODC, ODCSettings
 from selfcluster.models.backbones import make_backbone
-from selfcluster.types import Batch, Embeddings, Facts
+from selfcluster.types import Batch, Embeddings, DatasetInfo
 from tests.methods.test_contract import batch_of, make, progress
 
 ROWS = torch.tensor([[1.0, 0.0]] * 3 + [[0.0, 1.0]] * 3)
@@ -58,7 +58,7 @@ def test_three_steps_by_hand():
     rows_of(method, [0.8, 0.4], [1, 0], [1, 0], [0, 1], [0, 1], [0, 1])
     assert method.pseudo.labels.tolist() == [0, 0, 0, 1, 1, 1]
 
-    # image 0 crosses over; the centroids are those of before, and are renewed behind this second step
+    # image 0 crosses over; the centroids are those of before, and are reassigned behind this second step
     output = see(method, 1, [0, 4], [[0.0, 5.0], [4.0, 3.0]])
     assert output.loss.item() == pytest.approx(weighted(method, [[0, 5], [4, 3]], [0, 1], [3, 3]), rel=1e-6)
     assert output.log["change_ratio"].item() == 0.5
@@ -142,7 +142,7 @@ def test_an_image_without_a_label_reaches_no_loss_and_gets_one():
 
 
 def test_counts_follow_the_labels_without_counting_all():
-    """Three hundred random moves, with repeats in a batch and no renewal: counts are still those of the labels."""
+    """Three hundred random moves, with repeats in a batch and no reassignment: counts are still those of the labels."""
     method = by_hand(centroids_every=10_000)
     g = torch.Generator().manual_seed(1)
     for step in range(100):
@@ -155,15 +155,15 @@ def test_the_start_is_k_means_of_all_images_once():
     method = make("odc")
     asked = []
 
-    def embed(fn, view="centre", train=False):
+    def embed(fn, view="center", train=False):
         asked.append((view, train))
         rows = fn(batch_of("odc", 48).views).detach()
         seen = torch.ones(48, dtype=torch.bool)
         seen[47] = False  # a file that could not be read
         return Embeddings(rows[:47], torch.arange(47), seen)
 
-    log = method.eval().renew(progress(0), embed)
-    assert asked == [("centre", True)]
+    log = method.eval().reassign(progress(0), embed)
+    assert asked == [("center", True)]
     assert {"inertia", "remade_at_start"} <= log.keys()
     rows, labels = method.samples.rows, method.pseudo.labels
     torch.testing.assert_close(rows[:47].norm(dim=1), torch.ones(47))
@@ -171,9 +171,9 @@ def test_the_start_is_k_means_of_all_images_once():
     assert method.centroids.counts.min() > method.settings.min_cluster
     for c in range(8):
         torch.testing.assert_close(method.centroids.rows[c], rows[labels == c].mean(dim=0), atol=1e-6, rtol=0)
-    assert [method.renew_now(progress(step)) for step in (0, 1, 3, 6)] == [True, False, False, False]
-    make("odc", rules="released").eval().renew(progress(0), embed)
-    assert asked[1:] == [("centre", False)]
+    assert [method.should_reassign(progress(step)) for step in (0, 1, 3, 6)] == [True, False, False, False]
+    make("odc", rules="released").eval().reassign(progress(0), embed)
+    assert asked[1:] == [("center", False)]
 
 
 def test_a_transformer_and_small_views():
@@ -181,13 +181,13 @@ def test_a_transformer_and_small_views():
         form = {"patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 2}
         return make_backbone("vit_tiny_patch16_224", channels=3, image_size=16, **form, **kw)
 
-    def embed(fn, view="centre", train=False):
+    def embed(fn, view="center", train=False):
         rows = fn(batch_of("odc", 48).views).detach()
         return Embeddings(rows, torch.arange(48), torch.ones(48, dtype=torch.bool))
 
     torch.manual_seed(0)
-    method = ODC(vit, ODCSettings(dim=16, hidden=32, num_prototypes=8, min_cluster=1), Facts(48, 16, 3))
-    method.renew(progress(0), embed)
+    method = ODC(vit, ODCSettings(dim=16, hidden=32, num_prototypes=8, min_cluster=1), DatasetInfo(48, 16, 3))
+    method.reassign(progress(0), embed)
     before = method.samples.rows.clone()
     output = method(Batch([*batch_of("odc").views, torch.rand(8, 3, 8, 8)], torch.arange(8)), progress())
     output.loss.backward()

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from selfcluster.methods.rotnet import RotNet, RotNetSettings
-from selfcluster.types import Batch, Crops, Facts
+from selfcluster.types import Batch, Crops, DatasetInfo
 from tests.methods.test_contract import batch_of, make, progress
 
 
@@ -26,10 +26,10 @@ class Keeper(nn.Module):
 def bright_on_top(settings: RotNetSettings, count: int = 400) -> tuple[RotNet, Batch]:
     """Random crops of a picture whose upper rows are brighter: which side is bright tells how it was turned."""
     ramp = torch.linspace(240, 10, 16).view(1, 1, 16, 1).expand(count, 3, 16, 16).to(torch.uint8)
-    method = RotNet(lambda: Keeper(), settings, Facts(count, 16, 3))
+    method = RotNet(lambda: Keeper(), settings, DatasetInfo(count, 16, 3))
     plan = RotNet.views(settings, Crops(global_crops=1, global_size=16, augment="weak"), 3)
     index = torch.arange(count)
-    return method, Batch(plan.finish([ramp], 0, 6, index, (0.5,) * 3, (0.25,) * 3), index, plan.drawn(0, 6, index))
+    return method, Batch(plan.apply([ramp], 0, 6, index, (0.5,) * 3, (0.25,) * 3), index, plan.pretext_labels(0, 6, index))
 
 
 def bright_side(images: torch.Tensor) -> torch.Tensor:
@@ -45,7 +45,7 @@ def test_loss_is_the_mean_cross_entropy_of_the_turns():
         features = method.encode(batch.views[0]).double().numpy()
     weight, bias = (p.detach().double().numpy() for p in (method.classifier.weight, method.classifier.bias))
     logits = np.maximum(features, 0) @ weight.T + bias
-    turns = batch.drawn["rotation"].numpy()
+    turns = batch.pretext_labels["rotation"].numpy()
     by_hand = np.mean([np.log(np.exp(row).sum()) - row[turn] for row, turn in zip(logits, turns, strict=True)])
     assert output.loss.item() == pytest.approx(by_hand, abs=1e-5)
     assert output.log["accuracy"].item() == pytest.approx(np.mean(logits.argmax(axis=1) == turns))
@@ -54,14 +54,14 @@ def test_loss_is_the_mean_cross_entropy_of_the_turns():
 def test_the_turn_can_be_read_off_what_the_network_sees():
     method, batch = bright_on_top(RotNetSettings())
     method(batch, progress())
-    assert torch.equal(bright_side(method.backbone.shown), batch.drawn["rotation"])
-    assert batch.drawn["rotation"].bincount(minlength=4).min() > 60  # 400 draws of four
+    assert torch.equal(bright_side(method.backbone.shown), batch.pretext_labels["rotation"])
+    assert batch.pretext_labels["rotation"].bincount(minlength=4).min() > 60  # 400 draws of four
 
 
 def test_flipping_after_rotating_mixes_up_the_quarter_turns():
     method, batch = bright_on_top(RotNetSettings(rotate_first=True))
     method(batch, progress())
-    seen, turns = bright_side(method.backbone.shown), batch.drawn["rotation"]
+    seen, turns = bright_side(method.backbone.shown), batch.pretext_labels["rotation"]
     for turn in (0, 2):
         assert (seen[turns == turn] == turn).all()
     for turn in (1, 3):
@@ -81,8 +81,8 @@ def test_all_rotations_are_four_batches_of_one_rotation_each():
         apart = []
         for turn in range(4):
             turned = torch.rot90(upright.views[0], turn, (2, 3))
-            drawn = {"rotation": torch.full((8,), turn)}
-            apart.append(single(replace(upright, views=[turned], drawn=drawn), progress()).loss.item())
+            pretext_labels = {"rotation": torch.full((8,), turn)}
+            apart.append(single(replace(upright, views=[turned], pretext_labels=pretext_labels), progress()).loss.item())
     assert together == pytest.approx(np.mean(apart), abs=1e-6)
     assert RotNet.views(RotNetSettings(all_rotations=True), Crops(), 3).pretext is None
 

@@ -32,7 +32,7 @@ def at(step: int, total: int, per_epoch: int) -> Progress:
     return Progress(step, total, step // per_epoch, per_epoch, 0)
 
 
-def test_loss_is_the_mean_cross_entropy_over_heads_views_and_labelled_images():
+def test_loss_is_the_mean_cross_entropy_over_heads_views_and_labeled_images():
     method, batch = make("sela").eval(), batch_of("sela")
     batch.views.append(batch.views[0].flip(3))
     method.labels.copy_(torch.arange(48).expand(2, -1) % 9 - 1)  # -1 for every ninth image
@@ -55,17 +55,17 @@ def test_loss_is_the_mean_cross_entropy_over_heads_views_and_labelled_images():
 
 def test_schedule_by_hand():
     """400 steps to spread over: 299 of the run and 1.01 epochs of 100."""
-    method = make("sela", num_optimisations=5)
+    method = make("sela", num_optimizations=5)
     now = at(0, 299, 100)
     assert method.schedule(now) == [0, 25, 100, 225, 400]  # 400 (i / 4)^2
-    assert [s for s in range(299) if method.renew_now(at(s, 299, 100))] == [0, 25, 100, 225]
-    assert make("sela", num_optimisations=5, quadratic=False).schedule(now) == [0, 100, 200, 300, 400]
-    assert make("sela", num_optimisations=1).schedule(now) == [0]
+    assert [s for s in range(299) if method.should_reassign(at(s, 299, 100))] == [0, 25, 100, 225]
+    assert make("sela", num_optimizations=5, quadratic=False).schedule(now) == [0, 100, 200, 300, 400]
+    assert make("sela", num_optimizations=1).schedule(now) == [0]
 
 
 def test_schedule_of_the_paper_is_dense_at_first():
     """400 epochs of 5,004 steps: 401.01 epochs (i / 99)^2, each time the first step that is not before it."""
-    steps = make("sela", num_optimisations=100).schedule(at(0, 400 * 5004, 5004))
+    steps = make("sela", num_optimizations=100).schedule(at(0, 400 * 5004, 5004))
     assert len(steps) == 100
     assert steps[:3] == [0, math.ceil(401.01 * 5004 / 99**2), math.ceil(401.01 * 5004 * 4 / 99**2)]
     gaps = np.diff(steps)
@@ -77,7 +77,7 @@ def test_schedule_of_the_paper_is_dense_at_first():
 
 
 def test_a_short_run_renews_once_a_step_at_most():
-    method = make("sela", num_optimisations=100)
+    method = make("sela", num_optimizations=100)
     assert method.schedule(at(0, 9, 3)) == [*range(14)]  # 12.03 steps
 
 
@@ -90,14 +90,14 @@ def test_labels_start_exactly_balanced_and_at_random():
 
 def test_renewed_labels_are_the_sharp_balanced_plan():
     method = make("sela", tolerance=1e-5, max_iter=1000, sharpness=5.0)
-    log = method.renew(progress(0), embedding())
+    log = method.reassign(progress(0), embedding())
     for head, labels in zip(method.heads, method.labels, strict=True):
         with torch.no_grad():
             plan = reference(head(rows()), 5.0, torch.full((8,), 1 / 8, dtype=torch.float64))
         assert torch.equal(labels, plan.argmax(dim=1))
     assert log["row_error"] < 1e-5
     assert 0 <= log["nmi_previous"] < 0.7  # of random labels
-    assert method.renew(progress(3), embedding())["nmi_previous"] == pytest.approx(1)  # nothing has moved
+    assert method.reassign(progress(3), embedding())["nmi_previous"] == pytest.approx(1)  # nothing has moved
 
 
 def test_renewed_labels_are_balanced_where_predictions_are_not():
@@ -105,7 +105,7 @@ def test_renewed_labels_are_balanced_where_predictions_are_not():
     with torch.no_grad():
         method.heads[0].bias[0] = 5  # every image's first choice
     assert method.heads[0](rows()).argmax(dim=1).eq(0).all()
-    method.renew(progress(0), embedding())
+    method.reassign(progress(0), embedding())
     for labels in method.labels:
         assert (labels.bincount(minlength=8) - 6).abs().max() <= 1
 
@@ -120,43 +120,43 @@ def test_features_are_of_one_augmented_view_in_training_mode():
             found = fn([batch.views[0], torch.full_like(batch.views[0], torch.nan)])
         return Embeddings(found, torch.arange(48), torch.ones(48, dtype=torch.bool))
 
-    method.renew(progress(0), embed)
+    method.reassign(progress(0), embed)
     assert asked == [("train", True)]
     assert method.labels.min() >= 0
 
 
 def test_images_that_were_not_seen_have_no_label():
     method = make("sela")
-    method.renew(progress(0), embedding(shown=40))
+    method.reassign(progress(0), embedding(shown=40))
     assert method.labels[:, :40].min() >= 0
     assert method.labels[:, 40:].eq(-1).all()
 
 
 def test_one_head_at_a_time_takes_turns():
-    method = make("sela", one_head=True, num_optimisations=5)
+    method = make("sela", one_head=True, num_optimizations=5)
     start = method.labels.clone()
-    method.renew(at(0, 299, 100), embedding())
+    method.reassign(at(0, 299, 100), embedding())
     assert (method.labels != start).any(dim=1).all()  # all of them before the first step
     for step, head in ((25, 1), (100, 0), (225, 1)):
         method.labels.zero_()
-        method.renew(at(step, 299, 100), embedding())
+        method.reassign(at(step, 299, 100), embedding())
         assert [len(labels.unique()) for labels in method.labels] == ([8, 1] if head == 0 else [1, 8])
 
 
 def test_streamed_scores_give_the_labels_of_held_ones(monkeypatch):
     held, streamed = make("sela"), make("sela")
-    held.renew(progress(0), embedding())
+    held.reassign(progress(0), embedding())
     monkeypatch.setattr(sela, "_HELD", 0)
     monkeypatch.setattr(sela, "_BLOCK", 8 * 10)
     assert callable(sela.scores_of(streamed.heads[0], rows()))
-    streamed.renew(progress(0), embedding())
+    streamed.reassign(progress(0), embedding())
     assert torch.equal(held.labels, streamed.labels)
 
 
 @pytest.mark.slow
 def test_two_processes_make_the_labels_of_one(ranks):
     method = make("sela")
-    log = method.renew(progress(0), embedding(shown=43))
+    log = method.reassign(progress(0), embedding(shown=43))
     for labels, row_error in ranks.run(renewed_on_a_rank):
         np.testing.assert_array_equal(labels, method.labels.numpy())
         assert row_error == pytest.approx(log["row_error"], rel=1e-3)
@@ -164,7 +164,7 @@ def test_two_processes_make_the_labels_of_one(ranks):
 
 def renewed_on_a_rank() -> tuple[np.ndarray, float]:
     method = make("sela")
-    log = method.renew(progress(0), embedding(43, distributed.world_size(), distributed.rank()))
+    log = method.reassign(progress(0), embedding(43, distributed.world_size(), distributed.rank()))
     return method.labels.numpy(), log["row_error"]
 
 

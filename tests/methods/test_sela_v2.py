@@ -10,7 +10,7 @@ from tests.methods.test_contract import batch_of, make, progress
 from tests.methods.test_deepcluster_v2 import written
 
 
-def test_loss_is_the_mean_cross_entropy_over_heads_views_and_labelled_images():
+def test_loss_is_the_mean_cross_entropy_over_heads_views_and_labeled_images():
     method, batch = make("sela_v2").eval(), batch_of("sela_v2")
     method.labels.copy_(torch.arange(48).expand(3, -1) % 9 - 1)
     with torch.no_grad():
@@ -32,7 +32,7 @@ def test_labels_are_the_balanced_plan_of_the_memories_and_prototypes_stay():
     written(method, 1)
     written(method, 2, rows=40)  # images 40 to 47 were not shown in the last epoch
     before = [prototypes.weight.detach().clone() for prototypes in method.heads]
-    log = method.renew(progress(6), embed=None)
+    log = method.reassign(progress(6), embed=None)
     for h, prototypes in enumerate(method.heads):
         assert torch.equal(prototypes.weight, before[h])
         with torch.no_grad():
@@ -53,12 +53,12 @@ def test_labels_are_balanced_where_scores_are_not():
         method.memories[0].rows.add_(10 * torch.nn.functional.normalize(mean, dim=0))
         method.memories[0].rows.copy_(torch.nn.functional.normalize(method.memories[0].rows, dim=1))
         assert method.heads[0](method.memories[0].rows).argmax(dim=1).bincount().max() > 24  # all look alike
-    method.renew(progress(6), embed=None)
+    method.reassign(progress(6), embed=None)
     for labels in method.labels:
         assert (labels.bincount(minlength=8) - 6).abs().max() <= 1
 
 
-def test_prototypes_are_learnt_from_the_first_step_and_stay_unit_rows():
+def test_prototypes_are_learned_from_the_first_step_and_stay_unit_rows():
     method = make("sela_v2")
     method.labels.copy_(torch.arange(48).expand(3, -1) % 8)
     output = method(batch_of("sela_v2"), progress(0))
@@ -77,7 +77,7 @@ def test_prototypes_are_learnt_from_the_first_step_and_stay_unit_rows():
 def test_two_processes_make_the_labels_of_one(ranks):
     method = make("sela_v2")
     written(method, 2, rows=43)
-    method.renew(progress(6), embed=None)
+    method.reassign(progress(6), embed=None)
     for labels in ranks.run(renewed_on_a_rank):
         np.testing.assert_array_equal(labels, method.labels.numpy())
 
@@ -85,7 +85,7 @@ def test_two_processes_make_the_labels_of_one(ranks):
 def renewed_on_a_rank() -> np.ndarray:
     method = make("sela_v2")
     written(method, 2, rows=43)
-    method.renew(progress(6), embed=None)
+    method.reassign(progress(6), embed=None)
     return method.labels.numpy()
 
 

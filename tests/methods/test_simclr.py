@@ -9,7 +9,7 @@ import torch
 from selfcluster import distributed
 from selfcluster.methods.simclr import SimCLR, SimCLRSettings, nt_xent
 from selfcluster.models.backbones import make_backbone
-from selfcluster.types import Batch, Facts
+from selfcluster.types import Batch, DatasetInfo
 from tests.methods.test_contract import batch_of, make, progress
 
 
@@ -131,9 +131,9 @@ def test_the_heads_last_batch_norm_has_no_offset(layers):
 
 def test_batch_norm_and_biases_take_plain_steps():
     weights, flat = make("simclr").groups()
-    assert weights.adapt
+    assert weights.layerwise_adaptation
     assert weights.weight_decay is None
-    assert not flat.adapt
+    assert not flat.layerwise_adaptation
     assert flat.weight_decay == 0
     assert {p.ndim for p in flat.params} == {1}
     assert {p.ndim for p in weights.params} == {2, 4}
@@ -144,7 +144,7 @@ def test_a_transformer_and_small_views():
         form = {"patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 2}
         return make_backbone("vit_tiny_patch16_224", channels=3, image_size=16, **form, **kw)
 
-    method = SimCLR(vit, SimCLRSettings(hidden=32), Facts(48, 16, 3))
+    method = SimCLR(vit, SimCLRSettings(hidden=32), DatasetInfo(48, 16, 3))
     views = [*batch_of("simclr").views, torch.rand(8, 3, 8, 8), torch.rand(8, 3, 8, 8)]
     output = method(Batch(views, torch.arange(8)), progress())
     output.loss.backward()

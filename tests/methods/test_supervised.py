@@ -10,18 +10,18 @@ from PIL import Image
 from selfcluster.methods import METHODS
 from selfcluster.models.backbones import make_backbone
 from selfcluster.recipes.targets import TARGETS_FILE
-from selfcluster.types import Facts
+from selfcluster.types import DatasetInfo
 from tests.methods.test_contract import batch_of, progress
 
 
 def build(targets: torch.Tensor):
     torch.manual_seed(0)
     kind = METHODS["supervised"]
-    facts = Facts(targets.shape[1], 16, 3, targets=targets)
-    return kind(lambda **kw: make_backbone("tiny_layout", channels=3, image_size=16, **kw), kind.Settings(), facts)
+    data = DatasetInfo(targets.shape[1], 16, 3, targets=targets)
+    return kind(lambda **kw: make_backbone("tiny_layout", channels=3, image_size=16, **kw), kind.Settings(), data)
 
 
-def test_loss_is_the_sum_over_heads_of_the_mean_over_labelled_images():
+def test_loss_is_the_sum_over_heads_of_the_mean_over_labeled_images():
     targets = torch.stack([torch.arange(48) % 3, torch.arange(48) % 6 - 1])  # the second has none for every sixth
     method, batch = build(targets).eval(), batch_of("supervised", views=1)
     with torch.no_grad():
@@ -55,7 +55,7 @@ def test_the_chance_level_is_the_entropy_of_the_labels():
 def test_without_labels_it_says_where_to_get_them():
     kind = METHODS["supervised"]
     with pytest.raises(ValueError, match="--labels-from"):
-        kind(lambda **kw: None, kind.Settings(), Facts(48, 16, 3))
+        kind(lambda **kw: None, kind.Settings(), DatasetInfo(48, 16, 3))
 
 
 def test_it_learns_the_labels_of_the_file(tiny, tmp_path):
@@ -65,7 +65,7 @@ def test_it_learns_the_labels_of_the_file(tiny, tmp_path):
     assert np.load(tmp_path / "run" / TARGETS_FILE).tolist() == [[i % 4 for i in range(48)]]
 
 
-def test_label_noise_spoils_what_is_learnt_and_never_what_is_scored(tiny, tmp_path, pictures):
+def test_label_noise_spoils_what_is_learned_and_never_what_is_scored(tiny, tmp_path, pictures):
     from selfcluster import api
 
     for i, picture in enumerate(pictures):

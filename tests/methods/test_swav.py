@@ -14,7 +14,7 @@ from tests.methods.test_contract import assert_same_run, batch_of, make, progres
 
 
 def plain_sinkhorn(scores: np.ndarray, epsilon: float, iterations: int) -> np.ndarray:
-    """Algorithm box of the paper: exponentiate, then normalise prototypes and samples in turn. (B, K) to (B, K)."""
+    """Algorithm box of the paper: exponentiate, then normalize prototypes and samples in turn. (B, K) to (B, K)."""
     q = np.exp(scores / epsilon).T
     q /= q.sum()
     k, b = q.shape

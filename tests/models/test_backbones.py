@@ -28,7 +28,7 @@ def images(channels: int, side: int, n: int = 2) -> torch.Tensor:
 def test_the_stem_follows_the_image_size_and_the_spec_says_so(name, size, real):
     module = make_backbone(name, channels=3, image_size=size)
     assert module.spec["model_name"] == real
-    assert module.account == ""
+    assert module.load_report == ""
 
 
 @pytest.mark.parametrize(

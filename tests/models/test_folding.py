@@ -52,7 +52,7 @@ def test_exact_where_the_image_is_padded_before_the_filters(name, arguments, sid
     module, x = network(name, **arguments), images(side)
     expected = module(Sobel(padding=0)(F.pad(x, [2] * 4)))  # DeeperCluster's form
     folded = fold_sobel(module, padding=2)
-    assert folded.account.endswith(": exact")
+    assert folded.load_report.endswith(": exact")
     torch.testing.assert_close(folded(x), expected, atol=1e-5, rtol=1e-5)
     assert first(folded).in_channels == 3
     assert first(folded).kernel_size[0] == first(module).kernel_size[0] + 2
@@ -68,7 +68,7 @@ def test_padding_inside_the_filters_is_exact_but_for_the_border(name, border):
     inside = (..., slice(border, -border), slice(border, -border))
     torch.testing.assert_close(got[inside], expected[inside], atol=1e-5, rtol=1e-5)
     assert not torch.allclose(got, expected, atol=1e-2), "at the border it differs"
-    assert "border" in folded.account
+    assert "border" in folded.load_report
 
 
 @torch.no_grad()
@@ -77,7 +77,7 @@ def test_patches_without_padding_are_exact_whatever_the_filters():
     folded = fold_sobel(module)
     # the patch grid of the folded one is that of the image: kernel 18, stride 16, padding 1
     torch.testing.assert_close(folded.patch_embed.proj(x), module.patch_embed.proj(Sobel()(x)), atol=1e-5, rtol=1e-5)
-    assert folded.account.endswith(": exact")
+    assert folded.load_report.endswith(": exact")
 
 
 @pytest.mark.parametrize("name", ["deepcluster_vgg16", "resnet18_small_w25", "vit_tiny_patch16_224"])
@@ -106,8 +106,8 @@ def test_the_kernel_is_the_full_convolution_in_float64():
                 for j in range(3):
                     by_hand[o, i : i + 3, j : j + 3] += weight[o, c, i, j].double() * filters[c, 0].double()
     found = fold_kernel(weight, filters, 3)
-    for colour in range(3):
-        torch.testing.assert_close(found[:, colour].double(), by_hand / 3, atol=1e-6, rtol=1e-6)
+    for color in range(3):
+        torch.testing.assert_close(found[:, color].double(), by_hand / 3, atol=1e-6, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def test_a_folded_export_is_rebuilt_by_timm_strictly(name, side, channels, tmp_p
     with torch.no_grad():
         assert torch.equal(rebuilt(x), folded(x))
         assert torch.equal(load_backbone(tmp_path)[0](x), folded(x))
-        if ": exact but" not in folded.account:
+        if ": exact but" not in folded.load_report:
             torch.testing.assert_close(folded(x), module(x), atol=1e-4, rtol=1e-4)
         inside, whole = first(folded)(x)[..., 2:-2, 2:-2], first(module)(module.sobel(x))[..., 2:-2, 2:-2]
     torch.testing.assert_close(inside, whole, atol=1e-5, rtol=1e-5)

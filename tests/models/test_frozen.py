@@ -1,4 +1,4 @@
-"""A frozen teacher: its own size, channels and normalisation, a layer inside it, and nothing that moves."""
+"""A frozen teacher: its own size, channels and normalization, a layer inside it, and nothing that moves."""
 
 import pytest
 import torch
@@ -16,16 +16,16 @@ def network(channels: int = 3, size: int = 16, **kwargs):
     return make_backbone("tiny_layout", channels=channels, image_size=size, **kwargs)
 
 
-def normalised(pixels, mean, std):
+def normalized(pixels, mean, std):
     return (pixels - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
 
 
-def test_it_is_asked_about_views_of_another_normalisation():
+def test_it_is_asked_about_views_of_another_normalization():
     teacher = Frozen(network(mean=MEAN, std=STD), mean=(0.1,) * 3, std=(0.7,) * 3)
     pixels = torch.rand(4, 3, 16, 16)
-    asked = teacher(normalised(pixels, (0.1,) * 3, (0.7,) * 3))
-    torch.testing.assert_close(asked, teacher.features(normalised(pixels, MEAN, STD)), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(asked, teacher.network(normalised(pixels, MEAN, STD)), rtol=1e-4, atol=1e-5)
+    asked = teacher(normalized(pixels, (0.1,) * 3, (0.7,) * 3))
+    torch.testing.assert_close(asked, teacher.features(normalized(pixels, MEAN, STD)), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(asked, teacher.network(normalized(pixels, MEAN, STD)), rtol=1e-4, atol=1e-5)
 
 
 def test_it_resizes_to_its_own_size():
@@ -35,14 +35,14 @@ def test_it_resizes_to_its_own_size():
     torch.testing.assert_close(teacher(views), teacher.features(large), rtol=1e-4, atol=1e-5)
 
 
-def test_a_grey_teacher_sees_colours_in_grey_and_a_colour_teacher_grey_three_times():
-    grey = Frozen(network(channels=1, mean=(0.0,), std=(1.0,)), mean=(0.0,) * 3, std=(1.0,) * 3)
+def test_a_gray_teacher_sees_colors_in_gray_and_a_color_teacher_gray_three_times():
+    gray = Frozen(network(channels=1, mean=(0.0,), std=(1.0,)), mean=(0.0,) * 3, std=(1.0,) * 3)
     pixels = torch.rand(2, 3, 16, 16)
     luma = 0.299 * pixels[:, :1] + 0.587 * pixels[:, 1:2] + 0.114 * pixels[:, 2:]
-    torch.testing.assert_close(grey(pixels), grey.features(luma), rtol=1e-4, atol=1e-5)
-    colour = Frozen(network(mean=(0.0,) * 3, std=(1.0,) * 3), mean=(0.0,), std=(1.0,))
+    torch.testing.assert_close(gray(pixels), gray.features(luma), rtol=1e-4, atol=1e-5)
+    color = Frozen(network(mean=(0.0,) * 3, std=(1.0,) * 3), mean=(0.0,), std=(1.0,))
     torch.testing.assert_close(
-        colour(pixels[:, :1]), colour.features(pixels[:, :1].repeat(1, 3, 1, 1)), rtol=1e-4, atol=1e-5
+        color(pixels[:, :1]), color.features(pixels[:, :1].repeat(1, 3, 1, 1)), rtol=1e-4, atol=1e-5
     )
 
 

@@ -38,21 +38,21 @@ def test_prototypes_give_cosines():
     prototypes = Prototypes(2, 2)
     with torch.no_grad():
         prototypes.weight.copy_(torch.tensor([[3.0, 4.0], [0.0, -2.0]]))
-    prototypes.normalise_()
+    prototypes.normalize_()
     torch.testing.assert_close(prototypes.weight.detach(), torch.tensor([[0.6, 0.8], [0.0, -1.0]]))
     torch.testing.assert_close(
         prototypes(torch.tensor([[1.0, 0.0], [0.6, 0.8]])), torch.tensor([[0.6, 0.0], [1.0, -0.8]])
     )
 
 
-def test_prototypes_start_unit_and_are_normalised_in_place():
+def test_prototypes_start_unit_and_are_normalized_in_place():
     prototypes = Prototypes(7, 11)
     weight = prototypes.weight
     torch.testing.assert_close(weight.detach().norm(dim=1), torch.ones(11))
     with torch.no_grad():
         weight.mul_(3)
-    prototypes.normalise_()
-    assert prototypes.weight is weight  # the optimiser keeps hold of it
+    prototypes.normalize_()
+    assert prototypes.weight is weight  # the optimizer keeps hold of it
     torch.testing.assert_close(weight.detach().norm(dim=1), torch.ones(11))
 
 

@@ -134,8 +134,8 @@ def test_backward_agrees_with_finite_differences():
     x = torch.randn(4, 3, 2, generator=g, dtype=torch.float64, requires_grad=True)
     weight = torch.rand(3, generator=g, dtype=torch.float64, requires_grad=True)
     bias = torch.randn(3, generator=g, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda *a: norm._Normalise.apply(*a, 1e-5, None)[0], (x, weight, bias))
-    assert torch.autograd.gradcheck(lambda a: norm._Normalise.apply(a, None, None, 1e-5, None)[0], (x,))
+    assert torch.autograd.gradcheck(lambda *a: norm._Normalize.apply(*a, 1e-5, None)[0], (x, weight, bias))
+    assert torch.autograd.gradcheck(lambda a: norm._Normalize.apply(a, None, None, 1e-5, None)[0], (x,))
 
 
 def test_alone_the_native_layers_stay():

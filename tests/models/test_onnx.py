@@ -45,7 +45,7 @@ def test_the_file_computes_the_networks_features(tmp_path, name, size, create):
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["backbone.onnx"]
 
 
-def test_the_normalisation_is_in_the_file(tmp_path):
+def test_the_normalization_is_in_the_file(tmp_path):
     said = export_onnx(tmp_path, make_backbone("tiny_layout", channels=3, image_size=16), MEAN, STD, 16)
     model = onnx.load(tmp_path / "backbone.onnx")
     metadata = {entry.key: entry.value for entry in model.metadata_props}

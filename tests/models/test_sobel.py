@@ -15,9 +15,9 @@ from selfcluster.models.sobel import Sobel
 @pytest.mark.parametrize("padding", [0, 1])
 def test_sobel_is_the_mean_and_two_edge_filters(padding):
     x = torch.randn(2, 3, 7, 9)
-    grey = F.conv2d(x, torch.full((1, 3, 1, 1), 1 / 3))
+    gray = F.conv2d(x, torch.full((1, 3, 1, 1), 1 / 3))
     kernels = torch.tensor([[[1, 0, -1], [2, 0, -2], [1, 0, -1]], [[1, 2, 1], [0, 0, 0], [-1, -2, -1]]])
-    expected = F.conv2d(grey, kernels.float()[:, None], padding=padding)
+    expected = F.conv2d(gray, kernels.float()[:, None], padding=padding)
     sobel = Sobel(padding)
     torch.testing.assert_close(sobel(x), expected)
     assert not list(sobel.parameters())

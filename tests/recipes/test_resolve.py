@@ -5,12 +5,12 @@ import re
 import pytest
 
 from selfcluster.methods import NAMES
-from selfcluster.recipes.named import RECIPES, DataFacts
+from selfcluster.recipes.named import RECIPES, DataSummary
 from selfcluster.recipes.resolve import resolve
 from selfcluster.recipes.settings import read_settings
 
-PHOTOS = DataFacts(50_000, 300, 3, gpu=True)
-DIGITS = DataFacts(1797, 8, 1)
+PHOTOS = DataSummary(50_000, 300, 3, gpu=True)
+DIGITS = DataSummary(1797, 8, 1)
 
 
 def test_order_of_authority():
@@ -23,19 +23,19 @@ def test_order_of_authority():
     assert (both["num_prototypes"], both["epsilon"]) == (60, 0.03)
 
 
-def test_autos_rate_and_decay_are_for_the_optimiser_that_the_user_names():
+def test_autos_rate_and_decay_are_for_the_optimizer_that_the_user_names():
     expected = (("adamw", 1e-3, 1e-4), ("sgd", 0.06, 5e-4), ("larc", 0.3, 1e-6), ("lars", 0.3, 1e-6))
     for optimizer, rate, decay in expected:
-        config = resolve("byol", DataFacts(10_000, 32, 3), {"optimizer": optimizer}).config
+        config = resolve("byol", DataSummary(10_000, 32, 3), {"optimizer": optimizer}).config
         assert (config["learning_rate"], config["weight_decay"]) == (rate, decay)
         assert config["final_learning_rate"] == rate / 1000
     said = {"optimizer": "larc", "learning_rate": 0.1}
-    assert resolve("byol", DataFacts(10_000, 32, 3), said).config["learning_rate"] == 0.1
+    assert resolve("byol", DataSummary(10_000, 32, 3), said).config["learning_rate"] == 0.1
 
 
 @pytest.mark.parametrize("method", NAMES)
-def test_long_runs_on_photographs_are_optimised_as_in_the_paper(method):
-    photos = DataFacts(1_281_167, 375, 3, gpu=True)
+def test_long_runs_on_photographs_are_optimized_as_in_the_paper(method):
+    photos = DataSummary(1_281_167, 375, 3, gpu=True)
     paper, auto = (
         resolve(method, photos, {"batch_size": 256, "sobel": False}, recipe=r).config for r in ("paper", "auto")
     )
@@ -44,7 +44,7 @@ def test_long_runs_on_photographs_are_optimised_as_in_the_paper(method):
 
 
 def test_the_small_recipe_is_the_budget_of_the_table_of_all_methods():
-    cifar = DataFacts(10_000, 32, 3)
+    cifar = DataSummary(10_000, 32, 3)
     small = resolve("simclr", cifar, recipe="small").config
     said = {"backbone": "resnet18_small_w25", "image_size": 24, "epochs": 7.0}  # benchmarks/reproduce.py
     assert small == resolve("simclr", cifar, said).config
@@ -52,18 +52,18 @@ def test_the_small_recipe_is_the_budget_of_the_table_of_all_methods():
 
 @pytest.mark.parametrize("side", [16, 32, 64, 300])
 def test_small_views_are_small(side):
-    config = resolve("dino", DataFacts(10_000, side, 3), {"local_crops": 4}).config
+    config = resolve("dino", DataSummary(10_000, side, 3), {"local_crops": 4}).config
     assert 0.3 < config["local_size"] / config["image_size"] <= 0.5
     given = {"local_crops": 4, "image_size": 32, "local_size": 32}
     with pytest.raises(ValueError, match="--local-size 32: small views must be smaller"):
-        resolve("dino", DataFacts(10_000, side, 3), given)
+        resolve("dino", DataSummary(10_000, side, 3), given)
 
 
 def test_the_papers_rates_scale_with_the_batch_and_the_users_do_not():
     config = resolve("swav", PHOTOS, {"batch_size": 512}, recipe="paper").config
     assert config["learning_rate"] == pytest.approx(0.6)
     assert config["final_learning_rate"] == pytest.approx(0.0006)
-    full = resolve("swav", DataFacts(1_281_167, 400, 3, True), recipe="paper").config
+    full = resolve("swav", DataSummary(1_281_167, 400, 3, True), recipe="paper").config
     assert full["learning_rate"] == pytest.approx(4.8)
     assert full["warmup_learning_rate"] == pytest.approx(0.3)
     assert resolve("swav", PHOTOS, {"learning_rate": 0.1}, recipe="paper").config["learning_rate"] == 0.1
@@ -82,13 +82,13 @@ def test_auto_gives_a_reason_for_each_choice_and_none_for_the_users():
 
 @pytest.mark.parametrize("method", NAMES)
 @pytest.mark.parametrize("recipe", RECIPES)
-@pytest.mark.parametrize("facts", [PHOTOS, DIGITS, DataFacts(60, 64, 3), DataFacts(5398, 224, 3)], ids=str)
+@pytest.mark.parametrize("facts", [PHOTOS, DIGITS, DataSummary(60, 64, 3), DataSummary(5398, 224, 3)], ids=str)
 def test_every_recipe_makes_a_run_or_says_why_not(method, recipe, facts):
     if recipe == "cifar" and method not in ("swav", "deepcluster_v2"):
         with pytest.raises(ValueError, match=f"not for {method}; use --recipe auto"):
             resolve(method, facts, recipe=recipe)
         return
-    whole = resolve(method, DataFacts(1_281_167, facts.side, facts.channels, facts.gpu), recipe=recipe).config
+    whole = resolve(method, DataSummary(1_281_167, facts.side, facts.channels, facts.gpu), recipe=recipe).config
     directions = method in ("swav", "dino")  # their prototypes may outnumber the images
     needed = max(whole["batch_size"], 0 if directions else whole.get("num_prototypes", 0))
     if recipe in ("paper", "cifar") and facts.num_images < needed:  # made for more images than there are
@@ -146,7 +146,7 @@ def test_clusters_of_images_are_no_more_than_the_images_they_are_made_of():
     with pytest.raises(ValueError, match="--num-prototypes 60000: must be 2 to the number of images, 50000"):
         resolve("deepcluster", PHOTOS, {"num_prototypes": 60_000})
     with pytest.raises(ValueError, match="2 to those of the 100 images that an epoch's whole batches hold, 64"):
-        resolve("deepcluster_v2", DataFacts(100, 32, 3), {"num_prototypes": 80, "batch_size": 64})
+        resolve("deepcluster_v2", DataSummary(100, 32, 3), {"num_prototypes": 80, "batch_size": 64})
     assert resolve("dino", PHOTOS, {"num_prototypes": 65_536}).config["num_prototypes"] == 65_536
 
 
@@ -197,8 +197,8 @@ def test_a_methods_own_settings_have_bounds(method, given, message):
         ),
         (
             "dino",
-            {"centring": "sinkhorn", "centre_momentum": 0.5},
-            "has no effect under --centring sinkhorn; leave one",
+            {"centering": "sinkhorn", "center_momentum": 0.5},
+            "has no effect under --centering sinkhorn; leave one",
         ),
         (
             "dino",
@@ -206,7 +206,7 @@ def test_a_methods_own_settings_have_bounds(method, given, message):
             "--dim has no effect under --no-bottleneck; leave one of the two out",
         ),
         ("dino", {"loss": "mse", "teacher_temperature": 0.02}, "--teacher-temperature has no effect under --loss mse"),
-        ("byol", {"centre_momentum": 0.5}, "--centre-momentum has no effect under --centring none"),
+        ("byol", {"center_momentum": 0.5}, "--center-momentum has no effect under --centering none"),
         ("npid", {"num_negatives": 0, "exclude_self": True}, "--exclude-self has no effect under --num-negatives 0"),
         ("deepcluster", {"max_clusters": 50}, "--max-clusters has no effect under --clustering kmeans"),
         (
@@ -229,7 +229,7 @@ def test_a_flag_that_would_do_nothing_is_refused(method, given, message):
     resolve(method, PHOTOS, config_file=given)  # a run's own config.yaml holds every setting
 
 
-@pytest.mark.parametrize("given", [{"centring": "sinkhorn"}, {"centring": "softmax"}, {"loss": "infonce"}])
+@pytest.mark.parametrize("given", [{"centering": "sinkhorn"}, {"centering": "softmax"}, {"loss": "infonce"}])
 def test_small_batches_are_not_accumulated_where_images_are_looked_at_together(given):
     assert resolve("dino", PHOTOS, {"accumulate": 4}).config["accumulate"] == 4
     with pytest.raises(ValueError, match="--accumulate 4: dino looks at all images of a batch together"):
@@ -251,10 +251,10 @@ def test_the_number_of_clusters_is_bounded_only_where_it_is_used():
 
 
 def test_long_runs_of_a_method_whose_rate_is_constant_keep_it():
-    assert resolve("deepcluster", DataFacts(1_281_167, 400, 3, True)).config["schedule"] == "constant"
-    assert resolve("rotnet", DataFacts(1_281_167, 400, 3, True)).config["schedule"] == "cosine"
+    assert resolve("deepcluster", DataSummary(1_281_167, 400, 3, True)).config["schedule"] == "constant"
+    assert resolve("rotnet", DataSummary(1_281_167, 400, 3, True)).config["schedule"] == "cosine"
 
 
 def test_a_short_runs_queue_holds_no_image_twice():
-    assert resolve("moco_v2", DataFacts(1000, 32, 3, False)).config["queue_length"] == 1000
-    assert resolve("moco_v2", DataFacts(10_000, 32, 3, False)).config["queue_length"] == 4096
+    assert resolve("moco_v2", DataSummary(1000, 32, 3, False)).config["queue_length"] == 1000
+    assert resolve("moco_v2", DataSummary(10_000, 32, 3, False)).config["queue_length"] == 4096

@@ -79,8 +79,8 @@ def test_kmeans_with_pca_clusters_whitened_components_without_unit_length():
     values, axes = np.linalg.eigh(x.T @ x / len(x))
     white = (x @ axes[:, ::-1][:, :3] / np.sqrt(values[::-1][:3])).astype(np.float32)
     found = cluster(rows, torch.arange(len(rows)), CONFIG | {"teacher_pca": 3})
-    centres = np.stack([white[found == k].mean(axis=0) for k in range(6)])
-    nearest = ((white[:, None] - centres) ** 2).sum(axis=2).argmin(axis=1)
+    centers = np.stack([white[found == k].mean(axis=0) for k in range(6)])
+    nearest = ((white[:, None] - centers) ** 2).sum(axis=2).argmin(axis=1)
     assert np.array_equal(nearest, found)  # a fixed point of Lloyd's iteration in that space
 
 
@@ -173,7 +173,7 @@ def test_a_layer_is_for_all_teachers_or_one_each():
 
 
 def test_what_is_needed_is_asked_for_by_its_flag(tmp_path, pictures, kinds):
-    plain, labelled = open_source(pictures), open_source(pictures, labels_from=kinds)
+    plain, labeled = open_source(pictures), open_source(pictures, labels_from=kinds)
     rotnet, running = a_run(tmp_path / "rotnet", "rotnet"), a_run(tmp_path / "running", "swav", "running")
     right = a_run(tmp_path / "right", "supervised")
     weights = tmp_path / "weights.pth"
@@ -185,16 +185,16 @@ def test_what_is_needed_is_asked_for_by_its_flag(tmp_path, pictures, kinds):
         ("clusterfit", {"teacher": "runs/nothing"}, plain, "there is no runs/nothing"),
         ("clusterfit", {"teacher": "resnet18=gone.pth"}, plain, "there is no gone.pth"),
         ("clusterfit", {"teacher": str(weights)}, plain, "name it: --teacher NETWORK="),
-        ("clusterfit", {"teacher": rotnet, "target": "per-label"}, labelled, "did you mean per_label"),
+        ("clusterfit", {"teacher": rotnet, "target": "per-label"}, labeled, "did you mean per_label"),
         ("clusterfit", {"teacher": rotnet, "target": "per_label"}, plain, "--target per_label learns from labels"),
         ("clusterfit", {"teacher": rotnet, "target": "prototypes"}, plain, "--labels-from"),
         (
             "clusterfit",
             {"teacher": rotnet, "target": "distill"},
-            labelled,
+            labeled,
             "is a run of rotnet, which has no classifier",
         ),
-        ("clusterfit", {"teacher": "resnet18", "target": "distill"}, labelled, "resnet18 has no classifier here"),
+        ("clusterfit", {"teacher": "resnet18", "target": "distill"}, labeled, "resnet18 has no classifier here"),
         ("clusterfit", {"teacher": right, "target": "distill"}, plain, "--target distill learns from labels"),
         ("clusterfit", {"teacher": rotnet, "rounds": 0}, plain, "--rounds 0: must be 1 or more"),
         (
@@ -236,10 +236,10 @@ def one_label(folder):
 
 
 def test_what_has_all_it_needs_passes(tmp_path, pictures, kinds):
-    labelled = open_source(pictures, labels_from=kinds)
+    labeled = open_source(pictures, labels_from=kinds)
     right = a_run(tmp_path / "right", "supervised")
-    check_needs("supervised", {}, labelled)
+    check_needs("supervised", {}, labeled)
     check_needs("swav", {}, open_source(pictures))
     for target in ("kmeans", "per_label", "prototypes", "distill", "regress"):
-        check_needs("clusterfit", {"teacher": right, "target": target}, labelled)
+        check_needs("clusterfit", {"teacher": right, "target": target}, labeled)
     check_needs("clusterfit", {"teacher": "resnet18,tiny_layout", "rounds": 3}, open_source(pictures))

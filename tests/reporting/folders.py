@@ -44,11 +44,11 @@ def make_run(folder: Path, ids: list[str], k: int = 3, dim: int = 6, seed: int =
     """A complete run folder: `k` clusters far apart, everything else plausible."""
     rng = np.random.default_rng(seed)
     cluster = np.arange(len(ids)) % k
-    centres = 10 * rng.standard_normal((k, dim))
-    vectors = (centres[cluster] + rng.standard_normal((len(ids), dim))).astype(np.float32)
+    centers = 10 * rng.standard_normal((k, dim))
+    vectors = (centers[cluster] + rng.standard_normal((len(ids), dim))).astype(np.float32)
     folder.mkdir(parents=True, exist_ok=True)
     write_vectors(folder / "embeddings.parquet", ids, vectors)
-    write_clusters(folder / "clusters.parquet", ids, cluster, np.linalg.norm(vectors - centres[cluster], axis=1))
+    write_clusters(folder / "clusters.parquet", ids, cluster, np.linalg.norm(vectors - centers[cluster], axis=1))
     rows = [
         {"step": s, "epoch": s // 10, "loss": 3.0 - 0.02 * s, "learning_rate": 0.1, "images_per_second": 90.0}
         | {"chance_loss": float(np.log(30)), "used_codes": 30, "seconds": 1.5}

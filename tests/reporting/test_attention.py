@@ -1,4 +1,4 @@
-"""Attention as pictures: colours in the map's order, the image kept inside the mask, files from the command."""
+"""Attention as pictures: colors in the map's order, the image kept inside the mask, files from the command."""
 
 import json
 
@@ -9,13 +9,13 @@ from PIL import Image
 from selfcluster import api
 from selfcluster.cli import main
 from selfcluster.models.backbones import make_backbone, save_backbone
-from selfcluster.reporting.attention import coloured, draw_attention
+from selfcluster.reporting.attention import colored, draw_attention
 
 
 def test_more_attention_is_lighter():
-    shades = coloured(np.array([[0.1, 0.2], [0.5, 0.3]])).astype(int) @ [299, 587, 114]
+    shades = colored(np.array([[0.1, 0.2], [0.5, 0.3]])).astype(int) @ [299, 587, 114]
     assert np.argsort(shades, axis=None).tolist() == [0, 1, 3, 2]
-    assert len(np.unique(coloured(np.ones((2, 2))))) == len(np.unique(coloured(np.ones((1, 1))))), "a flat map is flat"
+    assert len(np.unique(colored(np.ones((2, 2))))) == len(np.unique(colored(np.ones((1, 1))))), "a flat map is flat"
 
 
 def test_the_mask_keeps_the_image_and_dims_the_rest(tmp_path):

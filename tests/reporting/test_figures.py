@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from selfcluster.reporting.colours import cluster_colours
+from selfcluster.reporting.colors import cluster_colors
 from selfcluster.reporting.figures import banner
 
 
@@ -22,8 +22,8 @@ def made(tmp_path, shape, **options):
 @pytest.mark.parametrize("shape", [(8, 8), (8, 8, 1), (50, 40, 3), (50, 40)])
 def test_any_kind_of_image(tmp_path, shape):
     picture = made(tmp_path, shape, members=4)
-    colours = {"#{:02x}{:02x}{:02x}".format(*colour) for _, colour in picture.getcolors(1 << 24)}
-    assert set(cluster_colours(4)) <= colours
+    colors = {"#{:02x}{:02x}{:02x}".format(*color) for _, color in picture.getcolors(1 << 24)}
+    assert set(cluster_colors(4)) <= colors
 
 
 def test_more_members_than_there_are_make_no_difference_but_room(tmp_path):

@@ -76,13 +76,13 @@ def test_a_handful_of_many_clusters_twice_running():
     """Two of 256 clusters: fewer than 2 % of them. Six are not, nor are two of 64."""
     varied = torch.randn(64, 16)
     for clusters, used, collapses in ((256, 2, True), (256, 6, False), (64, 2, False)):
-        health = Health(clusters, None, 0, 1000, advice="Try centring.")
+        health = Health(clusters, None, 0, 1000, advice="Try centering.")
         for report, said in enumerate((False, collapses)):
             feed(health, 8, 1.0, torch.arange(64) % used, varied, first=8 * report)
             verdict = health.verdict(health.report())
             assert (verdict is not None) == said
         if collapses:
-            assert verdict == "collapse: nearly all images share 2.0 of 256 clusters. Try centring."
+            assert verdict == "collapse: nearly all images share 2.0 of 256 clusters. Try centering."
     health = Health(256, None, 0, 1000)
     for report in range(3):  # a report of 64 images may not have seen more
         feed(health, 1, 1.0, torch.arange(64) % 2, varied, first=report)

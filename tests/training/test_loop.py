@@ -72,14 +72,14 @@ def test_a_signal_saves_and_the_run_goes_on(tiny, tmp_path, monkeypatch):
     kind, seen = METHODS["swav"], []
     end = kind.on_step_end
 
-    def signalled(self, progress, outputs):
+    def signaled(self, progress, outputs):
         end(self, progress, outputs)
         seen.append(progress.step)
         if progress.step == 3:
             os.kill(os.getpid(), signal.SIGTERM)
 
     with monkeypatch.context() as patch:
-        patch.setattr(kind, "on_step_end", signalled)
+        patch.setattr(kind, "on_step_end", signaled)
         with pytest.raises(Preempted, match=r"SIGTERM after step \d of 9: saved"):
             tiny("swav", tmp_path / "cut")
     assert seen[-1] in (3, 4)  # at the next safe point
@@ -169,13 +169,13 @@ def test_less_than_an_epoch(tiny, tmp_path):
 def test_order_and_views_do_not_depend_on_workers_or_residence(tiny, tmp_path, pictures, monkeypatch):
     from selfcluster.data import loader
 
-    tiny("swav", tmp_path / "resident", epochs=1)
-    monkeypatch.setattr(loader, "load_resident", lambda *args: None)
+    tiny("swav", tmp_path / "in_memory", epochs=1)
+    monkeypatch.setattr(loader, "load_in_memory", lambda *args: None)
     for workers in (1, 3):
         tiny("swav", tmp_path / str(workers), epochs=1, workers=workers)
     assert_same_run(tmp_path / "1", tmp_path / "3")
-    rows = [json.loads((tmp_path / name / "metrics.jsonl").read_text()) for name in ("resident", "1")]
-    assert rows[0]["loss"] == pytest.approx(rows[1]["loss"], rel=0.02)  # crops agree to a grey level
+    rows = [json.loads((tmp_path / name / "metrics.jsonl").read_text()) for name in ("in_memory", "1")]
+    assert rows[0]["loss"] == pytest.approx(rows[1]["loss"], rel=0.02)  # crops agree to a gray level
 
 
 def test_accumulation_is_refused_where_it_is_not_one_batch(tiny, tmp_path):
@@ -190,7 +190,7 @@ def test_split_is_the_batch():
     for view in range(2):
         assert torch.equal(torch.cat([p.views[view] for p in parts]), batch.views[view])
     assert torch.equal(torch.cat([p.index for p in parts]), batch.index)
-    assert torch.equal(torch.cat([p.drawn["turn"] for p in parts]), batch.drawn["turn"])
+    assert torch.equal(torch.cat([p.pretext_labels["turn"] for p in parts]), batch.pretext_labels["turn"])
 
 
 def test_clipping_by_hand():

@@ -54,7 +54,7 @@ def test_weight_decay_follows_a_cosine():
     assert weight_decay_at(t, at(50)) == pytest.approx(0.22)
 
 
-def reference_steps(w, grads, lr, m, wd, lars, adapt=True, trust=0.001):
+def reference_steps(w, grads, lr, m, wd, lars, layerwise_adaptation=True, trust=0.001):
     """The formulas of the module's header, one parameter, float64."""
     v = np.zeros_like(w)
     for g in grads:

@@ -12,7 +12,7 @@ from selfcluster.recipes.opening import trained_method
 from selfcluster.training.checkpoint import load_newest
 from selfcluster.training.parallel import join_ranks
 from selfcluster.training.shards import Shards
-from selfcluster.types import Facts
+from selfcluster.types import DatasetInfo
 from tests.conftest import TINY, TINY_SETTINGS, Ranks
 from tests.methods.test_contract import progress
 from tests.methods.test_deepercluster import N, at_epoch, batch_of, embed_of, method_with_clusters, plan_rows
@@ -70,16 +70,16 @@ def test_loss_and_gradients_are_those_of_one_process(eight, shards):
     assert all(np.abs(whole["gradients"][name]).max() > 1e-3 for name in seen if ".sub." in name)
 
 
-def renewed(shards: int) -> dict:
-    """What a renewal makes where this rank embeds every eighth image and never sees another."""
+def reassigned(shards: int) -> dict:
+    """What a reassignment makes where this rank embeds every eighth image and never sees another."""
     method = method_with_clusters(shard=shard_of(shards)).eval()
-    log = method.renew(at_epoch(0), embed_of(method, torch.arange(distributed.rank(), N, distributed.world_size())))
+    log = method.reassign(at_epoch(0), embed_of(method, torch.arange(distributed.rank(), N, distributed.world_size())))
     return {"log": log, "state": {name: tensor.numpy() for name, tensor in method.state_dict().items()}}
 
 
 def test_clusters_of_features_that_never_meet_are_those_of_one_process(eight):
-    whole = renewed(1)
-    for part in eight.run(renewed, 8):
+    whole = reassigned(1)
+    for part in eight.run(reassigned, 8):
         assert part["log"] == pytest.approx(whole["log"], rel=1e-5)
         for name in ("labels", "turns", "reassigned"):
             assert np.array_equal(part["state"][name], whole["state"][name])
@@ -92,12 +92,12 @@ def train(out, pictures, shards: int, **settings) -> None:
     from selfcluster import api
     from selfcluster.recipes import assemble
 
-    plain, assemble.Facts = assemble.Facts, lambda *a, **kw: Facts(*a, **{**kw, "shard": shard_of(shards)})
+    plain, assemble.DatasetInfo = assemble.DatasetInfo, lambda *a, **kw: DatasetInfo(*a, **{**kw, "shard": shard_of(shards)})
     try:
         chosen = TINY | TINY_SETTINGS["deepercluster"] | {"learning_rate": 1e-3, "checkpoint_every": 1} | settings
         api.train("deepercluster", pictures, out=out, **chosen)
     finally:
-        assemble.Facts = plain
+        assemble.DatasetInfo = plain
 
 
 def losses(run) -> list[float]:

@@ -13,7 +13,7 @@ from selfcluster.views import crops
 MODES = {"bilinear": InterpolationMode.BILINEAR, "bicubic": InterpolationMode.BICUBIC}
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
-ROUNDING = {"bilinear": 1, "bicubic": 2}  # grey levels: uint8 resizing rounds its weights and between its passes
+ROUNDING = {"bilinear": 1, "bicubic": 2}  # gray levels: uint8 resizing rounds its weights and between its passes
 
 
 def picture(height: int, width: int, channels: int = 3, seed: int = 0) -> np.ndarray:
@@ -98,7 +98,7 @@ def test_no_scale_is_the_whole_image_and_no_ratio_is_squares_anywhere():
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_cut_is_torchvisions_resized_crop_and_pillows_to_one_grey_level(interpolation, channels):
+def test_cut_is_torchvisions_resized_crop_and_pillows_to_one_gray_level(interpolation, channels):
     image = picture(90, 120, channels)
     image.flags.writeable = False  # as Pillow's decoder hands them out
     for size in (16, 32, 100):
@@ -154,14 +154,14 @@ def test_cut_batch_under_autocast_keeps_its_precision_and_its_input():
 
 
 @pytest.mark.parametrize(("height", "width", "size"), [(300, 400, 224), (130, 90, 96), (40, 28, 32), (8, 8, 16)])
-def test_centre_is_resize_then_centre_crop(height, width, size):
+def test_center_is_resize_then_center_crop(height, width, size):
     image = picture(height, width)
     tensor = torch.from_numpy(image).permute(2, 0, 1)
     short = size if size <= 64 else round(size * 256 / 224)
     theirs = tv.center_crop(tv.resize(tensor, [short], antialias=True), [size, size]).permute(1, 2, 0).numpy()
-    view = crops.centre(image, size)
+    view = crops.center(image, size)
     assert np.abs(view.astype(int) - theirs).max() <= 1
-    batch = crops.centre_batch(torch.stack([tensor, tensor.flip(0)]), size)
+    batch = crops.center_batch(torch.stack([tensor, tensor.flip(0)]), size)
     assert np.abs(batch[0].round().permute(1, 2, 0).numpy() - view).max() <= 1
     assert torch.equal(batch[1], batch[0].flip(0))
 

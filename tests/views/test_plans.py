@@ -4,7 +4,7 @@ import torch
 
 from selfcluster.types import Crops
 from selfcluster.views import crops, pretext
-from selfcluster.views.plans import AUGMENTATIONS, Affine, Colour, ViewGroup, ViewPlan, plan_from_crops
+from selfcluster.views.plans import AUGMENTATIONS, Affine, Color, ViewGroup, ViewPlan, plan_from_crops
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SMALL = {"global_size": 16, "local_size": 12, "local_crops": 2}
@@ -16,7 +16,7 @@ def images(count: int, channels: int = 3, side: int = 20) -> torch.Tensor:
 
 
 def make_views(plan: ViewPlan, x: torch.Tensor, index: np.ndarray, seed: int = 0, step: int = 3, raw: bool = False):
-    """What a resident loader does: boxes, cut, finish."""
+    """What a in_memory loader does: boxes, cut, finish."""
     side = np.full(len(index), x.shape[2])
     boxes = plan.boxes(seed, step, index, side, side)
     cut = [
@@ -24,7 +24,7 @@ def make_views(plan: ViewPlan, x: torch.Tensor, index: np.ndarray, seed: int = 0
         for b, group in zip(boxes, plan.views, strict=True)
     ]
     channels = x.shape[1]
-    return cut if raw else plan.finish(cut, seed, step, torch.from_numpy(index), MEAN[:channels], STD[:channels])
+    return cut if raw else plan.apply(cut, seed, step, torch.from_numpy(index), MEAN[:channels], STD[:channels])
 
 
 def test_views_and_sizes_follow_the_groups_in_order():
@@ -34,12 +34,12 @@ def test_views_and_sizes_follow_the_groups_in_order():
     assert [g.scale for g in plan.groups] == [(0.08, 1.0), (0.05, 0.14)]
 
 
-def test_normalising_by_hand_for_uint8_and_float():
+def test_normalizing_by_hand_for_uint8_and_float():
     plan = ViewPlan(groups=(ViewGroup(size=2),))
     x = images(3, side=2)
     expected = (x.double() / 255 - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
     for given in (x, x.float()):
-        (view,) = plan.finish([given], 0, 0, torch.arange(3), MEAN, STD)
+        (view,) = plan.apply([given], 0, 0, torch.arange(3), MEAN, STD)
         torch.testing.assert_close(view, expected.float())
         assert view.dtype == torch.float32
 
@@ -65,7 +65,7 @@ def test_finish_never_edits_its_input(name):
     cut = make_views(plan, x, np.arange(6), raw=True)
     for views in (cut, [v.to(torch.uint8) for v in cut]):
         before = [v.clone() for v in views]
-        plan.finish(views, 0, 3, index, MEAN, STD)
+        plan.apply(views, 0, 3, index, MEAN, STD)
         assert all(torch.equal(v, b) for v, b in zip(views, before, strict=True))
 
 
@@ -78,7 +78,7 @@ def test_the_device_is_never_waited_for(name):
     cut = [crops.cut_batch(x, torch.from_numpy(b), size) for b, size in zip(boxes, plan.sizes, strict=True)]
     for pretext_name in (None, "rotation", "jigsaw"):
         whole = ViewPlan(groups=plan.groups, pretext=pretext_name, permutations=3)
-        views = whole.finish(cut, 0, 3, torch.arange(6), MEAN, STD)
+        views = whole.apply(cut, 0, 3, torch.arange(6), MEAN, STD)
         assert {view.device.type for view in views} == {"meta"}
 
 
@@ -86,7 +86,7 @@ def test_one_float_view_is_not_edited_either():
     plan = ViewPlan(groups=(ViewGroup(size=20),))
     x = images(2).float()
     before = x.clone()
-    plan.finish([x], 0, 0, torch.arange(2), MEAN, STD)
+    plan.apply([x], 0, 0, torch.arange(2), MEAN, STD)
     assert torch.equal(x, before)
 
 
@@ -106,42 +106,42 @@ def test_seed_step_and_view_give_other_views_and_the_same_ones_again():
     assert (base[0] - make_views(plan, x, index, seed=1)[0]).abs().max() > 0.5
 
 
-def test_groups_of_one_size_share_a_batch_but_not_their_colours():
+def test_groups_of_one_size_share_a_batch_but_not_their_colors():
     groups = (
-        ViewGroup(size=16, colour=Colour(solarise_p=1.0)),
-        ViewGroup(size=16, colour=Colour(grey_p=1.0)),
+        ViewGroup(size=16, color=Color(solarize_p=1.0)),
+        ViewGroup(size=16, color=Color(gray_p=1.0)),
         ViewGroup(size=16),
     )
     views = [images(4, side=16).float() for _ in groups]
-    first, second, third = ViewPlan(groups=groups).finish(views, 0, 0, torch.arange(4), (0, 0, 0), (1, 1, 1))
+    first, second, third = ViewPlan(groups=groups).apply(views, 0, 0, torch.arange(4), (0, 0, 0), (1, 1, 1))
     assert first.max() < 128 / 255
     assert torch.equal(second[:, 0], second[:, 1])
     torch.testing.assert_close(third * 255, views[2])
 
 
-def test_byols_first_view_is_always_blurred_and_the_second_is_solarised():
+def test_byols_first_view_is_always_blurred_and_the_second_is_solarized():
     first, second = plan_from_crops(Crops(augment="byol")).groups
     assert (first.count, second.count) == (1, 1)
-    assert first.colour == Colour(jitter=(0.4, 0.4, 0.2, 0.1), jitter_p=0.8, grey_p=0.2, blur_p=1.0)
-    assert second.colour == Colour(jitter=(0.4, 0.4, 0.2, 0.1), jitter_p=0.8, grey_p=0.2, blur_p=0.1, solarise_p=0.2)
+    assert first.color == Color(jitter=(0.4, 0.4, 0.2, 0.1), jitter_p=0.8, gray_p=0.2, blur_p=1.0)
+    assert second.color == Color(jitter=(0.4, 0.4, 0.2, 0.1), jitter_p=0.8, gray_p=0.2, blur_p=0.1, solarize_p=0.2)
     assert [g.count for g in plan_from_crops(Crops(augment="dino", global_crops=1, local_crops=8)).groups] == [1, 8]
 
 
-def test_the_colour_set_is_swavs_and_layout_has_no_colour():
-    assert plan_from_crops(Crops(augment="colour")) == plan_from_crops(Crops(augment="swav"))
+def test_the_color_set_is_swavs_and_layout_has_no_color():
+    assert plan_from_crops(Crops(augment="color")) == plan_from_crops(Crops(augment="swav"))
     (group,) = plan_from_crops(Crops(augment="layout"), channels=1).groups
     assert group.scale is None
     assert group.flip_p == 0
     assert group.affine is not None
-    assert group.colour is not None
-    assert group.colour.jitter_p == group.colour.grey_p == group.colour.blur_p == 0
+    assert group.color is not None
+    assert group.color.jitter_p == group.color.gray_p == group.color.blur_p == 0
 
 
 def test_the_set_that_changes_nothing_resizes_the_whole_image():
     plan = plan_from_crops(Crops(augment="none", global_size=20))
     x = images(3)
     for view in make_views(plan, x, np.arange(3)):
-        expected = plan.finish([x, x], 0, 0, torch.arange(3), MEAN, STD)[0]
+        expected = plan.apply([x, x], 0, 0, torch.arange(3), MEAN, STD)[0]
         torch.testing.assert_close(view, expected, atol=1e-4, rtol=0)
 
 
@@ -150,12 +150,12 @@ def test_rotation_is_drawn_a_sample_and_recoverable_after_the_flip():
     plan, still = ViewPlan(groups=groups, pretext="rotation"), ViewPlan(groups=groups)
     x, index = images(400, side=20), np.arange(400)
     turned, upright = make_views(plan, x, index)[0], make_views(still, x, index)[0]
-    drawn = plan.drawn(0, 3, torch.from_numpy(index))
+    drawn = plan.pretext_labels(0, 3, torch.from_numpy(index))
     assert list(drawn) == ["rotation"]
     back = torch.stack([torch.rot90(t, -int(k), (1, 2)) for t, k in zip(turned, drawn["rotation"], strict=True)])
     assert torch.equal(back, upright)
     assert (torch.bincount(drawn["rotation"], minlength=4) - 100).abs().max() < 45
-    assert still.drawn(0, 3, torch.from_numpy(index)) == {}
+    assert still.pretext_labels(0, 3, torch.from_numpy(index)) == {}
 
 
 def test_jigsaw_gives_nine_patches_and_the_order_it_chose():
@@ -164,7 +164,7 @@ def test_jigsaw_gives_nine_patches_and_the_order_it_chose():
     x, index = images(6, side=40), np.arange(6)
     (patches,) = make_views(plan, x, index)
     assert patches.shape == (6, 9, 3, 8, 8)
-    label = plan.drawn(0, 3, torch.from_numpy(index))["jigsaw"]
+    label = plan.pretext_labels(0, 3, torch.from_numpy(index))["jigsaw"]
     assert label.min() >= 0
     assert label.max() < 5
     (whole,) = make_views(base, x, index)
@@ -186,8 +186,8 @@ def test_mistakes_are_named():
         ViewPlan(groups=(ViewGroup(),), pretext="rotate")
     plan = ViewPlan(groups=(ViewGroup(size=8, count=2, affine=Affine()),))
     with pytest.raises(ValueError, match="2 views, 1 were given"):
-        plan.finish([images(1)], 0, 0, torch.arange(1), MEAN, STD)
+        plan.apply([images(1)], 0, 0, torch.arange(1), MEAN, STD)
     with pytest.raises(ValueError, match=r"views of \[1, 2\] images for an index of 1"):
-        plan.finish([images(1), images(2)], 0, 0, torch.arange(1), MEAN, STD)
+        plan.apply([images(1), images(2)], 0, 0, torch.arange(1), MEAN, STD)
     with pytest.raises(ValueError, match="not 3 numbers each"):
-        plan.finish([images(1)] * 2, 0, 0, torch.arange(1), (0.5,), (0.5,))
+        plan.apply([images(1)] * 2, 0, 0, torch.arange(1), (0.5,), (0.5,))

@@ -27,7 +27,7 @@ def test_labels_are_recoverable_when_the_flip_comes_first_and_not_when_it_comes_
     for source, k in itertools.product((x, x.flip(3)), range(4)):
         assert angles(pretext.rotate(source, torch.tensor([k]))) == [k]
     late = pretext.rotate(x, torch.tensor([1])).flip(3)
-    assert angles(late) == [3]  # labelled 1, but looks turned by three quarters
+    assert angles(late) == [3]  # labeled 1, but looks turned by three quarters
 
 
 def test_every_rotation_of_every_image():

@@ -4,7 +4,7 @@ A product in low precision (or float32) proposes; wherever the two best centroid
 bound, the candidates within the bound are compared again in float64. Labels therefore are those of float64
 arithmetic, ties going to the lowest number, and depend neither on the engine nor on how rows are cut into chunks.
 
-With u = x - m, v = c - m and m the mean centroid, the nearest centroid maximises s = u.v - |v|^2 / 2; the shift keeps
+With u = x - m, v = c - m and m the mean centroid, the nearest centroid maximizes s = u.v - |v|^2 / 2; the shift keeps
 bits that a data set far from the origin would lose. A computed product differs from the true one by at most
 |u - u'| |v| + |u'| |v - v'| (Cauchy-Schwarz; u', v' are the rounded factors) plus d eps |u| |v| for the additions.
 

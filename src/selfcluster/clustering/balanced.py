@@ -166,7 +166,7 @@ def _logits(block: Tensor, sharpness: float, f: Tensor) -> Tensor:
 
 
 def _pass(passes: Callable[[], Iterator[Tensor]], sharpness: float, f: Tensor) -> tuple[Tensor, Tensor]:
-    """Column sums (K,) of the plan with rows of 1, and each row's log normaliser (N,), in float64."""
+    """Column sums (K,) of the plan with rows of 1, and each row's log normalizer (N,), in float64."""
     mass, logs = torch.zeros_like(f), [f.new_zeros(0)]
     for block in passes():
         x = _logits(block, sharpness, f)

@@ -36,7 +36,7 @@ class HierarchicalKMeans(ClusterMixin, BaseEstimator):
         part_centers_: (m, d).
         cluster_centers_: (m k, d); cluster p k + j is the j-th of part p.
         labels_: (n,) int64 in [0, m k), this rank's rows; labels_ // k is the part, labels_ % k the cluster in it.
-        inertia_: sum of squared distances to the clusters' centres, over all ranks.
+        inertia_: sum of squared distances to the clusters' centers, over all ranks.
         history_: one list a fit, as in `KMeans`: the first level's, then each part's.
 
     >>> X = np.array([[0.0], [1.0], [10.0], [11.0]])

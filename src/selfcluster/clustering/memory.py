@@ -81,7 +81,7 @@ class SampleMemory(nn.Module):
         dim: D.
         momentum: None: a write replaces the row by the feature as it is. Else m: a write moves the row to
             (1 - m) row + m f / |f| (ODC, arXiv 2006.10645, eq. 2; NPID); a row never written becomes f / |f|.
-        normalise: with a momentum, whether the moved row is scaled to length 1 (the released ODC and NPID do; ODC's
+        normalize: with a momentum, whether the moved row is scaled to length 1 (the released ODC and NPID do; ODC's
             paper does not).
 
     >>> memory = SampleMemory(4, 2)
@@ -93,10 +93,10 @@ class SampleMemory(nn.Module):
     rows: Tensor
     written: Tensor
 
-    def __init__(self, num_samples: int, dim: int, momentum: float | None = None, normalise: bool = True) -> None:
+    def __init__(self, num_samples: int, dim: int, momentum: float | None = None, normalize: bool = True) -> None:
         super().__init__()
         self.momentum = momentum
-        self.normalise = normalise
+        self.normalize = normalize
         self.register_buffer("rows", torch.zeros(num_samples, dim))
         self.register_buffer("written", torch.full((num_samples,), -1, dtype=torch.int64))
 
@@ -141,7 +141,7 @@ class SampleMemory(nn.Module):
             return features
         unit = features / (features.norm(dim=1, keepdim=True) + _EPS)
         moved = torch.lerp(self.rows[index], unit, self.momentum)
-        if self.normalise:
+        if self.normalize:
             moved = moved / (moved.norm(dim=1, keepdim=True) + _EPS)
         return torch.where(self.written[index, None] >= 0, moved, unit)
 

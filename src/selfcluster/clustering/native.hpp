@@ -1,7 +1,7 @@
 // What the parts of the compiled kernels share: rounded centroids, candidates of a row, threads.
 //
 // One library, loaded with ctypes and built on first use by native.py: native_pack (rounding to 8 bits),
-// native_multiply (products), native_settle (bounds and exact distances), native_assign, native_neighbours and
+// native_multiply (products), native_settle (bounds and exact distances), native_assign, native_neighbors and
 // native_sinkhorn (what Python calls).
 //
 // Letters: n rows, d dimensions, p = d rounded up to 64, k centroids; a panel is 64 centroids.

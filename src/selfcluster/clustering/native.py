@@ -44,7 +44,7 @@ _SIGNATURES = {
         _POINTER, _POINTER,
     ],
     "add": [_POINTER, _SIZE, _SIZE, _POINTER, _POINTER, _SIZE, _INT, _POINTER],
-    "neighbours": [_POINTER, _SIZE, _SIZE, _POINTER, _SIZE, _SIZE, _SIZE, _INT, _INT, _INT, _POINTER, _POINTER],
+    "neighbors": [_POINTER, _SIZE, _SIZE, _POINTER, _SIZE, _SIZE, _SIZE, _INT, _INT, _INT, _POINTER, _POINTER],
     "sinkhorn_start": [*_SCORES, _INT, _POINTER, _POINTER, _POINTER],
     "sinkhorn_columns": [*_SCORES, _POINTER, _POINTER, _POINTER, _INT, _POINTER],
     "sinkhorn_codes": [*_SCORES, _POINTER, _POINTER, _INT, _POINTER],
@@ -161,7 +161,7 @@ def add(sums: Tensor, x: Tensor, labels: Tensor, weight: Tensor | None) -> None:
     kernel.call("add", x.contiguous(), *x.shape, labels, weight, len(sums), torch.get_num_threads(), sums)
 
 
-def improve_neighbours(
+def improve_neighbors(
     x: Tensor, database: Tensor, first: int, values: Tensor, indices: Tensor, *, inner_product: bool
 ) -> None:
     """Let the best k (values, indices) of each query hold the best of `database`, too; equals by their numbers.
@@ -178,7 +178,7 @@ def improve_neighbours(
         raise ValueError("the compiled kernel cannot take this")
     x, database = x.contiguous(), database.contiguous()
     kernel.call(
-        "neighbours", x, *x.shape, database, len(database), first, values.shape[1], inner_product, kernel.level,
+        "neighbors", x, *x.shape, database, len(database), first, values.shape[1], inner_product, kernel.level,
         torch.get_num_threads(), values, indices,
     )  # fmt: skip
 
@@ -269,7 +269,7 @@ def _agrees(kernel: _Kernel) -> bool:
     if not bool((labels == true.indices).all()) or not torch.allclose(distances.double(), true.values, rtol=1e-5):
         return False
     values, indices = torch.full((200, 3), -torch.inf, dtype=torch.float64), torch.full((200, 3), -1)
-    kernel.call("neighbours", x, 200, 70, c, 130, 0, 3, 0, kernel.level, 1, values, indices)
+    kernel.call("neighbors", x, 200, 70, c, 130, 0, 3, 0, kernel.level, 1, values, indices)
     total, top, highest = torch.zeros(70, dtype=torch.float64), torch.empty(200), torch.empty(1)
     kernel.call("sinkhorn_start", x, 200, 70, 70, 1.0, -60.0, 1, top, total, highest)
     sums = (x.double() - x.max()).exp2().sum(dim=0)

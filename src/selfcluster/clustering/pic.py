@@ -1,14 +1,14 @@
-"""Power iteration clustering: climb a neighbour graph to the local maxima of a diffusion; k is not given but found.
+"""Power iteration clustering: climb a neighbor graph to the local maxima of a diffusion; k is not given but found.
 
 DeepCluster's variant (Caron et al. 2018, arXiv 1807.05520, appendix; after Lin and Cohen 2010): W = A + A' with
-A_ij = exp(-|x_i - x_j|^2 / sigma^2) over the nearest neighbours j of i; v starts at 1/N and is 200 times replaced by
-alpha W v + (1 - alpha) / N, scaled to sum 1; every node points to the neighbour j with the largest W_ij (v_j - v_i) if
-that is positive, and the node its pointers lead to names its cluster. A cluster of one joins its nearest neighbour
+A_ij = exp(-|x_i - x_j|^2 / sigma^2) over the nearest neighbors j of i; v starts at 1/N and is 200 times replaced by
+alpha W v + (1 - alpha) / N, scaled to sum 1; every node points to the neighbor j with the largest W_ij (v_j - v_i) if
+that is positive, and the node its pointers lead to names its cluster. A cluster of one joins its nearest neighbor
 that is in a larger one.
 
-Departs: neighbours leave out a row by its number, where the released code drops the first answer and so may keep the
+Departs: neighbors leave out a row by its number, where the released code drops the first answer and so may keep the
 row itself if it has duplicates; rows at distance 0 climb as one, where each would be a local maximum of its own.
-Letters: N rows (n of this rank), D features, m neighbours.
+Letters: N rows (n of this rank), D features, m neighbors.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from sklearn.base import BaseEstimator, ClusterMixin
 from torch import Tensor
 
 from selfcluster import distributed
-from selfcluster.clustering.neighbours import nearest
+from selfcluster.clustering.neighbors import nearest
 
 
 class PowerIterationClustering(ClusterMixin, BaseEstimator):
-    """Clusters of a nearest-neighbour graph, as many as the data have.
+    """Clusters of a nearest-neighbor graph, as many as the data have.
 
     Under `torch.distributed` each rank passes its contiguous slice of the rows and gets its own labels; the graph
     (N x n_neighbors) is gathered and climbed on every rank alike.
 
     Args:
-        n_neighbors: m, neighbours of a row in the graph.
+        n_neighbors: m, neighbors of a row in the graph.
         sigma: width of the weights; for rows of length 1.
         alpha: share of the diffusion in an iteration.
         iterations: of the diffusion.
@@ -83,7 +83,7 @@ class PowerIterationClustering(ClusterMixin, BaseEstimator):
         if self.n_clusters_ == len(labels):
             warnings.warn(
                 f"every row is a cluster of its own: sigma={self.sigma} is for rows of length 1, and the median "
-                f"distance to a neighbour is {np.median(square) ** 0.5:.3g} here",
+                f"distance to a neighbor is {np.median(square) ** 0.5:.3g} here",
                 stacklevel=2,
             )
         return self

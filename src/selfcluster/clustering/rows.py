@@ -124,7 +124,7 @@ class Rows:
             names = _listed([i for f in found for i in f[2]], count)
             warnings.warn(
                 f"{count} of {self.total} rows of X are all zero and have no direction: {names}. "
-                "With spherical=True they join a cluster but do not move its centre.",
+                "With spherical=True they join a cluster but do not move its center.",
                 stacklevel=4,
             )
 

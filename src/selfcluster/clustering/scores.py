@@ -1,6 +1,6 @@
 """Numbers that say how good, how even and how steady a clustering is, and how many dimensions features use.
 
-Labels are (N,) integers (NumPy, torch or a list); a sample labelled -1 in either of two labelings is left out.
+Labels are (N,) integers (NumPy, torch or a list); a sample labeled -1 in either of two labelings is left out.
 What scikit-learn or SciPy has is theirs. Entropies are in nats.
 """
 
@@ -17,7 +17,7 @@ _AVERAGES = ("geometric", "arithmetic", "min", "max")
 
 
 def nmi(a: Any, b: Any, average: str = "geometric") -> float:
-    """Normalised mutual information I(A; B) / mean(H(A), H(B)), in [0, 1].
+    """Normalized mutual information I(A; B) / mean(H(A), H(B)), in [0, 1].
 
     Args:
         a, b: (N,) labelings; order and names of the clusters do not matter.
@@ -123,9 +123,9 @@ def silhouette(X: Any, clusters: Any, *, sample: int = 2000, metric: str = "eucl
 
 
 def rankme(features: Any, *, sample: int = 25_600, eps: float = 1e-7, seed: int = 0) -> float:
-    """RankMe: the exponential of the entropy of the normalised singular values, a smooth rank in [1, D].
+    """RankMe: the exponential of the entropy of the normalized singular values, a smooth rank in [1, D].
 
-    Garrido et al. 2023, arXiv 2210.02885, eq. 1: p_k = s_k / sum(s) + eps. Features are not centred.
+    Garrido et al. 2023, arXiv 2210.02885, eq. 1: p_k = s_k / sum(s) + eps. Features are not centered.
 
     Args:
         features: (N, D).

@@ -1,4 +1,4 @@
-"""Targets of a batch that cannot collapse: balanced codes (Sinkhorn), and centred, sharpened outputs (DINO).
+"""Targets of a batch that cannot collapse: balanced codes (Sinkhorn), and centered, sharpened outputs (DINO).
 
 `sinkhorn` scales the rows and columns of exp(scores / epsilon) in turn until every cluster has an equal share of the
 batch (Caron et al. 2020, arXiv 2006.09882, eq. 3 and 4; Cuturi 2013). Letters: B samples of this rank, Q extra
@@ -47,7 +47,7 @@ def sinkhorn(scores: Any, epsilon: float = 0.05, iterations: int = 3, extra: Any
         scores: (B, K), similarity of this rank's samples to the prototypes, a tensor or an array. B may differ between
             ranks, also be 0.
         epsilon: entropy weight in the scores' unit; smaller is sharper.
-        iterations: rounds of one column (cluster) and one row (sample) normalisation; the row's is last.
+        iterations: rounds of one column (cluster) and one row (sample) normalization; the row's is last.
         extra: (Q, K), the same on every rank and counted once: scores of queued samples that join the balancing.
 
     Returns:
@@ -87,41 +87,41 @@ def batch_softmax(scores: Tensor, epsilon: float = 0.05, extra: Tensor | None = 
     return sinkhorn(scores, epsilon, 1, extra)
 
 
-class Centring(nn.Module):
-    """DINO's target: softmax((outputs - centre) / temperature), the centre a moving average of the outputs' mean.
+class Centering(nn.Module):
+    """DINO's target: softmax((outputs - center) / temperature), the center a moving average of the outputs' mean.
 
-    The centre keeps one cluster from taking everything, the low temperature keeps the target from becoming flat
-    (arXiv 2104.14294, eq. 4; algorithm 1 subtracts the centre). The centre is all zero at first.
+    The center keeps one cluster from taking everything, the low temperature keeps the target from becoming flat
+    (arXiv 2104.14294, eq. 4; algorithm 1 subtracts the center). The center is all zero at first.
 
     Args:
         num_prototypes: K.
-        momentum: share of the old centre that is kept at an update.
+        momentum: share of the old center that is kept at an update.
 
-    >>> Centring(3)(torch.zeros(2, 3), temperature=0.04).sum(dim=1)
+    >>> Centering(3)(torch.zeros(2, 3), temperature=0.04).sum(dim=1)
     tensor([1., 1.])
     """
 
-    centre: Tensor
+    center: Tensor
 
     def __init__(self, num_prototypes: int, momentum: float = 0.9) -> None:
         super().__init__()
         self.momentum = momentum
-        self.register_buffer("centre", torch.zeros(num_prototypes))
+        self.register_buffer("center", torch.zeros(num_prototypes))
 
     @torch.no_grad()
     def forward(self, outputs: Tensor, temperature: float) -> Tensor:
         """(B, K) outputs to (B, K) float32 targets, rows summing to 1; at temperature 0 the largest takes all."""
-        centred = outputs.float() - self.centre
+        centered = outputs.float() - self.center
         if temperature == 0:
-            return nn.functional.one_hot(centred.argmax(dim=1), centred.shape[1]).float()
-        return torch.softmax(centred / temperature, dim=1)
+            return nn.functional.one_hot(centered.argmax(dim=1), centered.shape[1]).float()
+        return torch.softmax(centered / temperature, dim=1)
 
     @torch.no_grad()
     def update(self, outputs: Tensor) -> None:
-        """Move the centre towards the mean of `outputs` (B, K) over all ranks; B may differ between them."""
-        total = torch.cat([outputs.float().sum(dim=0), self.centre.new_tensor([len(outputs)])])  # (K + 1,)
+        """Move the center towards the mean of `outputs` (B, K) over all ranks; B may differ between them."""
+        total = torch.cat([outputs.float().sum(dim=0), self.center.new_tensor([len(outputs)])])  # (K + 1,)
         total = distributed.all_reduce(total)
-        self.centre.lerp_(total[:-1] / total[-1], 1 - self.momentum)
+        self.center.lerp_(total[:-1] / total[-1], 1 - self.momentum)
 
 
 def _check(scores: Tensor, epsilon: float, iterations: int, extra: Tensor | None) -> None:

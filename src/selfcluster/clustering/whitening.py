@@ -1,7 +1,7 @@
-"""Whitening: centre, project on the leading principal axes, scale each to variance 1, give each row length 1.
+"""Whitening: center, project on the leading principal axes, scale each to variance 1, give each row length 1.
 
 What DeepCluster does to features before k-means (Caron et al. 2018, arXiv 1807.05520, section 3.3: PCA to 256,
-whitened, l2-normalised), and DeeperCluster with 4,096. One pass over the rows: counts, sums and outer products about a
+whitened, l2-normalized), and DeeperCluster with 4,096. One pass over the rows: counts, sums and outer products about a
 shift (float64 between blocks); under `torch.distributed` each rank passes its share and all fit the same transform.
 Letters: N rows of this rank, D features, d axes kept.
 """
@@ -21,14 +21,14 @@ _BLOCK = 1 << 22  # numbers of a block of rows
 
 
 class Whitening:
-    """PCA, whitening and length normalisation, fitted in one streaming pass.
+    """PCA, whitening and length normalization, fitted in one streaming pass.
 
     Args:
         dim: d; None: all D.
         whiten: scale each axis by its eigenvalue ** -1/2.
         eigenvalue_floor: eigenvalues below this share of the largest count as that (DeeperCluster's 1e-5), so that
             axes without variance are not blown up.
-        normalise: scale each row to length 1.
+        normalize: scale each row to length 1.
         eps: added to a row's length before dividing: an all-zero row stays zero.
 
     Attributes:
@@ -52,13 +52,13 @@ class Whitening:
         *,
         whiten: bool = True,
         eigenvalue_floor: float = 1e-5,
-        normalise: bool = True,
+        normalize: bool = True,
         eps: float = 1e-10,
     ) -> None:
         self.dim = dim
         self.whiten = whiten
         self.eigenvalue_floor = eigenvalue_floor
-        self.normalise = normalise
+        self.normalize = normalize
         self.eps = eps
         self._matrix: Tensor | None = None
 
@@ -110,7 +110,7 @@ class Whitening:
             self._matrix = torch.from_numpy(self.components_.T * scale)  # (D, d)
         with torch.autocast(block.device.type, enabled=False):
             rows = (block.to(dtype) - mean) @ self._matrix.to(block.device, dtype)
-        if self.normalise:
+        if self.normalize:
             rows /= rows.norm(dim=1, keepdim=True) + self.eps
         return rows
 

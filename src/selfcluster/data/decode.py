@@ -1,27 +1,27 @@
 r"""Bytes of an image file to upright uint8 pixels, or the reason why not.
 
-JPEG, PNG, WebP, BMP, GIF and TIFF, recognised by their first bytes, never by their name. H, W: height and width after
-EXIF's rotation, C: 1 (grey) or 3 (RGB). How stored values become 0..255:
+JPEG, PNG, WebP, BMP, GIF and TIFF, recognized by their first bytes, never by their name. H, W: height and width after
+EXIF's rotation, C: 1 (gray) or 3 (RGB). How stored values become 0..255:
 
 | stored as | becomes |
 |---|---|
-| 8-bit grey, RGB | itself |
+| 8-bit gray, RGB | itself |
 | 1-bit | 0 and 255 |
-| palette | its colours |
-| any alpha or transparent colour | composited on white |
-| CMYK, YCbCr | RGB by Pillow's formula; colour profiles are not applied |
-| 16-bit grey | divided by 257 and rounded, so that 65535 is 255 |
+| palette | its colors |
+| any alpha or transparent color | composited on white |
+| CMYK, YCbCr | RGB by Pillow's formula; color profiles are not applied |
+| 16-bit gray | divided by 257 and rounded, so that 65535 is 255 |
 | 16-bit RGB | the high byte, which is how Pillow reads it |
 | 32-bit integers, floats | spread over 0..255 and rounded from the first of these ranges that holds the whole image: \
 0..1 (floats only), 0..255, 0..65535, else its own smallest..largest |
 | NaN or infinity | refused: `not_finite` |
-| RGB asked of grey, grey asked of RGB | three equal channels; ITU-R 601-2 luma |
+| RGB asked of gray, gray asked of RGB | three equal channels; ITU-R 601-2 luma |
 
 Values are never clipped in silence. Of several frames or pages the first is used. Orientation comes from EXIF's tag
 274; a damaged EXIF block counts as upright. The plugins are called directly, not through `Image.open`: its pixel limit
 is a global of the process and warns, and its other forty formats are not ours to defend.
 
-Departs: a truncated file is refused even where Pillow could fill the rest with grey.
+Departs: a truncated file is refused even where Pillow could fill the rest with gray.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ class OpenedImage:
         """Decode to (H, W, C) uint8, upright.
 
         Args:
-            channels: 3, 1, or None for 1 where the file is grey and 3 elsewhere.
+            channels: 3, 1, or None for 1 where the file is gray and 3 elsewhere.
             shrink_to: the shorter side that suffices, in pixels. A JPEG is then decoded at 1/2, 1/4 or 1/8 of its size
                 where that leaves at least so much; other formats ignore it.
 
@@ -262,12 +262,12 @@ def _to_eight_bits(image: Image.Image) -> Image.Image:
 
 
 def _composite(image: Image.Image) -> Image.Image:
-    grey = image.mode in ("1", "L", "LA", "La")
+    gray = image.mode in ("1", "L", "LA", "La")
     if image.mode in ("La", "RGBa"):
-        image = image.convert("LA" if grey else "RGBA")  # premultiplied alpha is undone first
+        image = image.convert("LA" if gray else "RGBA")  # premultiplied alpha is undone first
     image = image.convert("RGBA")
     below = Image.new("RGBA", image.size, (*_BACKGROUND, 255))
-    return Image.alpha_composite(below, image).convert("L" if grey else "RGB")
+    return Image.alpha_composite(below, image).convert("L" if gray else "RGB")
 
 
 def _sixteen_bits(image: Image.Image) -> Image.Image:

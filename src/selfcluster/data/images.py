@@ -10,7 +10,7 @@ from PIL import Image
 from selfcluster.data.decode import BadImage, OpenedImage, open_image
 from selfcluster.data.sources import Source
 
-_GREY_TOLERANCE = 8  # levels between channels that JPEG may put into a grey picture stored in colour
+_GRAY_TOLERANCE = 8  # levels between channels that JPEG may put into a gray picture stored in color
 _DARK = 24  # of 255: a picture without a brighter pixel shows nothing
 
 
@@ -47,13 +47,13 @@ def describe_images(source: Source, sample: int = 256) -> dict[str, Any]:
     """Look at up to `sample` images, evenly spread over the source, to choose settings by.
 
     Returns:
-        sampled, bad (a share), channels (1 if all sampled are grey), height, width and side (shorter) each as
+        sampled, bad (a share), channels (1 if all sampled are gray), height, width and side (shorter) each as
         [min, median, max], frames (how many sampled files have more than one; the first is used), dark (how many have
         no pixel above 24 of 255).
         `side` is None where no sampled image could be read.
     """
     rows = np.unique(np.linspace(0, len(source) - 1, min(sample, len(source))).astype(np.int64))
-    sizes, grey, several, dark = [], True, 0, 0
+    sizes, gray, several, dark = [], True, 0, 0
     for i in rows:
         try:
             image = open_row(source, int(i))
@@ -63,10 +63,10 @@ def describe_images(source: Source, sample: int = 256) -> dict[str, Any]:
         sizes.append((image.height, image.width, min(image.height, image.width)))
         several += image.frames > 1
         dark += int(pixels.max()) <= _DARK
-        grey = grey and (pixels.shape[2] == 1 or int(np.ptp(pixels, axis=2).max()) <= _GREY_TOLERANCE)
+        gray = gray and (pixels.shape[2] == 1 or int(np.ptp(pixels, axis=2).max()) <= _GRAY_TOLERANCE)
     spread = {
         name: [int(min(values)), int(np.median(values)), int(max(values))]
         for name, values in zip(("height", "width", "side"), zip(*sizes))
     } or {"height": None, "width": None, "side": None}
     bad = 1 - len(sizes) / len(rows)
-    return {"sampled": len(rows), "bad": bad, "channels": 1 if grey else 3, "frames": several, "dark": dark, **spread}
+    return {"sampled": len(rows), "bad": bad, "channels": 1 if gray else 3, "frames": several, "dark": dark, **spread}

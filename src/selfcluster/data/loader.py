@@ -4,7 +4,7 @@ Resident: all images have one size and fill at most a quarter of the device's me
 the device. Otherwise threads (Pillow and torch let go of the interpreter's lock) decode each image once and cut all its
 views; order and content do not depend on how many there are. Either way the views are finished in batches on the
 device. A bad image is quarantined and replaced by a draw that depends on nothing but (seed, step, image).
-Departs: on a CPU, resident images above 64 px are cut by the threads, which is several times cheaper there.
+Departs: on a CPU, in_memory images above 64 px are cut by the threads, which is several times cheaper there.
 
 N images, B images of this rank in a batch, V views, C channels, H x W pixels, S a view's side.
 """
@@ -29,15 +29,15 @@ from selfcluster.data.decode import BadImage
 from selfcluster.data.images import ArrayImage, open_row
 from selfcluster.data.order import epoch_order, rank_slice, shuffled
 from selfcluster.data.quarantine import Find, Quarantine, TooManyBadImages
-from selfcluster.data.resident import load_resident
+from selfcluster.data.in_memory import load_in_memory
 from selfcluster.data.sources import Source, check_enough
 from selfcluster.types import Batch, EpochPlan
-from selfcluster.views.crops import centre, centre_batch, cut, cut_batch, decoded_side
+from selfcluster.views.crops import center, center_batch, cut, cut_batch, decoded_side
 from selfcluster.views.plans import ViewGroup, ViewPlan
 
 CHUNK = 16  # images a thread takes at once: one call draws all their boxes
 _CUT_ON_CPU = 64  # side up to which matrix products beat a resize per image on a CPU (measured: 224 px, 9 ms to 2)
-_TRIES = 1000  # replacements drawn for one bad image before giving up
+_TRIES = 1000  # replacements pretext_labels for one bad image before giving up
 
 
 @dataclass
@@ -48,7 +48,7 @@ class _Job:
     index: np.ndarray  # (B,) asked for
     plan: ViewPlan
     seed: int
-    crop: bool  # random crops; else the centre view
+    crop: bool  # random crops; else the center view
     substitute: bool  # replace bad images; else mark them -1 in `shown`
     shown: np.ndarray
     pixels: list[np.ndarray]
@@ -61,7 +61,7 @@ class Loader:
     Args:
         source: the images.
         batch_size: B over all processes; `world` divides it.
-        image_size: side of the centre view.
+        image_size: side of the center view.
         channels: 1 or 3; images are converted.
         mean, std: C numbers each, of pixels in 0..1.
         seed: of orders, crops and replacements.
@@ -70,12 +70,12 @@ class Loader:
         quarantine: file for the list of bad images, or None.
         max_bad: share of N that may be bad (see `quarantine.py` for the exact rule).
         rank, world: this process among all.
-        resident: None decides by size; False never keeps the images on the device.
+        in_memory: None decides by size; False never keeps the images on the device.
 
     >>> from selfcluster.data.sources import open_source
     >>> source = open_source(np.zeros((20, 8, 8), np.uint8))
     >>> loader = Loader(source, batch_size=4, image_size=8, channels=1, mean=[0.5], std=[0.5], device="cpu")
-    >>> loader.steps_per_epoch, loader.resident
+    >>> loader.steps_per_epoch, loader.in_memory
     (5, True)
     """
 
@@ -95,7 +95,7 @@ class Loader:
         max_bad: float = 0.01,
         rank: int = 0,
         world: int = 1,
-        resident: bool | None = None,
+        in_memory: bool | None = None,
     ) -> None:
         if batch_size < 1 or batch_size % world:
             raise ValueError(f"batch_size={batch_size} is no positive multiple of the {world} processes")
@@ -107,8 +107,8 @@ class Loader:
         self._pool: ThreadPoolExecutor | None = None
         self.quarantine = Quarantine(source.ids, quarantine, max_bad, rank)
         self._images: Tensor | None = None  # (N, H, W, C) uint8 on the device
-        if resident is not False:
-            self._images = load_resident(source, channels, self.device, self._threads(), self.quarantine)
+        if in_memory is not False:
+            self._images = load_in_memory(source, channels, self.device, self._threads(), self.quarantine)
         self._in_threads = self._images is None or (
             self.device.type == "cpu" and max(self._images.shape[1:3]) > _CUT_ON_CPU
         )
@@ -129,7 +129,7 @@ class Loader:
         return self.num_samples // self.batch_size
 
     @property
-    def resident(self) -> bool:
+    def in_memory(self) -> bool:
         """Whether the decoded images are kept on the device."""
         return self._images is not None
 
@@ -157,9 +157,9 @@ class Loader:
         yield from self._batches(jobs)
         self.quarantine.sync()
 
-    def sweep(
+    def iterate_all(
         self,
-        view: str = "centre",
+        view: str = "center",
         plan: ViewPlan | None = None,
         step: int = 0,
         batch_size: int | None = None,
@@ -171,12 +171,12 @@ class Loader:
         ranks make equally many batches, and together the same ones as one process would.
 
         Args:
-            view: "centre", or "train": all full-resolution views of `plan`, of one decode, with randomness that
+            view: "center", or "train": all full-resolution views of `plan`, of one decode, with randomness that
                 belongs to sweeps alone. Pretext operations are left out.
             plan: needed for "train".
             step: which sweep, for "train" and `mixed`.
             batch_size: images at a time, over all processes; default that of training.
-            mixed: shuffle the images, as training does: neighbours in a folder are alike, and the statistics of a
+            mixed: shuffle the images, as training does: neighbors in a folder are alike, and the statistics of a
                 batch of them are no training batch's.
         """
         count = math.ceil(self.num_samples / (batch_size or self.batch_size))
@@ -191,11 +191,11 @@ class Loader:
             if full != plan.groups[: len(full)]:
                 raise ValueError(f"full-resolution views come first in a plan; its sizes are {plan.sizes}")
             plan = replace(plan, groups=full, pretext=None)
-        elif view == "centre":
+        elif view == "center":
             whole = ViewGroup(count=1, size=self.image_size, scale=None, flip_p=0.0)
             plan = ViewPlan(groups=(whole,))
         else:
-            raise ValueError(f"view={view!r} is neither 'centre' nor 'train'")
+            raise ValueError(f"view={view!r} is neither 'center' nor 'train'")
         jobs = (
             self._job(rows, plan, seed, step, crop=view == "train", substitute=False)
             for rows in parts
@@ -235,11 +235,11 @@ class Loader:
 
     def _finish(self, views: list[Tensor], job: _Job, shown: np.ndarray) -> Batch:
         index = torch.from_numpy(shown)
-        done = job.plan.finish(views, job.seed, job.step, index, self.mean, self.std)
-        drawn = {k: v.to(self.device) for k, v in job.plan.drawn(job.seed, job.step, index).items()}
-        return Batch(done, index.to(self.device, non_blocking=True), drawn)
+        done = job.plan.apply(views, job.seed, job.step, index, self.mean, self.std)
+        pretext_labels = {k: v.to(self.device) for k, v in job.plan.pretext_labels(job.seed, job.step, index).items()}
+        return Batch(done, index.to(self.device, non_blocking=True), pretext_labels)
 
-    # resident images
+    # in_memory images
 
     def _cut_resident(self, job: _Job, images: Tensor) -> Iterator[Batch]:
         bad = self.quarantine.bad
@@ -251,7 +251,7 @@ class Loader:
             return
         chosen = images[torch.from_numpy(shown).to(self.device)].permute(0, 3, 1, 2)  # (B, C, H, W)
         if not job.crop:
-            yield self._finish([centre_batch(chosen, self.image_size)], job, shown)
+            yield self._finish([center_batch(chosen, self.image_size)], job, shown)
             return
         height, width = (np.full(len(shown), side) for side in images.shape[1:3])
         boxes = job.plan.boxes(job.seed, job.step, shown, height, width)
@@ -276,7 +276,7 @@ class Loader:
 
     def _no_substitute(self, job: _Job) -> TooManyBadImages:
         return TooManyBadImages(
-            f"{_TRIES} images drawn to replace a bad one at step {job.step} were all bad themselves"
+            f"{_TRIES} images pretext_labels to replace a bad one at step {job.step} were all bad themselves"
         )
 
     # threads
@@ -355,7 +355,7 @@ class Loader:
                 if opened[k] is None:
                     wrong.append(slot)
                 elif boxes is None:
-                    job.pixels[0][slot] = self._centre(opened[k])
+                    job.pixels[0][slot] = self._center(opened[k])
                 else:
                     self._crops(opened[k], boxes[:, k], job, slot)
             except BadImage as error:
@@ -367,9 +367,9 @@ class Loader:
     def _open(self, row: int) -> Any:
         return open_row(self.source, row) if self._images is None else ArrayImage(self._images[row].numpy())
 
-    def _centre(self, image: Any) -> np.ndarray:
+    def _center(self, image: Any) -> np.ndarray:
         size = self.image_size
-        return centre(image.pixels(self.channels, shrink_to=decoded_side(size)), size)
+        return center(image.pixels(self.channels, shrink_to=decoded_side(size)), size)
 
     def _crops(self, image: Any, boxes: np.ndarray, job: _Job, slot: int) -> None:
         """All views of one decode; a JPEG is decoded smaller where every view still gets a pixel for a pixel."""

@@ -30,7 +30,7 @@ def epoch_order(
     """Which image stands where in an epoch.
 
     Without a plan every image comes at most once. `plan.balance` (N,): every cluster gets the same number of draws, to
-    one, without repeats while its images last; images labelled -1 are never drawn. `plan.replace`: draws with
+    one, without repeats while its images last; images labeled -1 are never drawn. `plan.replace`: draws with
     replacement. `plan.groups` (N,): every batch has B/G images of each group, the groups one after another, so that G
     ranks' slices are the groups; -1 is in no group. A cluster's or group's repeats are spread evenly over its images.
 

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from selfcluster.data import labels as labelling
+from selfcluster.data import labels as labeling
 from selfcluster.data import subsets
 from selfcluster.data.files import (
     IMAGE_SUFFIXES,
@@ -318,7 +318,7 @@ def _as_bytes(images: np.ndarray) -> np.ndarray:
     """(N, H, W, C) uint8 from an array of other shape or type; one rule for the whole array, nothing is clipped."""
     if images.ndim == 3 and images.shape[2] == 3:
         raise DataError(
-            f"an array of shape {images.shape} is one image in colour, or {images.shape[0]} that are 3 pixels wide"
+            f"an array of shape {images.shape} is one image in color, or {images.shape[0]} that are 3 pixels wide"
         )
     if images.ndim == 3:
         images = images[..., None]
@@ -351,11 +351,11 @@ def _builtin(text: str) -> tuple[Source, list[str] | None]:
 
 def _labels(source: Source, labels_from: str, texts: list[str] | None, seed: int) -> tuple[np.ndarray, list[str]]:
     if texts is not None and (labels_from.startswith("column:") or labels_from in ("labels", "folders")):
-        return labelling.number(texts)
+        return labeling.number(texts)
     if labels_from == "folders" and source.kind != "array":
-        return labelling.from_folders(source.ids)
+        return labeling.from_folders(source.ids)
     if labels_from.lower().endswith(".csv"):
-        return labelling.from_table(source.ids, labels_from, seed)
+        return labeling.from_table(source.ids, labels_from, seed)
     raise LabelsError(
         f"no labels from {labels_from!r} for {source.where} ({source.kind}); "
         "choose folders, column:NAME of a .csv or .parquet list, or a .csv file of id and label"

@@ -1,7 +1,7 @@
-"""Weighted nearest neighbours on frozen features: nothing is trained, so nothing can be tuned.
+"""Weighted nearest neighbors on frozen features: nothing is trained, so nothing can be tuned.
 
 Wu et al. 2018, arXiv 1805.01978, section 3.4, with the settings of Caron et al. 2021, arXiv 2104.14294: features of
-unit length, k = 20 neighbours, each votes for its class with exp(cosine / 0.07).
+unit length, k = 20 neighbors, each votes for its class with exp(cosine / 0.07).
 Departs: nothing; among classes with equal votes the lowest label wins.
 
 N training images, M test images, F features, L classes.
@@ -14,9 +14,9 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from selfcluster.clustering.neighbours import nearest
+from selfcluster.clustering.neighbors import nearest
 from selfcluster.distributed import world_size
-from selfcluster.evaluation.labelled import labelled, positions, same_width, top
+from selfcluster.evaluation.labeled import labeled, positions, same_width, top
 
 
 def knn(
@@ -32,10 +32,10 @@ def knn(
 
     Args:
         train_features: (N, F), NumPy or torch.
-        train_labels: (N,) whole numbers; images labelled -1 take no part.
+        train_labels: (N,) whole numbers; images labeled -1 take no part.
         test_features, test_labels: (M, F) and (M,); without them every training image is judged by all the others
             (leave one out).
-        k: neighbours; where there are fewer training images, all of them. The number used is in the result.
+        k: neighbors; where there are fewer training images, all of them. The number used is in the result.
         temperature: the smaller, the more the nearest decide.
 
     Returns:
@@ -50,19 +50,19 @@ def knn(
     """
     if k < 1 or temperature <= 0:
         raise ValueError(f"k={k} and temperature={temperature}: k must be at least 1 and temperature above 0")
-    x, y = labelled(train_features, train_labels, "train")
+    x, y = labeled(train_features, train_labels, "train")
     if world_size() > 1:
         raise RuntimeError("k-NN takes all images of one process: evaluate without torchrun")
     leave_one_out = test_features is None
-    queries, wanted = (x, y) if leave_one_out else labelled(test_features, test_labels, "test")
+    queries, wanted = (x, y) if leave_one_out else labeled(test_features, test_labels, "test")
     same_width(x, queries)
     classes = y.unique()
     if len(classes) < 2:
         raise ValueError(f"train has the one label {int(classes[0])}: there is nothing to tell apart")
     k = min(k, len(x) - leave_one_out)
     x, queries = F.normalize(x, dim=1), F.normalize(queries, dim=1)
-    cosines, neighbours = nearest(queries, x, k, metric="inner_product", exclude_self=leave_one_out)  # (M, k) each
-    votes = vote(cosines, positions(classes, y)[neighbours], len(classes), temperature)  # (M, L)
+    cosines, neighbors = nearest(queries, x, k, metric="inner_product", exclude_self=leave_one_out)  # (M, k) each
+    votes = vote(cosines, positions(classes, y)[neighbors], len(classes), temperature)  # (M, L)
     wanted = positions(classes, wanted)
     result = {"top1": top(votes, wanted, 1)}
     if len(classes) > 5:
@@ -71,7 +71,7 @@ def knn(
 
 
 def vote(cosines: Tensor, classes: Tensor, num_classes: int, temperature: float) -> Tensor:
-    """Cosines and classes of the neighbours (M, k) to the weight of each class (M, L), up to a common factor."""
+    """Cosines and classes of the neighbors (M, k) to the weight of each class (M, L), up to a common factor."""
     # the common factor keeps small temperatures from overflowing, and the nearest from vanishing
     weights = ((cosines - cosines.amax(dim=1, keepdim=True)) / temperature).exp()
     return weights.new_zeros(len(cosines), num_classes).scatter_add_(1, classes, weights)

@@ -1,9 +1,9 @@
 """A linear probe: multinomial logistic regression on frozen features.
 
-Features are standardised with the training images' mean and deviation. The penalty on the weights is chosen on a part
+Features are standardized with the training images' mean and deviation. The penalty on the weights is chosen on a part
 of the *training* images held out for it, then the classifier is fitted to all of them and meets the test images once:
 the published probes that report the best of many epochs on the test images flatter themselves.
-Minimised is mean cross-entropy + penalty / 2 * |W|^2 (the bias is free), by L-BFGS on all images at once; it has one
+Minimized is mean cross-entropy + penalty / 2 * |W|^2 (the bias is free), by L-BFGS on all images at once; it has one
 minimum, so nothing depends on a learning rate. scikit-learn's C is 1 / (penalty * N).
 
 N training images, M test images, F features, L classes.
@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from selfcluster.evaluation.labelled import labelled, positions, same_width, top
+from selfcluster.evaluation.labeled import labeled, positions, same_width, top
 
 PENALTIES = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)  # from strong to weak: each fit starts where the last ended
 
@@ -36,7 +36,7 @@ def linear(
     """Accuracy of a logistic regression that was fitted to the training images.
 
     Args:
-        train_features, train_labels: (N, F) and (N,), NumPy or torch; images labelled -1 take no part. float64
+        train_features, train_labels: (N, F) and (N,), NumPy or torch; images labeled -1 take no part. float64
             features are computed in float64, all others in float32, on the device they are on.
         test_features, test_labels: (M, F) and (M,).
         penalty: on half the squared weights, beside the mean cross-entropy; None = the best of `PENALTIES` on the
@@ -52,8 +52,8 @@ def linear(
     Raises:
         ValueError: no labels, one class only, features that are not finite or of different widths.
     """
-    x, y = labelled(train_features, train_labels, "train")
-    queries, wanted = labelled(test_features, test_labels, "test")
+    x, y = labeled(train_features, train_labels, "train")
+    queries, wanted = labeled(test_features, test_labels, "test")
     same_width(x, queries)
     classes = y.unique()
     if len(classes) < 2:
@@ -74,7 +74,7 @@ def linear(
 
 
 class _Probe:
-    """Standardisation, weights (L, F) and bias (L,) of a logistic regression; `fit` goes on from what it has."""
+    """Standardization, weights (L, F) and bias (L,) of a logistic regression; `fit` goes on from what it has."""
 
     def __init__(self, x: Tensor, y: Tensor, num_classes: int) -> None:
         deviation, self.mean = torch.std_mean(x, dim=0, correction=0)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from selfcluster.clustering.assign import unit_rows
-from selfcluster.clustering.neighbours import nearest
+from selfcluster.clustering.neighbors import nearest
 from selfcluster.data.decode import BadImage, decode
 from selfcluster.data.sources import DataError
 from selfcluster.training.runs import RunError
@@ -20,7 +20,7 @@ from selfcluster.views.crops import decoded_side
 def read_picture(path: Path, side: int) -> np.ndarray:
     """An image file as a set of one image, (1, H, W, 1 or 3) uint8; raises DataError where it is none.
 
-    A JPEG is decoded smaller where a centre view of `side` pixels allows it, as the run's own images were.
+    A JPEG is decoded smaller where a center view of `side` pixels allows it, as the run's own images were.
     """
     try:
         return decode(path.read_bytes(), channels=None, shrink_to=decoded_side(side))[None]

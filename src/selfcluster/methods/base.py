@@ -1,7 +1,7 @@
 """What a method is: views to features, a target for each image, the prediction of one view's target from another.
 
 A method never sees labels, the loader, devices or the loop. The loop calls it in one order:
-`renew` if due, `forward`, backward, `on_backward`, the optimiser's step, `on_step_end`.
+`reassign` if due, `forward`, backward, `on_backward`, the optimizer's step, `on_step_end`.
 Letters: B images of this rank, V views, F features of the backbone, D of the projection, K clusters, N images in all.
 """
 
@@ -18,12 +18,12 @@ from torch.nn import functional as F
 
 from selfcluster.clustering.scores import successive_nmi
 from selfcluster.distributed import all_reduce, world_size
-from selfcluster.models.backbones import Backbone, activated
-from selfcluster.types import Assignment, Batch, Crops, Embeddings, EpochPlan, Facts, Group, Output, Progress, Training
+from selfcluster.models.backbones import Backbone, final_relu
+from selfcluster.types import Assignment, Batch, Crops, Embeddings, EpochPlan, DatasetInfo, Group, Output, Progress, Training
 from selfcluster.views.plans import ViewPlan, plan_from_crops
 
-MakeBackbone = Callable[..., Any]  # (**creation arguments) -> a new, separately initialised network with .num_features
-Embed = Callable[..., Embeddings]  # (fn, view="centre" | "train", train=False) -> this rank's share
+MakeBackbone = Callable[..., Any]  # (**creation arguments) -> a new, separately initialized network with .num_features
+Embed = Callable[..., Embeddings]  # (fn, view="center" | "train", train=False) -> this rank's share
 
 
 class Method(nn.Module):
@@ -32,16 +32,16 @@ class Method(nn.Module):
     Settings: ClassVar[type]  # frozen keyword-only dataclass of scalars; the comment behind a field is its help
     paper: ClassVar[Training]
     edge_border: ClassVar[int] = 1  # zeros around an image before --sobel takes its edges; after 2 they fold exactly
-    accumulates: ClassVar[bool] = False  # True where one large batch equals several small ones
+    supports_accumulation: ClassVar[bool] = False  # True where one large batch equals several small ones
     small: ClassVar[dict[str, Any]] = {}  # flags for images up to 64 px and short runs, where they differ from paper
     advice: ClassVar[str] = "Try a lower --learning-rate, or larger batches."  # what helps when the run collapses
 
     backbone: Backbone
 
-    def __init__(self, make_backbone: MakeBackbone, settings: Any, facts: Facts) -> None:
+    def __init__(self, make_backbone: MakeBackbone, settings: Any, data: DatasetInfo) -> None:
         super().__init__()
         self.settings = settings
-        self.facts = facts
+        self.data = data
 
     @classmethod
     def views(cls, settings: Any, crops: Crops, channels: int) -> ViewPlan:
@@ -54,11 +54,11 @@ class Method(nn.Module):
         """Parameters that the paper treats apart; together they are all that is trained."""
         return [Group([p for p in self.parameters() if p.requires_grad])]
 
-    def weights_apart(self) -> list[Group]:
+    def no_decay_groups(self) -> list[Group]:
         """Two groups: the weights; biases and norms, which take plain steps without decay (SimCLR's, BYOL's and
         DINO's `groups`)."""
         trained = [p for p in self.parameters() if p.requires_grad]
-        flat = Group([p for p in trained if p.ndim < 2], weight_decay=0.0, adapt=False)
+        flat = Group([p for p in trained if p.ndim < 2], weight_decay=0.0, layerwise_adaptation=False)
         return [Group([p for p in trained if p.ndim >= 2]), flat]
 
     @classmethod
@@ -71,39 +71,39 @@ class Method(nn.Module):
         return ()
 
     def chance_loss(self) -> float | None:
-        """The loss of a method that has learnt nothing or has collapsed, where there is such a level."""
+        """The loss of a method that has learned nothing or has collapsed, where there is such a level."""
         return None
 
     def forward(self, batch: Batch, progress: Progress) -> Output:
         raise NotImplementedError
 
-    def renew_now(self, progress: Progress) -> bool:
-        """Whether targets are renewed before this step: at the first step of every epoch unless a paper says else."""
+    def should_reassign(self, progress: Progress) -> bool:
+        """Whether targets are reassigned before this step: at the first step of every epoch unless a paper says else."""
         return progress.step % progress.steps_per_epoch == 0
 
-    def renew(self, progress: Progress, embed: Embed) -> dict[str, float]:
+    def reassign(self, progress: Progress, embed: Embed) -> dict[str, float]:
         """Make new targets offline; returns scalars to log. All ranks take part."""
         return {}
 
     def plan(self) -> EpochPlan:
-        """How to sample until the next renewal: a pure function of the buffers."""
+        """How to sample until the next reassignment: a pure function of the buffers."""
         return EpochPlan()
 
     def on_backward(self, progress: Progress) -> None:
         """Drop or scale gradients, after they are reduced over ranks and before they are clipped."""
 
     def on_step_end(self, progress: Progress, outputs: Sequence[Output]) -> None:
-        """The only writer of teacher, queue, memory and centre: one output for each micro-batch of the step."""
+        """The only writer of teacher, queue, memory and center: one output for each micro-batch of the step."""
 
     def encode(self, images: Tensor) -> Tensor:
-        """(B, C, h, w) normalised images to (B, F): the features that users get, of the exported network."""
+        """(B, C, h, w) normalized images to (B, F): the features that users get, of the exported network."""
         return self.backbone(images)
 
     def exported(self) -> nn.Module:
         """The network whose weights users get."""
         return self.backbone
 
-    def compared(self, features: Tensor) -> Tensor:
+    def project(self, features: Tensor) -> Tensor:
         """Encoded images (N, F) as the method compares them, (N, D): the space that `cluster --k` looks for groups in.
         The features themselves, but for methods whose clusters lie behind a projection."""
         return features
@@ -117,21 +117,21 @@ class Method(nn.Module):
         same = [list(run) for _, run in groupby(views, key=lambda v: v.shape[-2:])]
         return torch.cat([self.backbone(torch.cat(run)) for run in same])
 
-    def activated(self, features: Tensor) -> Tensor:
+    def final_relu(self, features: Tensor) -> Tensor:
         """Features of the backbone as a linear layer wants them, behind the last ReLU."""
-        return activated(self.backbone, features)
+        return final_relu(self.backbone, features)
 
 
 def stability(before: Tensor, after: Tensor) -> dict[str, float]:
-    """What a renewal logs: the NMI of the labels (N,) before and after it; nothing where no image has both."""
+    """What a reassignment logs: the NMI of the labels (N,) before and after it; nothing where no image has both."""
     agreement = successive_nmi(before, after)
     return {} if isnan(agreement) else {"nmi_previous": agreement}
 
 
-def labelled_cross_entropy(logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+def labeled_cross_entropy(logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
     """Mean cross-entropy over the samples of all ranks that have a label; 0 where none has.
 
-    Ranks hold different numbers of labelled samples, and their gradients are averaged: each rank's sum is divided by
+    Ranks hold different numbers of labeled samples, and their gradients are averaged: each rank's sum is divided by
     the mean count a rank, so that the average is the mean over all. `logits` (n, K), `target` (n,) with -1 = none,
     `weight` (K,) of the clusters: a sample counts as much as its cluster's weight, and so does the mean.
     """

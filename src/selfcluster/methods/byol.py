@@ -1,6 +1,6 @@
 """BYOL: predict a slowly following network's features of one view from another view, with no negatives.
 
-Grill et al. 2020, arXiv 2006.07733; multi-crop and the switches between it and DINO (predictor, batch norm, centring)
+Grill et al. 2020, arXiv 2006.07733; multi-crop and the switches between it and DINO (predictor, batch norm, centering)
 after Caron et al. 2021, arXiv 2104.14294. B images, V views, D projection.
 Departs: with small views a target's term is the mean over the views that predict it (two views: the paper's sum of both
 directions); batch norm of the target counts running statistics that nothing reads; weights start as torch's do.
@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from selfcluster.clustering.sinkhorn import Centring
+from selfcluster.clustering.sinkhorn import Centering
 from selfcluster.methods.base import MakeBackbone, Method
 from selfcluster.models.teacher import Teacher, cosine_momentum
-from selfcluster.types import Batch, Crops, Facts, Group, Output, Progress, Training
+from selfcluster.types import Batch, Crops, DatasetInfo, Group, Output, Progress, Training
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,14 +27,14 @@ class BYOLSettings:
     hidden: int = 4096  # width of projector and predictor
     predictor: bool = True  # predict the target's features by a network of its own; without it the features collapse
     batch_norm: bool = True  # batch norm in projector and predictor
-    centring: str = "none"  # centre: take a moving mean of the target's features away from them, as DINO does; or none
-    centre_momentum: float = 0.9  # share of the old centre kept at a step
+    centering: str = "none"  # center: take a moving mean of the target's features away from them, as DINO does; or none
+    center_momentum: float = 0.9  # share of the old center kept at a step
     teacher_momentum: float = 0.996  # how much of the target network stays at a step; rises to 1; 0: a copy throughout
 
 
 class BYOL(Method):
     Settings = BYOLSettings
-    accumulates = True
+    supports_accumulation = True
     advice = "Keep the --predictor; try a higher --teacher-momentum, a lower --learning-rate, or larger batches."
     small = {
         "optimizer": "sgd",  # under AdamW the features end in a few dimensions
@@ -52,10 +52,10 @@ class BYOL(Method):
         crops=Crops(augment="byol"),
     )
 
-    def __init__(self, make_backbone: MakeBackbone, settings: BYOLSettings, facts: Facts) -> None:
-        super().__init__(make_backbone, settings, facts)
-        if settings.centring not in ("centre", "none"):
-            raise ValueError(f"centring={settings.centring!r} is neither centre nor none")
+    def __init__(self, make_backbone: MakeBackbone, settings: BYOLSettings, data: DatasetInfo) -> None:
+        super().__init__(make_backbone, settings, data)
+        if settings.centering not in ("center", "none"):
+            raise ValueError(f"centering={settings.centering!r} is neither center nor none")
         hidden, dim, norm = settings.hidden, settings.dim, settings.batch_norm
         self.backbone = make_backbone()
         self.projector = mlp(self.backbone.num_features, hidden, dim, norm)
@@ -63,18 +63,18 @@ class BYOL(Method):
         # networks of their own, not copies: at first the target knows nothing of the online network
         self.target_backbone = Teacher(make_backbone())
         self.target_projector = Teacher(mlp(self.backbone.num_features, hidden, dim, norm))
-        self.centring = Centring(dim, settings.centre_momentum) if settings.centring == "centre" else None
+        self.centering = Centering(dim, settings.center_momentum) if settings.centering == "center" else None
 
     def groups(self) -> list[Group]:
-        return self.weights_apart()
+        return self.no_decay_groups()
 
     def forward(self, batch: Batch, progress: Progress) -> Output:
         # one pass a view: batch norm must not see two views of an image in one batch
         z = [self.projector(self.backbone(view)) for view in batch.views]  # each (B, D)
         predictions = [F.normalize(self.predictor(z_v).float(), dim=1) for z_v in z]
         taught = [self.target(view).float() for view in batch.views[:2]]  # of full resolution only
-        centre = self.centring.centre if self.centring else 0.0
-        loss = byol_loss(predictions, [F.normalize(z_t - centre, dim=1) for z_t in taught])
+        center = self.centering.center if self.centering else 0.0
+        loss = byol_loss(predictions, [F.normalize(z_t - center, dim=1) for z_t in taught])
         features = F.normalize(z[0].detach().float(), dim=1)
         spread = features.var(dim=0, correction=0).sum().sqrt()  # 1: directions of all kinds; 0: one for all images
         return Output(loss, log={"spread": spread}, features=features, state=torch.cat(taught))
@@ -85,8 +85,8 @@ class BYOL(Method):
 
     @torch.no_grad()
     def on_step_end(self, progress: Progress, outputs: Sequence[Output]) -> None:
-        if self.centring:
-            self.centring.update(torch.cat([output.state for output in outputs]))
+        if self.centering:
+            self.centering.update(torch.cat([output.state for output in outputs]))
         base = self.settings.teacher_momentum
         momentum = cosine_momentum(base, progress.fraction) if base else 0.0
         self.target_backbone.update(self.backbone, momentum)

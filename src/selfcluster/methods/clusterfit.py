@@ -2,7 +2,7 @@
 
 Yan et al. 2020, arXiv 1912.03330. B images, V views, F features, T teachers (one head each), K clusters, N images.
 What a head learns (`target`) is made once, before the first step (`recipes/targets.py`): k-means of the teacher's
-l2-normalised features of centre crops, or one of the paper's comparisons. Distillation and regression ask the teacher
+l2-normalized features of center crops, or one of the paper's comparisons. Distillation and regression ask the teacher
 at each step, about the very views that the new network sees.
 Departs: distillation multiplies its soft term by the squared temperature, as Hinton et al. (arXiv 1503.02531) do and
 the paper does not say: at 20 that term would vanish. The paper does not give the regression's loss: here it is the
@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from selfcluster.methods.base import MakeBackbone
 from selfcluster.methods.supervised import Supervised
-from selfcluster.types import Assignment, Crops, Facts, Training
+from selfcluster.types import Assignment, Crops, DatasetInfo, Training
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,7 @@ class ClusterFitSettings:
     teacher: str | None = None  # run, exported backbone, NETWORK=WEIGHTS-FILE or timm name; repeat it for several
     teacher_layer: str | None = None  # layer that is clustered, e.g. layer3, or one a teacher: layer3,blocks.11
     teacher_pca: int = 0  # principal components kept and whitened before k-means; 0: none
-    target: str = "kmeans"  # what is learnt: kmeans, per_label, prototypes, distill or regress
+    target: str = "kmeans"  # what is learned: kmeans, per_label, prototypes, distill or regress
     num_prototypes: int = 16000  # K, clusters of a teacher's features (kmeans, per_label)
     kmeans_iterations: int = 50  # updates of the centroids on all images
     kmeans_sample: int | None = None  # run k-means on so many images first; then 5 --kmeans-iterations do
@@ -40,7 +40,7 @@ class ClusterFitSettings:
 
 class ClusterFit(Supervised):
     Settings = ClusterFitSettings
-    accumulates = True
+    supports_accumulation = True
     advice = "Try fewer --num-prototypes, a lower --learning-rate, or another --teacher-layer."
     paper = Training(
         schedule="step",
@@ -49,9 +49,9 @@ class ClusterFit(Supervised):
         crops=Crops(global_crops=1, augment="clusterfit"),
     )
 
-    def __init__(self, make_backbone: MakeBackbone, settings: ClusterFitSettings, facts: Facts) -> None:
-        super().__init__(make_backbone, settings, facts)
-        teachers = list(facts.teacher or [])
+    def __init__(self, make_backbone: MakeBackbone, settings: ClusterFitSettings, data: DatasetInfo) -> None:
+        super().__init__(make_backbone, settings, data)
+        teachers = list(data.teacher or [])
         self.teachers = nn.ModuleList(teachers)  # asked at each step; none where all targets are made beforehand
         for teacher, head in zip(teachers, self.heads, strict=False):
             if teacher.width != head.out_features:
@@ -59,7 +59,7 @@ class ClusterFit(Supervised):
 
     def widths(self) -> list[int]:
         if self.settings.target == "regress":
-            return [teacher.width for teacher in self.facts.teacher]
+            return [teacher.width for teacher in self.data.teacher]
         return super().widths()
 
     def chance_loss(self) -> float | None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from selfcluster.distributed import all_reduce, world_size
-from selfcluster.methods.base import labelled_cross_entropy
+from selfcluster.methods.base import labeled_cross_entropy
 from selfcluster.models.classifiers import GroupedClassifiers
 
 TURNS = 4
@@ -33,7 +33,7 @@ class Hierarchical(nn.Module):
         group = super_class(cluster, turn, self.k)
         count = all_reduce((group >= 0).sum().float()) / world_size()  # a rank's mean: gradients are averaged
         sub = self.sub(f, group, cluster % self.k) / torch.where(count > 0, count, 1.0)
-        return labelled_cross_entropy(logits, group) + sub, logits.argmax(dim=1) % TURNS
+        return labeled_cross_entropy(logits, group) + sub, logits.argmax(dim=1) % TURNS
 
 
 class Sum(nn.Module):
@@ -46,8 +46,8 @@ class Sum(nn.Module):
 
     def forward(self, f: Tensor, turn: Tensor, cluster: Tensor) -> tuple[Tensor, Tensor]:
         logits = self.rotation(f).float()  # (n, 4)
-        rotations = labelled_cross_entropy(logits, torch.where(cluster >= 0, turn, -1))
-        return rotations + labelled_cross_entropy(self.cluster(f).float(), cluster), logits.argmax(dim=1)
+        rotations = labeled_cross_entropy(logits, torch.where(cluster >= 0, turn, -1))
+        return rotations + labeled_cross_entropy(self.cluster(f).float(), cluster), logits.argmax(dim=1)
 
 
 class Product(nn.Module):
@@ -60,7 +60,7 @@ class Product(nn.Module):
     def forward(self, f: Tensor, turn: Tensor, cluster: Tensor) -> tuple[Tensor, Tensor]:
         logits = self.joint(f).float()  # (n, 4 m k)
         target = torch.where(cluster >= 0, cluster * TURNS + turn, -1)
-        return labelled_cross_entropy(logits, target), logits.argmax(dim=1) % TURNS
+        return labeled_cross_entropy(logits, target), logits.argmax(dim=1) % TURNS
 
 
 COMBINATIONS = {"hierarchical": Hierarchical, "sum": Sum, "product": Product}

@@ -2,10 +2,10 @@
 
 Caron et al. 2018, arXiv 1807.05520, and section 3 of Caron's thesis (power-iteration clustering, weights for uniform
 sampling). B images, V views, F features, d axes kept, N images in all, K rows of the classifier (C clusters in use).
-Features are the backbone's output, for `deepcluster_alexnet` and `deepcluster_vgg16` before the last ReLU, of centre
+Features are the backbone's output, for `deepcluster_alexnet` and `deepcluster_vgg16` before the last ReLU, of center
 crops; the classifier stands behind the ReLU.
 Departs: whitening bounds the smallest variances (1e-5 of the largest; the released code divides by whatever is there);
-`uniform` really draws every cluster alike, where the released sampler's positions mean other images than it labelled
+`uniform` really draws every cluster alike, where the released sampler's positions mean other images than it labeled
 (`weighting released` repeats that); weighted losses are divided by the batch's weights, not by its images; the
 smallest clusters that power iteration finds beyond `max_clusters` sit out the epoch.
 """
@@ -24,8 +24,8 @@ from selfcluster.clustering.members import cluster_members
 from selfcluster.clustering.pic import PowerIterationClustering
 from selfcluster.clustering.whitening import WhiteningMemory
 from selfcluster.distributed import all_gather, all_reduce, share
-from selfcluster.methods.base import Embed, MakeBackbone, Method, labelled_cross_entropy, stability
-from selfcluster.types import Assignment, Batch, Crops, EpochPlan, Facts, Group, Output, Progress, Training
+from selfcluster.methods.base import Embed, MakeBackbone, Method, labeled_cross_entropy, stability
+from selfcluster.types import Assignment, Batch, Crops, EpochPlan, DatasetInfo, Group, Output, Progress, Training
 
 _WEIGHTINGS = ("uniform", "inverse", "inverse_sqrt", "none", "released")
 
@@ -44,8 +44,8 @@ class DeepClusterSettings:
 
 class DeepCluster(Method):
     Settings = DeepClusterSettings
-    accumulates = True
-    # small images keep their colours, which the views change (not compared with edges); a rate that ends at 0 leaves
+    supports_accumulation = True
+    # small images keep their colors, which the views change (not compared with edges); a rate that ends at 0 leaves
     # the last new classifiers near chance; on the digits, one seed of 10 epochs, 64 axes ended with 70 effective
     # clusters of 80, 256 axes with 22
     small = {"sobel": False, "schedule": "constant", "pca_dim": 64}
@@ -62,8 +62,8 @@ class DeepCluster(Method):
         crops=Crops(global_crops=1, augment="weak"),
     )
 
-    def __init__(self, make_backbone: MakeBackbone, settings: DeepClusterSettings, facts: Facts) -> None:
-        super().__init__(make_backbone, settings, facts)
+    def __init__(self, make_backbone: MakeBackbone, settings: DeepClusterSettings, data: DatasetInfo) -> None:
+        super().__init__(make_backbone, settings, data)
         if settings.clustering not in ("kmeans", "pic"):
             raise ValueError(f"clustering={settings.clustering!r} is neither 'kmeans' nor 'pic'")
         if settings.weighting not in _WEIGHTINGS:
@@ -71,7 +71,7 @@ class DeepCluster(Method):
         if settings.reassign_epochs < 1:
             raise ValueError(f"reassign_epochs={settings.reassign_epochs} must be at least 1")
         self.pic = settings.clustering == "pic"
-        n = facts.num_samples
+        n = data.num_samples
         k = min(n, settings.max_clusters) if self.pic else settings.num_prototypes
         if k > n:
             raise ValueError(f"num_prototypes={k} is more than the {n} images; use --num-prototypes {max(2, n // 10)}")
@@ -102,8 +102,8 @@ class DeepCluster(Method):
     def forward(self, batch: Batch, progress: Progress) -> Output:
         features = self.encode_views(batch.views)  # (V * B, F)
         target = self.labels[batch.index]  # (B,)
-        logits = self.logits(F.dropout(self.activated(features), self.settings.dropout, self.training))
-        loss = labelled_cross_entropy(logits, target.repeat(len(batch.views)), self.weight)
+        logits = self.logits(F.dropout(self.final_relu(features), self.settings.dropout, self.training))
+        loss = labeled_cross_entropy(logits, target.repeat(len(batch.views)), self.weight)
         # health counts num_prototypes codes; power iteration may find more
         return Output(loss, features=features[: len(target)], codes=None if self.pic else target)
 
@@ -112,13 +112,13 @@ class DeepCluster(Method):
         unused = torch.arange(len(self.weight), device=features.device) >= self.clusters
         return self.head(features).float().masked_fill(unused, -torch.inf)
 
-    def renew_now(self, progress: Progress) -> bool:
+    def should_reassign(self, progress: Progress) -> bool:
         return progress.step % (self.settings.reassign_epochs * progress.steps_per_epoch) == 0
 
     @torch.no_grad()
-    def renew(self, progress: Progress, embed: Embed) -> dict[str, float]:
-        """Cluster the whitened features of all centre crops, and start the classifier anew."""
-        shares = embed(lambda views: self.encode(views[0]), view="centre")
+    def reassign(self, progress: Progress, embed: Embed) -> dict[str, float]:
+        """Cluster the whitened features of all center crops, and start the classifier anew."""
+        shares = embed(lambda views: self.encode(views[0]), view="center")
         rows = self.whitening.fit_transform(shares.rows)  # (n, d)
         seen, order = all_gather(shares.index).sort()
         before = self.labels.clone()

@@ -21,9 +21,9 @@ from torch.nn import functional as F
 from selfcluster.clustering.kmeans import KMeans
 from selfcluster.clustering.memory import SampleMemory
 from selfcluster.distributed import all_gather, share
-from selfcluster.methods.base import Embed, MakeBackbone, Method, labelled_cross_entropy, stability
+from selfcluster.methods.base import Embed, MakeBackbone, Method, labeled_cross_entropy, stability
 from selfcluster.models.heads import ProjectionHead, Prototypes
-from selfcluster.types import Assignment, Batch, Crops, Facts, Output, Progress, Training
+from selfcluster.types import Assignment, Batch, Crops, DatasetInfo, Output, Progress, Training
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,12 +33,12 @@ class DeepClusterV2Settings:
     num_prototypes: int = 3000  # K, clusters a head
     num_heads: int = 3  # H, independent clusterings
     temperature: float = 0.1  # tau of the softmax
-    kmeans_iterations: int = 10  # updates of the centroids at each renewal
+    kmeans_iterations: int = 10  # updates of the centroids at each reassignment
 
 
 class DeepClusterV2(Method):
     Settings = DeepClusterV2Settings
-    accumulates = True
+    supports_accumulation = True
     advice = "Try fewer --num-prototypes, a lower --learning-rate, or gentler views (fewer --local-crops)."
     paper = Training(
         optimizer="larc",
@@ -52,9 +52,9 @@ class DeepClusterV2(Method):
         crops=Crops(local_crops=6, global_scale=(0.14, 1.0)),
     )
 
-    def __init__(self, make_backbone: MakeBackbone, settings: DeepClusterV2Settings, facts: Facts) -> None:
-        super().__init__(make_backbone, settings, facts)
-        n, k = facts.num_samples, settings.num_prototypes
+    def __init__(self, make_backbone: MakeBackbone, settings: DeepClusterV2Settings, data: DatasetInfo) -> None:
+        super().__init__(make_backbone, settings, data)
+        n, k = data.num_samples, settings.num_prototypes
         if k > n:
             raise ValueError(f"num_prototypes={k} is more than the {n} images; use --num-prototypes {max(2, n // 10)}")
         self.backbone = make_backbone()
@@ -74,7 +74,7 @@ class DeepClusterV2(Method):
         losses = []
         for prototypes, labels in zip(self.heads, self.labels, strict=True):
             target = labels[batch.index]  # (B,), the same for every view of an image
-            losses.append(labelled_cross_entropy(prototypes(z) / self.settings.temperature, target.repeat(views)))
+            losses.append(labeled_cross_entropy(prototypes(z) / self.settings.temperature, target.repeat(views)))
         first = z[: len(batch.index)]
         state = (batch.index, [z_v.detach() for z_v in z.chunk(views)[:2]])
         return Output(torch.stack(losses).mean(), features=first, codes=self.labels[0, batch.index], state=state)
@@ -88,7 +88,7 @@ class DeepClusterV2(Method):
         return torch.cat(self.project(self.encode_views(views[:2])).chunk(2), dim=1)
 
     @torch.no_grad()
-    def renew(self, progress: Progress, embed: Embed) -> dict[str, float]:
+    def reassign(self, progress: Progress, embed: Embed) -> dict[str, float]:
         """Cluster the rows that the last epoch wrote; before the first epoch, one pass in training mode writes them."""
         if progress.step == 0:
             first = embed(self.project_pair, view="train", train=True)
@@ -124,9 +124,6 @@ class DeepClusterV2(Method):
             index, features = output.state
             for memory, z in zip(self.memories, features, strict=True):
                 memory.write(index, z, epoch=progress.epoch + 1)
-
-    def compared(self, features: Tensor) -> Tensor:
-        return self.project(features)
 
     @torch.no_grad()
     def assign(self, features: Tensor) -> Assignment:

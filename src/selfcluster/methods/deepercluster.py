@@ -2,16 +2,16 @@
 
 Caron et al. 2019, arXiv 1905.01278. N images, B of this rank, F features, d whitened axes, K clusters: m super-clusters
 of k = K // m each, S = 4 m super-classes (super-cluster, rotation) numbered 4 * super-cluster + quarter turns.
-Every `reassign_epochs` epochs two consecutive k-means over whitened features of upright images renew the clusters, and
+Every `reassign_epochs` epochs two consecutive k-means over whitened features of upright images reassign the clusters, and
 all classifiers start anew. Every epoch gives each image one of the four rotations, evenly within each cluster; a batch
 holds equal shares of the S super-classes side by side and draws uniformly over the clusters of each. So the ranks of a
-super-class's group see nothing else, and need its classifier alone: `facts.shard` = (i, c) holds those of super-classes
+super-class's group see nothing else, and need its classifier alone: `data.shard` = (i, c) holds those of super-classes
 i S / c to (i + 1) S / c - 1. A sub-classifier's gradient is the mean over its own super-class's samples, S times its
 part of the mean over the batch, in one process as in many.
 Departs: an epoch draws an image in one rotation only, where the released ranks of four rotations draw by themselves; a
 super-cluster of fewer than four images is given half of what the largest can spare, so that no super-class is empty;
 empty clusters are split by a factor 1 +- 1/1024 (released: 1e-7), donors drawn anew each time (released: the same
-always); dropout is the backbone's; colours are not padded (released: by 1), edges by 2 as released, by 1 before a
+always); dropout is the backbone's; colors are not padded (released: by 1), edges by 2 as released, by 1 before a
 transformer. Sampling and clustering are the same for the paper's alternatives of the loss.
 """
 
@@ -30,7 +30,7 @@ from selfcluster.clustering.whitening import WhiteningMemory
 from selfcluster.methods.base import Embed, MakeBackbone, Method, stability
 from selfcluster.methods.combinations import COMBINATIONS, TURNS, super_class
 from selfcluster.models.classifiers import restart_
-from selfcluster.types import Assignment, Batch, Crops, EpochPlan, Facts, Output, Progress, Training
+from selfcluster.types import Assignment, Batch, Crops, EpochPlan, DatasetInfo, Output, Progress, Training
 from selfcluster.views.pretext import rotate
 
 
@@ -47,7 +47,7 @@ class DeeperClusterSettings:
 class DeeperCluster(Method):
     Settings = DeeperClusterSettings
     edge_border = 2  # as published: what the network's own zeros meet are edges of nothing
-    advice = "Try fewer --num-prototypes, --sobel (against clusters of colours), or --init with a RotNet run's weights."
+    advice = "Try fewer --num-prototypes, --sobel (against clusters of colors), or --init with a RotNet run's weights."
     # a rate that ends at 0 leaves the last new classifiers above chance
     small = {"sobel": False, "schedule": "constant", "augment": "weak", "num_super_clusters": 2, "pca_dim": 64}
     paper = Training(
@@ -62,9 +62,9 @@ class DeeperCluster(Method):
         crops=Crops(global_crops=1, augment="weak"),
     )
 
-    def __init__(self, make_backbone: MakeBackbone, settings: DeeperClusterSettings, facts: Facts) -> None:
-        super().__init__(make_backbone, settings, facts)
-        n, wanted, self.m = facts.num_samples, settings.num_prototypes, settings.num_super_clusters
+    def __init__(self, make_backbone: MakeBackbone, settings: DeeperClusterSettings, data: DatasetInfo) -> None:
+        super().__init__(make_backbone, settings, data)
+        n, wanted, self.m = data.num_samples, settings.num_prototypes, settings.num_super_clusters
         if not 1 <= self.m <= wanted <= n:
             raise ValueError(
                 f"num_super_clusters={self.m}, num_prototypes={wanted}, images: {n}: each at most the next"
@@ -73,16 +73,16 @@ class DeeperCluster(Method):
             raise ValueError(f"combination={settings.combination!r} is none of {', '.join(COMBINATIONS)}")
         if settings.reassign_epochs < 1:
             raise ValueError(f"reassign_epochs={settings.reassign_epochs} must be at least 1")
-        if self.shards(settings) % facts.shard[1]:
-            raise ValueError(f"{settings.combination} classifiers cannot be shared out over {facts.shard[1]} shards")
+        if self.shards(settings) % data.shard[1]:
+            raise ValueError(f"{settings.combination} classifiers cannot be shared out over {data.shard[1]} shards")
         self.k, self.num_super_classes = wanted // self.m, TURNS * self.m
         self.backbone = make_backbone()
         width = self.backbone.num_features
         dim, total = min(settings.pca_dim, width), self.m * self.k
-        self.heads: Any = COMBINATIONS[settings.combination](width, self.m, self.k, facts.shard)
+        self.heads: Any = COMBINATIONS[settings.combination](width, self.m, self.k, data.shard)
         self.register_buffer("labels", torch.full((n,), -1))  # (N,) super-cluster * k + cluster in it, -1 = none
         self.register_buffer("turns", torch.zeros(n, dtype=torch.int64))  # (N,) this epoch's rotations
-        self.register_buffer("reassigned", torch.zeros((), dtype=torch.bool))  # whether the last renewal clustered
+        self.register_buffer("reassigned", torch.zeros((), dtype=torch.bool))  # whether the last reassignment clustered
         self.whitening = WhiteningMemory(dim, width)
         self.register_buffer("super_centers", torch.zeros(self.m, dim))
         self.register_buffer("centers", torch.zeros(total, dim))
@@ -99,7 +99,7 @@ class DeeperCluster(Method):
 
     def sharded(self) -> tuple[str, ...]:
         """Names of the parameters that only the ranks of this shard hold."""
-        return tuple(name for name, _ in self.sub_parameters()) if self.facts.shard[1] > 1 else ()
+        return tuple(name for name, _ in self.sub_parameters()) if self.data.shard[1] > 1 else ()
 
     def sub_parameters(self) -> list[tuple[str, nn.Parameter]]:
         return [(name, p) for name, p in self.named_parameters() if name.startswith("heads.sub.")]
@@ -111,7 +111,7 @@ class DeeperCluster(Method):
         turn, cluster = self.turns[batch.index], self.labels[batch.index]  # each (B,)
         features = self.encode_views([rotate(view, turn) for view in batch.views])  # (V * B, F)
         views = len(batch.views)
-        loss, seen = self.heads(self.activated(features), turn.repeat(views), cluster.repeat(views))
+        loss, seen = self.heads(self.final_relu(features), turn.repeat(views), cluster.repeat(views))
         right = (seen == turn.repeat(views)).float().mean()
         return Output(loss, log={"rotation_accuracy": right}, features=features[: len(turn)], codes=cluster)
 
@@ -121,7 +121,7 @@ class DeeperCluster(Method):
             torch._foreach_mul_(grads, self.num_super_classes)
 
     @torch.no_grad()
-    def renew(self, progress: Progress, embed: Embed) -> dict[str, float]:
+    def reassign(self, progress: Progress, embed: Embed) -> dict[str, float]:
         """Draw the epoch's rotations; every `reassign_epochs` epochs cluster first and start the classifiers anew."""
         self.reassigned.fill_(progress.epoch % self.settings.reassign_epochs == 0)
         log = self.reassign(progress, embed) if self.reassigned else {}

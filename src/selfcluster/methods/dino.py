@@ -1,9 +1,9 @@
-"""DINO: predict the centred and sharpened output of a slowly following teacher, from every view.
+"""DINO: predict the centered and sharpened output of a slowly following teacher, from every view.
 
 Caron et al. 2021, arXiv 2104.14294, and the thesis's tables 5.9 to 5.13 for the switches. B images, V views, D
 bottleneck, K outputs. The teacher sees the two full-resolution views only.
 Departs: terms are averaged over pairs where eq. 3 sums them, as in the released code; the teacher's temperature rises
-with the steps, not once an epoch; the centre moves once a step, over all micro-batches (released: once each); timm
+with the steps, not once an epoch; the center moves once a step, over all micro-batches (released: once each); timm
 smooths position embeddings before it shrinks them (released: not) and starts the class token near 0; losses are
 float32 under any autocast.
 """
@@ -23,7 +23,7 @@ from selfcluster.methods.objectives import Objective
 from selfcluster.models.dino_head import DINOHead
 from selfcluster.models.heads import ProjectionHead
 from selfcluster.models.teacher import Teacher, cosine_momentum
-from selfcluster.types import Assignment, Batch, Crops, Facts, Group, Output, Progress, Training
+from selfcluster.types import Assignment, Batch, Crops, DatasetInfo, Group, Output, Progress, Training
 
 _TEACHERS = ("momentum", "epoch", "iteration", "copy")
 
@@ -32,9 +32,9 @@ _TEACHERS = ("momentum", "epoch", "iteration", "copy")
 class DINOSettings:
     num_prototypes: int = 65536  # K, outputs of the head
     hidden: int = 2048  # width of the head's hidden layers
-    dim: int = 256  # D, size of the normalised bottleneck, where there is one
+    dim: int = 256  # D, size of the normalized bottleneck, where there is one
     head_layers: int = 4  # linear layers of the head in all, 1 to 4 in the thesis
-    bottleneck: bool = True  # normalise the rows before the last layer, and that layer's weights
+    bottleneck: bool = True  # normalize the rows before the last layer, and that layer's weights
     activation: str = "gelu"  # of the head: gelu or relu
     batch_norm: bool = False  # batch norm in the head, and in the predictor
     fixed_norm: bool = True  # the last layer's weights keep unit length; learning it is better where it is stable
@@ -44,8 +44,8 @@ class DINOSettings:
     teacher_temperature: float = 0.07  # tau_t of the teacher's softmax after its warm-up; lower if it collapses
     warmup_teacher_temperature: float = 0.04  # tau_t at the first step
     teacher_warmup_epochs: float = 30.0  # epochs in which tau_t rises
-    centring: str = "centre"  # keeps one output from taking all: centre, sinkhorn, softmax (over the batch) or none
-    centre_momentum: float = 0.9  # share of the old centre kept at a step
+    centering: str = "center"  # keeps one output from taking all: center, sinkhorn, softmax (over the batch) or none
+    center_momentum: float = 0.9  # share of the old center kept at a step
     teacher_rule: str = "momentum"  # momentum, or the student of the last epoch, of the last iteration, or a copy of it
     teacher_momentum: float = 0.996  # at the first step; it rises to 1 along a cosine
     drop_path: float = 0.1  # stochastic depth of a transformer student; the teacher has none
@@ -55,7 +55,7 @@ class DINOSettings:
 
 class DINO(Method):
     Settings = DINOSettings
-    accumulates = True
+    supports_accumulation = True
     small = {
         "num_prototypes": 200,  # a batch need not fill them, as it must where codes are balanced
         "learning_rate": 0.001,
@@ -65,7 +65,7 @@ class DINO(Method):
         "teacher_temperature": 0.04,
     }
     advice = (
-        "Try --centring sinkhorn, a lower --teacher-temperature or --learning-rate, or --batch-norm where it is off."
+        "Try --centering sinkhorn, a lower --teacher-temperature or --learning-rate, or --batch-norm where it is off."
     )
     paper = Training(
         backbone="vit_small_patch16_224",
@@ -81,8 +81,8 @@ class DINO(Method):
         crops=Crops(local_crops=10, global_scale=(0.32, 1.0), local_scale=(0.05, 0.32), augment="dino"),
     )
 
-    def __init__(self, make_backbone: MakeBackbone, settings: DINOSettings, facts: Facts) -> None:
-        super().__init__(make_backbone, settings, facts)
+    def __init__(self, make_backbone: MakeBackbone, settings: DINOSettings, data: DatasetInfo) -> None:
+        super().__init__(make_backbone, settings, data)
         s = settings
         for name, allowed in (("teacher_rule", _TEACHERS), ("network", ("teacher", "student"))):
             if getattr(s, name) not in allowed:
@@ -96,7 +96,7 @@ class DINO(Method):
         self.predictor = ProjectionHead(width, s.hidden, width, s.batch_norm) if s.predictor else None
         self.teacher = Teacher(teacher).copy_(self.backbone)
         self.teacher_head = Teacher(self._make_head()).copy_(self.head)
-        self.objective = Objective(s.num_prototypes, s.loss, s.centring, s.temperature, s.centre_momentum)
+        self.objective = Objective(s.num_prototypes, s.loss, s.centering, s.temperature, s.center_momentum)
 
     def _make_head(self) -> DINOHead:
         s = self.settings
@@ -113,7 +113,7 @@ class DINO(Method):
         )
 
     def groups(self) -> list[Group]:
-        return self.weights_apart()
+        return self.no_decay_groups()
 
     def chance_loss(self) -> float | None:
         return log(self.settings.num_prototypes) if self.settings.loss == "cross_entropy" else None
@@ -174,11 +174,11 @@ class DINO(Method):
     def exported_head(self) -> Any:
         return self.teacher_head if self.settings.network == "teacher" else self.head
 
-    def compared(self, features: Tensor) -> Tensor:
+    def project(self, features: Tensor) -> Tensor:
         return self.exported_head()(features)[0]
 
     @torch.no_grad()
     def assign(self, features: Tensor) -> Assignment:
         outputs = self.exported_head()(features)[1]
-        best, cluster = self.objective.centring(outputs, self.settings.teacher_temperature).max(dim=1)
+        best, cluster = self.objective.centering(outputs, self.settings.teacher_temperature).max(dim=1)
         return Assignment(cluster, 1 - best)

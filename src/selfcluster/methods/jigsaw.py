@@ -3,8 +3,8 @@
 Noroozi and Favaro 2016, arXiv 1603.09246, as ClusterFit's paper trains it (Yan et al. 2020, arXiv 1912.03330, appendix
 A): 2,000 permutations that differ most, a ResNet on each patch alone, the nine features side by side. B images, V
 views, C channels, p side of a patch, F features of the backbone, D projection of a patch, P permutations.
-Departs: patches keep their own colours and scale (2016: each is normalised by itself against chromatic clues; here 66 %
-of the images lose their colours instead, as in the later work); the square that is cut into patches has 255 of 256
+Departs: patches keep their own colors and scale (2016: each is normalized by itself against chromatic clues; here 66 %
+of the images lose their colors instead, as in the later work); the square that is cut into patches has 255 of 256
 parts of the shorter side (2016: all of it); batch-norm parameters decay as all others (VISSL: not).
 
 The network sees patches of 64/255 of the image's side, and its stem is that of whole images: of 255 px a patch is
@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from selfcluster.methods.base import MakeBackbone, Method
-from selfcluster.types import Batch, Crops, Facts, Output, Progress, Training
+from selfcluster.types import Batch, Crops, DatasetInfo, Output, Progress, Training
 from selfcluster.views.plans import ViewPlan, plan_from_crops
 from selfcluster.views.pretext import CELLS
 
@@ -35,7 +35,7 @@ class JigsawSettings:
 
 class Jigsaw(Method):
     Settings = JigsawSettings
-    accumulates = True
+    supports_accumulation = True
     advice = "Try fewer --num-permutations, a larger --image-size, or a lower --learning-rate."
     paper = Training(
         optimizer="sgd",
@@ -49,8 +49,8 @@ class Jigsaw(Method):
     )
     small = {"num_permutations": 100, "augment": "jigsaw"}
 
-    def __init__(self, make_backbone: MakeBackbone, settings: JigsawSettings, facts: Facts) -> None:
-        super().__init__(make_backbone, settings, facts)
+    def __init__(self, make_backbone: MakeBackbone, settings: JigsawSettings, data: DatasetInfo) -> None:
+        super().__init__(make_backbone, settings, data)
         self.backbone = make_backbone()
         self.projection: Any = nn.Sequential(
             nn.Linear(self.backbone.num_features, settings.hidden), nn.BatchNorm1d(settings.hidden), nn.ReLU()
@@ -66,15 +66,15 @@ class Jigsaw(Method):
         return log(self.settings.num_permutations)
 
     def forward(self, batch: Batch, progress: Progress) -> Output:
-        label = batch.drawn["jigsaw"]  # (B,), the same for every view of an image
+        label = batch.pretext_labels["jigsaw"]  # (B,), the same for every view of an image
         patches = [view.flatten(0, 1) for view in batch.views]  # each (B * 9, C, p, p)
-        z = self.project(self.encode_views(patches))  # (V * B * 9, D)
+        z = self.project_patches(self.encode_views(patches))  # (V * B * 9, D)
         logits = self.classifier(z.view(-1, CELLS * z.shape[1])).float()  # (V * B, P)
         target = label.repeat(len(batch.views))
         accuracy = (logits.argmax(dim=1) == target).float().mean()
         first = z.view(-1, CELLS, z.shape[1])[: len(label)].mean(dim=1)  # (B, D)
         return Output(F.cross_entropy(logits, target), log={"accuracy": accuracy.detach()}, features=first)
 
-    def project(self, features: Tensor) -> Tensor:
+    def project_patches(self, features: Tensor) -> Tensor:
         """Features of patches (n, F) to projections (n, D)."""
         return self.projection(features)

@@ -22,7 +22,7 @@ from selfcluster.clustering.memory import FeatureQueue
 from selfcluster.methods.base import MakeBackbone, Method
 from selfcluster.models.heads import ProjectionHead
 from selfcluster.models.teacher import Teacher
-from selfcluster.types import Batch, Crops, Facts, Output, Progress, Training
+from selfcluster.types import Batch, Crops, DatasetInfo, Output, Progress, Training
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +51,8 @@ class MoCoV2(Method):
         crops=Crops(global_scale=(0.2, 1.0), augment="moco_v2"),
     )
 
-    def __init__(self, make_backbone: MakeBackbone, settings: MoCoV2Settings, facts: Facts) -> None:
-        super().__init__(make_backbone, settings, facts)
+    def __init__(self, make_backbone: MakeBackbone, settings: MoCoV2Settings, data: DatasetInfo) -> None:
+        super().__init__(make_backbone, settings, data)
         self.backbone = make_backbone()
         hidden, dim, norm = settings.hidden, settings.dim, settings.batch_norm
         self.head = ProjectionHead(self.backbone.num_features, hidden, dim, norm)
@@ -62,8 +62,8 @@ class MoCoV2(Method):
             raise ValueError(f"queue_length={settings.queue_length}: without keys there is nothing to tell apart")
         self.queue = FeatureQueue(settings.queue_length, dim)
         self.queue.fill(F.normalize(torch.randn(settings.queue_length, dim), dim=1))
-        normalised = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.modules())
-        self.splits = settings.bn_splits if normalised else 1  # a transformer has nothing to split for
+        normalized = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.modules())
+        self.splits = settings.bn_splits if normalized else 1  # a transformer has nothing to split for
 
     def chance_loss(self) -> float:
         return log(self.settings.queue_length + 1)

@@ -20,7 +20,7 @@ from selfcluster.clustering.memory import SampleMemory
 from selfcluster.distributed import all_reduce
 from selfcluster.methods.base import MakeBackbone, Method
 from selfcluster.models.heads import ProjectionHead
-from selfcluster.types import Batch, Crops, Facts, Output, Progress, Training
+from selfcluster.types import Batch, Crops, DatasetInfo, Output, Progress, Training
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,7 @@ class NPIDSettings:
 
 class NPID(Method):
     Settings = NPIDSettings
-    accumulates = True
+    supports_accumulation = True
     advice = "Try --loss softmax, a higher --temperature (0.1), or a lower --learning-rate."
     paper = Training(
         optimizer="sgd",
@@ -55,8 +55,8 @@ class NPID(Method):
 
     log_partition: Tensor
 
-    def __init__(self, make_backbone: MakeBackbone, settings: NPIDSettings, facts: Facts) -> None:
-        super().__init__(make_backbone, settings, facts)
+    def __init__(self, make_backbone: MakeBackbone, settings: NPIDSettings, data: DatasetInfo) -> None:
+        super().__init__(make_backbone, settings, data)
         if settings.loss not in ("nce", "softmax"):
             raise ValueError(f'loss={settings.loss!r} must be "nce" or "softmax"')
         if settings.loss == "nce" and settings.num_negatives < 1:
@@ -65,9 +65,9 @@ class NPID(Method):
             )
         self.backbone = make_backbone()
         self.head = ProjectionHead(self.backbone.num_features, settings.hidden, settings.dim)
-        self.memory = SampleMemory(facts.num_samples, settings.dim, settings.memory_momentum)
+        self.memory = SampleMemory(data.num_samples, settings.dim, settings.memory_momentum)
         bound = 1 / sqrt(settings.dim / 3)  # rows of length 1 on average
-        self.memory.fill(torch.empty(facts.num_samples, settings.dim).uniform_(-bound, bound))
+        self.memory.fill(torch.empty(data.num_samples, settings.dim).uniform_(-bound, bound))
         # ln Z, of the first step (its first micro-batch) for ever; Z = 0: none yet
         self.register_buffer("log_partition", torch.full((), -torch.inf))
 
@@ -75,11 +75,11 @@ class NPID(Method):
         m = self.settings.num_negatives
         if self.settings.loss == "nce":
             return log(m + 1) + m * log1p(1 / m)  # every image as probable as noise
-        return log(m + 1 if m else self.facts.num_samples)
+        return log(m + 1 if m else self.data.num_samples)
 
     def forward(self, batch: Batch, progress: Progress) -> Output:
         views, size = len(batch.views), batch.views[0].shape[-2:]
-        z = self.project(self.encode_views(batch.views))  # (V * B, D)
+        z = self.unit_features(self.encode_views(batch.views))  # (V * B, D)
         index = batch.index.repeat(views)  # every view asks for its image
         with torch.autocast(z.device.type, enabled=False):
             loss, partition = self.compare(z, index, progress)
@@ -88,7 +88,7 @@ class NPID(Method):
         state = (batch.index, torch.stack(full).mean(dim=0), partition)
         return Output(loss, features=z[: len(batch.index)], state=state)
 
-    def project(self, features: Tensor) -> Tensor:
+    def unit_features(self, features: Tensor) -> Tensor:
         """(n, F) to unit rows (n, D)."""
         return F.normalize(self.head(features).float(), dim=1)
 

@@ -1,4 +1,4 @@
-"""ODC: cluster and learn at once; an image's label is renewed, from a memory of features, whenever it is seen.
+"""ODC: cluster and learn at once; an image's label is reassigned, from a memory of features, whenever it is seen.
 
 Zhan et al. 2020, arXiv 2006.10645. B images, V views, D compact features, N images in all, K clusters.
 Two memories: of samples (their features F and labels y) and of centroids C. A step reads y, predicts it, moves F
@@ -28,8 +28,8 @@ from selfcluster.clustering.kmeans import KMeans
 from selfcluster.clustering.memory import CentroidMemory, LabelMemory, SampleMemory
 from selfcluster.clustering.rebalance import rebalance
 from selfcluster.distributed import share
-from selfcluster.methods.base import Embed, MakeBackbone, Method, labelled_cross_entropy
-from selfcluster.types import Assignment, Batch, Crops, EpochPlan, Facts, Group, Output, Progress, Training
+from selfcluster.methods.base import Embed, MakeBackbone, Method, labeled_cross_entropy
+from selfcluster.types import Assignment, Batch, Crops, EpochPlan, DatasetInfo, Group, Output, Progress, Training
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ class ODCSettings:
 
 class ODC(Method):
     Settings = ODCSettings
-    advice = "Try fewer --num-prototypes, a lower --learning-rate, or stronger colour changes (--augment odc)."
+    advice = "Try fewer --num-prototypes, a lower --learning-rate, or stronger color changes (--augment odc)."
     paper = Training(
         optimizer="sgd",
         learning_rate=0.015,
@@ -69,9 +69,9 @@ class ODC(Method):
         "weight_decay": 5e-4,
     }
 
-    def __init__(self, make_backbone: MakeBackbone, settings: ODCSettings, facts: Facts) -> None:
-        super().__init__(make_backbone, settings, facts)
-        n, k = facts.num_samples, settings.num_prototypes
+    def __init__(self, make_backbone: MakeBackbone, settings: ODCSettings, data: DatasetInfo) -> None:
+        super().__init__(make_backbone, settings, data)
+        n, k = data.num_samples, settings.num_prototypes
         if settings.rules not in ("paper", "released"):
             raise ValueError(f'rules={settings.rules!r} must be "paper" or "released"')
         least = settings.min_cluster + (settings.rules == "paper")  # that a cluster has to hold to be left alone
@@ -101,7 +101,7 @@ class ODC(Method):
             narrow,
             nn.ReLU(),
         )
-        self.samples = SampleMemory(n, settings.dim, settings.memory_momentum, normalise=self.released)
+        self.samples = SampleMemory(n, settings.dim, settings.memory_momentum, normalize=self.released)
         self.pseudo = LabelMemory(n)
         self.centroids = CentroidMemory(k, settings.dim)
 
@@ -120,7 +120,7 @@ class ODC(Method):
         f = self.compact(self.encode_views(batch.views))  # (V * B, D)
         old = self.pseudo.labels[batch.index]  # (B,)
         weight = self.centroids.counts.clamp(min=1).float().rsqrt()  # (K,), section 3.2
-        loss = labelled_cross_entropy(self.classifier(f).float(), old.repeat(views), weight)
+        loss = labeled_cross_entropy(self.classifier(f).float(), old.repeat(views), weight)
         full = [f_v for f_v, v in zip(f.detach().chunk(views), batch.views, strict=True) if v.shape[-2:] == size]
         mean = F.normalize(torch.stack(full), dim=2).mean(dim=0)  # (B, D)
         new = self.centroids.nearest(self.samples.moved(batch.index, mean), self.metric)  # eq. 2 and 3
@@ -131,11 +131,11 @@ class ODC(Method):
         """(n, F) to (n, D), not negative."""
         return self.head(features).float()
 
-    def renew_now(self, progress: Progress) -> bool:
+    def should_reassign(self, progress: Progress) -> bool:
         return progress.step == 0  # uninterrupted from then on
 
     @torch.no_grad()
-    def renew(self, progress: Progress, embed: Embed) -> dict[str, float]:
+    def reassign(self, progress: Progress, embed: Embed) -> dict[str, float]:
         """Fill the memories: k-means over the features of all images, once."""
         # in training mode like all later features: a new network's running statistics are not those of images
         first = embed(lambda views: self.compact(self.encode_views(views)), train=not self.released)
@@ -174,11 +174,11 @@ class ODC(Method):
             seed=progress.number("rebalance"),
         )
 
-    def compared(self, features: Tensor) -> Tensor:
+    def project(self, features: Tensor) -> Tensor:
         return F.normalize(self.compact(features), dim=1)
 
     @torch.no_grad()
     def assign(self, features: Tensor) -> Assignment:
-        z = self.compared(features)
+        z = self.project(features)
         cluster = self.centroids.nearest(z, self.metric)
         return Assignment(cluster, (z - self.centroids.rows[cluster]).norm(dim=1))

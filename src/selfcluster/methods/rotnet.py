@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from selfcluster.methods.base import MakeBackbone, Method
-from selfcluster.types import Batch, Crops, Facts, Output, Progress, Training
+from selfcluster.types import Batch, Crops, DatasetInfo, Output, Progress, Training
 from selfcluster.views.plans import ViewPlan, plan_from_crops
 from selfcluster.views.pretext import every_rotation
 
@@ -33,7 +33,7 @@ class RotNetSettings:
 
 class RotNet(Method):
     Settings = RotNetSettings
-    accumulates = True
+    supports_accumulation = True
     advice = "Try a lower --learning-rate; images without an upright side (satellites, cells) cannot teach rotations."
     small = {"augment": "weak"}
     paper = Training(
@@ -46,8 +46,8 @@ class RotNet(Method):
         crops=Crops(global_crops=1, augment="weak"),
     )
 
-    def __init__(self, make_backbone: MakeBackbone, settings: RotNetSettings, facts: Facts) -> None:
-        super().__init__(make_backbone, settings, facts)
+    def __init__(self, make_backbone: MakeBackbone, settings: RotNetSettings, data: DatasetInfo) -> None:
+        super().__init__(make_backbone, settings, data)
         self.backbone = make_backbone()
         self.classifier = nn.Linear(self.backbone.num_features, _TURNS)
 
@@ -62,7 +62,7 @@ class RotNet(Method):
         return log(_TURNS)
 
     def forward(self, batch: Batch, progress: Progress) -> Output:
-        views, turns = batch.views, batch.drawn.get("rotation")
+        views, turns = batch.views, batch.pretext_labels.get("rotation")
         if self.settings.all_rotations:
             turned = [every_rotation(view) for view in views]
             views, turns = [view for view, _ in turned], turned[0][1]  # each (4 B, C, h, w), rotation after rotation
@@ -72,7 +72,7 @@ class RotNet(Method):
             late = progress.uniform(batch.index, copies, "flip after rotating").t().flatten() < 0.5
             views = [torch.where(late[:, None, None, None], view.flip(3), view) for view in views]
         features = self.encode_views(views)  # (V * B, F), V * 4 B with all rotations
-        seen = F.dropout(self.activated(features), self.settings.dropout, self.training)
+        seen = F.dropout(self.final_relu(features), self.settings.dropout, self.training)
         logits = self.classifier(seen).float()
         target = turns.repeat(len(views))
         right = (logits.argmax(dim=1) == target).float().mean()

@@ -34,9 +34,9 @@ class Schema:
     summary: str
     settings: tuple[Setting, ...]
     paper: dict[str, Any]  # the arguments of Training(...); "crops" holds those of Crops(...)
-    accumulates: bool
+    supports_accumulation: bool
     small: dict[str, Any]  # flags for small images and short runs
-    advice: str | None  # what helps where nothing is learnt; None: the base's
+    advice: str | None  # what helps where nothing is learned; None: the base's
 
 
 @functools.cache
@@ -48,7 +48,7 @@ def read_schema(method: str) -> Schema:
     comments = _comments(source)
     settings: tuple[Setting, ...] = ()
     paper: dict[str, Any] = {}
-    accumulates = False
+    supports_accumulation = False
     small: dict[str, Any] = {}
     advice: str | None = None
     for node in tree.body:
@@ -66,14 +66,14 @@ def read_schema(method: str) -> Schema:
                 target = field.targets[0].id
                 if target == "paper":
                     paper = _value(field.value)
-                elif target == "accumulates":
-                    accumulates = _value(field.value)
+                elif target == "supports_accumulation":
+                    supports_accumulation = _value(field.value)
                 elif target == "small":
                     small = _value(field.value)
                 elif target == "advice":
                     advice = _value(field.value)
     docstring = ast.get_docstring(tree) or ""
-    return Schema(name, docstring.split("\n")[0], settings, paper, accumulates, small, advice)
+    return Schema(name, docstring.split("\n")[0], settings, paper, supports_accumulation, small, advice)
 
 
 @functools.cache

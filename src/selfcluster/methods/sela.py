@@ -3,9 +3,9 @@
 Asano et al. 2020, arXiv 1911.05371. B images, V views, F features of the backbone, N images in all, H
 heads with K clusters each.
 Departs: labels are made in the log domain, from features kept in float32 (released: probabilities in float64); images
-that a renewal did not see have no label; the run ends after its epochs, where the released code adds one. Of the
+that a reassignment did not see have no label; the run ends after its epochs, where the released code adds one. Of the
 released learning rates, 0.08 by default and 0.05 in the instructions, the latter.
-Settings of its CIFAR runs: 128 clusters, `sharpness` 10, `tolerance` 0.01, 400 optimisations, `quadratic` off,
+Settings of its CIFAR runs: 128 clusters, `sharpness` 10, `tolerance` 0.01, 400 optimizations, `quadratic` off,
 `one_head` on.
 """
 
@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from selfcluster.clustering.balanced import balanced_assignment, balanced_labels
 from selfcluster.distributed import all_gather
-from selfcluster.methods.base import Embed, MakeBackbone, Method, labelled_cross_entropy, stability
-from selfcluster.types import Assignment, Batch, Crops, Facts, Output, Progress, Training
+from selfcluster.methods.base import Embed, MakeBackbone, Method, labeled_cross_entropy, stability
+from selfcluster.types import Assignment, Batch, Crops, DatasetInfo, Output, Progress, Training
 
 _HELD = 1 << 28  # scores kept in memory for all passes of the assignment (1 GB); more are computed in each pass
 _BLOCK = 1 << 22  # scores computed at a time otherwise
@@ -32,9 +32,9 @@ _BLOCK = 1 << 22  # scores computed at a time otherwise
 class SeLaSettings:
     num_prototypes: int = 3000  # K, clusters a head
     num_heads: int = 10  # H, independent labelings
-    num_optimisations: int = 100  # how often labels are made anew, the first time before the first step
+    num_optimizations: int = 100  # how often labels are made anew, the first time before the first step
     quadratic: bool = True  # make labels often at first and seldom later; off: at equal distances
-    one_head: bool = False  # renew one head's labels at a time, in turn, instead of all
+    one_head: bool = False  # reassign one head's labels at a time, in turn, instead of all
     sharpness: float = 25.0  # lambda, inverse entropy weight of the assignment, eq. 5
     tolerance: float = 0.1  # error at which the assignment's iteration ends, summed over all images
     max_iter: int = 1000  # most passes of the assignment over the scores
@@ -42,8 +42,8 @@ class SeLaSettings:
 
 class SeLa(Method):
     Settings = SeLaSettings
-    accumulates = True
-    advice = "Try fewer --num-prototypes, more --num-optimisations, or a lower --learning-rate."
+    supports_accumulation = True
+    advice = "Try fewer --num-prototypes, more --num-optimizations, or a lower --learning-rate."
     paper = Training(
         optimizer="sgd",
         learning_rate=0.05,
@@ -56,14 +56,14 @@ class SeLa(Method):
     )
     small = {
         "num_heads": 4,
-        "num_optimisations": 20,  # each costs a pass over the images
+        "num_optimizations": 20,  # each costs a pass over the images
         "sharpness": 10.0,
         "max_iter": 100,  # cluster sizes are then equal to a few images
     }
 
-    def __init__(self, make_backbone: MakeBackbone, settings: SeLaSettings, facts: Facts) -> None:
-        super().__init__(make_backbone, settings, facts)
-        n, k = facts.num_samples, settings.num_prototypes
+    def __init__(self, make_backbone: MakeBackbone, settings: SeLaSettings, data: DatasetInfo) -> None:
+        super().__init__(make_backbone, settings, data)
+        n, k = data.num_samples, settings.num_prototypes
         if k > n:
             raise ValueError(f"num_prototypes={k} is more than the {n} images; use --num-prototypes {max(2, n // 10)}")
         self.backbone = make_backbone()
@@ -77,24 +77,24 @@ class SeLa(Method):
     def forward(self, batch: Batch, progress: Progress) -> Output:
         features = self.encode_views(batch.views)  # (V * B, F)
         target = self.labels[:, batch.index].repeat(1, len(batch.views))  # (H, V * B), the same for every view
-        seen = self.activated(features)
-        losses = [labelled_cross_entropy(head(seen).float(), t) for head, t in zip(self.heads, target, strict=True)]
+        seen = self.final_relu(features)
+        losses = [labeled_cross_entropy(head(seen).float(), t) for head, t in zip(self.heads, target, strict=True)]
         first = features[: len(batch.index)]
         return Output(torch.stack(losses).mean(), features=first, codes=self.labels[0, batch.index])
 
-    def renew_now(self, progress: Progress) -> bool:
+    def should_reassign(self, progress: Progress) -> bool:
         return progress.step in self.schedule(progress)
 
     def schedule(self, progress: Progress) -> list[int]:
         """The steps before which labels are made, rising; the last lies behind the run's end, as in the paper."""
         span = progress.total_steps + 1.01 * progress.steps_per_epoch
-        count, power = self.settings.num_optimisations, 2 if self.settings.quadratic else 1
+        count, power = self.settings.num_optimizations, 2 if self.settings.quadratic else 1
         return sorted({ceil(span * (i / max(1, count - 1)) ** power) for i in range(count)})
 
     @torch.no_grad()
-    def renew(self, progress: Progress, embed: Embed) -> dict[str, float]:
+    def reassign(self, progress: Progress, embed: Embed) -> dict[str, float]:
         """Balanced labels from features of augmented images, by the network in training mode."""
-        share = embed(lambda views: self.activated(self.backbone(views[0])), view="train", train=True)
+        share = embed(lambda views: self.final_relu(self.backbone(views[0])), view="train", train=True)
         index = all_gather(share.index)
         turns = list(range(self.settings.num_heads))
         if self.settings.one_head and progress.step:
@@ -114,7 +114,7 @@ class SeLa(Method):
 
     @torch.no_grad()
     def assign(self, features: Tensor) -> Assignment:
-        best, cluster = self.heads[0](self.activated(features)).float().softmax(dim=1).max(dim=1)
+        best, cluster = self.heads[0](self.final_relu(features)).float().softmax(dim=1).max(dim=1)
         return Assignment(cluster, 1 - best)
 
 

@@ -2,7 +2,7 @@
 
 Caron et al. 2020, arXiv 2006.09882, section 4.3: SeLa (Asano et al. 2020, arXiv 1911.05371) trained as DeepCluster-v2
 is. No code was released; what the paper leaves open follows the author's description: DeepCluster-v2 with balanced
-assignments in place of k-means, and prototypes that are learnt as SwAV's. B images, V views, D projection, N images in
+assignments in place of k-means, and prototypes that are learned as SwAV's. B images, V views, D projection, N images in
 all, H heads with K prototypes each; head h labels the memory of full-resolution view h mod 2.
 Departs: nothing that is written down. Not written, and taken from SeLa: labels are hard, and the assignment raises the
 predicted probabilities softmax(z . c / tau) to the power `sharpness` (of cosines, sharpness / tau: 250).
@@ -21,7 +21,7 @@ from selfcluster.clustering.balanced import balanced_assignment
 from selfcluster.methods.base import MakeBackbone
 from selfcluster.methods.deepcluster_v2 import DeepClusterV2
 from selfcluster.methods.sela import scores_of
-from selfcluster.types import Crops, Facts, Output, Progress, Training
+from selfcluster.types import Crops, DatasetInfo, Output, Progress, Training
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,7 @@ class SeLaV2Settings:
 
 class SeLaV2(DeepClusterV2):
     Settings = SeLaV2Settings
-    accumulates = True
+    supports_accumulation = True
     advice = "Try fewer --num-prototypes, a lower --learning-rate, or gentler views (fewer --local-crops)."
     paper = Training(
         optimizer="larc",
@@ -52,8 +52,8 @@ class SeLaV2(DeepClusterV2):
         crops=Crops(local_crops=4, global_size=160, global_scale=(0.14, 1.0)),
     )
 
-    def __init__(self, make_backbone: MakeBackbone, settings: Any, facts: Facts) -> None:
-        super().__init__(make_backbone, settings, facts)
+    def __init__(self, make_backbone: MakeBackbone, settings: Any, data: DatasetInfo) -> None:
+        super().__init__(make_backbone, settings, data)
         self.heads.requires_grad_(True)  # labels are made from the prototypes, not the prototypes from the labels
 
     def cluster(self, h: int, rows: Tensor, progress: Progress) -> tuple[Tensor, dict[str, float]]:
@@ -70,4 +70,4 @@ class SeLaV2(DeepClusterV2):
     def on_step_end(self, progress: Progress, outputs: Sequence[Output]) -> None:
         super().on_step_end(progress, outputs)
         for prototypes in self.heads:
-            prototypes.normalise_()  # unit rows before the next forward
+            prototypes.normalize_()  # unit rows before the next forward

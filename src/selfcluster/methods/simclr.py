@@ -4,7 +4,7 @@ Chen et al. 2020, arXiv 2002.05709 (v2 of the head: arXiv 2006.10029); multi-cro
 2006.09882. B images of this process, N of all, V views, D projection.
 Departs: terms are averaged as in the paper's algorithm 1 (released: summed over the two directions); small views are
 compared with the full-resolution views alone, and only those are negatives; an image that a batch holds twice is no
-negative of itself; images are normalised by mean and deviation (released: in [0, 1]); the head's weights start as torch
+negative of itself; images are normalized by mean and deviation (released: in [0, 1]); the head's weights start as torch
 draws them, which batch norm and LARS's rates make alike; LARS multiplies the momentum's sum by the rate (released: each
 term by the rate of its step).
 """
@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from selfcluster.distributed import all_gather
 from selfcluster.methods.base import MakeBackbone, Method
-from selfcluster.types import Batch, Crops, Facts, Group, Output, Progress, Training
+from selfcluster.types import Batch, Crops, DatasetInfo, Group, Output, Progress, Training
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,13 +46,13 @@ class SimCLR(Method):
         crops=Crops(augment="simclr"),
     )
 
-    def __init__(self, make_backbone: MakeBackbone, settings: SimCLRSettings, facts: Facts) -> None:
-        super().__init__(make_backbone, settings, facts)
+    def __init__(self, make_backbone: MakeBackbone, settings: SimCLRSettings, data: DatasetInfo) -> None:
+        super().__init__(make_backbone, settings, data)
         self.backbone = make_backbone()
         self.head = head(self.backbone.num_features, settings.hidden, settings.dim, settings.num_layers)
 
     def groups(self) -> list[Group]:
-        return self.weights_apart()
+        return self.no_decay_groups()
 
     def forward(self, batch: Batch, progress: Progress) -> Output:
         features = self.encode_views(batch.views)

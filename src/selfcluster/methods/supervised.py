@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from selfcluster.methods.base import MakeBackbone, Method, labelled_cross_entropy
-from selfcluster.types import Assignment, Batch, Crops, Facts, Output, Progress, Training
+from selfcluster.methods.base import MakeBackbone, Method, labeled_cross_entropy
+from selfcluster.types import Assignment, Batch, Crops, DatasetInfo, Output, Progress, Training
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +25,7 @@ class SupervisedSettings:
 
 class Supervised(Method):
     Settings = SupervisedSettings
-    accumulates = True
+    supports_accumulation = True
     advice = "Try a lower --learning-rate, and see whether --labels-from reads the labels that you mean."
     paper = Training(
         schedule="multistep",
@@ -35,14 +35,14 @@ class Supervised(Method):
         crops=Crops(global_crops=1, augment="weak"),
     )
 
-    def __init__(self, make_backbone: MakeBackbone, settings: Any, facts: Facts) -> None:
-        super().__init__(make_backbone, settings, facts)
-        if facts.targets is None:
+    def __init__(self, make_backbone: MakeBackbone, settings: Any, data: DatasetInfo) -> None:
+        super().__init__(make_backbone, settings, data)
+        if data.targets is None:
             raise ValueError("there are no labels to learn from: say where they are with --labels-from")
-        self.targets = facts.targets
+        self.targets = data.targets
         self.backbone = make_backbone()
         self.heads: Any = nn.ModuleList(nn.Linear(self.backbone.num_features, k) for k in self.widths())
-        self.register_buffer("labels", facts.targets.clone())  # (T, N), -1 = none
+        self.register_buffer("labels", data.targets.clone())  # (T, N), -1 = none
         self.labels: Tensor
 
     def widths(self) -> list[int]:
@@ -56,7 +56,7 @@ class Supervised(Method):
 
     def forward(self, batch: Batch, progress: Progress) -> Output:
         features = self.encode_views(batch.views)  # (V * B, F)
-        outputs = [head(self.activated(features)).float() for head in self.heads]
+        outputs = [head(self.final_relu(features)).float() for head in self.heads]
         targets = self.labels[:, batch.index].repeat(1, len(batch.views))  # (T, V * B)
         loss = torch.stack(self.losses(outputs, targets, batch.views)).sum()
         images = len(batch.index)
@@ -64,7 +64,7 @@ class Supervised(Method):
 
     def losses(self, outputs: Sequence[Tensor], targets: Tensor, views: Sequence[Tensor]) -> list[Tensor]:
         """One loss a head: its `outputs` (V * B, K) against its row of `targets`."""
-        return [labelled_cross_entropy(*pair) for pair in zip(outputs, targets, strict=True)]
+        return [labeled_cross_entropy(*pair) for pair in zip(outputs, targets, strict=True)]
 
     def codes(self, outputs: Tensor) -> Tensor | None:
         """The predicted classes (B,) of the first head."""
@@ -72,5 +72,5 @@ class Supervised(Method):
 
     @torch.no_grad()
     def assign(self, features: Tensor) -> Assignment | None:
-        best, cluster = self.heads[0](self.activated(features)).float().softmax(dim=1).max(dim=1)
+        best, cluster = self.heads[0](self.final_relu(features)).float().softmax(dim=1).max(dim=1)
         return Assignment(cluster, 1 - best)

@@ -26,7 +26,7 @@ from selfcluster.clustering.sinkhorn import sinkhorn
 from selfcluster.methods.base import MakeBackbone, Method
 from selfcluster.models.heads import ProjectionHead, Prototypes
 from selfcluster.models.teacher import Teacher
-from selfcluster.types import Assignment, Batch, Crops, Facts, Output, Progress, Training
+from selfcluster.types import Assignment, Batch, Crops, DatasetInfo, Output, Progress, Training
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class SwAVSettings:
     num_prototypes: int = 3000  # K, about ten times the classes you expect
     temperature: float = 0.1  # tau of the softmax, eq. 2
     epsilon: float = 0.05  # entropy weight of the codes, eq. 3; lower if the loss stays at ln K
-    sinkhorn_iterations: int = 3  # half-steps of the codes' normalisation
+    sinkhorn_iterations: int = 3  # half-steps of the codes' normalization
     queue_length: int = 0  # Q, queued features a view, over all processes; 0: none; 3840 for batches of 256
     queue_from_epoch: float = 15.0  # when the queue starts to fill; it is used once full
     freeze_epochs: float = 1.0  # epochs for which the prototypes stay as they were drawn
@@ -60,8 +60,8 @@ class SwAV(Method):
         crops=Crops(local_crops=6, global_scale=(0.14, 1.0)),
     )
 
-    def __init__(self, make_backbone: MakeBackbone, settings: SwAVSettings, facts: Facts) -> None:
-        super().__init__(make_backbone, settings, facts)
+    def __init__(self, make_backbone: MakeBackbone, settings: SwAVSettings, data: DatasetInfo) -> None:
+        super().__init__(make_backbone, settings, data)
         if settings.codes_from not in ("global", "all"):
             raise ValueError(f"codes_from={settings.codes_from!r} is neither global nor all")
         if settings.momentum_encoder is not None and not 0 <= settings.momentum_encoder <= 1:
@@ -117,19 +117,16 @@ class SwAV(Method):
 
     @torch.no_grad()
     def on_step_end(self, progress: Progress, outputs: Sequence[Output]) -> None:
-        self.prototypes.normalise_()  # unit rows before the next forward
+        self.prototypes.normalize_()  # unit rows before the next forward
         if self.teachers:
             for teacher, student in zip(self.teachers, (self.backbone, self.head, self.prototypes), strict=True):
                 teacher.update(student, self.settings.momentum_encoder)
             if self.settings.momentum_encoder < 1:  # at 1 the teacher stays as it was, to the bit
-                self.teachers[2].network.normalise_()
+                self.teachers[2].network.normalize_()
         if len(self.queues) and progress.epochs >= self.settings.queue_from_epoch:
             for output in outputs:
                 for queue, z in zip(self.queues, output.state, strict=True):
                     queue.push(z)
-
-    def compared(self, features: Tensor) -> Tensor:
-        return self.project(features)
 
     @torch.no_grad()
     def assign(self, features: Tensor) -> Assignment:

@@ -1,6 +1,6 @@
 """DeepCluster's two networks, registered with timm by importing this file: `deepcluster_alexnet`, `deepcluster_vgg16`.
 
-AlexNet (Krizhevsky et al. 2012) without grouped convolutions or local response normalisation and VGG-16 (Simonyan and
+AlexNet (Krizhevsky et al. 2012) without grouped convolutions or local response normalization and VGG-16 (Simonyan and
 Zisserman 2014, arXiv 1409.1556), both with batch norm after every convolution, as Caron et al. 2018 (arXiv 1807.05520,
 section 4) trained them. Features are those of the second linear layer, before its ReLU: what DeepCluster clusters.
 Departs: images of other sizes than 224 pixels run too: their last map is averaged or repeated over the grid that the

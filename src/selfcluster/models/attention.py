@@ -20,7 +20,7 @@ def last_attention(backbone: Any, images: Tensor) -> tuple[Tensor, tuple[int, in
 
     Args:
         backbone: a vision transformer of timm's with `patch_embed`, `blocks` and, in the last, a plain `attn`.
-        images: (B, C, height, width), normalised.
+        images: (B, C, height, width), normalized.
 
     Returns:
         (B, H, T, T) float32, rows summing to 1, and the grid (h, w) of the patches, which are the last h * w tokens.
@@ -52,7 +52,7 @@ def last_attention(backbone: Any, images: Tensor) -> tuple[Tensor, tuple[int, in
     finally:
         hook.remove()
         backbone.train(training)
-    x = seen[0]  # (B, T, channels), already normalised by the block
+    x = seen[0]  # (B, T, channels), already normalized by the block
     qkv = layer.qkv(x).unflatten(2, (3, layer.num_heads, -1)).permute(2, 0, 3, 1, 4)  # (3, B, H, T, d)
     q, k = layer.q_norm(qkv[0]).float(), layer.k_norm(qkv[1]).float()
     attention = (q @ k.transpose(2, 3) * layer.scale).softmax(dim=3)

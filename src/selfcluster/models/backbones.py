@@ -20,14 +20,14 @@ from torch import Tensor, nn
 
 from selfcluster.files import write_atomically
 from selfcluster.models.folding import full_name, parts_of
-from selfcluster.models.initialise import initialise
+from selfcluster.models.initialize import initialize
 from selfcluster.models.registration import register_with_timm
 from selfcluster.models.sobel import CHANNELS, put_before
 
 WEIGHTS = "backbone.safetensors"
 ARCHITECTURE = "backbone.json"
 SMALL = 64  # pixels: up to here a residual network gets the stem for small images
-_EDGES = "input: Sobel edges of the normalised image, two channels; zeros around the image:"
+_EDGES = "input: Sobel edges of the normalized image, two channels; zeros around the image:"
 _SMALL_STEM = ("resnet18", "resnet34", "resnet50")
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
@@ -59,7 +59,7 @@ def make_backbone(
     std: Sequence[float] | None = None,
     **create: Any,
 ) -> Backbone:
-    """A new network without a classifier, freshly initialised or with the weights of a local file.
+    """A new network without a classifier, freshly initialized or with the weights of a local file.
 
     Args:
         name: a network of timm's or of ours; folded_sobel/NETWORK/ZEROS for one whose first layer has room for the
@@ -69,12 +69,12 @@ def make_backbone(
         channels: C.
         image_size: side of the full-resolution views in pixels. It sets the stem and the position embeddings.
         init: a `.safetensors`, `.pt` or `.pth` file of weights (nothing in it is executed), or a folder with a
-            `backbone.safetensors`: an exported backbone or a finished run. What matched is in `.account`.
+            `backbone.safetensors`: an exported backbone or a finished run. What matched is in `.load_report`.
         drop_path: rate of stochastic depth.
         sobel: the network sees two edge channels of the image (`sobel.py`); it is called with images all the same. A
             number is how many zeros lie around the image: 1 (True), or 2, after which folding is exact; a transformer,
             which wants whole patches, has 1.
-        mean, std: of the images' normalisation, one number a channel; default ImageNet's for RGB, else 0.5.
+        mean, std: of the images' normalization, one number a channel; default ImageNet's for RGB, else 0.5.
         **create: any further argument of `timm.create_model`.
 
     Returns:
@@ -107,7 +107,7 @@ def make_backbone(
         module.spec["pretrained_cfg_overlay"]["notes"] = [f"{_EDGES} {1 if whole else int(sobel)}"]
     module = _with_edges(module)
     _measure(module, channels, image_size)
-    module.account = initialise(module, _weights_file(init)) if init is not None else ""
+    module.load_report = initialize(module, _weights_file(init)) if init is not None else ""
     return module
 
 
@@ -121,7 +121,7 @@ def save_backbone(
     Args:
         folder: made if it does not exist.
         module: from `make_backbone` or `load_backbone` (not wrapped in DDP).
-        mean, std: of the images' normalisation, one number a channel.
+        mean, std: of the images' normalization, one number a channel.
         size: side of the images in pixels.
 
     Returns:
@@ -173,7 +173,7 @@ def load_backbone(path: str | Path) -> tuple[Backbone, tuple[float, ...], tuple[
     module = _create(spec, {}, checkpoint_path=str(folder / WEIGHTS))
     module = _with_edges(module)
     _measure(module, channels, size)
-    module.account = ""
+    module.load_report = ""
     return module.eval(), tuple(overlay["mean"]), tuple(overlay["std"]), size
 
 
@@ -194,7 +194,7 @@ def probe(module: Any, channels: int, size: int) -> Tensor:
         module.train(training)
 
 
-def activated(network: nn.Module, features: Tensor) -> Tensor:
+def final_relu(network: nn.Module, features: Tensor) -> Tensor:
     """Its features as a linear layer wants them: behind the last ReLU, which some networks' features stop before."""
     return features.relu() if getattr(network, "stops_before_relu", False) else features
 

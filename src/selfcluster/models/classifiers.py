@@ -46,7 +46,7 @@ class GroupedClassifiers(nn.ModuleDict):
 
 @torch.no_grad()
 def restart_(linear: nn.Linear, generator: torch.Generator) -> None:
-    """nn.Linear's own initialisation, from a generator of the host: uniform up to 1 / sqrt(F)."""
+    """nn.Linear's own initialization, from a generator of the host: uniform up to 1 / sqrt(F)."""
     bound = linear.in_features**-0.5
     for parameter in linear.parameters():
         parameter.copy_((2 * torch.rand(parameter.shape, generator=generator) - 1) * bound)

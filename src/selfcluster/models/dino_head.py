@@ -1,4 +1,4 @@
-"""DINO's projection head: an MLP, a normalised bottleneck, and a weight-normalised layer to many outputs.
+"""DINO's projection head: an MLP, a normalized bottleneck, and a weight-normalized layer to many outputs.
 
 Caron et al. 2021, arXiv 2104.14294, sections 3.1 and appendix C; Salimans and Kingma 2016, arXiv 1602.07868.
 n rows, F features, D bottleneck, K outputs.
@@ -28,10 +28,10 @@ class DINOHead(nn.Module):
         dim: D of the bottleneck.
         out_dim: K.
         num_layers: linear layers in all, the last one included.
-        bottleneck: normalise the rows before a weight-normalised last layer; else that is a plain linear layer.
+        bottleneck: normalize the rows before a weight-normalized last layer; else that is a plain linear layer.
         activation: gelu or relu.
-        batch_norm: normalise each hidden layer.
-        fixed_norm: the last layer's rows keep unit length; else their lengths are learnt.
+        batch_norm: normalize each hidden layer.
+        fixed_norm: the last layer's rows keep unit length; else their lengths are learned.
 
     >>> before, outputs = DINOHead(384, 2048, 256, 65536)(torch.zeros(2, 384))
     >>> before.shape, outputs.shape
@@ -78,7 +78,7 @@ class DINOHead(nn.Module):
 
 
 class WeightNormLinear(nn.Module):
-    """Rows (n, D) to (n, K) by weights whose direction and length are learnt apart, without a bias.
+    """Rows (n, D) to (n, K) by weights whose direction and length are learned apart, without a bias.
 
     Args:
         dim: D.
@@ -88,7 +88,7 @@ class WeightNormLinear(nn.Module):
 
     def __init__(self, dim: int, out_dim: int, fixed_norm: bool = True) -> None:
         super().__init__()
-        # nn.Linear's own initialisation, as in the released code; its scale goes with the normalisation
+        # nn.Linear's own initialization, as in the released code; its scale goes with the normalization
         self.direction = nn.Parameter(nn.Linear(dim, out_dim, bias=False).weight.detach())
         self.length = nn.Parameter(torch.ones(out_dim, 1), requires_grad=not fixed_norm)
 

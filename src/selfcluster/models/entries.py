@@ -9,7 +9,7 @@ from typing import Any
 def entry(
     side: int, first_conv: str, classifier: str = "fc", *, channels: int = 3, num_classes: int = 1000, **more: Any
 ) -> dict[str, Any]:
-    """What timm keeps of a network beside its code; for colour images with ImageNet's mean and deviation."""
+    """What timm keeps of a network beside its code; for color images with ImageNet's mean and deviation."""
     rgb = channels == 3
     common = {
         "url": "",

@@ -1,8 +1,8 @@
-"""Sobel filters folded into a network's first convolution, so that it takes normalised images instead of edges.
+"""Sobel filters folded into a network's first convolution, so that it takes normalized images instead of edges.
 
 A correlation after a correlation is one with the full convolution of the two kernels: k x k after 3 x 3 is
-(k + 2) x (k + 2), the same for each colour since the filters see their mean. Caron et al. 2019, arXiv 1905.01278, do
-so to compare filters in colour; their filters see the image with 2 zeros around it.
+(k + 2) x (k + 2), the same for each color since the filters see their mean. Caron et al. 2019, arXiv 1905.01278, do
+so to compare filters in color; their filters see the image with 2 zeros around it.
 Departs: nothing.
 
 `folded_sobel` is the network that the result is rebuilt as, for any of timm's: importing this file registers it.
@@ -27,7 +27,7 @@ FOLDED = "folded_sobel"
 
 
 def fold_sobel(module: Any, *, padding: int | None = None, channels: int | None = None) -> Any:
-    """The same network for normalised images (B, C, h, w): its first convolution does the filters' work too.
+    """The same network for normalized images (B, C, h, w): its first convolution does the filters' work too.
 
     The new convolution has the kernel k + 2 and the padding p + s. It gives what filters and network gave
     - everywhere where s = 2 (DeeperCluster pads the image by 2 before filters without padding, which is the same), or
@@ -51,20 +51,20 @@ def fold_sobel(module: Any, *, padding: int | None = None, channels: int | None 
     filters = own if own is not None and padding is None else Sobel(1 if padding is None else padding)
     spec = getattr(module, "spec", None)
     overlay = {} if spec is None else dict(spec.get("pretrained_cfg_overlay", {}))
-    colours: int = channels or overlay.get("input_size", (3,))[0]
+    colors: int = channels or overlay.get("input_size", (3,))[0]
     name, old = _first_convolution(module)
     folded = copy.deepcopy(module)
-    _replace(folded, name, _folded(old, filters, colours).train(old.training))
+    _replace(folded, name, _folded(old, filters, colors).train(old.training))
     if own is not None:
         take_away(folded)
     exact = filters.padding == 2 or set(old.padding) == {0}
     border = "exact" if exact else "exact but for outputs whose window reaches over the image's border"
-    folded.account = f"Sobel filters folded into {name}: {border}"
+    folded.load_report = f"Sobel filters folded into {name}: {border}"
     folded.spec = None
     if spec is not None:
         overlay.pop("notes", None)  # they said that the network sees edges
         real = {"model_name": FOLDED, "network": spec["model_name"], "filter_padding": filters.padding}
-        folded.spec = {**spec, **real, "in_chans": colours, "pretrained_cfg_overlay": overlay}
+        folded.spec = {**spec, **real, "in_chans": colors, "pretrained_cfg_overlay": overlay}
     return folded
 
 
@@ -96,7 +96,7 @@ def for_images(module: Any) -> tuple[Any, str]:
         folded = fold_sobel(module)
     except ValueError as error:
         return module, f"takes Sobel edges, two channels: {error}"
-    return folded, folded.account
+    return folded, folded.load_report
 
 
 def fold_kernel(weight: Tensor, filters: Tensor, channels: int) -> Tensor:
@@ -156,7 +156,7 @@ def _first_convolution(module: Any) -> tuple[str, nn.Conv2d]:
     if not isinstance(first, str):
         raise ValueError(f"{type(module).__name__} names no single first convolution, so no filters can be folded in")
     layer: Any = module.get_submodule(first)
-    # a subclass of Conv2d (weights standardised, padding that depends on the image) computes something else
+    # a subclass of Conv2d (weights standardized, padding that depends on the image) computes something else
     plain = type(layer) is nn.Conv2d and layer.groups == 1 and layer.dilation == (1, 1)
     if not plain or layer.padding_mode != "zeros" or isinstance(layer.padding, str):
         raise ValueError(f"{first} is {layer}: only a plain convolution can take filters in")

@@ -1,4 +1,4 @@
-"""A trained network that others learn from: it keeps its own image size and normalisation and is never trained.
+"""A trained network that others learn from: it keeps its own image size and normalization and is never trained.
 
 B images, C channels, F features, K classes.
 """
@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from selfcluster.models.backbones import activated
+from selfcluster.models.backbones import final_relu
 
-_GREY = (0.299, 0.587, 0.114)  # ITU-R 601-2, as Pillow turns colours into grey
+_GRAY = (0.299, 0.587, 0.114)  # ITU-R 601-2, as Pillow turns colors into gray
 
 
 class Frozen(nn.Module):
@@ -25,7 +25,7 @@ class Frozen(nn.Module):
         layer: the name of a module inside it whose output, averaged over positions, is taken for the features; None:
             the network's own.
         classifier: features (B, F) to logits (B, K); None where the network has none.
-        mean, std: by which the images are normalised that `forward` is given; None: as the network's own.
+        mean, std: by which the images are normalized that `forward` is given; None: as the network's own.
 
     Attributes:
         size, mean, std: of the images that the network wants, as `features` takes them.
@@ -79,7 +79,7 @@ class Frozen(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        """(B, C, h, w), normalised as was said at the beginning, to features (B, F), or to logits (B, K)."""
+        """(B, C, h, w), normalized as was said at the beginning, to features (B, F), or to logits (B, K)."""
         pixels = _with_channels(images.float() * self.given_std + self.given_mean, len(self.mean))
         if pixels.shape[-2:] != (self.size, self.size):
             pixels = F.interpolate(pixels, (self.size, self.size), mode="bilinear", antialias=True)
@@ -88,11 +88,11 @@ class Frozen(nn.Module):
 
     def _told(self, rows: Tensor) -> Tensor:
         """Features (n, F), or with a classifier its logits (n, K)."""
-        return rows if self.classifier is None else self.classifier(activated(self.network, rows)).float()
+        return rows if self.classifier is None else self.classifier(final_relu(self.network, rows)).float()
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
-        """(B, C, size, size), normalised as the network wants them, to (B, F) float32."""
+        """(B, C, size, size), normalized as the network wants them, to (B, F) float32."""
         rows = self.network(images)
         if self._taps:
             out = self._tapped[-1]  # a map, (B, tokens, F) or (B, F)
@@ -114,5 +114,5 @@ def _with_channels(pixels: Tensor, channels: int) -> Tensor:
     if pixels.shape[1] == channels:
         return pixels
     if channels == 1:
-        return (pixels * pixels.new_tensor(_GREY)[:, None, None]).sum(dim=1, keepdim=True)
+        return (pixels * pixels.new_tensor(_GRAY)[:, None, None]).sum(dim=1, keepdim=True)
     return pixels.expand(-1, channels, -1, -1)

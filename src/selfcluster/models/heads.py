@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 
 class ProjectionHead(nn.Sequential):
-    """Features (B, F) to projections (B, D), not normalised: Linear, batch norm, ReLU, Linear.
+    """Features (B, F) to projections (B, D), not normalized: Linear, batch norm, ReLU, Linear.
 
     Args:
         in_dim: F.
         hidden: width of the hidden layers; 0 makes the head a single linear layer.
         out_dim: D.
-        batch_norm: normalise each hidden layer.
+        batch_norm: normalize each hidden layer.
         num_layers: linear layers in all; 2 is SwAV's.
 
     >>> ProjectionHead(512, 2048, 128)(torch.zeros(4, 512)).shape
@@ -39,7 +39,7 @@ class ProjectionHead(nn.Sequential):
 class Prototypes(nn.Module):
     """K prototypes: unit projections (B, D) to their cosines with each, (B, K).
 
-    The rows have unit length at construction; `normalise_()` restores it after an optimiser's step.
+    The rows have unit length at construction; `normalize_()` restores it after an optimizer's step.
 
     Args:
         dim: D.
@@ -50,15 +50,15 @@ class Prototypes(nn.Module):
         super().__init__()
         if num_prototypes < 1:
             raise ValueError(f"num_prototypes={num_prototypes}: there must be at least one")
-        # nn.Linear's own initialisation, as in the released code; its scale goes with the normalisation
+        # nn.Linear's own initialization, as in the released code; its scale goes with the normalization
         self.weight = nn.Parameter(nn.Linear(dim, num_prototypes, bias=False).weight.detach())
-        self.normalise_()
+        self.normalize_()
 
     def forward(self, z: Tensor) -> Tensor:
         with torch.autocast(z.device.type, enabled=False):  # a bf16 cosine is off by 7 % of a weight at epsilon 0.03
             return F.linear(z if z.dtype == torch.float64 else z.float(), self.weight)  # (B, K)
 
     @torch.no_grad()
-    def normalise_(self) -> None:
+    def normalize_(self) -> None:
         """Give every prototype unit length, in place."""
         self.weight.copy_(F.normalize(self.weight, dim=1))

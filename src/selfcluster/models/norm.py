@@ -1,4 +1,4 @@
-"""Batch normalisation whose statistics are those of all ranks' samples together, on CPUs and GPUs alike.
+"""Batch normalization whose statistics are those of all ranks' samples together, on CPUs and GPUs alike.
 
 `torch.nn.SyncBatchNorm` refuses CPUs. With n_r samples of mean m_r and squared deviation s_r on rank r, one sum over
 ranks of (n_r, n_r m_r, s_r + n_r m_r^2) gives the common mean and variance; the ranks' own s_r are computed about
@@ -50,7 +50,7 @@ class BatchNorm(_BatchNorm):
             y = super().forward(input)
         else:
             self._check_input_dim(input)
-            y, mean, variance, n = _Normalise.apply(input, self.weight, self.bias, self.eps, group)
+            y, mean, variance, n = _Normalize.apply(input, self.weight, self.bias, self.eps, group)
             if self.training and self.track_running_stats:
                 self._follow(mean, variance, n)
         # timm's BatchNormAct2d carries its dropout and activation inside
@@ -71,20 +71,20 @@ class BatchNorm(_BatchNorm):
 
 
 def convert_sync(module: nn.Module, group: Any = None) -> nn.Module:
-    """Give every batch normalisation inside `module` statistics over all ranks of `group`.
+    """Give every batch normalization inside `module` statistics over all ranks of `group`.
 
-    Parameters and buffers stay the same objects, so optimisers and checkpoints notice nothing. Alone (one process)
+    Parameters and buffers stay the same objects, so optimizers and checkpoints notice nothing. Alone (one process)
     the module is returned as it is: the native kernels are faster and there is nobody to share with.
 
     Args:
-        module: changed in place; its own class changes only if it is itself a batch normalisation.
+        module: changed in place; its own class changes only if it is itself a batch normalization.
         group: the process group; None = all ranks.
 
     Returns:
         The module to use from now on.
 
     Raises:
-        TypeError: a batch normalisation of a class that is neither torch's nor timm's BatchNormAct2d.
+        TypeError: a batch normalization of a class that is neither torch's nor timm's BatchNormAct2d.
     """
     return module if distributed.world_size(group) == 1 else _convert(module, group)
 
@@ -122,14 +122,14 @@ class _Shared:
         return self
 
 
-class _Normalise(torch.autograd.Function):
+class _Normalize(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, group: Any) -> Any:
         mean, variance, n = _moments(x, group)
         ctx.save_for_backward(x, weight, mean, variance, n)
         ctx.eps, ctx.group = eps, group
         ctx.mark_non_differentiable(mean, variance, n)
-        # with the statistics given this is the native normalisation, fused on every device; it divides by 0 samples
+        # with the statistics given this is the native normalization, fused on every device; it divides by 0 samples
         y = F.batch_norm(x, mean, variance, weight, bias, False, 0.0, eps) if x.numel() else x.clone()
         return y, mean, variance, n
 
@@ -161,11 +161,11 @@ def _moments(x: Tensor, group: Any) -> tuple[Tensor, Tensor, Tensor]:
     single = torch.float64 if x.dtype == torch.float64 else torch.float32
     n = x.numel() // channels
     if n:
-        spread, centre = torch.var_mean(x.to(single), dim=over, correction=0)
+        spread, center = torch.var_mean(x.to(single), dim=over, correction=0)
     else:  # a rank without samples takes part in the sums all the same
-        spread = centre = x.new_zeros(channels, dtype=single)
-    spread, centre = spread.double(), centre.double()
-    sums = torch.cat([centre.new_tensor([n]), n * centre, n * (spread + centre**2)])
+        spread = center = x.new_zeros(channels, dtype=single)
+    spread, center = spread.double(), center.double()
+    sums = torch.cat([center.new_tensor([n]), n * center, n * (spread + center**2)])
     total, first, second = distributed.all_reduce(sums, group).split([1, channels, channels])
     mean = first / total
     variance = (second / total - mean**2).clamp(min=0)

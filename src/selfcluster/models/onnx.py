@@ -1,6 +1,6 @@
 """A backbone as an ONNX file, for programs without torch. Needs the `onnx` package: pip install 'selfcluster[onnx]'.
 
-The file takes normalised images of one size, any number of them, and says in its metadata how they are normalised.
+The file takes normalized images of one size, any number of them, and says in its metadata how they are normalized.
 
 B images, C channels, F features.
 """
@@ -32,7 +32,7 @@ def export_onnx(
     Args:
         folder: made if it does not exist.
         module: from `make_backbone` or `load_backbone`, on the CPU; evaluation mode is set.
-        mean, std: of the images' normalisation, one number a channel.
+        mean, std: of the images' normalization, one number a channel.
         size: side of the images in pixels.
 
     Returns:
@@ -50,12 +50,12 @@ def export_onnx(
     name = module.spec["model_name"]
     metadata = {
         "model_name": name,
-        "channels": "RGB" if len(mean) == 3 else "grey",
+        "channels": "RGB" if len(mean) == 3 else "gray",
         "mean": json.dumps(list(mean)),
         "std": json.dumps(list(std)),
         "size": str(size),
         "input": "float32 (batch, channel, row, column): pixel values / 255, minus mean, divided by std; "
-        f"the image's shorter side at {size if size <= SMALL else round(size * 256 / 224)} px, its centre cut out",
+        f"the image's shorter side at {size if size <= SMALL else round(size * 256 / 224)} px, its center cut out",
     }
     images = torch.rand(3, len(mean), size, size, generator=torch.Generator().manual_seed(0))
 

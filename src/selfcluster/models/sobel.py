@@ -1,6 +1,6 @@
-"""Edges instead of colours: the fixed filters that DeepCluster puts before a network.
+"""Edges instead of colors: the fixed filters that DeepCluster puts before a network.
 
-Caron et al. 2018, arXiv 1807.05520, section 4; without them clusters follow colour (DeeperCluster, arXiv 1905.01278,
+Caron et al. 2018, arXiv 1807.05520, section 4; without them clusters follow color (DeeperCluster, arXiv 1905.01278,
 table 8). They stand in front of any network with two input channels, after mean and standard deviation are taken off.
 Departs: nothing.
 
@@ -19,13 +19,13 @@ CHANNELS = 2
 
 
 class Sobel(nn.Module):
-    """Two edge channels of the mean grey, fixed weights: normalised (B, C, h, w) -> (B, 2, h', w').
+    """Two edge channels of the mean gray, fixed weights: normalized (B, C, h, w) -> (B, 2, h', w').
 
     Channel 0 answers to vertical edges, channel 1 to horizontal ones. The weights follow from the definition, so they
     are no part of `state_dict`.
 
     Args:
-        padding: zeros around the grey image; 1 keeps the size (DeepCluster), 0 takes a pixel off each side
+        padding: zeros around the gray image; 1 keeps the size (DeepCluster), 0 takes a pixel off each side
             (DeeperCluster, which pads the image by 2 beforehand).
 
     >>> Sobel()(torch.ones(1, 3, 4, 4))[0, :, 1:3, 1:3].abs().max().item()

@@ -2,7 +2,7 @@
 
 After each step theta_t <- m theta_t + (1 - m) theta_s over parameters alone (He et al. 2020, arXiv 1911.05722; Grill et
 al. 2020, arXiv 2006.07733; Caron et al. 2021, arXiv 2104.14294). Buffers are its own: in training mode its batch norm
-normalises by its own batches and counts its own running statistics.
+normalizes by its own batches and counts its own running statistics.
 """
 
 from __future__ import annotations

@@ -18,12 +18,12 @@ from selfcluster.models.folding import full_name
 from selfcluster.recipes.targets import read_targets, teachers_of
 from selfcluster.training.loop import LoopSettings
 from selfcluster.training.precision import pick_device, pick_precision
-from selfcluster.types import Crops, Facts, Training
+from selfcluster.types import Crops, DatasetInfo, Training
 from selfcluster.views.plans import ViewPlan
 from selfcluster.views.pretext import patch_side
 
-# of pixels in [0, 1]: ImageNet's for colour, as the published weights have it; grey is centred
-NORMALISATION = {3: ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), 1: ((0.5,), (0.5,))}
+# of pixels in [0, 1]: ImageNet's for color, as the published weights have it; gray is centered
+NORMALIZATION = {3: ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), 1: ((0.5,), (0.5,))}
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def assemble(config: Mapping[str, Any], num_images: int, run: Path | None = None
     training = Training(crops=crops, per=config["batch_size"], **_named(Training, config, "crops", "per"))
     device = pick_device(config["device"])
     views = kind.views(settings, crops, config["channels"])
-    mean, std = NORMALISATION[config["channels"]]
+    mean, std = NORMALIZATION[config["channels"]]
     notes: list[str] = []
     smaller = {f"views of --local-size {config['local_size']}": config["local_size"]} if config["local_crops"] else {}
     if views.pretext == "jigsaw":
@@ -73,7 +73,7 @@ def assemble(config: Mapping[str, Any], num_images: int, run: Path | None = None
         name = full_name(module.spec)
         if name != config["backbone"]:
             notes.append(f"{config['backbone']} becomes {name} for images of {config['image_size']} px")
-        notes.extend([module.account] if module.account else [])
+        notes.extend([module.load_report] if module.load_report else [])
         return module
 
     targets, teachers = read_targets(run, num_images), teachers_of(config, mean, std)
@@ -86,7 +86,7 @@ def assemble(config: Mapping[str, Any], num_images: int, run: Path | None = None
         )
     count = gcd(kind.shards(settings), world)
     shard = (distributed.rank() * count // world, count)
-    facts = Facts(num_images, config["image_size"], config["channels"], targets=targets, teacher=teachers, shard=shard)
+    facts = DatasetInfo(num_images, config["image_size"], config["channels"], targets=targets, teacher=teachers, shard=shard)
     method = kind(backbone, settings, facts)
     method = method.to(device)
     method.to(memory_format=torch.channels_last)

@@ -14,7 +14,7 @@ from selfcluster.methods.schema import Schema
 
 
 @dataclass(frozen=True)
-class DataFacts:
+class DataSummary:
     """What a recipe may know: the number of images, the median of their shorter side, their channels, a GPU or not."""
 
     num_images: int
@@ -33,10 +33,10 @@ class Choice:
 
 _SHORT = 5_000_000  # images seen in a run that has no time to learn from hard views
 
-Recipe = Callable[[Schema, DataFacts, Mapping[str, Any]], dict[str, Choice]]
+Recipe = Callable[[Schema, DataSummary, Mapping[str, Any]], dict[str, Choice]]
 
 
-def paper(schema: Schema, facts: DataFacts, said: Mapping[str, Any]) -> dict[str, Choice]:
+def paper(schema: Schema, facts: DataSummary, said: Mapping[str, Any]) -> dict[str, Choice]:
     """The paper's own run, made for ImageNet on many GPUs.
 
     `torchrun --nproc-per-node 64 -m selfcluster train swav imagenet/train --recipe paper`: 75.3 % linear probe for
@@ -45,7 +45,7 @@ def paper(schema: Schema, facts: DataFacts, said: Mapping[str, Any]) -> dict[str
     return {}
 
 
-def auto(schema: Schema, facts: DataFacts, said: Mapping[str, Any]) -> dict[str, Choice]:
+def auto(schema: Schema, facts: DataSummary, said: Mapping[str, Any]) -> dict[str, Choice]:
     """From the number, size and channels of the images. `selfcluster train swav photos/`"""
     n = facts.num_images
     out: dict[str, Choice] = {}
@@ -65,7 +65,7 @@ def auto(schema: Schema, facts: DataFacts, said: Mapping[str, Any]) -> dict[str,
     layout = facts.channels == 1
     small = size <= 64
     if layout and size <= 32:
-        choose("backbone", "tiny_layout", "small greyscale images: where something is matters, so the layout is kept")
+        choose("backbone", "tiny_layout", "small grayscale images: where something is matters, so the layout is kept")
     elif small:
         choose("backbone", "resnet18_small", "images up to 64 px: no down-sampling in the first layers")
     else:
@@ -76,7 +76,7 @@ def auto(schema: Schema, facts: DataFacts, said: Mapping[str, Any]) -> dict[str,
     views = schema.paper.get("crops", {})
     alone = views.get("global_crops", 2) == 1
     if layout:
-        choose("augment", "layout", "greyscale images: small affine and elastic changes instead of crops and colours")
+        choose("augment", "layout", "grayscale images: small affine and elastic changes instead of crops and colors")
     elif short or small:
         choose("global_scale", (0.2, 1.0) if small else (0.25, 1.0), f"views of {size} px")
         choose("augment", "gentle", "64 px and less have no detail to spare" if small else length)
@@ -134,7 +134,7 @@ def auto(schema: Schema, facts: DataFacts, said: Mapping[str, Any]) -> dict[str,
     if small or short:
         fits = "optimizer" not in said or kind == schema.small.get("optimizer", own_kind)
         for name, value in schema.small.items():
-            if fits or name not in ("learning_rate", "weight_decay"):  # these two are for its own optimiser
+            if fits or name not in ("learning_rate", "weight_decay"):  # these two are for its own optimizer
                 value = min(value, n) if name == "queue_length" else value  # else an image's old keys lie there
                 choose(name, value, f"{schema.name} on small images and in short runs")
     in_force = {"schedule": "cosine", **{name: choice.value for name, choice in out.items()}, **said}
@@ -146,7 +146,7 @@ def auto(schema: Schema, facts: DataFacts, said: Mapping[str, Any]) -> dict[str,
 _CIFAR = ("swav", "deepcluster_v2")
 
 
-def cifar(schema: Schema, facts: DataFacts, said: Mapping[str, Any]) -> dict[str, Choice]:
+def cifar(schema: Schema, facts: DataSummary, said: Mapping[str, Any]) -> dict[str, Choice]:
     """The common CIFAR setting: ResNet-18, two views of 32 px, 1,000 epochs, batch 256.
 
     `selfcluster train swav cifar10/train --recipe cifar`: online linear probe published by solo-learn for this
@@ -172,7 +172,7 @@ def cifar(schema: Schema, facts: DataFacts, said: Mapping[str, Any]) -> dict[str
     return {name: Choice(value, reason) for name, value in values.items()}
 
 
-def small(schema: Schema, facts: DataFacts, said: Mapping[str, Any]) -> dict[str, Choice]:
+def small(schema: Schema, facts: DataSummary, said: Mapping[str, Any]) -> dict[str, Choice]:
     """Something to see in five minutes on two cores: a quarter-width ResNet-18 that sees few pixels of 70,000 images.
 
     `selfcluster train swav cifar10/train-00000.tar --recipe small`; what each method reaches: docs/reproduce.md.

@@ -21,8 +21,8 @@ from selfcluster.methods.base import Method
 from selfcluster.methods.schema import read_schema
 from selfcluster.models.backbones import check_name, load_backbone, make_backbone
 from selfcluster.models.folding import full_name
-from selfcluster.recipes.assemble import NORMALISATION, assemble
-from selfcluster.recipes.named import RECIPES, DataFacts
+from selfcluster.recipes.assemble import NORMALIZATION, assemble
+from selfcluster.recipes.named import RECIPES, DataSummary
 from selfcluster.recipes.needs import means_a_path, teachers_in
 from selfcluster.recipes.options import FREE, check_names, checked, options_for
 from selfcluster.recipes.resolve import resolve
@@ -67,7 +67,7 @@ def open_run(
         raise RunError(f"{path} is not empty and holds no run; choose another --out")
     recipe = recipe or "auto"
     given = _with_start(given, from_file, console)
-    resolved = resolve(method, data_facts(source, given, console), given, from_file, recipe)
+    resolved = resolve(method, summarize_data(source, given, console), given, from_file, recipe)
     check_name(resolved.config["backbone"])
     folder = RunFolder(path)
     about = {
@@ -106,7 +106,7 @@ def _with_start(given: Mapping[str, Any], from_file: Mapping[str, Any], console:
     return {**given, "backbone": network}
 
 
-def data_facts(source: Source, given: Mapping[str, Any], console: Console | None = None) -> DataFacts:
+def summarize_data(source: Source, given: Mapping[str, Any], console: Console | None = None) -> DataSummary:
     """What the recipe reads: sizes and channels of a sample of the images, and whether there is a GPU."""
     seen = describe_images(source)
     gpu = pick_device(given.get("device") or "auto").type == "cuda"
@@ -117,7 +117,7 @@ def data_facts(source: Source, given: Mapping[str, Any], console: Console | None
         )
     if seen["side"] is None:
         raise RunError(f"none of {seen['sampled']} images looked at in {source.where} can be read")
-    return DataFacts(len(source), seen["side"][1], seen["channels"], gpu)
+    return DataSummary(len(source), seen["side"][1], seen["channels"], gpu)
 
 
 def load_network(
@@ -126,7 +126,7 @@ def load_network(
     """The network of a run folder, an exported backbone or a timm name, with its mean, std and image size.
 
     A timm name is a network without training, in the image size asked for or else the images' own; without a `source`
-    it is for colour images of 224 px.
+    it is for color images of 224 px.
     """
     if Path(run).exists():
         if not (Path(run) / "backbone.json").exists():
@@ -134,10 +134,10 @@ def load_network(
         return load_backbone(Path(run))
     if means_a_path(run):
         raise RunError(f"there is no {run}; give a run folder, an exported backbone or the name of a network of timm's")
-    seen = None if source is None else data_facts(source, {})
+    seen = None if source is None else summarize_data(source, {})
     side, channels = (224, 3) if seen is None else (min(224, seen.side), seen.channels)
     size = image_size or side
-    mean, std = NORMALISATION[channels]
+    mean, std = NORMALIZATION[channels]
     network = make_backbone(run, channels=channels, image_size=size, mean=mean, std=std)
     print(f"selfcluster: {run} is not trained: its weights are random", file=sys.stderr)
     return network, mean, std, size
@@ -164,10 +164,10 @@ def own_clusters(run: Path, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 
 @torch.no_grad()
-def compared(run: Path, vectors: np.ndarray) -> np.ndarray:
-    """Embedded images (n, F) as the run's method compares them, (n, D); see `Method.compared`."""
+def projected(run: Path, vectors: np.ndarray) -> np.ndarray:
+    """Embedded images (n, F) as the run's method compares them, (n, D); see `Method.project`."""
     method, device = trained_method(run)
-    return torch.cat(in_parts(method.compared, vectors, device)).float().cpu().numpy()
+    return torch.cat(in_parts(method.project, vectors, device)).float().cpu().numpy()
 
 
 def _same_run(path: Path, method: str, source: Source, given: Mapping[str, Any], recipe: str | None) -> dict[str, Any]:

@@ -7,17 +7,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from selfcluster.methods.schema import Schema, read_schema, training_defaults
-from selfcluster.recipes.named import RECIPES, DataFacts
+from selfcluster.recipes.named import RECIPES, DataSummary
 from selfcluster.recipes.options import check_names, checked, options_for
 
 # rates that a paper gives for a batch of `images_per_rate`
 SCALED = ("learning_rate", "final_learning_rate", "warmup_learning_rate")
-# prototypes that are learnt directions: there may be more of them than images, as in the papers
+# prototypes that are learned directions: there may be more of them than images, as in the papers
 _DIRECTIONS = ("swav", "dino")
 # flags, and the values of another under which they do nothing
 _IDLE: tuple[tuple[tuple[str, ...], str, tuple[Any, ...]], ...] = (
     (("teacher_momentum",), "teacher_rule", ("epoch", "iteration", "copy")),
-    (("centre_momentum",), "centring", ("sinkhorn", "softmax", "none")),
+    (("center_momentum",), "centering", ("sinkhorn", "softmax", "none")),
     (("dim",), "bottleneck", (False,)),
     (("temperature",), "loss", ("mse",)),
     (("teacher_temperature", "warmup_teacher_temperature", "teacher_warmup_epochs"), "loss", ("mse", "infonce")),
@@ -56,7 +56,7 @@ def paper_values(schema: Schema) -> dict[str, Any]:
 
 def resolve(
     method: str,
-    facts: DataFacts,
+    facts: DataSummary,
     given: Mapping[str, Any] | None = None,
     config_file: Mapping[str, Any] | None = None,
     recipe: str = "auto",
@@ -94,7 +94,7 @@ def resolve(
     return Resolved(config, reasons)
 
 
-def _check(schema: Schema, config: dict[str, Any], facts: DataFacts) -> None:
+def _check(schema: Schema, config: dict[str, Any], facts: DataSummary) -> None:
     if config["epochs"] <= 0:
         raise ValueError(f"--epochs {config['epochs']}: must be above 0")
     if config["global_crops"] < 2 <= schema.paper.get("crops", {}).get("global_crops", 2):
@@ -105,7 +105,7 @@ def _check(schema: Schema, config: dict[str, Any], facts: DataFacts) -> None:
             f"--image-size {config['image_size']}"
         )
     if config["channels"] not in (1, 3):
-        raise ValueError(f"--channels {config['channels']}: images have 1 (greyscale) or 3 (colour)")
+        raise ValueError(f"--channels {config['channels']}: images have 1 (grayscale) or 3 (color)")
     if facts.num_images < 2:
         raise ValueError(f"{facts.num_images} image: training needs at least 2")
     if config["batch_size"] > facts.num_images:
@@ -124,8 +124,8 @@ def _check(schema: Schema, config: dict[str, Any], facts: DataFacts) -> None:
         if most < facts.num_images:
             what = f"those of the {facts.num_images} images that an epoch's whole batches hold"
         raise ValueError(f"--num-prototypes {k}: must be 2 to {what}, {most}")
-    together = config.get("centring") in ("sinkhorn", "softmax") or config.get("loss") == "infonce"
-    if config["accumulate"] > 1 and (together or not schema.accumulates):
+    together = config.get("centering") in ("sinkhorn", "softmax") or config.get("loss") == "infonce"
+    if config["accumulate"] > 1 and (together or not schema.supports_accumulation):
         raise ValueError(
             f"--accumulate {config['accumulate']}: {schema.name} looks at all images of a batch together, so "
             "several small batches are not one large one; use a smaller --batch-size (SwAV: with --queue-length)"

@@ -27,7 +27,7 @@ from selfcluster.data.sources import Source
 from selfcluster.files import write_atomically
 from selfcluster.models.backbones import load_backbone, make_backbone
 from selfcluster.models.frozen import Frozen
-from selfcluster.models.initialise import OtherInput
+from selfcluster.models.initialize import OtherInput
 from selfcluster.recipes.needs import AT_EACH_STEP, check_needs, layers_in, means_a_path, teachers_in
 from selfcluster.training.checkpoint import load_newest
 from selfcluster.training.console import Console
@@ -81,7 +81,7 @@ def read_targets(run: Path | None, num_images: int) -> Tensor | None:
 
 
 def teachers_of(config: Config, mean: Sequence[float], std: Sequence[float]) -> list[Frozen] | None:
-    """The networks that the method asks at each step about views normalised by `mean` and `std`; None where none."""
+    """The networks that the method asks at each step about views normalized by `mean` and `std`; None where none."""
     if config["method"] != "clusterfit" or config["target"] not in AT_EACH_STEP:
         return None
     return [open_teacher(name, config, layer, mean, std) for name, layer in _teachers(config)]
@@ -97,7 +97,7 @@ def open_teacher(
 ) -> Frozen:
     """A run's network, an exported one, NETWORK=WEIGHTS-FILE in timm's size for it, or an untrained one by timm's name.
 
-    `mean` and `std` normalised the views that it will be asked about, where it is.
+    `mean` and `std` normalized the views that it will be asked about, where it is.
     """
     classifier = None
     if Path(name).exists():
@@ -115,7 +115,7 @@ def open_teacher(
         make = partial(
             make_backbone,
             network_name,
-            channels=known.input_size[0] if known else config["channels"],  # grey images are shown in its colours
+            channels=known.input_size[0] if known else config["channels"],  # gray images are shown in its colors
             image_size=size,
             init=weights or None,
             mean=known.mean if known else None,
@@ -126,7 +126,7 @@ def open_teacher(
         except OtherInput:
             network = make(sobel=True)
         if console is not None and weights:
-            console.say(f"{name}: {network.account}")
+            console.say(f"{name}: {network.load_report}")
         elif console is not None:
             console.warn(f"{name} is a network without training; give --teacher {name}=WEIGHTS-FILE for a trained one")
     return Frozen(network, layer=layer, classifier=classifier, mean=mean, std=std)
@@ -170,7 +170,7 @@ def _targets(
 
 
 def teacher_rows(teacher: Frozen, source: Source, config: Config) -> tuple[Tensor, Tensor]:
-    """Unit features (n, F) of the centre crops of this rank's images, and which images they are (n,)."""
+    """Unit features (n, F) of the center crops of this rank's images, and which images they are (n,)."""
     device = pick_device(config["device"])
     loader = Loader(
         source,
@@ -197,7 +197,7 @@ def cluster(rows: Tensor, index: Tensor, config: Config, k: int | None = None, n
     `index` (n,): which images they are. Start and sample are drawn by that: the same on any number of ranks.
     """
     if config["teacher_pca"]:
-        rows = Whitening(config["teacher_pca"], normalise=False).fit_transform(rows)
+        rows = Whitening(config["teacher_pca"], normalize=False).fit_transform(rows)
     k = int(config["num_prototypes"] if k is None else k)
     seed, steps = randomness.key(config["seed"], "clusterfit", number) >> 33, config["kmeans_iterations"]
     everyone = distributed.all_gather(index).sort().values
@@ -229,7 +229,7 @@ def cluster_by_label(rows: Tensor, index: Tensor, labels: Tensor, config: Config
     shares = allot(sizes, config["num_prototypes"])
     found, first = torch.empty_like(labels), 0
     if config["teacher_pca"]:  # of all rows: a label alone may have fewer than there are components
-        rows = Whitening(config["teacher_pca"], normalise=False).fit_transform(rows)
+        rows = Whitening(config["teacher_pca"], normalize=False).fit_transform(rows)
     for label in np.flatnonzero(shares):
         here = labels == label
         within = {**config, "teacher_pca": 0}

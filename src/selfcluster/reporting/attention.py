@@ -16,7 +16,7 @@ from selfcluster.data.decode import BadImage, decode
 
 _SIDE = 224  # pixels: smaller images are enlarged to this, or patches could not be told apart
 _DIM = 0.2  # brightness of what is outside the mask
-# from little attention to much; lightness rises evenly, so that a grey print says the same
+# from little attention to much; lightness rises evenly, so that a gray print says the same
 _SCALE = np.array([[13, 8, 35], [92, 25, 98], [178, 52, 84], [238, 122, 60], [252, 245, 184]], dtype=np.float64)
 
 
@@ -32,7 +32,7 @@ def write_attention(
     from selfcluster.models.attention import class_maps, last_attention, mass_mask
     from selfcluster.recipes.opening import load_network
     from selfcluster.training.precision import pick_device
-    from selfcluster.views.crops import centre
+    from selfcluster.views.crops import center
 
     folder = Path(out) if out is not None else run / "attention" if run.is_dir() else Path("attention")
     network, mean, std, size = load_network(str(run), image_size)
@@ -44,7 +44,7 @@ def write_attention(
     heads, grid = 0, (0, 0)
     for number, file in enumerate(files):
         try:
-            pixels = centre(decode(file.read_bytes(), channels=len(mean)), image_size or size)  # (S, S, C)
+            pixels = center(decode(file.read_bytes(), channels=len(mean)), image_size or size)  # (S, S, C)
         except (BadImage, OSError) as error:
             raise ValueError(f"{file}: {getattr(error, 'strerror', None) or error}; name image files") from error
         image = (torch.from_numpy(pixels).permute(2, 0, 1) / 255 - offset) / scale
@@ -74,7 +74,7 @@ def draw_attention(image: np.ndarray, maps: np.ndarray, mask: np.ndarray, folder
     files = []
     for number, grid in enumerate(maps, start=1):
         files.append(folder / f"{name}-head-{number}.png")
-        Image.fromarray(coloured(grid)).resize(size, Image.Resampling.BICUBIC).save(files[-1])
+        Image.fromarray(colored(grid)).resize(size, Image.Resampling.BICUBIC).save(files[-1])
     shown = Image.fromarray(np.ascontiguousarray(image[:, :, 0] if image.shape[2] == 1 else image)).convert("RGB")
     shown = np.asarray(shown.resize(size, Image.Resampling.NEAREST if image.shape[0] < _SIDE else None))
     inside = np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST))
@@ -83,8 +83,8 @@ def draw_attention(image: np.ndarray, maps: np.ndarray, mask: np.ndarray, folder
     return files
 
 
-def coloured(grid: np.ndarray) -> np.ndarray:
-    """A map (h, w) as colours (h, w, 3) uint8, its least value dark and its greatest light."""
+def colored(grid: np.ndarray) -> np.ndarray:
+    """A map (h, w) as colors (h, w, 3) uint8, its least value dark and its greatest light."""
     low, high = float(grid.min()), float(grid.max())
     place = (grid - low) / (high - low) * (len(_SCALE) - 1) if high > low else np.zeros(grid.shape)
     steps = np.arange(len(_SCALE))

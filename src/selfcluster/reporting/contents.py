@@ -34,7 +34,7 @@ class Missing:
 
 @dataclass(frozen=True)
 class Clusters:
-    """`ids` and `paths` (N,) Arrow strings; `cluster` (N,) int64, -1 = none; `distance` (N,) float32 to the centre."""
+    """`ids` and `paths` (N,) Arrow strings; `cluster` (N,) int64, -1 = none; `distance` (N,) float32 to the center."""
 
     ids: pa.Array
     paths: pa.Array

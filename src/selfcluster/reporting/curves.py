@@ -1,4 +1,4 @@
-"""Curves of a run as SVG that takes its colours from the page, so that it is at home on light and on dark paper.
+"""Curves of a run as SVG that takes its colors from the page, so that it is at home on light and on dark paper.
 
 Names of metrics never enter the drawing: they may hold anything, and the page's template escapes them.
 """
@@ -109,7 +109,7 @@ def _draw(
 
 
 def _thin(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Means over neighbouring points, so that a million steps draw as fast as a hundred."""
+    """Means over neighboring points, so that a million steps draw as fast as a hundred."""
     if len(x) <= _POINTS:
         return x, y
     parts = np.linspace(0, len(x), _POINTS + 1).astype(int)[:-1]
@@ -123,6 +123,6 @@ def _themed(svg: str) -> str:
     svg = re.sub(r'<g id="[a-z0-9]+_\d+(\.[\w.]+)?">', "<g>", svg)  # several drawings share a page, ids must not meet
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r'\1 aria-hidden="true"', svg, count=1)
-    for stand_in, colour in _THEME.items():
-        svg = svg.replace(stand_in, colour)
+    for stand_in, color in _THEME.items():
+        svg = svg.replace(stand_in, color)
     return svg

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from selfcluster.reporting.colours import cluster_colours
+from selfcluster.reporting.colors import cluster_colors
 from selfcluster.reporting.map import lay_out, sample_rows
 
 _PAPER, _INK, _SOFT, _RAISED = "#fbfaf7", "#1d1c1a", "#8a857b", "#ffffff"
@@ -18,7 +18,7 @@ _TILE, _GAP, _MARGIN, _NAME, _HEAD = 84, 12, 56, 170, 76  # pixels
 _MAP_TILE = 40
 _CLOSE = 0.72  # of a tile: how near two images on the map may be
 _MOST_ON_MAP = 1_500
-_INK_SIDE = 32  # grey images up to this size are drawn as ink in the cluster's colour, photographs as they are
+_INK_SIDE = 32  # gray images up to this size are drawn as ink in the cluster's color, photographs as they are
 
 
 def banner(
@@ -31,12 +31,12 @@ def banner(
     num_clusters: int = 10,
     members: int = 12,
 ) -> Path:
-    """Draw the biggest clusters' nearest members as strips, and all images on a map coloured by cluster.
+    """Draw the biggest clusters' nearest members as strips, and all images on a map colored by cluster.
 
     Args:
         images: (N, H, W) or (N, H, W, C) uint8.
         clusters: (N,) integers, -1 = none.
-        distances: (N,) to the cluster's centre.
+        distances: (N,) to the cluster's center.
         embeddings: (N, F) finite.
         out: where to write; the suffix says what, such as `.png` or `.webp`.
         num_clusters: how many strips.
@@ -55,7 +55,7 @@ def banner(
     if not len(numbers):
         raise ValueError("no image has a cluster: all are -1")
     biggest = np.argsort(-sizes, kind="stable")
-    colours = dict(zip(numbers[biggest].tolist(), cluster_colours(len(numbers)), strict=True))
+    colors = dict(zip(numbers[biggest].tolist(), cluster_colors(len(numbers)), strict=True))
     shown = np.sort(biggest[:num_clusters])
 
     height = len(shown) * (_TILE + _GAP) - _GAP
@@ -68,14 +68,14 @@ def banner(
     pen.text((right, _MARGIN), f"{len(images):,} embeddings", _INK, ImageFont.load_default(34))
     for row, k in enumerate(shown):
         number, y = int(numbers[k]), top + row * (_TILE + _GAP)
-        pen.rounded_rectangle((_MARGIN, y + 22, _MARGIN + 10, y + _TILE - 22), 5, colours[number])
+        pen.rounded_rectangle((_MARGIN, y + 22, _MARGIN + 10, y + _TILE - 22), 5, colors[number])
         pen.text((_MARGIN + 28, y + 14), f"{number}", _INK, ImageFont.load_default(28))
         pen.text((_MARGIN + 28, y + 47), f"{sizes[k]:,} images", _SOFT, ImageFont.load_default(20))
         group = np.flatnonzero(clusters == number)
         for column, i in enumerate(group[np.argsort(distances[group], kind="stable")][:members]):
             x = _MARGIN + _NAME + column * (_TILE + _GAP)
-            _paste(sheet, images[i], (x, y), _TILE, colours[number], ground=_RAISED)
-    _draw_map(sheet, (right, top), plane, images, clusters, embeddings, colours)
+            _paste(sheet, images[i], (x, y), _TILE, colors[number], ground=_RAISED)
+    _draw_map(sheet, (right, top), plane, images, clusters, embeddings, colors)
     sheet.save(out)
     return out
 
@@ -87,7 +87,7 @@ def _draw_map(
     images: np.ndarray,
     clusters: np.ndarray,
     embeddings: np.ndarray,
-    colours: dict[int, str],
+    colors: dict[int, str],
 ) -> None:
     rows = sample_rows(len(images), _MOST_ON_MAP, clusters)
     places = lay_out(np.ascontiguousarray(embeddings[rows], np.float32))
@@ -99,19 +99,19 @@ def _draw_map(
         cell = (int(x / (_MAP_TILE * _CLOSE)), int(y / (_MAP_TILE * _CLOSE)))
         if cell not in taken:
             taken.add(cell)
-            _paste(sheet, images[i], (left + int(x), top + int(y)), _MAP_TILE, colours.get(int(clusters[i]), _SOFT))
+            _paste(sheet, images[i], (left + int(x), top + int(y)), _MAP_TILE, colors.get(int(clusters[i]), _SOFT))
 
 
 def _paste(
-    sheet: Image.Image, image: np.ndarray, at: tuple[int, int], side: int, colour: str, ground: str | None = None
+    sheet: Image.Image, image: np.ndarray, at: tuple[int, int], side: int, color: str, ground: str | None = None
 ) -> None:
     """One image on the sheet; `ground` is the tile behind ink."""
-    grey = image.ndim == 2 or image.shape[-1] == 1
-    picture = Image.fromarray(np.ascontiguousarray(image.reshape(image.shape[:2]) if grey else image[..., :3]))
+    gray = image.ndim == 2 or image.shape[-1] == 1
+    picture = Image.fromarray(np.ascontiguousarray(image.reshape(image.shape[:2]) if gray else image[..., :3]))
     smooth = Image.Resampling.BICUBIC if picture.width < side else Image.Resampling.LANCZOS
     corners = Image.new("L", (side, side), 0)
     ImageDraw.Draw(corners).rounded_rectangle((0, 0, side - 1, side - 1), side // 8, 255)
-    if not (grey and max(picture.size) <= _INK_SIDE):
+    if not (gray and max(picture.size) <= _INK_SIDE):
         sheet.paste(picture.convert("RGB").resize((side, side), smooth), at, corners)
         return
     inset = side // 12 if ground else 0
@@ -119,4 +119,4 @@ def _paste(
         sheet.paste(ground, (*at, at[0] + side, at[1] + side), corners)
     inner = side - 2 * inset
     box = (at[0] + inset, at[1] + inset, at[0] + inset + inner, at[1] + inset + inner)
-    sheet.paste(colour, box, picture.resize((inner, inner), smooth))
+    sheet.paste(color, box, picture.resize((inner, inner), smooth))

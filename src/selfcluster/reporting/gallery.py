@@ -1,4 +1,4 @@
-"""The clusters as cards: who is nearest to the centre, who farthest, who is there at all.
+"""The clusters as cards: who is nearest to the center, who farthest, who is there at all.
 
 N images, K clusters. Only positions are chosen here; pictures are read elsewhere.
 """
@@ -25,7 +25,7 @@ class Member:
 
 @dataclass(frozen=True)
 class Cluster:
-    """One cluster. `tightness` is its members' mean distance to the centre; `purity` the share of its commonest label.
+    """One cluster. `tightness` is its members' mean distance to the center; `purity` the share of its commonest label.
 
     Members are listed for the clusters that are shown as cards only.
     """
@@ -49,7 +49,7 @@ class Cluster:
 @dataclass(frozen=True)
 class Gallery:
     """`cards` have pictures, `rows` do not; both biggest first. `empty` numbers have no image, `without` images no
-    cluster; `repeated` images are copies of another one in their cluster. `purity` is over all labelled images."""
+    cluster; `repeated` images are copies of another one in their cluster. `purity` is over all labeled images."""
 
     cards: list[Cluster]
     rows: list[Cluster]
@@ -77,7 +77,7 @@ def build_gallery(
 
     Args:
         cluster: (N,) int64, -1 = none.
-        distance: (N,) float32 to the centre; NaN sorts last.
+        distance: (N,) float32 to the center; NaN sorts last.
         copies: (N,) int64, equal where two rows show the same picture; None: not known.
         labels: (N,) int64, -1 = unknown; None: no purity is computed.
         class_names: what the labels are called; None: by number.

@@ -1,6 +1,6 @@
 """The embeddings as a plane: which images to draw, and where.
 
-N images, n drawn, F features. PCA to 50 dimensions, then t-SNE (van der Maaten and Hinton 2008) for the neighbourhoods.
+N images, n drawn, F features. PCA to 50 dimensions, then t-SNE (van der Maaten and Hinton 2008) for the neighborhoods.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ import numpy as np
 
 _PCA_DIM = 50
 _PERPLEXITY = 30.0
-_ITERATIONS = 500  # half of the usual number: neighbours move little after that, and a page should not take minutes
-_TOO_FEW_FOR_NEIGHBOURHOODS = 12
+_ITERATIONS = 500  # half of the usual number: neighbors move little after that, and a page should not take minutes
+_TOO_FEW_FOR_NEIGHBORHOODS = 12
 _EACH = 3  # points that every cluster gets, so that small ones are not lost
 
 
@@ -48,11 +48,11 @@ def lay_out(vectors: np.ndarray, seed: int = 0) -> np.ndarray | None:
     """
     if not len(vectors) or not vectors.shape[1]:
         return None
-    centred = vectors.astype(np.float64) - vectors.mean(axis=0, dtype=np.float64)
-    size = np.linalg.norm(centred, axis=1).max()
+    centered = vectors.astype(np.float64) - vectors.mean(axis=0, dtype=np.float64)
+    size = np.linalg.norm(centered, axis=1).max()
     if size <= 1e-6 * np.linalg.norm(vectors.astype(np.float64), axis=1).max():
         return None
-    places = _plane(centred / size, seed)
+    places = _plane(centered / size, seed)
     low, high = places.min(axis=0), places.max(axis=0)
     span = np.where(high > low, high - low, 1.0)
     return np.where(high > low, (places - low) / span, 0.5)
@@ -65,7 +65,7 @@ def _plane(x: np.ndarray, seed: int) -> np.ndarray:
 
     n, dim = x.shape
     x = PCA(min(n, dim, _PCA_DIM), svd_solver="full", random_state=seed).fit_transform(x)
-    if n < _TOO_FEW_FOR_NEIGHBOURHOODS or x.shape[1] < 2:
+    if n < _TOO_FEW_FOR_NEIGHBORHOODS or x.shape[1] < 2:
         return np.pad(x, ((0, 0), (0, 2)))[:, :2]
     start = x[:, :2] / x[:, 0].std() * 1e-4  # the size scikit-learn's own start has
     tsne = TSNE(

@@ -28,11 +28,11 @@ if (plane && data.n) {
   const tip = document.querySelector(".tip");
   const said = document.getElementById("said");
   const sprite = document.getElementById("sprite");
-  const PAD = 26, REACH = 18, GREY = "#8d8980";
+  const PAD = 26, REACH = 18, GRAY = "#8d8980";
   let scale = 1, shiftX = 0, shiftY = 0, width = 0, height = 0;
   let over = -1, chosen = null, mode = "dots", drag = null, waiting = false;
 
-  const colour = (i) => data.colours[data.cluster[i]] || GREY;
+  const color = (i) => data.colors[data.cluster[i]] || GRAY;
   const screenX = (i) => PAD + (data.x[i] / 1e4) * (width - 2 * PAD) * scale + shiftX;
   const screenY = (i) => PAD + (data.y[i] / 1e4) * (height - 2 * PAD) * scale + shiftY;
   const indices = Array.from({ length: data.n }, (_, i) => i);
@@ -78,7 +78,7 @@ if (plane && data.n) {
     const radius = Math.max(2.2, Math.min(5, width / 300)) * Math.min(1.7, Math.sqrt(scale));
     for (const i of order) {
       pen.globalAlpha = chosen === null ? 0.85 : data.cluster[i] === chosen ? 1 : 0.13;
-      pen.fillStyle = colour(i);
+      pen.fillStyle = color(i);
       pen.beginPath();
       pen.arc(screenX(i), screenY(i), radius, 0, 7);
       pen.fill();
@@ -95,7 +95,7 @@ if (plane && data.n) {
       taken.add(column + ":" + row);
       const x = column * side - side / 2, y = row * side - side / 2;
       pen.globalAlpha = chosen === null || data.cluster[i] === chosen ? 1 : 0.15;
-      pen.fillStyle = colour(i);
+      pen.fillStyle = color(i);
       pen.fillRect(x + 1, y + 1, side - 2, side - 2);
       stamp(pen, i, x + 3, y + 3, side - 6);
     }

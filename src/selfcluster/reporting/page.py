@@ -27,7 +27,7 @@ from markupsafe import Markup, escape
 
 from selfcluster.clustering.scores import rankme
 from selfcluster.files import make_writable, write_atomically
-from selfcluster.reporting.colours import cluster_colours
+from selfcluster.reporting.colors import cluster_colors
 from selfcluster.reporting.contents import Contents, method_of, read_contents
 from selfcluster.reporting.curves import loss_curve, other_curves
 from selfcluster.reporting.gallery import Gallery, build_gallery
@@ -87,7 +87,7 @@ def write_report(
     drawn = _map(contents, thumbnails)
     verdict = judge(contents, drawn.rank, len(drawn.rows)) if drawn else judge(contents)
     pictures, sheet = _pictures(contents, source, gallery, drawn)
-    colours = _colours(gallery)
+    colors = _colors(gallery)
     about = contents.config.get("about")
     about = about if isinstance(about, dict) else {}
     script = _package_file("page.js")
@@ -97,7 +97,7 @@ def write_report(
         policy=_policy(script),
         style=Markup(_package_file("style.css")),
         script=Markup(script),
-        data=_json_for_script(_map_data(contents, drawn, sheet, colours)),
+        data=_json_for_script(_map_data(contents, drawn, sheet, colors)),
         sprite=Markup(sheet[0]) if sheet else None,
         contents=contents,
         method=method_of(contents.config),
@@ -105,7 +105,7 @@ def write_report(
         facts=_facts(contents, gallery, verdict),
         gallery=gallery,
         most_rows=_MOST_ROWS,
-        colours=colours,
+        colors=colors,
         pictures=pictures,
         has_source=source is not None,
         drawn=drawn,
@@ -210,14 +210,14 @@ def _positions(source: Any, wanted: Iterable[str]) -> dict[str, int]:
     return {name: i for i, name in enumerate(source.ids) if name in wanted}
 
 
-def _colours(gallery: Gallery | None) -> dict[int, str]:
-    """The biggest clusters get the colours that are farthest apart."""
+def _colors(gallery: Gallery | None) -> dict[int, str]:
+    """The biggest clusters get the colors that are farthest apart."""
     numbers = [c.number for c in gallery.clusters] if gallery else []
-    return dict(zip(numbers, cluster_colours(len(numbers)), strict=True))
+    return dict(zip(numbers, cluster_colors(len(numbers)), strict=True))
 
 
 def _map_data(
-    contents: Contents, drawn: _Map | None, sheet: tuple[str, int] | None, colours: dict[int, str]
+    contents: Contents, drawn: _Map | None, sheet: tuple[str, int] | None, colors: dict[int, str]
 ) -> dict[str, Any]:
     if drawn is None or contents.vectors is None:
         return {"n": 0}
@@ -228,7 +228,7 @@ def _map_data(
         "y": np.round(drawn.places[:, 1] * 10_000).astype(int).tolist(),
         "cluster": drawn.cluster.tolist(),
         "path": [visible(path) for path in contents.vectors.paths.take(drawn.rows).to_pylist()],
-        "colours": {str(number): colour for number, colour in colours.items() if number in shown},
+        "colors": {str(number): color for number, color in colors.items() if number in shown},
         "cell": _MAP_PIXELS,
         "columns": sheet[1] if sheet else 0,
     }

@@ -58,7 +58,7 @@ def sprite(pictures: Sequence[Image.Image | None], cell: int) -> tuple[str, int]
     """All pictures in one JPEG, row by row in square cells.
 
     Returns:
-        The `data:` URI and the number of columns. An absent picture leaves its cell grey.
+        The `data:` URI and the number of columns. An absent picture leaves its cell gray.
     """
     columns = max(1, math.isqrt(max(0, len(pictures) - 1)) + 1)
     rows = max(1, math.ceil(len(pictures) / columns))
@@ -74,8 +74,8 @@ def sprite(pictures: Sequence[Image.Image | None], cell: int) -> tuple[str, int]
 def _square(image: np.ndarray, side: int) -> Image.Image:
     if image.dtype != np.uint8 or image.ndim not in (2, 3) or 0 in image.shape:
         raise ValueError(f"an image of type {image.dtype} and shape {image.shape} cannot be shown")
-    grey = image.ndim == 2 or image.shape[2] < 3
-    pixels = image if image.ndim == 2 else image[:, :, 0] if grey else image[:, :, :3]
+    gray = image.ndim == 2 or image.shape[2] < 3
+    pixels = image if image.ndim == 2 else image[:, :, 0] if gray else image[:, :, :3]
     picture = Image.fromarray(np.ascontiguousarray(pixels))
     edge = min(picture.size)
     left, top = (picture.width - edge) // 2, (picture.height - edge) // 2

@@ -24,7 +24,7 @@ _USED = 0.1  # of the clusters that there are, weighted by size
 
 @dataclass(frozen=True)
 class Verdict:
-    """`level` picks the colour, `headline` says it in a few words, `reasons` are whole sentences."""
+    """`level` picks the color, `headline` says it in a few words, `reasons` are whole sentences."""
 
     level: Literal["good", "look", "bad", "unknown"]
     headline: str

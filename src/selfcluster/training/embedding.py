@@ -26,22 +26,22 @@ def make_embed(
     seed: int = 0,
     step: int = 0,
 ) -> Callable[..., Embeddings]:
-    """The `embed` that `renew` is given.
+    """The `embed` that `reassign` is given.
 
-    `embed(fn, view="centre", train=False)`: `fn` takes a list of (b, C, h, w) views, one centre crop or all
+    `embed(fn, view="center", train=False)`: `fn` takes a list of (b, C, h, w) views, one center crop or all
     full-resolution training views of one decode, and returns (b, F); the result is this rank's share, in manifest
     order. With `train=True` the module stays in training mode, so that batch-norm statistics move as they do in a
     step, and images come mixed as they do there.
     """
 
     @torch.no_grad()
-    def embed(fn: Callable[[Sequence[Tensor]], Tensor], view: str = "centre", train: bool = False) -> Embeddings:
+    def embed(fn: Callable[[Sequence[Tensor]], Tensor], view: str = "center", train: bool = False) -> Embeddings:
         before = module.training
         module.train(train)
         rows: list[Tensor] = []
         index: list[Tensor] = []
         try:
-            for number, batch in enumerate(loader.sweep(view, plan=plan, step=step, mixed=train)):
+            for number, batch in enumerate(loader.iterate_all(view, plan=plan, step=step, mixed=train)):
                 if not len(batch.index) and not train:
                     continue  # in training mode it takes part in the statistics of all ranks
                 torch.manual_seed(randomness.key(seed, "sweep", step, number) >> 1)

@@ -56,7 +56,7 @@ def finish(
     last = rows[-1] if rows else {}
     if state.step > 1 and last.get("loss", 0) >= (1 - NEAR) * last.get("chance_loss", float("inf")):
         console.warn(
-            f"the loss ended at {last['loss']:.3f}, and chance is {last['chance_loss']:.3f}: nothing was learnt that "
+            f"the loss ended at {last['loss']:.3f}, and chance is {last['chance_loss']:.3f}: nothing was learned that "
             f"can be told from it. Train longer. {method.advice}"
         )
     if folder.lost_rows:

@@ -90,7 +90,7 @@ class Health:
         if self.counts["at_chance"] >= self.patience:
             return (
                 f"collapse: the loss has stayed at its chance level {row['chance_loss']:.3f} for "
-                f"{int(self.counts['at_chance'])} steps, so nothing is being learnt. {self.advice}"
+                f"{int(self.counts['at_chance'])} steps, so nothing is being learned. {self.advice}"
             )
         if self.counts["thin"] >= 2:
             spread = f" and spread by {row['spread']:.2f} of 1" if "spread" in row else ""

@@ -1,6 +1,6 @@
 """The loop: one for all methods.
 
-One step: rates, renewal if due, forward, backward, finite?, on_backward, clip, optimiser, on_step_end, report,
+One step: rates, reassignment if due, forward, backward, finite?, on_backward, clip, optimizer, on_step_end, report,
 checkpoint if due. Everything random is keyed by the step, so a run that resumes at a step goes on as if it had never
 stopped: same weights, same memories, same metrics, on the same layout of processes and threads.
 """
@@ -89,12 +89,12 @@ def fit(
     health = Health(
         getattr(method.settings, "num_prototypes", None), method.chance_loss(), int(quiet), total, method.advice
     )
-    state = RunState(method, optimizer, health, folder, layout_of(device, settings.precision, loader.resident))
+    state = RunState(method, optimizer, health, folder, layout_of(device, settings.precision, loader.in_memory))
     state.load(checkpoints, console)
     model = join_ranks(method, device)
     statistics = [b for m in method.modules() if isinstance(m, nn.modules.batchnorm._NormBase) for b in m.buffers()]
     before = [b.clone() for b in statistics]
-    renews = type(method).renew is not Method.renew
+    reassigns = type(method).reassign is not Method.reassign
     batches: Iterator[Batch] | None = None
     unfit: list[Tensor] = []  # indices of the batches skipped in a row
     clock = saved = time.monotonic()
@@ -108,12 +108,12 @@ def fit(
             progress = Progress(step, total, step // per_epoch, per_epoch, settings.seed)
             set_rates(optimizer, learning_rate_at(training, progress), weight_decay_at(training, progress))
 
-            if renews and method.renew_now(progress):
+            if reassigns and method.should_reassign(progress):
                 state.save()
                 embed = make_embed(
                     method, loader, views, device=device, precision=settings.precision, seed=settings.seed, step=step
                 )
-                state.renewal = method.renew(progress, embed)
+                state.reassignment = method.reassign(progress, embed)
                 forget(optimizer, method, method.plan().reset)
                 batches = None
             if batches is None or step % per_epoch == 0:
@@ -161,7 +161,7 @@ def fit(
             console.step(state.step, values["loss"], steps_timed * training.batch_size / seconds)
             if report:
                 row = {"step": state.step, "epoch": progress.epoch, "learning_rate": optimizer.param_groups[0]["lr"]}
-                row |= {**state.renewal, **health.report(), "skipped_steps": state.skipped}
+                row |= {**state.reassignment, **health.report(), "skipped_steps": state.skipped}
                 row |= {"images_per_second": round(steps_timed * training.batch_size / seconds, 1)}
                 row |= {"seconds": round(seconds, 3)}
                 if folder is not None:
@@ -199,13 +199,13 @@ def split(batch: Batch, parts: int) -> list[Batch]:
     """The micro-batches of a batch, in channels-last layout."""
     views = [view.chunk(parts) for view in batch.views]
     index = batch.index.chunk(parts)
-    drawn = {name: values.chunk(parts) for name, values in batch.drawn.items()}
+    pretext_labels = {name: values.chunk(parts) for name, values in batch.pretext_labels.items()}
     return [
         replace(
             batch,
             views=to_layout([view[i] for view in views]),
             index=index[i],
-            drawn={name: values[i] for name, values in drawn.items()},
+            pretext_labels={name: values[i] for name, values in pretext_labels.items()},
         )
         for i in range(parts)
     ]

@@ -1,4 +1,4 @@
-"""Optimisers and schedules: parameter groups, layer-wise rates (LARC, LARS), and rates as pure functions of the step.
+"""Optimizers and schedules: parameter groups, layer-wise rates (LARC, LARS), and rates as pure functions of the step.
 
 LARC is NVIDIA apex's form that SwAV used (You et al. 2017, arXiv 1708.03888, with the decay inside the local rate);
 LARS is SimCLR's and BYOL's. Both are SGD with momentum on gradients that were scaled parameter by parameter.
@@ -52,7 +52,7 @@ class LARC(torch.optim.Optimizer):
     """SGD with momentum whose gradients are scaled by `trust` * norm of the weights / norm of the gradient.
 
     Args:
-        params: parameters or groups; a group with `adapt=False` is plain SGD.
+        params: parameters or groups; a group with `layerwise_adaptation=False` is plain SGD.
         lr, momentum, weight_decay: as in SGD.
         trust: the coefficient; 0.001 in all papers here.
         lars: LARS divides by the norm of gradient plus decay and keeps the decay of a zero parameter;
@@ -80,7 +80,7 @@ class LARC(torch.optim.Optimizer):
                 continue
             decay, rate, momentum = group["weight_decay"], group["lr"], group["momentum"]
             updates = [p.grad for p in params]
-            if group["adapt"]:
+            if group["layerwise_adaptation"]:
                 updates = self._adapted(params, updates, decay)
             elif decay:
                 updates = torch._foreach_add(updates, params, alpha=decay)
@@ -111,7 +111,7 @@ class LARC(torch.optim.Optimizer):
 
 
 def make_optimizer(groups: Sequence[Group], training: Training) -> torch.optim.Optimizer:
-    """The optimiser that `training` names over a method's groups; a group's own values win over the run's."""
+    """The optimizer that `training` names over a method's groups; a group's own values win over the run's."""
     described = []
     for group in groups:
         params = list(group.params)
@@ -122,7 +122,7 @@ def make_optimizer(groups: Sequence[Group], training: Training) -> torch.optim.O
         # the run's schedule of the decay moves the groups that have no value of their own
         entry["scheduled_decay"] = group.weight_decay is None
         if training.optimizer in ("larc", "lars"):
-            entry["adapt"] = group.adapt
+            entry["layerwise_adaptation"] = group.layerwise_adaptation
         if training.optimizer != "adamw":
             entry["momentum"] = training.momentum if group.momentum is None else group.momentum
         described.append(entry)
@@ -144,7 +144,7 @@ def set_rates(optimizer: torch.optim.Optimizer, learning_rate: float, weight_dec
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, module: nn.Module) -> dict[str, Tensor]:
-    """The optimiser's state by parameter name, `weight.momentum_buffer`: it does not depend on any order."""
+    """The optimizer's state by parameter name, `weight.momentum_buffer`: it does not depend on any order."""
     return {
         f"{name}.{key}": value
         for name, parameter in module.named_parameters()
@@ -166,7 +166,7 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, module: nn.Module, 
 
 
 def forget(optimizer: torch.optim.Optimizer, module: nn.Module, names: Sequence[str]) -> None:
-    """Drop the state of the named parameters, whose values a renewal has just replaced."""
+    """Drop the state of the named parameters, whose values a reassignment has just replaced."""
     parameters = dict(module.named_parameters())
     for name in names:
         optimizer.state.pop(parameters[name], None)

@@ -18,7 +18,7 @@ from selfcluster.models.norm import convert_sync
 def join_ranks(method: Method, device: torch.device) -> nn.Module:
     """The module whose forward the loop calls; with one process the method itself.
 
-    Buffers are never synchronised in the forward: memories are written alike on every rank, and sending a 51 MB one
+    Buffers are never synchronized in the forward: memories are written alike on every rank, and sending a 51 MB one
     along made a step 25 times slower. Parameters that not every rank holds are left to `Shards`.
     """
     if world_size() == 1:

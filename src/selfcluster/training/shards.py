@@ -27,7 +27,7 @@ class Shards:
 
     def __init__(self, method: Method) -> None:
         self.names = method.sharded()
-        self.number, count = method.facts.shard
+        self.number, count = method.data.shard
         if world_size() % count:
             raise ValueError(f"{count} shards over {world_size()} processes: choose a multiple of {count}")
         self.ranks = world_size() // count  # of a shard

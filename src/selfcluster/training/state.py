@@ -21,7 +21,7 @@ from selfcluster.training.shards import Shards
 
 @dataclass
 class RunState:
-    """`step` steps are done and `skipped` of them did not count; `renewal` holds the last renewal's numbers."""
+    """`step` steps are done and `skipped` of them did not count; `reassignment` holds the last reassignment's numbers."""
 
     method: Method
     optimizer: torch.optim.Optimizer
@@ -30,7 +30,7 @@ class RunState:
     layout: dict[str, Any]
     step: int = 0
     skipped: int = 0
-    renewal: dict[str, float] = field(default_factory=dict)
+    reassignment: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.shards = Shards(self.method)
@@ -51,7 +51,7 @@ class RunState:
         meta = {
             "step": self.step,
             "skipped": self.skipped,
-            "renewal": self.renewal,
+            "reassignment": self.reassignment,
             "health": self.health.state(),
             "metrics_rows": self.folder.rows,
             "layout": self.layout,
@@ -87,7 +87,7 @@ class RunState:
         seen = {k: v.to(device) for k, v in section(loaded.tensors, "health.").items()}
         self.health.load(loaded.meta["health"], seen, mine=distributed.rank() == 0)
         self.step, self.skipped = loaded.meta["step"], loaded.meta["skipped"]
-        self.renewal = loaded.meta["renewal"]
+        self.reassignment = loaded.meta["reassignment"]
         for key, before in loaded.meta["layout"].items():
             if self.layout.get(key) != before:
                 console.warn(f"{key} was {before} and is {self.layout.get(key)}: the run goes on, but not bit-exact")
@@ -99,13 +99,13 @@ def section(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def layout_of(device: torch.device, precision: str, resident: bool) -> dict[str, Any]:
+def layout_of(device: torch.device, precision: str, in_memory: bool) -> dict[str, Any]:
     """What has to be the same for a resumed run to equal an uninterrupted one bit for bit."""
     return {
         "processes": distributed.world_size(),
         "threads": torch.get_num_threads(),
         "device": device.type,
         "precision": precision,
-        "resident": resident,
+        "in_memory": in_memory,
         "torch": str(torch.__version__),
     }

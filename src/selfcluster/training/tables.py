@@ -30,7 +30,7 @@ class EmbeddingTable:
 
 @dataclass(frozen=True)
 class ClusterTable:
-    """`ids`, `paths` (n,), the `clusters` (n,) int64 and the `distances` (n,) float32 to their centres."""
+    """`ids`, `paths` (n,), the `clusters` (n,) int64 and the `distances` (n,) float32 to their centers."""
 
     ids: list[str]
     paths: list[str]

@@ -3,7 +3,7 @@
 Boxes come from uniforms by torchvision's `RandomResizedCrop` rule (Szegedy et al. 2015, section 6): area and aspect
 drawn up to ten times, else the largest central part of an allowed aspect. A box is one float32 row, `top, left, height,
 width, flip`, in whole pixels of the source; the flip travels in the row because it is free while resizing.
-Two routes do the same resize (triangle or cubic filter, widened by the scale where it shrinks, renormalised at the
+Two routes do the same resize (triangle or cubic filter, widened by the scale where it shrinks, renormalized at the
 crop's borders): `cut` for one decoded image in a loader thread, `cut_batch` for images that live on the device, as two
 batched matrix products `rows (S, H) @ image (H, W) @ columns (W, S)`.
 
@@ -23,7 +23,7 @@ from torch import Tensor
 TRIES = 10
 UNIFORMS = 2 * TRIES + 3  # area and aspect a try, then top, left, flip
 _CUBIC = -0.5  # Keys' (1981) coefficient, as Pillow and torch use it with antialiasing
-_SMALL = 64  # up to this side the centre view keeps the whole shorter side
+_SMALL = 64  # up to this side the center view keeps the whole shorter side
 
 
 def random_boxes(
@@ -106,8 +106,8 @@ def cut(image: np.ndarray, box: np.ndarray, size: int, interpolation: str = "bil
     return np.ascontiguousarray(view[:, ::-1] if flip else view)
 
 
-def centre(image: np.ndarray, size: int, interpolation: str = "bilinear") -> np.ndarray:
-    """The evaluation view: shorter side resized to size * 256 / 224 (to `size` itself up to 64 px), centre cut out.
+def center(image: np.ndarray, size: int, interpolation: str = "bilinear") -> np.ndarray:
+    """The evaluation view: shorter side resized to size * 256 / 224 (to `size` itself up to 64 px), center cut out.
 
     Args:
         image: (H, W, C) uint8.
@@ -116,17 +116,17 @@ def centre(image: np.ndarray, size: int, interpolation: str = "bilinear") -> np.
     Returns:
         (size, size, C) uint8, equal to torchvision's `resize` followed by `center_crop`.
     """
-    height, width, top, left = _centre_shape(image.shape[0], image.shape[1], size)
+    height, width, top, left = _center_shape(image.shape[0], image.shape[1], size)
     resized = _resize(image, height, width, interpolation)
     return np.ascontiguousarray(resized[top : top + size, left : left + size])
 
 
 def decoded_side(size: int) -> int:
-    """Shorter side that a decoded image must keep for a centre view of `size` pixels to lose nothing."""
+    """Shorter side that a decoded image must keep for a center view of `size` pixels to lose nothing."""
     return math.ceil(size * 256 / 224)
 
 
-def _centre_shape(height: int, width: int, size: int) -> tuple[int, int, int, int]:
+def _center_shape(height: int, width: int, size: int) -> tuple[int, int, int, int]:
     short = size if size <= _SMALL else round(size * 256 / 224)
     longer = int(short * max(height, width) / min(height, width))
     height, width = (longer, short) if height > width else (short, longer)
@@ -134,7 +134,7 @@ def _centre_shape(height: int, width: int, size: int) -> tuple[int, int, int, in
 
 
 def _resize(image: np.ndarray, height: int, width: int, interpolation: str) -> np.ndarray:
-    # torch's uint8 resize is Pillow's fixed-point arithmetic vectorised (2 to 3 times faster, at most 1/255 apart).
+    # torch's uint8 resize is Pillow's fixed-point arithmetic vectorized (2 to 3 times faster, at most 1/255 apart).
     # The copy is NumPy's: torch's would start a team of threads for each loader thread, and warns on read-only arrays.
     pixels = torch.from_numpy(np.array(image, order="C"))
     out = F.interpolate(pixels.permute(2, 0, 1)[None], size=(height, width), mode=_known(interpolation), antialias=True)
@@ -163,10 +163,10 @@ def cut_batch(images: Tensor, boxes: Tensor, size: int, interpolation: str = "bi
 
 
 @torch.no_grad()
-def centre_batch(images: Tensor, size: int, interpolation: str = "bilinear") -> Tensor:
-    """`centre` for images that live on the device: (B, C, H, W) uint8 -> (B, C, size, size) float32 in 0..255."""
+def center_batch(images: Tensor, size: int, interpolation: str = "bilinear") -> Tensor:
+    """`center` for images that live on the device: (B, C, H, W) uint8 -> (B, C, size, size) float32 in 0..255."""
     _known(interpolation)
-    height, width, top, left = _centre_shape(images.shape[2], images.shape[3], size)
+    height, width, top, left = _center_shape(images.shape[2], images.shape[3], size)
 
     def along(extent: int, resized: int, offset: int) -> Tensor:  # (1, S, extent)
         zero = torch.zeros(1, device=images.device)
@@ -208,9 +208,9 @@ def _filter(start: Tensor, length: Tensor, size: int, extent: int, interpolation
     pixels = torch.arange(extent, device=start.device, dtype=torch.float32) + 0.5
     steps = torch.where(flip[:, None] > 0.5, size - steps, steps)  # (B, S)
     scale = length / size
-    centres = start[:, None] + steps * scale[:, None]
+    centers = start[:, None] + steps * scale[:, None]
     narrow = scale.clamp_min(1).reciprocal()[:, None]
-    x = torch.sub((pixels * narrow)[:, None, :], (centres * narrow)[:, :, None]).abs_()  # (B, S, extent)
+    x = torch.sub((pixels * narrow)[:, None, :], (centers * narrow)[:, :, None]).abs_()  # (B, S, extent)
     weights = x.neg_().add_(1).clamp_min_(0) if interpolation == "bilinear" else _cubic(x)
     inside = (pixels > start[:, None]) & (pixels < (start + length)[:, None])  # (B, extent): a crop sees only itself
     weights *= inside[:, None, :]

@@ -1,9 +1,9 @@
-"""Where colour says nothing, views differ by geometry: small affine maps and smooth elastic fields.
+"""Where color says nothing, views differ by geometry: small affine maps and smooth elastic fields.
 
-For digits, scans and microscopy: images without colour or with a fixed layout, which random crops would destroy. Map
+For digits, scans and microscopy: images without color or with a fixed layout, which random crops would destroy. Map
 and field are composed into one sampling grid, so each image is interpolated once (bilinearly; scales well below 1
 would alias). Affine maps as torchvision's `affine`: output pixels are looked up through the inverse map about the
-image's centre. Elastic fields after Simard et al. 2003, white noise smoothed by a Gaussian; ours is drawn on a lattice
+image's center. Elastic fields after Simard et al. 2003, white noise smoothed by a Gaussian; ours is drawn on a lattice
 one sigma wide, so it costs tens of numbers a sample at any resolution.
 
 B samples, C channels, h x w pixels, G lattice points a side.
@@ -82,7 +82,7 @@ def warp(x: Tensor, affine: Affine, uniforms: Tensor) -> Tensor:
 def inverse_map(degrees: Tensor, scale: Tensor, shear: Tensor, shift: Tensor, aspect: float = 1.0) -> Tensor:
     """From output to input coordinates, both in [-1, 1] over the image (grid_sample's, corners not aligned).
 
-    The forward map slants, then magnifies, rotates clockwise and shifts, about the centre.
+    The forward map slants, then magnifies, rotates clockwise and shifts, about the center.
 
     Args:
         degrees: (B,) clockwise rotation.

@@ -1,10 +1,10 @@
-"""View plans: how many views of an image, how they are cropped, warped and coloured, and the papers' own sets.
+"""View plans: how many views of an image, how they are cropped, warped and colored, and the papers' own sets.
 
 A plan is data. `boxes` says in NumPy what the loader cuts; `finish` does the rest in batches on the device. All numbers
 come from `selfcluster.randomness` by (seed, step, sample, view): a view does not depend on the batch it is in, on the
 number of processes or on the device.
 Departs: MoCo-v2, NPID and SeLa flip last and SimCLR blurs the batch; here the flip is part of the crop (it commutes
-with all that follows) and the order is jitter, grey, blur, solarise, with grey before jitter where the paper has it.
+with all that follows) and the order is jitter, gray, blur, solarize, with gray before jitter where the paper has it.
 
 B samples, C channels, V views.
 """
@@ -21,12 +21,12 @@ from torch import Tensor
 
 from selfcluster import randomness
 from selfcluster.types import Crops
-from selfcluster.views import colour as colours
+from selfcluster.views import color as colors
 from selfcluster.views import crops, geometry, pretext
-from selfcluster.views.colour import Colour, ColourTable
+from selfcluster.views.color import Color, ColorTable
 from selfcluster.views.geometry import Affine
 
-__all__ = ["AUGMENTATIONS", "Affine", "Colour", "ViewGroup", "ViewPlan", "plan_from_crops"]
+__all__ = ["AUGMENTATIONS", "Affine", "Color", "ViewGroup", "ViewPlan", "plan_from_crops"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,7 @@ class ViewGroup:
     ratio: tuple[float, float] | None = (3 / 4, 4 / 3)
     flip_p: float = 0.5
     interpolation: str = "bilinear"
-    colour: Colour | None = None
+    color: Color | None = None
     affine: Affine | None = None
 
 
@@ -111,7 +111,7 @@ class ViewPlan:
         ]
 
     @torch.no_grad()
-    def finish(
+    def apply(
         self,
         views: Sequence[Tensor],
         seed: int,
@@ -120,7 +120,7 @@ class ViewPlan:
         mean: Sequence[float],
         std: Sequence[float],
     ) -> list[Tensor]:
-        """Warp, colour, turn and normalise cut views.
+        """Warp, color, turn and normalize cut views.
 
         Args:
             views: V tensors (B, C, size, size), uint8 or float in 0..255, on one device; not changed.
@@ -144,13 +144,13 @@ class ViewPlan:
             x = self._warped([views[v] for v in numbers], numbers, seed, step, index)
             table = self._table(numbers, seed, step, index)
             if table is not None:
-                colours.recolour_(x.flatten(0, 1), table)
-            _normalise_(x, mean, std)
+                colors.recolor_(x.flatten(0, 1), table)
+            _normalize_(x, mean, std)
             for view, done in zip(numbers, x, strict=True):
                 out[view] = self._posed(done, view, seed, step, index)
         return out
 
-    def drawn(self, seed: int, step: int, index: Tensor) -> dict[str, Tensor]:
+    def pretext_labels(self, seed: int, step: int, index: Tensor) -> dict[str, Tensor]:
         """What the pretext operation chooses for the samples: {"rotation": (B,) quarter turns} or {"jigsaw": (B,)}."""
         if self.pretext is None:
             return {}
@@ -168,37 +168,37 @@ class ViewPlan:
             place.copy_(view)
         return x
 
-    def _table(self, numbers: list[int], seed: int, step: int, index: Tensor) -> ColourTable | None:
-        palette = [self.views[v].colour or Colour() for v in numbers]
-        if all(colour == Colour() for colour in palette):
+    def _table(self, numbers: list[int], seed: int, step: int, index: Tensor) -> ColorTable | None:
+        palette = [self.views[v].color or Color() for v in numbers]
+        if all(color == Color() for color in palette):
             return None
-        draws = (randomness.draw(seed, "colour", step, index, v, colours.UNIFORMS) for v in numbers)
-        return ColourTable.stack([colour.table(u) for colour, u in zip(palette, draws, strict=True)])
+        draws = (randomness.draw(seed, "colour", step, index, v, colors.UNIFORMS) for v in numbers)
+        return ColorTable.stack([color.table(u) for color, u in zip(palette, draws, strict=True)])
 
     def _posed(self, x: Tensor, view: int, seed: int, step: int, index: Tensor) -> Tensor:
         """The pretext operation, of one view."""
         if self.pretext == "rotation":
-            return pretext.rotate(x, self.drawn(seed, step, index)["rotation"])
+            return pretext.rotate(x, self.pretext_labels(seed, step, index)["rotation"])
         if self.pretext == "jigsaw":
-            orders = pretext.permutations(self.permutations)[self.drawn(seed, step, index)["jigsaw"]]
+            orders = pretext.permutations(self.permutations)[self.pretext_labels(seed, step, index)["jigsaw"]]
             offsets = randomness.draw(seed, "patches", step, index, view, pretext.JIGSAW_UNIFORMS)
             return pretext.patches(x, offsets, orders)
         return x
 
 
-def _normalise_(x: Tensor, mean: Sequence[float], std: Sequence[float]) -> None:
+def _normalize_(x: Tensor, mean: Sequence[float], std: Sequence[float]) -> None:
     if not len(mean) == len(std) == x.shape[-3]:
         raise ValueError(f"mean={tuple(mean)} and std={tuple(std)} are not {x.shape[-3]} numbers each, one a channel")
-    centre, spread = (torch.tensor(v, dtype=torch.float32)[:, None, None] for v in (mean, std))
-    factor = (1 / (colours.WHITE * spread)).to(x.device, non_blocking=True)
-    offset = (-centre / spread).to(x.device, non_blocking=True)
+    center, spread = (torch.tensor(v, dtype=torch.float32)[:, None, None] for v in (mean, std))
+    factor = (1 / (colors.WHITE * spread)).to(x.device, non_blocking=True)
+    offset = (-center / spread).to(x.device, non_blocking=True)
     torch.addcmul(offset, x, factor, out=x)
 
 
-_BASE = ViewGroup(colour=Colour(jitter=(0.8, 0.8, 0.8, 0.2), jitter_p=0.8, grey_p=0.2, blur_p=0.5))
-_SOFT = Colour(jitter=(0.4, 0.4, 0.2, 0.1), jitter_p=0.8, grey_p=0.2, blur_p=0.5)
+_BASE = ViewGroup(color=Color(jitter=(0.8, 0.8, 0.8, 0.2), jitter_p=0.8, gray_p=0.2, blur_p=0.5))
+_SOFT = Color(jitter=(0.4, 0.4, 0.2, 0.1), jitter_p=0.8, gray_p=0.2, blur_p=0.5)
 _JIGSAW_AREA = (255 / 256) ** 2  # a square of 255 px where the shorter side has 256
-_NPID = Colour(jitter=(0.4, 0.4, 0.4, 0.4), jitter_p=1.0, grey_p=0.2, grey_first=True)
+_NPID = Color(jitter=(0.4, 0.4, 0.4, 0.4), jitter_p=1.0, gray_p=0.2, gray_first=True)
 
 
 def _alike(group: ViewGroup) -> Callable[[], tuple[ViewGroup, ...]]:
@@ -206,43 +206,43 @@ def _alike(group: ViewGroup) -> Callable[[], tuple[ViewGroup, ...]]:
 
 
 def _teacher_and_student() -> tuple[ViewGroup, ...]:
-    """BYOL's and DINO's views: the first always blurred, the second seldom but solarised, small ones half the time."""
-    base = ViewGroup(interpolation="bicubic", colour=_SOFT)
-    first = replace(base, colour=replace(_SOFT, blur_p=1.0))
-    second = replace(base, colour=replace(_SOFT, blur_p=0.1, solarise_p=0.2))
+    """BYOL's and DINO's views: the first always blurred, the second seldom but solarized, small ones half the time."""
+    base = ViewGroup(interpolation="bicubic", color=_SOFT)
+    first = replace(base, color=replace(_SOFT, blur_p=1.0))
+    second = replace(base, color=replace(_SOFT, blur_p=0.1, solarize_p=0.2))
     return first, second, base
 
 
 def _layout() -> tuple[ViewGroup, ...]:
-    """Greyscale images and fixed layouts: no crop of the large views, no flip, no colour."""
+    """Grayscale images and fixed layouts: no crop of the large views, no flip, no color."""
     affine = Affine(degrees=12, scale=(0.75, 1.15), shear=0.2, shift=0.12, elastic=0.03, elastic_sigma=0.2)
-    whole = ViewGroup(scale=None, flip_p=0.0, colour=Colour(gamma=(0.6, 1.6)), affine=affine)
+    whole = ViewGroup(scale=None, flip_p=0.0, color=Color(gamma=(0.6, 1.6)), affine=affine)
     return whole, whole, replace(whole, scale=Crops.local_scale)
 
 
 AUGMENTATIONS: dict[str, Callable[[], tuple[ViewGroup, ...]]] = {
     "swav": _alike(_BASE),  # also DeepCluster-v2 and SeLa-v2
     "simclr": _alike(replace(_BASE, interpolation="bicubic")),
-    "moco_v2": _alike(replace(_BASE, colour=Colour(jitter=(0.4, 0.4, 0.4, 0.1), jitter_p=0.8, grey_p=0.2, blur_p=0.5))),
+    "moco_v2": _alike(replace(_BASE, color=Color(jitter=(0.4, 0.4, 0.4, 0.1), jitter_p=0.8, gray_p=0.2, blur_p=0.5))),
     "byol": _teacher_and_student,
     "dino": _teacher_and_student,
-    "npid": _alike(ViewGroup(colour=_NPID)),
-    "sela": _alike(ViewGroup(colour=_NPID)),
+    "npid": _alike(ViewGroup(color=_NPID)),
+    "sela": _alike(ViewGroup(color=_NPID)),
     "odc": _alike(
         ViewGroup(
-            colour=Colour(jitter=(0.4, 0.4, 1.0, 0.5), jitter_p=1.0, grey_p=0.2), affine=Affine(degrees=2, fill=0.0)
+            color=Color(jitter=(0.4, 0.4, 1.0, 0.5), jitter_p=1.0, gray_p=0.2), affine=Affine(degrees=2, fill=0.0)
         )
     ),
-    "clusterfit": _alike(ViewGroup(colour=Colour(jitter=(0.4, 0.4, 0.4, 0.2), jitter_p=1.0))),
-    "jigsaw": _alike(ViewGroup(scale=(_JIGSAW_AREA, _JIGSAW_AREA), ratio=None, colour=Colour(grey_p=0.66))),
+    "clusterfit": _alike(ViewGroup(color=Color(jitter=(0.4, 0.4, 0.4, 0.2), jitter_p=1.0))),
+    "jigsaw": _alike(ViewGroup(scale=(_JIGSAW_AREA, _JIGSAW_AREA), ratio=None, color=Color(gray_p=0.66))),
     # SimCLR's for 32 px: half the strength, no blur
-    "gentle": _alike(ViewGroup(colour=Colour(jitter=(0.4, 0.4, 0.4, 0.1), jitter_p=0.8, grey_p=0.2))),
+    "gentle": _alike(ViewGroup(color=Color(jitter=(0.4, 0.4, 0.4, 0.1), jitter_p=0.8, gray_p=0.2))),
     "layout": _layout,
     "weak": _alike(ViewGroup()),
     "none": _alike(ViewGroup(scale=None, flip_p=0.0)),
 }
 """Name -> groups of the first view, of the other full-resolution views and of the small ones; sizes are not theirs."""
-AUGMENTATIONS |= {"colour": AUGMENTATIONS["swav"], "cifar": AUGMENTATIONS["gentle"]}
+AUGMENTATIONS |= {"color": AUGMENTATIONS["swav"], "cifar": AUGMENTATIONS["gentle"]}
 
 
 def plan_from_crops(crops: Crops, channels: int = 3) -> ViewPlan:
@@ -250,7 +250,7 @@ def plan_from_crops(crops: Crops, channels: int = 3) -> ViewPlan:
 
     Args:
         crops: counts, sizes and scales; `crops.augment` names a set of `AUGMENTATIONS`.
-        channels: of the images; without three, what colour alone gives meaning is left out.
+        channels: of the images; without three, what color alone gives meaning is left out.
 
     Raises:
         ValueError: for an unknown set, naming the nearest.
@@ -285,7 +285,7 @@ def plan_from_crops(crops: Crops, channels: int = 3) -> ViewPlan:
 
 
 def _for_channels(group: ViewGroup, channels: int) -> ViewGroup:
-    if channels == 3 or group.colour is None:
+    if channels == 3 or group.color is None:
         return group
-    brightness, contrast, _, _ = group.colour.jitter
-    return replace(group, colour=replace(group.colour, jitter=(brightness, contrast, 0.0, 0.0), grey_p=0.0))
+    brightness, contrast, _, _ = group.color.jitter
+    return replace(group, color=replace(group.color, jitter=(brightness, contrast, 0.0, 0.0), gray_p=0.0))

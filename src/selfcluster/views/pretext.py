@@ -1,10 +1,10 @@
-"""Pretext operations: what is done to an image for the network to recognise.
+"""Pretext operations: what is done to an image for the network to recognize.
 
 Rotation: Gidaris et al. 2018; a quarter turn is exact, and the flip has to come before it (a flipped quarter turn is a
 three-quarter turn of the flipped image, so labels of flipped views could not be told apart). Jigsaw: Noroozi and Favaro
 2016 with VISSL's figures (255 px, 3 x 3 cells of 85 px, patches of 64 px); permutations that differ most on average,
 chosen greedily.
-Departs: patches are numbered row by row, where VISSL numbers them column by column (a relabelling).
+Departs: patches are numbered row by row, where VISSL numbers them column by column (a relabeling).
 
 B images, C channels, P permutations.
 """
@@ -57,7 +57,7 @@ def patch_side(side: int) -> int:
 def patches(images: Tensor, offsets: Tensor, orders: Tensor) -> Tensor:
     """The nine patches of each image, each somewhere in its cell of a 3 x 3 grid, in a given order.
 
-    The gap between neighbours varies, so that edges which run on cannot give the answer away.
+    The gap between neighbors varies, so that edges which run on cannot give the answer away.
 
     Args:
         images: (B, C, s, s); 255 px gives cells of 85 and patches of 64 px, other sizes the same proportions.

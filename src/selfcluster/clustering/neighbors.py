@@ -1,12 +1,12 @@
-"""Exact nearest neighbours by chunked matrix products: the k best of M rows for each query, never the N x M matrix.
+"""Exact nearest neighbors by chunked matrix products: the k best of M rows for each query, never the N x M matrix.
 
 A tile of scores (some queries x some database rows) is reduced to the maxima of groups of rows; the k best groups hold
 the k best rows, so only their members are looked at again. More than k candidates are kept and scored once more in
 float32 from the rows themselves. Where the hardware multiplies bfloat16 the tiles are bfloat16 products. A query whose
-k-th neighbour is not ahead of the last candidate by twice the error seen is searched again, in float32, then float64.
+k-th neighbor is not ahead of the last candidate by twice the error seen is searched again, in float32, then float64.
 On a CPU a compiled kernel, where there is one, takes large sets of queries: 8-bit products with a proven error bound
-propose, float64 decides, and of equals the lowest number wins (native_neighbours.cpp).
-Letters: N queries, M database rows, D features, k neighbours, q queries and m rows of a tile, c candidates.
+propose, float64 decides, and of equals the lowest number wins (native_neighbors.cpp).
+Letters: N queries, M database rows, D features, k neighbors, q queries and m rows of a tile, c candidates.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ _TILE_CUDA = 1 << 28
 _GROUP = 32  # rows reduced to one maximum
 _HELD = 1 << 25  # numbers of queries, and of candidates' rows, held at a time: 128 MB
 _MANY = 128  # queries from which rounding the database to 8 bits pays
-_MOST_NEIGHBOURS = 1024  # k up to which the compiled kernel is the faster
+_MOST_NEIGHBORS = 1024  # k up to which the compiled kernel is the faster
 _WIDE = ("float64", "int32", "int64", "uint32", "uint64")
 _METRICS = ("inner_product", "l2")
 
 
-class Neighbours(NamedTuple):
+class Neighbors(NamedTuple):
     """`values` (N, k) float32 and `indices` (N, k) int64, best first: inner products, or *squared* distances (l2)."""
 
     values: Any
@@ -49,20 +49,20 @@ def nearest(
     metric: str = "inner_product",
     exclude_self: bool = False,
     precision: str = "auto",
-) -> Neighbours:
+) -> Neighbors:
     """The k nearest database rows of every query.
 
     Holds a tile of scores, some queries and some candidates' rows at a time: about 300 MB on a CPU beside the arguments
     and the result, whatever N and M. Under `torch.distributed` each rank passes its contiguous slice of the queries
-    *and* of the database (slices in rank order are the whole) and gets its own queries' neighbours in the whole
+    *and* of the database (slices in rank order are the whole) and gets its own queries' neighbors in the whole
     database; indices count over the whole.
 
     Args:
         queries: (N, D) tensor, NumPy array or memory-mapped file; the result is of its kind.
         database: (M, D), likewise; a tensor's device does the work.
-        k: neighbours wanted.
+        k: neighbors wanted.
         metric: "inner_product", largest first (the cosine for rows of length 1); "l2", smallest distance first.
-        exclude_self: `queries` is `database`: row i is not its own neighbour. By number, so a duplicate of it may be.
+        exclude_self: `queries` is `database`: row i is not its own neighbor. By number, so a duplicate of it may be.
         precision: "float32", "bfloat16", or "auto": the compiled kernel, or bfloat16 where the hardware multiplies it.
             The result is exact with each, for rows rounded to float32 (for l2 less a common row, where they are wider);
             among rows of equal score any may be taken.
@@ -78,7 +78,7 @@ def nearest(
     lengths = distributed.gather_objects(len(database))
     offset, total = sum(lengths[: distributed.rank()]), sum(lengths)
     if not 1 <= k <= total - exclude_self:
-        raise ValueError(f"k={k} must be between 1 and the {total - exclude_self} rows a query can have as neighbours")
+        raise ValueError(f"k={k} must be between 1 and the {total - exclude_self} rows a query can have as neighbors")
     if exclude_self and len(queries) != len(database):
         raise ValueError(f"exclude_self needs queries that are the database: {len(queries)} and {len(database)} rows")
     shift = _shift(queries, database) if metric == "l2" else None
@@ -100,8 +100,8 @@ def nearest(
     if metric == "l2":
         value = value.neg_()
     if isinstance(queries, Tensor):
-        return Neighbours(value.to(queries.device), index.to(queries.device))
-    return Neighbours(value.cpu().numpy(), index.cpu().numpy())
+        return Neighbors(value.to(queries.device), index.to(queries.device))
+    return Neighbors(value.cpu().numpy(), index.cpu().numpy())
 
 
 def _check(queries: Any, database: Any, metric: str, precision: str) -> None:
@@ -163,7 +163,7 @@ class _Search:
         if not len(self.database) or not len(queries):
             k = min(self.k, len(self.database))
             return queries.new_empty(len(queries), k), torch.empty(len(queries), k, dtype=torch.int64).to(self.device)
-        if self.auto and len(queries) >= _MANY and self.k <= _MOST_NEIGHBOURS and native.takes(queries):
+        if self.auto and len(queries) >= _MANY and self.k <= _MOST_NEIGHBORS and native.takes(queries):
             return self._compiled(queries)
         with torch.autocast(self.device.type, enabled=False):
             return self._search(queries, torch.bfloat16 if self.low else torch.float32)
@@ -175,11 +175,11 @@ class _Search:
         step = max(1, _HELD // max(1, queries.shape[1]))
         for start in range(0, len(self.database), step):
             rows = self.rows(slice(start, start + step))
-            native.improve_neighbours(queries, rows, start, value, index, inner_product=not self.l2)
+            native.improve_neighbors(queries, rows, start, value, index, inner_product=not self.l2)
         return value.float(), index
 
     def _search(self, queries: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        # in 200,000 rows of 384 features a bfloat16 score displaces a neighbour by a few places, a float32 one by none
+        # in 200,000 rows of 384 features a bfloat16 score displaces a neighbor by a few places, a float32 one by none
         keep = min(2 * self.k + 16 if dtype == torch.bfloat16 else self.k + 4, len(self.database))
         rough, index = self._candidates(queries, keep, dtype)
         exact = self._score(queries, index)

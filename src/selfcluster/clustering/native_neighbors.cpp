@@ -6,7 +6,7 @@
 // the highest upper bounds are scored in float64 until the next cannot be among the k best. A panel of 64 database
 // rows stays in the first-level cache while all queries of a block, in the second-level cache, pass by.
 //
-// Letters: n queries, m database rows, d dimensions, p = d rounded up to 64, k neighbours.
+// Letters: n queries, m database rows, d dimensions, p = d rounded up to 64, k neighbors.
 
 #include "native.hpp"
 
@@ -196,7 +196,7 @@ extern "C" {
 
 // Improve the k best (values, indices) (n, k) of queries x (n, d) by the database rows y (m, d), numbered from `first`.
 // Values are inner products, or negative squared distances; start from minus infinity and -1.
-int64_t selfcluster_neighbours(const float* x, int64_t n, int64_t d, const float* y, int64_t m, int64_t first,
+int64_t selfcluster_neighbors(const float* x, int64_t n, int64_t d, const float* y, int64_t m, int64_t first,
                                int64_t k, int inner, int level, int threads, double* values, int64_t* indices) try {
     const Database base(y, m, d, first, k, inner ? PRODUCT : DISTANCE, threads);
     const int64_t most = std::max<int64_t>(AMX_ROWS, std::min(BLOCK, BLOCK_BYTES / base.packed.p));

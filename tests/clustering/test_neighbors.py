@@ -1,4 +1,4 @@
-"""Nearest neighbours against a full float64 sort."""
+"""Nearest neighbors against a full float64 sort."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from selfcluster.clustering import native
-from selfcluster.clustering.neighbours import nearest
+from selfcluster.clustering.neighbors import nearest
 
 
 def scores(x: np.ndarray, y: np.ndarray, metric: str) -> np.ndarray:
@@ -25,9 +25,9 @@ def features(n: int, d: int, seed: int = 0) -> np.ndarray:
 @pytest.fixture
 def small_tiles(monkeypatch) -> None:
     """Several tiles and blocks of queries, and groups that do not fill up."""
-    monkeypatch.setattr("selfcluster.clustering.neighbours._QUERIES", 16)
-    monkeypatch.setattr("selfcluster.clustering.neighbours._TILE", 16 * 333)
-    monkeypatch.setattr("selfcluster.clustering.neighbours._HELD", 1 << 10)
+    monkeypatch.setattr("selfcluster.clustering.neighbors._QUERIES", 16)
+    monkeypatch.setattr("selfcluster.clustering.neighbors._TILE", 16 * 333)
+    monkeypatch.setattr("selfcluster.clustering.neighbors._HELD", 1 << 10)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
@@ -59,7 +59,7 @@ def test_large_values_of_k_take_whole_tiles(small_tiles: None) -> None:
     np.testing.assert_array_equal(np.sort(found.indices), np.sort(np.argsort(-scores(x, y, "inner_product"))[:, :600]))
 
 
-def test_a_row_is_not_its_own_neighbour_but_its_duplicate_is() -> None:
+def test_a_row_is_not_its_own_neighbor_but_its_duplicate_is() -> None:
     x = features(30, 5)
     x[20] = x[3]
     found = nearest(x, x, 2, metric="l2", exclude_self=True)
@@ -131,13 +131,13 @@ def test_both_engines_equal_a_full_sort(
         monkeypatch.setenv("SELFCLUSTER_NATIVE", "0")
     elif not native.available():
         pytest.skip("no compiled kernel here")
-    monkeypatch.setattr("selfcluster.clustering.neighbours._HELD", 700 * d)  # several pieces of the database
+    monkeypatch.setattr("selfcluster.clustering.neighbors._HELD", 700 * d)  # several pieces of the database
     x, y = features(n, d) + np.float32(offset), features(m, d, 1) + np.float32(offset)
     found = nearest(x, y, k, metric=metric)
     true = scores(x, y, metric)
     got, best = np.take_along_axis(true, found.indices, axis=1), -np.sort(-true, axis=1)[:, :k]
     assert all(len(set(row)) == k for row in found.indices.tolist())
-    # the neighbours are the best to float32's last bits: which of two closer than that comes first is not said
+    # the neighbors are the best to float32's last bits: which of two closer than that comes first is not said
     bits = 1e-6 * np.abs(best).max() if engine == "torch" else 1e-13 * np.abs(best).max()
     np.testing.assert_allclose(got, best, rtol=0, atol=bits)
     sign = 1 if metric == "inner_product" else -1
@@ -148,7 +148,7 @@ def test_both_engines_equal_a_full_sort(
 class TestCompiled:
     @pytest.mark.parametrize("metric", ["inner_product", "l2"])
     def test_of_equals_the_lowest_numbers_win(self, metric: str, monkeypatch) -> None:
-        monkeypatch.setattr("selfcluster.clustering.neighbours._HELD", 1 << 10)
+        monkeypatch.setattr("selfcluster.clustering.neighbors._HELD", 1 << 10)
         rng = np.random.default_rng(0)
         x, y = rng.integers(-2, 3, (200, 4)).astype(np.float32), rng.integers(-2, 3, (2000, 4)).astype(np.float32)
         order = np.argsort(-scores(x, y, metric), axis=1, kind="stable")[:, :25]

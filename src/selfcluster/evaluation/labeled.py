@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-UNLABELLED = -1
+UNLABELED = -1
 
 
-def labelled(features: Any, labels: Any, what: str) -> tuple[Tensor, Tensor]:
+def labeled(features: Any, labels: Any, what: str) -> tuple[Tensor, Tensor]:
     """The rows that have a label.
 
     Args:
         features: (N, F), NumPy or torch, finite. float64 stays so, everything else becomes float32.
-        labels: (N,) whole numbers, -1 = unlabelled.
+        labels: (N,) whole numbers, -1 = unlabeled.
         what: "train" or "test", for the messages.
 
     Returns:
@@ -31,15 +31,15 @@ def labelled(features: Any, labels: Any, what: str) -> tuple[Tensor, Tensor]:
     if x.dim() != 2 or y.dim() != 1 or len(x) != len(y):
         raise ValueError(f"{what}: features {tuple(x.shape)} and labels {tuple(y.shape)}; needed are (N, F) and (N,)")
     if y.is_floating_point() or y.is_complex():
-        raise ValueError(f"{what}: labels are {y.dtype}; needed are whole numbers, -1 = unlabelled")
-    keep = (y != UNLABELLED).to(x.device)
+        raise ValueError(f"{what}: labels are {y.dtype}; needed are whole numbers, -1 = unlabeled")
+    keep = (y != UNLABELED).to(x.device)
     x, y = x[keep], y.to(x.device, torch.int64)[keep]
     if not len(y):
         raise ValueError(f"{what}: not one of {len(keep)} images has a label")
     x = x if x.dtype == torch.float64 else x.float()
     bad = int((~x.isfinite()).any(dim=1).sum())
     if bad:
-        raise ValueError(f"{what}: the features of {bad} of {len(y)} labelled images are not finite")
+        raise ValueError(f"{what}: the features of {bad} of {len(y)} labeled images are not finite")
     return x, y
 
 

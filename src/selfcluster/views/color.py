@@ -1,8 +1,8 @@
-"""Colour operations on a batch, with parameters and order of their own for every sample.
+"""Color operations on a batch, with parameters and order of their own for every sample.
 
-Brightness, contrast, saturation and hue in any order (torchvision's `ColorJitter`), greyscale, Gaussian blur,
-solarisation (Grill et al. 2020) and gamma, as torchvision's functional forms compute them on float images, here in
-0..255. What a sample gets is a row of a `ColourTable`; the table lives on the host, so that which rows an operation
+Brightness, contrast, saturation and hue in any order (torchvision's `ColorJitter`), grayscale, Gaussian blur,
+solarization (Grill et al. 2020) and gamma, as torchvision's functional forms compute them on float images, here in
+0..255. What a sample gets is a row of a `ColorTable`; the table lives on the host, so that which rows an operation
 touches is known without waiting for the device. On images without three channels what has no meaning is skipped.
 Departs: a blur reaches three sigmas at any size, like Pillow's (SwAV, MoCo); SimCLR cuts its kernel to a tenth of the
 side (23 taps at 224 px, 3 at 32 px).
@@ -22,35 +22,35 @@ from torch import Tensor
 
 from selfcluster.views.crops import sandwich
 
-UNIFORMS = 11  # a sample's draw for a ColourTable's row
+UNIFORMS = 11  # a sample's draw for a ColorTable's row
 WHITE = 255.0
-_GREY = (0.2989, 0.587, 0.114)  # ITU-R BT.601, to torchvision's digits
+_GRAY = (0.2989, 0.587, 0.114)  # ITU-R BT.601, to torchvision's digits
 _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE = range(4)
 _ORDERS = torch.tensor(list(itertools.permutations(range(4))))  # (24, 4)
-_THRESHOLD = 128.0  # solarise from mid-grey, as DINO and BYOL
+_THRESHOLD = 128.0  # solarize from mid-gray, as DINO and BYOL
 _SIGMAS = 3.0  # the kernel's radius; 0.3 % of the weight lies outside
 
 
 @dataclass(frozen=True, kw_only=True)
-class Colour:
-    """How colours of a view are changed; the defaults change nothing.
+class Color:
+    """How colors of a view are changed; the defaults change nothing.
 
     `jitter`: strengths of brightness, contrast, saturation (factors in [1 - x, 1 + x]) and hue (turns in [-x, x]),
-    applied in random order to a share `jitter_p` of the samples. `grey_p`, `blur_p`, `solarise_p`: shares of samples
-    that turn grey, are blurred with a sigma (pixels) from `blur_sigma`, have their bright half inverted.
-    `gamma`: range of the exponent, drawn uniformly in its logarithm. `grey_first`: grey before the jitter (NPID, SeLa).
+    applied in random order to a share `jitter_p` of the samples. `gray_p`, `blur_p`, `solarize_p`: shares of samples
+    that turn gray, are blurred with a sigma (pixels) from `blur_sigma`, have their bright half inverted.
+    `gamma`: range of the exponent, drawn uniformly in its logarithm. `gray_first`: gray before the jitter (NPID, SeLa).
     """
 
     jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
     jitter_p: float = 0.0
-    grey_p: float = 0.0
+    gray_p: float = 0.0
     blur_p: float = 0.0
     blur_sigma: tuple[float, float] = (0.1, 2.0)
-    solarise_p: float = 0.0
+    solarize_p: float = 0.0
     gamma: tuple[float, float] | None = None
-    grey_first: bool = False
+    gray_first: bool = False
 
-    def table(self, uniforms: Tensor) -> ColourTable:
+    def table(self, uniforms: Tensor) -> ColorTable:
         """The parameters that uniforms (B, UNIFORMS) in [0, 1) stand for."""
         u = uniforms.to("cpu", torch.float32).unbind(1)
 
@@ -60,23 +60,23 @@ class Colour:
 
         low, high = self.blur_sigma
         bottom, top = (math.log(g) for g in self.gamma) if self.gamma else (0.0, 0.0)
-        return ColourTable(
+        return ColorTable(
             jitter=u[0] < self.jitter_p,
             order=_ORDERS[(u[1] * len(_ORDERS)).long()],
             brightness=factor(u[2], self.jitter[0]),
             contrast=factor(u[3], self.jitter[1]),
             saturation=factor(u[4], self.jitter[2]),
             hue=(2 * u[5] - 1) * self.jitter[3],
-            grey=u[6] < self.grey_p,
-            grey_first=torch.full(u[6].shape, self.grey_first),
+            gray=u[6] < self.gray_p,
+            gray_first=torch.full(u[6].shape, self.gray_first),
             sigma=torch.where(u[7] < self.blur_p, low + u[8] * (high - low), 0.0),
-            solarise=u[9] < self.solarise_p,
+            solarize=u[9] < self.solarize_p,
             gamma=torch.exp(bottom + u[10] * (top - bottom)),
         )
 
 
 @dataclass(frozen=True, kw_only=True)
-class ColourTable:
+class ColorTable:
     """What each of B samples gets. Host tensors (B,), `order` (B, 4): 0 to 3 are brightness, contrast, saturation, hue.
 
     Neutral values: False, factors and gamma 1, hue and sigma 0.
@@ -88,28 +88,28 @@ class ColourTable:
     contrast: Tensor
     saturation: Tensor
     hue: Tensor
-    grey: Tensor
-    grey_first: Tensor
+    gray: Tensor
+    gray_first: Tensor
     sigma: Tensor
-    solarise: Tensor
+    solarize: Tensor
     gamma: Tensor
 
     @staticmethod
-    def stack(tables: Sequence[ColourTable]) -> ColourTable:
+    def stack(tables: Sequence[ColorTable]) -> ColorTable:
         """The tables' rows one after the other."""
         if len(tables) == 1:
             return tables[0]
-        columns = (field.name for field in fields(ColourTable))
-        return ColourTable(**{name: torch.cat([getattr(table, name) for table in tables]) for name in columns})
+        columns = (field.name for field in fields(ColorTable))
+        return ColorTable(**{name: torch.cat([getattr(table, name) for table in tables]) for name in columns})
 
-    def rows(self, part: slice) -> ColourTable:
+    def rows(self, part: slice) -> ColorTable:
         """Some of the rows."""
-        return ColourTable(**{field.name: getattr(self, field.name)[part] for field in fields(self)})
+        return ColorTable(**{field.name: getattr(self, field.name)[part] for field in fields(self)})
 
 
 @torch.no_grad()
-def recolour_(x: Tensor, table: ColourTable) -> Tensor:
-    """Apply a table to a batch, in place: grey (or jitter) first, then jitter (grey), blur, solarise, gamma.
+def recolor_(x: Tensor, table: ColorTable) -> Tensor:
+    """Apply a table to a batch, in place: gray (or jitter) first, then jitter (gray), blur, solarize, gamma.
 
     Args:
         x: (B, C, h, w) float32 in 0..255, on any device; overwritten.
@@ -118,14 +118,14 @@ def recolour_(x: Tensor, table: ColourTable) -> Tensor:
     Returns:
         `x`, still in 0..255.
     """
-    colours = x.shape[1] == 3
-    if colours:
-        _on_rows(x, table.grey & table.grey_first, greyscale)
-    _jitter_(x, table, colours)
-    if colours:
-        _on_rows(x, table.grey & ~table.grey_first, greyscale)
+    colors = x.shape[1] == 3
+    if colors:
+        _on_rows(x, table.gray & table.gray_first, grayscale)
+    _jitter_(x, table, colors)
+    if colors:
+        _on_rows(x, table.gray & ~table.gray_first, grayscale)
     _on_rows(x, table.sigma > 0, blur, table.sigma)
-    _on_rows(x, table.solarise, solarise)
+    _on_rows(x, table.solarize, solarize)
     _on_rows(x, table.gamma != 1, gamma, table.gamma)
     return x
 
@@ -141,7 +141,7 @@ def _on_rows(x: Tensor, chosen: Tensor, operation: Callable[..., Tensor], *param
         x.index_copy_(0, there, operation(x.index_select(0, there), *(p[rows] for p in parameters)))
 
 
-def _jitter_(x: Tensor, table: ColourTable, colours: bool) -> None:
+def _jitter_(x: Tensor, table: ColorTable, colors: bool) -> None:
     """The four operations in each sample's own order.
 
     The rows are sorted by how many operations come before the hue's: what runs before it, and what after, is then a
@@ -163,30 +163,30 @@ def _jitter_(x: Tensor, table: ColourTable, colours: bool) -> None:
     part = x.index_select(0, there)
     first = [int((before <= step).sum()) for step in range(3)]  # rows from here on do operation `step` before the hue
     for step in range(3):
-        _blend_(part[first[step] :], on_device[first[step] :, step], factors[first[step] :, step], colours)
-    if colours and bool((hue != 0).any()):
+        _blend_(part[first[step] :], on_device[first[step] :, step], factors[first[step] :, step], colors)
+    if colors and bool((hue != 0).any()):
         _turn_(part, hue.to(x.device, non_blocking=True))
     for step in range(3):
-        _blend_(part[: first[step]], on_device[: first[step], step], factors[: first[step], step], colours)
+        _blend_(part[: first[step]], on_device[: first[step], step], factors[: first[step], step], colors)
     x.index_copy_(0, there, part)
 
 
-def _blend_(x: Tensor, kind: Tensor, factor: Tensor, colours: bool) -> None:
-    """x <- clamp(f x + (1 - f) y); y is 0 for brightness, the mean grey for contrast, the grey for saturation."""
+def _blend_(x: Tensor, kind: Tensor, factor: Tensor, colors: bool) -> None:
+    """x <- clamp(f x + (1 - f) y); y is 0 for brightness, the mean gray for contrast, the gray for saturation."""
     if not len(x):
         return
-    if not colours:  # there is nothing to saturate
+    if not colors:  # there is nothing to saturate
         factor = torch.where(kind == _SATURATION, 1.0, factor)
     kind, factor = kind[:, None, None, None], factor[:, None, None, None]
-    other = _grey(x) if colours else x.mean(dim=1, keepdim=True)
+    other = _gray(x) if colors else x.mean(dim=1, keepdim=True)
     mean = other.mean(dim=(2, 3), keepdim=True)
     rest = 1 - factor
     other.mul_(rest * (kind == _SATURATION)).add_(mean * rest * (kind == _CONTRAST))
     torch.addcmul(other, x, factor, out=x).clamp_(0, WHITE)
 
 
-def _grey(x: Tensor) -> Tensor:
-    red, green, blue = _GREY
+def _gray(x: Tensor) -> Tensor:
+    red, green, blue = _GRAY
     return torch.mul(x[:, :1], red).add_(x[:, 1:2], alpha=green).add_(x[:, 2:], alpha=blue)
 
 
@@ -218,19 +218,19 @@ def jitter(x: Tensor, kind: str, amount: Tensor) -> Tensor:
 
     x (B, C, h, w) float32 in 0..255, amount (B,) -> a new tensor.
     """
-    out, colours = x.clone(), x.shape[1] == 3
+    out, colors = x.clone(), x.shape[1] == 3
     names = ("brightness", "contrast", "saturation")
     if kind == "hue":
-        if colours:
+        if colors:
             _turn_(out, amount)
     else:
-        _blend_(out, torch.full_like(amount, names.index(kind), dtype=torch.long), amount, colours)
+        _blend_(out, torch.full_like(amount, names.index(kind), dtype=torch.long), amount, colors)
     return out
 
 
-def greyscale(x: Tensor) -> Tensor:
-    """(B, 3, h, w) -> its grey in all three channels."""
-    return _grey(x).expand_as(x)
+def grayscale(x: Tensor) -> Tensor:
+    """(B, 3, h, w) -> its gray in all three channels."""
+    return _gray(x).expand_as(x)
 
 
 def blur(x: Tensor, sigma: Tensor) -> Tensor:
@@ -263,7 +263,7 @@ def _band(half: Tensor, size: int) -> Tensor:
     return band.view(-1, size, size)  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def solarise(x: Tensor) -> Tensor:
+def solarize(x: Tensor) -> Tensor:
     """Invert what is 128 or brighter."""
     return torch.lerp(x, WHITE - x, torch.ge(x, _THRESHOLD, out=torch.empty_like(x)))
 

@@ -26,14 +26,14 @@ _ENOUGH = 0.5  # of the network's numbers; with fewer the file is another networ
 
 
 class OtherInput(ValueError):
-    """The file's network sees edges and this one colours, or the other way round."""
+    """The file's network sees edges and this one colors, or the other way round."""
 
 
-def initialise(module: nn.Module, path: str | Path) -> str:
+def initialize(module: nn.Module, path: str | Path) -> str:
     """Copy into `module` every tensor of the file that has its name and shape.
 
-    Two shapes are adapted: the first convolution between colour and grey images, so that a grey image gives what its
-    colour copy gave, and position embeddings to the image size, as timm does. Heads in the file are left out: the
+    Two shapes are adapted: the first convolution between color and gray images, so that a gray image gives what its
+    color copy gave, and position embeddings to the image size, as timm does. Heads in the file are left out: the
     network has none.
 
     Args:
@@ -45,7 +45,7 @@ def initialise(module: nn.Module, path: str | Path) -> str:
 
     Raises:
         FileNotFoundError: no such file.
-        OtherInput: between Sobel edges and colours nothing can be adapted.
+        OtherInput: between Sobel edges and colors nothing can be adapted.
         ValueError: no weights in the file, or fewer than half of the network's numbers found in it.
     """
     path = Path(path)
@@ -152,13 +152,13 @@ def _fit(name: str, value: Tensor, own: Tensor, module: nn.Module) -> tuple[Tens
     if name in [f"{n}.weight" for n in ((first,) if isinstance(first, str) else first)]:
         there, here = value.shape[1], own.shape[1]
         if {there, here} == {1, 3} and (value.shape[0], *value.shape[2:]) == (own.shape[0], *own.shape[2:]):
-            grey = value.sum(dim=1, keepdim=True)
-            return (grey if here == 1 else (grey / 3).expand_as(own)), f"{there} to {here} channels"
+            gray = value.sum(dim=1, keepdim=True)
+            return (gray if here == 1 else (gray / 3).expand_as(own)), f"{there} to {here} channels"
         if there != here and 2 in (there, here):
             sees, way = (
                 ("Sobel edges", "train with --sobel, or start from what `selfcluster export` makes of it")
                 if there == 2
-                else ("colours", "train with --no-sobel")
+                else ("colors", "train with --no-sobel")
             )
             raise OtherInput(f"the network in the file sees {sees}, two channels or not: {way}")
     if name == "pos_embed" and value.dim() == 3 and value.shape[::2] == own.shape[::2]:

@@ -7,15 +7,15 @@ import torch
 from torchvision.transforms.v2 import functional as tv
 
 from selfcluster.randomness import draw
-from selfcluster.views import colour
-from selfcluster.views.colour import Colour
+from selfcluster.views import color
+from selfcluster.views.color import Color
 
 NEAR = 0.02  # of 255: what float32 rounding leaves; the promise is 2
-STRONG = Colour(jitter=(0.8, 0.8, 0.8, 0.2), jitter_p=0.8, grey_p=0.2, blur_p=0.5, solarise_p=0.2, gamma=(0.5, 2.0))
+STRONG = Color(jitter=(0.8, 0.8, 0.8, 0.2), jitter_p=0.8, gray_p=0.2, blur_p=0.5, solarize_p=0.2, gamma=(0.5, 2.0))
 
 
 def images(count: int = 8, channels: int = 3, side: int = 12) -> torch.Tensor:
-    """Noise, a grey image, a black one, a white one and pure colours."""
+    """Noise, a gray image, a black one, a white one and pure colors."""
     x = torch.rand(count, channels, side, side, generator=torch.Generator().manual_seed(0)) * 255
     x[1] = x[1, :1]
     x[2], x[3] = 0, 255
@@ -26,7 +26,7 @@ def images(count: int = 8, channels: int = 3, side: int = 12) -> torch.Tensor:
 
 
 def draws(count: int, seed: int = 0) -> torch.Tensor:
-    return draw(seed, "colour", 0, torch.arange(count), 0, colour.UNIFORMS)
+    return draw(seed, "color", 0, torch.arange(count), 0, color.UNIFORMS)
 
 
 THEIRS = {
@@ -41,14 +41,14 @@ THEIRS = {
 def test_each_jitter_operation_is_torchvisions(kind):
     x = images()
     amounts = torch.linspace(-0.5, 0.5, 8) if kind == "hue" else torch.linspace(0, 1.9, 8)
-    ours = colour.jitter(x, kind, amounts)
+    ours = color.jitter(x, kind, amounts)
     theirs = torch.stack([THEIRS[kind](i / 255, float(a)) * 255 for i, a in zip(x, amounts, strict=True)])
     assert (ours - theirs).abs().max() < NEAR
 
 
 def test_hue_by_hand():
     red = torch.tensor([200.0, 20.0, 20.0]).view(1, 3, 1, 1)
-    green, blue = (colour.jitter(red, "hue", torch.tensor([turn])).flatten() for turn in (1 / 3, -1 / 3))
+    green, blue = (color.jitter(red, "hue", torch.tensor([turn])).flatten() for turn in (1 / 3, -1 / 3))
     torch.testing.assert_close(green, torch.tensor([20.0, 200.0, 20.0]), atol=1e-3, rtol=0)
     torch.testing.assert_close(blue, torch.tensor([20.0, 20.0, 200.0]), atol=1e-3, rtol=0)
 
@@ -56,7 +56,7 @@ def test_hue_by_hand():
 def test_every_order_of_the_jitter_is_that_order_of_torchvisions():
     orders = torch.tensor(list(itertools.permutations(range(4))))
     x = torch.rand(24, 3, 9, 7, generator=torch.Generator().manual_seed(1)) * 255
-    table = Colour(jitter=(0.8, 0.8, 0.8, 0.2), jitter_p=1.0).table(draws(24))
+    table = Color(jitter=(0.8, 0.8, 0.8, 0.2), jitter_p=1.0).table(draws(24))
     table = replace(table, order=orders)
     expected = []
     for b in range(24):
@@ -65,7 +65,7 @@ def test_every_order_of_the_jitter_is_that_order_of_torchvisions():
             name = list(THEIRS)[kind]
             y = THEIRS[name](y, float(getattr(table, name)[b]))
         expected.append(y * 255)
-    assert (colour.recolour_(x.clone(), table) - torch.stack(expected)).abs().max() < NEAR
+    assert (color.recolor_(x.clone(), table) - torch.stack(expected)).abs().max() < NEAR
 
 
 def test_all_orders_are_drawn_equally_often():
@@ -77,7 +77,7 @@ def test_all_orders_are_drawn_equally_often():
 
 def test_tables_have_the_shares_and_ranges_asked_for():
     table = STRONG.table(draws(20_000))
-    for chosen, share in ((table.jitter, 0.8), (table.grey, 0.2), (table.sigma > 0, 0.5), (table.solarise, 0.2)):
+    for chosen, share in ((table.jitter, 0.8), (table.gray, 0.2), (table.sigma > 0, 0.5), (table.solarize, 0.2)):
         assert abs(chosen.float().mean() - share) < 0.02
     for values, low, high in (
         (table.brightness, 0.2, 1.8),
@@ -89,29 +89,29 @@ def test_tables_have_the_shares_and_ranges_asked_for():
         assert low - 1e-6 <= values.min() < low + 0.02 * (high - low)
         assert high - 0.02 * (high - low) < values.max() <= high + 1e-6
         assert abs(values.mean() - (low + high) / 2) < 0.02 * (high - low)
-    assert Colour(jitter=(1.5, 0, 0, 0)).table(draws(500)).brightness.min() >= 0
+    assert Color(jitter=(1.5, 0, 0, 0)).table(draws(500)).brightness.min() >= 0
 
 
-def test_the_default_colour_changes_nothing():
+def test_the_default_color_changes_nothing():
     x = images()
-    assert torch.equal(colour.recolour_(x.clone(), Colour().table(draws(8))), x)
+    assert torch.equal(color.recolor_(x.clone(), Color().table(draws(8))), x)
 
 
 def test_rows_that_are_not_chosen_stay_as_they_are():
     x = images(64)
     table = replace(STRONG, gamma=None, jitter_p=0.3).table(draws(64))
-    y = colour.recolour_(x.clone(), table)
-    idle = ~(table.jitter | table.grey | table.solarise | (table.sigma > 0))
+    y = color.recolor_(x.clone(), table)
+    idle = ~(table.jitter | table.gray | table.solarize | (table.sigma > 0))
     assert 3 < idle.sum() < 60
     assert torch.equal(y[idle], x[idle])
     assert (y[~idle] != x[~idle]).flatten(1).any(dim=1).sum() > 10
 
 
-def test_a_samples_colours_do_not_depend_on_its_batch_mates():
+def test_a_samples_colors_do_not_depend_on_its_batch_mates():
     x, table = images(32), STRONG.table(draws(32))
-    together = colour.recolour_(x.clone(), table)
+    together = color.recolor_(x.clone(), table)
     for part in (slice(0, 1), slice(5, 19), slice(31, 32)):
-        alone = colour.recolour_(x[part].clone(), table.rows(part))
+        alone = color.recolor_(x[part].clone(), table.rows(part))
         torch.testing.assert_close(alone, together[part], atol=1e-4, rtol=0)
     assert together.min() >= 0
     assert together.max() <= 255
@@ -119,30 +119,30 @@ def test_a_samples_colours_do_not_depend_on_its_batch_mates():
 
 def test_stacked_tables_are_their_rows():
     first, second = (STRONG.table(draws(3, seed)) for seed in (1, 2))
-    both = colour.ColourTable.stack([first, second])
+    both = color.ColorTable.stack([first, second])
     for field in fields(both):
         assert torch.equal(getattr(both.rows(slice(3, 6)), field.name), getattr(second, field.name))
 
 
-def test_greyscale_is_torchvisions():
+def test_grayscale_is_torchvisions():
     x = images()
-    assert (colour.greyscale(x) - tv.rgb_to_grayscale(x / 255, 3) * 255).abs().max() < NEAR
+    assert (color.grayscale(x) - tv.rgb_to_grayscale(x / 255, 3) * 255).abs().max() < NEAR
 
 
-def test_grey_before_the_jitter_stays_grey_and_after_it_too():
-    for grey_first in (True, False):
-        table = Colour(jitter=(0.4, 0.4, 0.4, 0.4), jitter_p=1.0, grey_p=1.0, grey_first=grey_first).table(draws(8))
-        y = colour.recolour_(images(), table)
+def test_gray_before_the_jitter_stays_gray_and_after_it_too():
+    for gray_first in (True, False):
+        table = Color(jitter=(0.4, 0.4, 0.4, 0.4), jitter_p=1.0, gray_p=1.0, gray_first=gray_first).table(draws(8))
+        y = color.recolor_(images(), table)
         torch.testing.assert_close(y[:, 0], y[:, 1], atol=1e-2, rtol=0)
         torch.testing.assert_close(y[:, 0], y[:, 2], atol=1e-2, rtol=0)
 
 
-def test_the_place_of_grey_matters_for_the_hue():
-    kwargs = {"jitter": (0.0, 0.0, 0.0, 0.5), "jitter_p": 1.0, "grey_p": 1.0}
+def test_the_place_of_gray_matters_for_the_hue():
+    kwargs = {"jitter": (0.0, 0.0, 0.0, 0.5), "jitter_p": 1.0, "gray_p": 1.0}
     x = images()
-    first = colour.recolour_(x.clone(), Colour(grey_first=True, **kwargs).table(draws(8)))
-    torch.testing.assert_close(first, colour.greyscale(x), atol=1e-2, rtol=0)  # hue has nothing to turn
-    last = colour.recolour_(x.clone(), Colour(**kwargs).table(draws(8)))
+    first = color.recolor_(x.clone(), Color(gray_first=True, **kwargs).table(draws(8)))
+    torch.testing.assert_close(first, color.grayscale(x), atol=1e-2, rtol=0)  # hue has nothing to turn
+    last = color.recolor_(x.clone(), Color(**kwargs).table(draws(8)))
     assert (first - last).abs().max() > 10
 
 
@@ -150,7 +150,7 @@ def test_the_place_of_grey_matters_for_the_hue():
 def test_blur_is_torchvisions_with_a_sigma_a_sample(height, width):
     x = torch.rand(6, 3, height, width, generator=torch.Generator().manual_seed(2)) * 255
     sigmas = torch.tensor([0.1, 0.3, 0.7, 1.0, 1.4, 2.0])
-    ours = colour.blur(x, sigmas)
+    ours = color.blur(x, sigmas)
     for b, sigma in enumerate(sigmas.tolist()):
         taps = 1 + 2 * min(math.ceil(3 * sigma), min(height, width) - 1)
         theirs = tv.gaussian_blur(x[b] / 255, [taps, taps], [sigma, sigma]) * 255
@@ -159,26 +159,26 @@ def test_blur_is_torchvisions_with_a_sigma_a_sample(height, width):
 
 def test_blur_keeps_flat_images_and_single_pixels():
     flat = torch.full((2, 1, 8, 8), 77.0)
-    torch.testing.assert_close(colour.blur(flat, torch.tensor([0.5, 2.0])), flat)
+    torch.testing.assert_close(color.blur(flat, torch.tensor([0.5, 2.0])), flat)
     dot = torch.full((1, 3, 1, 1), 9.0)
-    torch.testing.assert_close(colour.blur(dot, torch.tensor([2.0])), dot)
+    torch.testing.assert_close(color.blur(dot, torch.tensor([2.0])), dot)
 
 
-def test_solarise_and_gamma_by_hand_and_against_torchvision():
+def test_solarize_and_gamma_by_hand_and_against_torchvision():
     x = torch.tensor([0.0, 127.0, 128.0, 200.0, 255.0]).view(1, 1, 1, 5)
-    assert colour.solarise(x).flatten().tolist() == [0, 127, 127, 55, 0]
-    assert torch.equal(colour.solarise(x), tv.solarize(x.to(torch.uint8), 128).float())
+    assert color.solarize(x).flatten().tolist() == [0, 127, 127, 55, 0]
+    assert torch.equal(color.solarize(x), tv.solarize(x.to(torch.uint8), 128).float())
     y, exponents = images(), torch.linspace(0.4, 2.5, 8)
     for b, exponent in enumerate(exponents.tolist()):
         theirs = tv.adjust_gamma(y[b] / 255, exponent) * 255
-        assert (colour.gamma(y, exponents)[b] - theirs).abs().max() < NEAR
+        assert (color.gamma(y, exponents)[b] - theirs).abs().max() < NEAR
 
 
 @pytest.mark.parametrize("channels", [1, 4])
 def test_without_three_channels_brightness_and_contrast_remain(channels):
     x = images(channels=channels)
-    table = Colour(jitter=(0.8, 0.8, 0.8, 0.2), jitter_p=1.0, grey_p=1.0).table(draws(8))
-    y = colour.recolour_(x.clone(), table)
+    table = Color(jitter=(0.8, 0.8, 0.8, 0.2), jitter_p=1.0, gray_p=1.0).table(draws(8))
+    y = color.recolor_(x.clone(), table)
     for b in range(8):
         expected = x[b]
         for kind in table.order[b].tolist():

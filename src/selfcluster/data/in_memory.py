@@ -24,7 +24,7 @@ _BLOCK_BYTES = 1 << 28  # decoded on the host at a time
 _CHUNK = 32  # images a thread takes at once
 
 
-def load_resident(
+def load_in_memory(
     source: Source, channels: int, device: torch.device, pool: ThreadPoolExecutor | None, quarantine: Quarantine
 ) -> Tensor | None:
     """(N, H, W, C) uint8 on `device`, or None where the images differ in size or are too many.

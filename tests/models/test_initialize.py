@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from selfcluster.models.backbones import make_backbone, save_backbone
-from selfcluster.models.initialise import initialise
+from selfcluster.models.initialize import initialize
 
 
 def weights(seed: int = 1, **create) -> dict[str, Tensor]:
@@ -37,7 +37,7 @@ def test_a_timm_style_file_is_taken_whole(tmp_path):
     agrees(module, state)
     where = f"weights {tmp_path / 'w.safetensors'}"
     matched = "30 tensors: layer1 (6), layer2 (6), layer3 (6), layer4 (6), layer5 (6)"
-    assert module.account == f"{where}: 100.0% of the network's numbers taken ({matched})"
+    assert module.load_report == f"{where}: 100.0% of the network's numbers taken ({matched})"
 
 
 def test_what_save_backbone_wrote_is_taken_from_its_folder(tmp_path):
@@ -60,7 +60,7 @@ def test_weights_are_found_wherever_a_checkpoint_keeps_them(tmp_path, wrap, said
     torch.save(wrap(state), tmp_path / "w.pth")
     module = make(tmp_path / "w.pth")
     agrees(module, state)
-    assert said in module.account
+    assert said in module.load_report
 
 
 def test_the_account_names_what_was_missing_and_what_was_not_used(tmp_path):
@@ -68,24 +68,24 @@ def test_the_account_names_what_was_missing_and_what_was_not_used(tmp_path):
     kept = state.pop("layer1.0.weight")
     torch.save(state | {"fc.weight": torch.zeros(3, 512), "head.bias": torch.zeros(3)}, tmp_path / "w.pt")
     module = make(tmp_path / "w.pt")
-    assert "left at random: layer1.0.weight;" in module.account
-    assert "not used: fc.weight, head.bias" in module.account
+    assert "left at random: layer1.0.weight;" in module.load_report
+    assert "not used: fc.weight, head.bias" in module.load_report
     assert not torch.equal(module.state_dict()["layer1.0.weight"], kept)
 
 
 @pytest.mark.parametrize(("there", "here"), [(3, 1), (1, 3)])
 @torch.no_grad()
-def test_between_grey_and_colour_a_grey_image_keeps_its_features(tmp_path, there, here):
+def test_between_gray_and_color_a_gray_image_keeps_its_features(tmp_path, there, here):
     before = make_backbone("tiny_layout", channels=there, image_size=16).eval()
     torch.save(before.state_dict(), tmp_path / "w.pt")
     module = make(tmp_path / "w.pt", channels=here).eval()
-    grey = torch.randn(4, 1, 16, 16)
-    torch.testing.assert_close(module(grey.expand(-1, here, -1, -1)), before(grey.expand(-1, there, -1, -1)))
-    assert f"adapted: layer1.0.weight ({there} to {here} channels)" in module.account
+    gray = torch.randn(4, 1, 16, 16)
+    torch.testing.assert_close(module(gray.expand(-1, here, -1, -1)), before(gray.expand(-1, there, -1, -1)))
+    assert f"adapted: layer1.0.weight ({there} to {here} channels)" in module.load_report
 
 
 @pytest.mark.parametrize(("there", "flag"), [(False, "--no-sobel"), (True, "--sobel")])
-def test_between_colours_and_edges_nothing_is_taken(tmp_path, there, flag):
+def test_between_colors_and_edges_nothing_is_taken(tmp_path, there, flag):
     """A first convolution at random would undo the layers behind it."""
     before = make_backbone("tiny_layout", channels=3, image_size=16, sobel=there)
     torch.save(before.state_dict(), tmp_path / "w.pt")
@@ -105,16 +105,16 @@ def test_position_embeddings_are_resized_to_the_images(tmp_path):
     large = make_backbone("test_vit", channels=3, image_size=96)
     torch.save(large.state_dict(), tmp_path / "w.pt")
     module = make(tmp_path / "w.pt", "test_vit", 3, 64)
-    assert "adapted: pos_embed (6 x 6 to 4 x 4 patches)" in module.account
-    assert "100.0%" in module.account
+    assert "adapted: pos_embed (6 x 6 to 4 x 4 patches)" in module.load_report
+    assert "100.0%" in module.load_report
     assert module.state_dict()["pos_embed"].shape != large.state_dict()["pos_embed"].shape
 
 
 def test_a_large_stem_does_not_pass_for_a_small_one(tmp_path):
     torch.save(timm.create_model("resnet18").state_dict(), tmp_path / "w.pt")
     module = make(tmp_path / "w.pt", "resnet18", 3, 32)
-    assert "left at random: conv1.weight (64 x 3 x 7 x 7 in the file, 64 x 3 x 3 x 3 here)" in module.account
-    assert "not used: fc.weight, fc.bias" in module.account
+    assert "left at random: conv1.weight (64 x 3 x 7 x 7 in the file, 64 x 3 x 3 x 3 here)" in module.load_report
+    assert "not used: fc.weight, fc.bias" in module.load_report
 
 
 def test_another_networks_weights_are_refused(tmp_path):
@@ -165,7 +165,7 @@ def head(prefix: str, *layers: str) -> dict[str, Tensor]:
     return {f"{prefix}{layer}.{kind}": torch.zeros(3) for layer in layers for kind in ("weight", "bias")}
 
 
-def optimiser(state: dict[str, Tensor]) -> dict:
+def optimizer(state: dict[str, Tensor]) -> dict:
     return {
         "state": {i: {"momentum_buffer": torch.zeros_like(v)} for i, v in enumerate(state.values())},
         "param_groups": [{"lr": 0.1, "params": list(range(len(state)))}],
@@ -181,7 +181,7 @@ LAYOUTS = {
         "not used: projection_head (4), prototypes (1)",
     ),
     "swav, in training": (
-        lambda s, other: {"epoch": 7, "state_dict": behind("module.", s), "optimizer": optimiser(s), "amp": {"x": 1.0}},
+        lambda s, other: {"epoch": 7, "state_dict": behind("module.", s), "optimizer": optimizer(s), "amp": {"x": 1.0}},
         "key 'state_dict'",
     ),
     "deepcluster-v2": (
@@ -202,7 +202,7 @@ LAYOUTS = {
                 "module.queue": torch.zeros(3, 8),
                 "module.queue_ptr": torch.zeros(1, dtype=torch.int64),
             },
-            "optimizer": optimiser(s),
+            "optimizer": optimizer(s),
         },
         "prefix 'encoder_q.'",
     ),
@@ -230,8 +230,8 @@ def test_residual_networks_of_other_repositories(tmp_path, layout, name):
     torch.save(wrap(state, resnet(2)), tmp_path / name)
     module = make(tmp_path / name, "test_resnet", 3, 96)
     agrees(module, state)
-    assert "100.0%" in module.account
-    assert said in module.account
+    assert "100.0%" in module.load_report
+    assert said in module.load_report
 
 
 def test_torchvisions_residual_networks_have_timms_names():
@@ -245,7 +245,7 @@ def test_torchvisions_residual_networks_have_timms_names():
 
 
 def test_dinos_checkpoint(tmp_path):
-    """Student and teacher, each with its head, the loss's centre, the optimiser and the command's arguments."""
+    """Student and teacher, each with its head, the loss's center, the optimizer and the command's arguments."""
     torch.manual_seed(1)
     teacher = timm.create_model("test_vit", num_classes=0, img_size=96).state_dict()
     student = timm.create_model("test_vit", num_classes=0, img_size=96).state_dict()
@@ -253,7 +253,7 @@ def test_dinos_checkpoint(tmp_path):
     content = {
         "student": behind("module.", behind("backbone.", student) | heads),
         "teacher": behind("backbone.", teacher) | heads,
-        "optimizer": optimiser(student),
+        "optimizer": optimizer(student),
         "epoch": 100,
         "args": Namespace(arch="vit_small", patch_size=16, lr=0.0005, crops=[2, 8]),
         "dino_loss": {"center": torch.zeros(1, 3)},
@@ -262,8 +262,8 @@ def test_dinos_checkpoint(tmp_path):
     torch.save(content, tmp_path / "checkpoint.pth")
     module = make(tmp_path / "checkpoint.pth", "test_vit", 3, 96)
     agrees(module, teacher)
-    assert "key 'teacher', prefix 'backbone.': 100.0%" in module.account
-    assert "not used: head (7)" in module.account
+    assert "key 'teacher', prefix 'backbone.': 100.0%" in module.load_report
+    assert "not used: head (7)" in module.load_report
     torch.save({"student": content["student"]}, tmp_path / "student.pth")
     agrees(make(tmp_path / "student.pth", "test_vit", 3, 96), student)
     torch.save(teacher, tmp_path / "dino_vits16.pth")  # the backbone alone, as it was released
@@ -302,7 +302,7 @@ def test_deepclusters_networks(tmp_path, name):
     theirs |= head("", "top_layer", "sobel.0", "sobel.1")
     torch.save({"epoch": 500, "arch": "alexnet", "state_dict": theirs}, tmp_path / "checkpoint.pth.tar")
     module = timm.create_model(name, num_classes=0, in_chans=2, hidden=4)
-    account = initialise(module, tmp_path / "checkpoint.pth.tar")
+    account = initialize(module, tmp_path / "checkpoint.pth.tar")
     agrees(module, state)
     assert "left at random" not in account
     assert "not used: top_layer (2), sobel (4)" in account

@@ -1,4 +1,4 @@
-"""Cluster colours: equally bright, so none shouts, and readable on light and on dark paper.
+"""Cluster colors: equally bright, so none shouts, and readable on light and on dark paper.
 
 Hues step by the golden angle in OKLCH (Ottosson 2020), so that the first k of them are far apart for every k.
 """
@@ -23,10 +23,10 @@ _TO_RGB = np.array(
 )
 
 
-def cluster_colours(k: int) -> list[str]:
-    """`k` colours as `#rrggbb`; the i-th does not depend on `k`.
+def cluster_colors(k: int) -> list[str]:
+    """`k` colors as `#rrggbb`; the i-th does not depend on `k`.
 
-    >>> cluster_colours(2)[0] == cluster_colours(5)[0]
+    >>> cluster_colors(2)[0] == cluster_colors(5)[0]
     True
     """
     turn = np.arange(k)
