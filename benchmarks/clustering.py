@@ -354,7 +354,7 @@ def _pictures(options: argparse.Namespace) -> Iterator[Features]:
 
 def _features(options: argparse.Namespace) -> Iterator[Features]:
     """Features of the images of `--runs`, labeled by their folders, and the same whitened."""
-    from selfcluster.training.tables import EMBEDDINGS, read_embeddings
+    from selfcluster.runs.tables import EMBEDDINGS, read_embeddings
 
     for run in options.runs:
         rows = read_embeddings(run / EMBEDDINGS)

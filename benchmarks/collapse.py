@@ -22,8 +22,8 @@ import torch
 from selfcluster import api
 from selfcluster.data.sources import open_source
 from selfcluster.evaluation.protocols import score_digits
+from selfcluster.runs.tables import EMBEDDINGS, read_embeddings
 from selfcluster.training.loop import Collapsed
-from selfcluster.training.tables import EMBEDDINGS, read_embeddings
 
 # the small recipe's with more clusters, so that few in use stand out, and a last layer that learns at once
 COMMON: dict[str, Any] = {"num_prototypes": 256, "freeze_epochs": 0.0}

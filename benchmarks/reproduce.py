@@ -116,7 +116,7 @@ def one(name: str, seed: int, epochs: float, data: Path, runs: Path) -> dict[str
     import selfcluster
     from selfcluster import randomness
     from selfcluster.models.backbones import make_backbone, save_backbone
-    from selfcluster.recipes.assemble import NORMALIZATION
+    from selfcluster.training.build import NORMALIZATION
 
     torch.set_num_threads(1)
     method, extra = ROWS[name]

@@ -65,7 +65,7 @@ def one(name: str, full: int, small: int, threads: int) -> dict[str, Any]:
     from selfcluster.training.embedding import to_layout
     from selfcluster.training.optim import make_optimizer
     from selfcluster.training.precision import autocast, pick_precision
-    from selfcluster.types import Batch, Embeddings, DatasetInfo, Progress, Training
+    from selfcluster.types import Batch, DatasetInfo, Embeddings, Progress, Training
 
     kind, device = CLASSES[name], torch.device("cpu")
     known = {field.name for field in fields(kind.Settings)}

@@ -45,9 +45,9 @@ class Ours:
     def __init__(self, folder: Path, precision: str) -> None:
         from selfcluster.data.loader import Loader
         from selfcluster.data.sources import open_source
-        from selfcluster.recipes.assemble import NORMALIZATION
-        from selfcluster.recipes.named import DataSummary
-        from selfcluster.recipes.resolve import resolve
+        from selfcluster.settings.recipes import DataSummary
+        from selfcluster.settings.resolve import resolve
+        from selfcluster.training.build import NORMALIZATION
         from selfcluster.training.precision import pick_device
 
         source = open_source(folder)
@@ -76,8 +76,8 @@ class Ours:
         )
 
     def round(self, steps: int) -> float:
-        from selfcluster.recipes.assemble import assemble
-        from selfcluster.training.console import Console
+        from selfcluster.runs.console import Console
+        from selfcluster.training.build import assemble
         from selfcluster.training.loop import fit
 
         parts = assemble({**self.config, "images_seen": steps * BATCH}, self.count)

@@ -13,10 +13,10 @@ import yaml
 from PIL import Image
 
 from selfcluster.cli import _parse, main
-from selfcluster.methods.schema import read_schema
-from selfcluster.recipes.named import DataSummary
-from selfcluster.recipes.options import options_for
-from selfcluster.recipes.resolve import resolve
+from selfcluster.settings.options import options_for
+from selfcluster.settings.recipes import DataSummary
+from selfcluster.settings.resolve import resolve
+from selfcluster.settings.schema import read_schema
 
 COMMANDS = (
     "demo",
@@ -125,7 +125,7 @@ def test_a_place_that_cannot_be_written_to_is_refused_before_the_work(
     run, command, name, flags, tmp_path, capsys, monkeypatch
 ):
     (tmp_path / "file").write_text("x")
-    for work in ("training.embedding.make_embed", "training.tables.read_embeddings", "reporting.page.judge"):
+    for work in ("training.embedding.make_embed", "runs.tables.read_embeddings", "reporting.page.judge"):
         monkeypatch.setattr(f"selfcluster.{work}", lambda *a, **kw: pytest.fail("the work had begun"))
     assert main([command, str(run), *flags, "--out", str(tmp_path / "file" / name)]) == 2
     assert "cannot be written to" in (said := capsys.readouterr().err)
@@ -201,7 +201,7 @@ def test_train_writes_the_run_folder(run):
 
 
 def test_a_bad_image_keeps_its_place_and_gets_no_row(run):
-    from selfcluster.training.tables import read_clusters, read_embeddings
+    from selfcluster.runs.tables import read_clusters, read_embeddings
 
     table = read_embeddings(run / "embeddings.parquet")
     assert len(table.ids) == 48
@@ -225,7 +225,7 @@ def test_another_recipe_for_a_run_is_refused(run, folder, capsys):
 
 def test_the_table_of_clusters_and_its_twin_keep_apart(run, tmp_path):
     from selfcluster import api
-    from selfcluster.training.tables import read_clusters
+    from selfcluster.runs.tables import read_clusters
 
     found = api.cluster(run, k=4, out=tmp_path / "c.csv", quiet=True)
     assert found["out"] == str(tmp_path / "c.parquet")
@@ -267,8 +267,8 @@ def test_clusters_of_a_run_are_found_behind_its_projection(run, tmp_path):
 
     from selfcluster import api
     from selfcluster.evaluation.clustering import cluster_vectors
-    from selfcluster.recipes.opening import trained_method
-    from selfcluster.training.tables import read_clusters, read_embeddings
+    from selfcluster.runs.tables import read_clusters, read_embeddings
+    from selfcluster.training.load import trained_method
 
     vectors = read_embeddings(run / "embeddings.parquet").vectors
     api.cluster(run, k=3, out=tmp_path / "three.parquet", quiet=True)

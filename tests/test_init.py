@@ -9,8 +9,8 @@ from PIL import Image
 
 from selfcluster import api
 from selfcluster.cli import main
-from selfcluster.training.checkpoint import load_newest
-from selfcluster.training.runs import read_config
+from selfcluster.runs.checkpoint import load_newest
+from selfcluster.runs.folder import read_config
 from tests.conftest import TINY, TINY_SETTINGS
 
 

@@ -9,13 +9,16 @@ import selfcluster
 ROOT = Path(selfcluster.__file__).parent
 FLOORS = (  # from the ground up
     ("types", "randomness", "distributed", "files"),
-    ("clustering", "views", "models"),
+    ("clustering", "models"),
+    ("views",),
     ("methods", "data"),
+    ("runs",),
+    ("settings",),
     ("training",),
-    ("recipes", "evaluation"),
+    ("evaluation",),
     ("reporting",),
-    ("api",),
-    ("cli",),
+    ("commands",),
+    ("api", "cli"),
 )
 # the package's face: it hands names on lazily, and lets timm know of our networks
 FACE = {"__init__", "__main__"}

@@ -9,7 +9,7 @@ from PIL import Image
 
 from selfcluster import api
 from selfcluster.cli import main
-from selfcluster.training.tables import read_clusters, read_embeddings
+from selfcluster.runs.tables import read_clusters, read_embeddings
 from tests.conftest import TINY, TINY_SETTINGS
 
 

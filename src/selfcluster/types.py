@@ -17,7 +17,7 @@ class Batch:
     """One rank's share of a global batch.
 
     `views`: list of (B, C, h, w) float tensors, full resolution first. `index`: (B,) int64, the image REALLY shown
-    (the replacement's where a file was bad). `pretext_labels`: what a pretext operation chose for each image, by its name.
+    (the replacement's where a file was bad). `pretext_labels`: what a pretext task drew for each image.
     """
 
     views: list[Tensor]
@@ -139,7 +139,7 @@ class Training:
 
 @dataclass(frozen=True)
 class Group:
-    """Parameters that a paper treats apart; None means the run's value. `layerwise_adaptation`: layer-wise rate scaling (LARC)."""
+    """Parameters that a paper treats apart; None means the run's value. `layerwise_adaptation`: LARC applies."""
 
     params: Iterable[torch.nn.Parameter]
     momentum: float | None = None

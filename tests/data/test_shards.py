@@ -143,7 +143,7 @@ def test_labels_of_members_are_their_parents_names(tmp_path):
 
 
 def test_paths_lead_to_the_tar_however_it_was_named(tmp_path):
-    from selfcluster.training.tables import image_names
+    from selfcluster.runs.tables import image_names
 
     tar(tmp_path / "a.tar", MEMBERS)
     (tmp_path / "list.txt").write_text("a.tar\n")

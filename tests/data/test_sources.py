@@ -216,7 +216,7 @@ def test_images_are_described_by_size_color_and_share_of_bad_ones(tmp_path, enco
 
 
 def test_paths_of_a_list_begin_at_the_root(tmp_path):
-    from selfcluster.training.tables import image_names
+    from selfcluster.runs.tables import image_names
 
     folder(tmp_path, "a.jpg", "sub/b.jpg")
     (tmp_path / "sub/list.txt").write_text(f"b.jpg\n{tmp_path}/a.jpg\n")

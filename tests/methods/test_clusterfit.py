@@ -15,9 +15,9 @@ from selfcluster.methods import METHODS
 from selfcluster.models.backbones import make_backbone
 from selfcluster.models.frozen import Frozen
 from selfcluster.randomness import key
-from selfcluster.recipes import targets as making
-from selfcluster.recipes.targets import TARGETS_FILE
-from selfcluster.training.runs import read_config
+from selfcluster.runs.folder import read_config
+from selfcluster.training import targets as making
+from selfcluster.training.targets import TARGETS_FILE
 from selfcluster.types import DatasetInfo
 from tests.methods.test_contract import batch_of, progress
 

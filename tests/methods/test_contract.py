@@ -11,11 +11,11 @@ import torch
 from selfcluster import distributed
 from selfcluster.methods import METHODS, NAMES
 from selfcluster.methods.base import Method
-from selfcluster.methods.schema import read_schema
 from selfcluster.models.backbones import make_backbone
 from selfcluster.models.norm import convert_sync
-from selfcluster.recipes.options import SHARED, options_for
-from selfcluster.training.checkpoint import load_newest
+from selfcluster.runs.checkpoint import load_newest
+from selfcluster.settings.options import SHARED, options_for
+from selfcluster.settings.schema import read_schema
 from selfcluster.types import Assignment, Batch, Crops, DatasetInfo, Progress
 from tests.conftest import TINY_SETTINGS
 

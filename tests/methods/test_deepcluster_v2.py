@@ -1,4 +1,4 @@
-"""DeepCluster-v2 against its equations in float64, and what is particular to it: memories, reassignment, missing labels."""
+"""DeepCluster-v2 against its equations in float64, and its own rules: memories, reassignment, missing labels."""
 
 import math
 

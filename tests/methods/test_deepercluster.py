@@ -10,7 +10,7 @@ from torch import nn
 
 from selfcluster.data.order import epoch_order
 from selfcluster.methods.deepercluster import DeeperCluster, DeeperClusterSettings
-from selfcluster.types import Batch, Embeddings, DatasetInfo, Progress
+from selfcluster.types import Batch, DatasetInfo, Embeddings, Progress
 from tests.methods.test_contract import progress
 
 N, M, K = 96, 2, 6  # images, super-clusters, clusters in each

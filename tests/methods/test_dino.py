@@ -296,7 +296,7 @@ def test_switches_train(settings):
     ("settings", "message"),
     [
         ({"loss": "ce"}, "loss='ce'"),
-        ({"centering": "center"}, "centering='center'"),
+        ({"centering": "middle"}, "centering='middle'"),
         ({"teacher_rule": "ema"}, "teacher_rule='ema'"),
         ({"network": "both"}, "network='both'"),
         ({"loss": "mse", "centering": "sinkhorn"}, "compares outputs"),

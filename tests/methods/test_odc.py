@@ -9,7 +9,7 @@ import torch
 from selfcluster.clustering.memory import CentroidMemory, LabelMemory, SampleMemory
 from selfcluster.methods.odc import ODC, ODCSettings
 from selfcluster.models.backbones import make_backbone
-from selfcluster.types import Batch, Embeddings, DatasetInfo
+from selfcluster.types import Batch, DatasetInfo, Embeddings
 from tests.methods.test_contract import batch_of, make, progress
 
 ROWS = torch.tensor([[1.0, 0.0]] * 3 + [[0.0, 1.0]] * 3)

@@ -29,7 +29,9 @@ def bright_on_top(settings: RotNetSettings, count: int = 400) -> tuple[RotNet, B
     method = RotNet(lambda: Keeper(), settings, DatasetInfo(count, 16, 3))
     plan = RotNet.views(settings, Crops(global_crops=1, global_size=16, augment="weak"), 3)
     index = torch.arange(count)
-    return method, Batch(plan.apply([ramp], 0, 6, index, (0.5,) * 3, (0.25,) * 3), index, plan.pretext_labels(0, 6, index))
+    return method, Batch(
+        plan.apply([ramp], 0, 6, index, (0.5,) * 3, (0.25,) * 3), index, plan.pretext_labels(0, 6, index)
+    )
 
 
 def bright_side(images: torch.Tensor) -> torch.Tensor:
@@ -81,8 +83,8 @@ def test_all_rotations_are_four_batches_of_one_rotation_each():
         apart = []
         for turn in range(4):
             turned = torch.rot90(upright.views[0], turn, (2, 3))
-            pretext_labels = {"rotation": torch.full((8,), turn)}
-            apart.append(single(replace(upright, views=[turned], pretext_labels=pretext_labels), progress()).loss.item())
+            labels = {"rotation": torch.full((8,), turn)}
+            apart.append(single(replace(upright, views=[turned], pretext_labels=labels), progress()).loss.item())
     assert together == pytest.approx(np.mean(apart), abs=1e-6)
     assert RotNet.views(RotNetSettings(all_rotations=True), Crops(), 3).pretext is None
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from selfcluster.methods import METHODS
 from selfcluster.models.backbones import make_backbone
-from selfcluster.recipes.targets import TARGETS_FILE
+from selfcluster.training.targets import TARGETS_FILE
 from selfcluster.types import DatasetInfo
 from tests.methods.test_contract import batch_of, progress
 

@@ -7,8 +7,8 @@ import xml.etree.ElementTree as ET
 
 import numpy as np
 
-from selfcluster.reporting.contents import read_contents
 from selfcluster.reporting.curves import loss_curve, other_curves
+from selfcluster.runs.contents import read_contents
 
 
 def contents(tmp_path, rows):

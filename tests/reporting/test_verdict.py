@@ -7,8 +7,8 @@ import json
 import numpy as np
 import pytest
 
-from selfcluster.reporting.contents import read_contents
 from selfcluster.reporting.verdict import judge
+from selfcluster.runs.contents import read_contents
 from tests.reporting.folders import make_run, write_clusters
 
 IDS = [f"{i:02}" for i in range(30)]

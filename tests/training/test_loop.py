@@ -12,9 +12,9 @@ import torch
 from selfcluster import api
 from selfcluster.data.quarantine import TooManyBadImages
 from selfcluster.methods import METHODS
-from selfcluster.training.checkpoint import load, load_newest
+from selfcluster.runs.checkpoint import load, load_newest
+from selfcluster.runs.folder import RunError, read_status
 from selfcluster.training.loop import Collapsed, Diverged, Preempted, clip, split
-from selfcluster.training.runs import RunError, read_status
 from selfcluster.types import Batch, Training
 from tests.methods.test_contract import assert_same_run
 
@@ -121,7 +121,7 @@ def test_other_data_is_refused_with_the_difference(tiny, tmp_path, pictures):
 
 
 def test_a_second_process_is_refused(tiny, tmp_path):
-    from selfcluster.training.runs import RunFolder
+    from selfcluster.runs.folder import RunFolder
 
     folder = RunFolder(tmp_path / "run")
     (tmp_path / "run/x").write_text("")
@@ -135,7 +135,7 @@ def test_a_second_process_is_refused(tiny, tmp_path):
 def test_a_folder_removed_under_a_run_is_not_written_to_again(tmp_path):
     import shutil
 
-    from selfcluster.training.runs import RunFolder
+    from selfcluster.runs.folder import RunFolder
 
     one = RunFolder(tmp_path / "run")
     shutil.rmtree(tmp_path / "run")
@@ -240,7 +240,7 @@ def test_embeddings_are_the_exported_networks(tiny, tmp_path, pictures):
     """timm alone rebuilds the network, and its features of the images are the run's, row by row."""
     import timm
 
-    from selfcluster.training.tables import read_embeddings
+    from selfcluster.runs.tables import read_embeddings
 
     tiny("swav", tmp_path / "run")
     spec = json.loads((tmp_path / "run/backbone.json").read_text())
@@ -258,7 +258,7 @@ def test_embeddings_are_the_exported_networks(tiny, tmp_path, pictures):
 
 def test_micro_batches_are_whole_on_every_process(tiny, tmp_path, monkeypatch):
     four = SimpleNamespace(world_size=lambda: 4, rank=lambda: 0)
-    monkeypatch.setattr("selfcluster.recipes.assemble.distributed", four)
+    monkeypatch.setattr("selfcluster.training.build.distributed", four)
     with pytest.raises(ValueError, match="--batch-size 12 does not divide by --accumulate 2 times 4 processes"):
         tiny("deepcluster_v2", tmp_path / "run", accumulate=2, batch_size=12)
 
@@ -266,7 +266,7 @@ def test_micro_batches_are_whole_on_every_process(tiny, tmp_path, monkeypatch):
 def test_a_disk_that_is_full_for_a_moment_leaves_whole_rows(tmp_path):
     import resource
 
-    from selfcluster.training.runs import RunFolder, read_metrics
+    from selfcluster.runs.folder import RunFolder, read_metrics
 
     folder = RunFolder(tmp_path / "run")
     folder.log({"step": 1})

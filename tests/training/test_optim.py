@@ -54,7 +54,7 @@ def test_weight_decay_follows_a_cosine():
     assert weight_decay_at(t, at(50)) == pytest.approx(0.22)
 
 
-def reference_steps(w, grads, lr, m, wd, lars, layerwise_adaptation=True, trust=0.001):
+def reference_steps(w, grads, lr, m, wd, lars, adapt=True, trust=0.001):
     """The formulas of the module's header, one parameter, float64."""
     v = np.zeros_like(w)
     for g in grads:
@@ -84,7 +84,9 @@ def test_layer_wise_rates_against_the_formulas(lars, kind):
         grads[0] = np.zeros(6)
     p = nn.Parameter(torch.tensor(w))
     adapt = kind != "not adapted"
-    optimizer = LARC([{"params": [p], "adapt": adapt}], lr=0.3, momentum=0.9, weight_decay=0.1, lars=lars)
+    optimizer = LARC(
+        [{"params": [p], "layerwise_adaptation": adapt}], lr=0.3, momentum=0.9, weight_decay=0.1, lars=lars
+    )
     for g in grads:
         p.grad = torch.tensor(g)
         optimizer.step()

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from selfcluster.training.checkpoint import load_newest
+from selfcluster.runs.checkpoint import load_newest
 from tests.conftest import TINY, TINY_SETTINGS
 from tests.methods.test_contract import assert_same_run
 
@@ -22,7 +22,7 @@ import numpy as np, torch, timm, sklearn.cluster, pyarrow.parquet
 torch.set_num_threads(1)
 from selfcluster import api
 from selfcluster.training import loop, finish
-from selfcluster.recipes import opening
+from selfcluster.training import start
 data = np.load(pictures)
 
 def child(folder):

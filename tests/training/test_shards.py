@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from selfcluster import distributed
-from selfcluster.recipes.opening import trained_method
-from selfcluster.training.checkpoint import load_newest
+from selfcluster.runs.checkpoint import load_newest
+from selfcluster.training.load import trained_method
 from selfcluster.training.parallel import join_ranks
 from selfcluster.training.shards import Shards
 from selfcluster.types import DatasetInfo
@@ -90,14 +90,17 @@ def test_clusters_of_features_that_never_meet_are_those_of_one_process(eight):
 def train(out, pictures, shards: int, **settings) -> None:
     """`api.train` of DeeperCluster with this rank's shard of the classifiers."""
     from selfcluster import api
-    from selfcluster.recipes import assemble
+    from selfcluster.training import build
 
-    plain, assemble.DatasetInfo = assemble.DatasetInfo, lambda *a, **kw: DatasetInfo(*a, **{**kw, "shard": shard_of(shards)})
+    plain, build.DatasetInfo = (
+        build.DatasetInfo,
+        lambda *a, **kw: DatasetInfo(*a, **{**kw, "shard": shard_of(shards)}),
+    )
     try:
         chosen = TINY | TINY_SETTINGS["deepercluster"] | {"learning_rate": 1e-3, "checkpoint_every": 1} | settings
         api.train("deepercluster", pictures, out=out, **chosen)
     finally:
-        assemble.DatasetInfo = plain
+        build.DatasetInfo = plain
 
 
 def losses(run) -> list[float]:

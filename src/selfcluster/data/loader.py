@@ -27,9 +27,9 @@ from torch import Tensor
 from selfcluster import distributed, randomness
 from selfcluster.data.decode import BadImage
 from selfcluster.data.images import ArrayImage, open_row
+from selfcluster.data.in_memory import load_in_memory
 from selfcluster.data.order import epoch_order, rank_slice, shuffled
 from selfcluster.data.quarantine import Find, Quarantine, TooManyBadImages
-from selfcluster.data.in_memory import load_in_memory
 from selfcluster.data.sources import Source, check_enough
 from selfcluster.types import Batch, EpochPlan
 from selfcluster.views.crops import center, center_batch, cut, cut_batch, decoded_side

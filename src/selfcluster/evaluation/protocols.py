@@ -11,7 +11,7 @@ from selfcluster.evaluation.clustering import cluster_vectors
 from selfcluster.evaluation.clusters import clusters
 from selfcluster.evaluation.knn import knn
 from selfcluster.evaluation.linear import linear
-from selfcluster.training.tables import CLUSTERS, read_clusters
+from selfcluster.runs.tables import CLUSTERS, read_clusters
 
 PROTOCOLS = ("knn", "linear", "clusters")
 

@@ -12,8 +12,8 @@ from selfcluster.clustering.assign import unit_rows
 from selfcluster.clustering.neighbors import nearest
 from selfcluster.data.decode import BadImage, decode
 from selfcluster.data.sources import DataError
-from selfcluster.training.runs import RunError
-from selfcluster.training.tables import CLUSTERS, EMBEDDINGS, read_clusters, read_embeddings
+from selfcluster.runs.folder import RunError
+from selfcluster.runs.tables import CLUSTERS, EMBEDDINGS, read_clusters, read_embeddings
 from selfcluster.views.crops import decoded_side
 
 

@@ -19,7 +19,18 @@ from torch.nn import functional as F
 from selfcluster.clustering.scores import successive_nmi
 from selfcluster.distributed import all_reduce, world_size
 from selfcluster.models.backbones import Backbone, final_relu
-from selfcluster.types import Assignment, Batch, Crops, Embeddings, EpochPlan, DatasetInfo, Group, Output, Progress, Training
+from selfcluster.types import (
+    Assignment,
+    Batch,
+    Crops,
+    DatasetInfo,
+    Embeddings,
+    EpochPlan,
+    Group,
+    Output,
+    Progress,
+    Training,
+)
 from selfcluster.views.plans import ViewPlan, plan_from_crops
 
 MakeBackbone = Callable[..., Any]  # (**creation arguments) -> a new, separately initialized network with .num_features
@@ -78,7 +89,7 @@ class Method(nn.Module):
         raise NotImplementedError
 
     def should_reassign(self, progress: Progress) -> bool:
-        """Whether targets are reassigned before this step: at the first step of every epoch unless a paper says else."""
+        """Whether targets are reassigned before this step; the default is the first step of every epoch."""
         return progress.step % progress.steps_per_epoch == 0
 
     def reassign(self, progress: Progress, embed: Embed) -> dict[str, float]:

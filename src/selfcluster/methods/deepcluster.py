@@ -25,7 +25,7 @@ from selfcluster.clustering.pic import PowerIterationClustering
 from selfcluster.clustering.whitening import WhiteningMemory
 from selfcluster.distributed import all_gather, all_reduce, share
 from selfcluster.methods.base import Embed, MakeBackbone, Method, labeled_cross_entropy, stability
-from selfcluster.types import Assignment, Batch, Crops, EpochPlan, DatasetInfo, Group, Output, Progress, Training
+from selfcluster.types import Assignment, Batch, Crops, DatasetInfo, EpochPlan, Group, Output, Progress, Training
 
 _WEIGHTINGS = ("uniform", "inverse", "inverse_sqrt", "none", "released")
 

@@ -2,7 +2,7 @@
 
 Caron et al. 2019, arXiv 1905.01278. N images, B of this rank, F features, d whitened axes, K clusters: m super-clusters
 of k = K // m each, S = 4 m super-classes (super-cluster, rotation) numbered 4 * super-cluster + quarter turns.
-Every `reassign_epochs` epochs two consecutive k-means over whitened features of upright images reassign the clusters, and
+Every `reassign_epochs` epochs two consecutive k-means over whitened features of upright images make new clusters, and
 all classifiers start anew. Every epoch gives each image one of the four rotations, evenly within each cluster; a batch
 holds equal shares of the S super-classes side by side and draws uniformly over the clusters of each. So the ranks of a
 super-class's group see nothing else, and need its classifier alone: `data.shard` = (i, c) holds those of super-classes
@@ -30,7 +30,7 @@ from selfcluster.clustering.whitening import WhiteningMemory
 from selfcluster.methods.base import Embed, MakeBackbone, Method, stability
 from selfcluster.methods.combinations import COMBINATIONS, TURNS, super_class
 from selfcluster.models.classifiers import restart_
-from selfcluster.types import Assignment, Batch, Crops, EpochPlan, DatasetInfo, Output, Progress, Training
+from selfcluster.types import Assignment, Batch, Crops, DatasetInfo, EpochPlan, Output, Progress, Training
 from selfcluster.views.pretext import rotate
 
 
@@ -124,7 +124,7 @@ class DeeperCluster(Method):
     def reassign(self, progress: Progress, embed: Embed) -> dict[str, float]:
         """Draw the epoch's rotations; every `reassign_epochs` epochs cluster first and start the classifiers anew."""
         self.reassigned.fill_(progress.epoch % self.settings.reassign_epochs == 0)
-        log = self.reassign(progress, embed) if self.reassigned else {}
+        log = self.cluster_images(progress, embed) if self.reassigned else {}
         # round and round over images ordered by cluster, at random in each: every cluster has all rotations
         order = torch.randperm(len(self.labels), generator=progress.generator("rotations")).to(self.labels.device)
         order = order[self.labels[order].argsort(stable=True)]
@@ -132,7 +132,7 @@ class DeeperCluster(Method):
         self.turns[order] = (torch.arange(len(order), device=order.device) + first) % TURNS
         return log
 
-    def reassign(self, progress: Progress, embed: Embed) -> dict[str, float]:
+    def cluster_images(self, progress: Progress, embed: Embed) -> dict[str, float]:
         """Two consecutive k-means over whitened features of upright images; no rank holds another's rows."""
         share = embed(lambda views: self.encode(views[0]))
         rows = self.whitening.fit_transform(share.rows)

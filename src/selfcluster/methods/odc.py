@@ -29,7 +29,7 @@ from selfcluster.clustering.memory import CentroidMemory, LabelMemory, SampleMem
 from selfcluster.clustering.rebalance import rebalance
 from selfcluster.distributed import share
 from selfcluster.methods.base import Embed, MakeBackbone, Method, labeled_cross_entropy
-from selfcluster.types import Assignment, Batch, Crops, EpochPlan, DatasetInfo, Group, Output, Progress, Training
+from selfcluster.types import Assignment, Batch, Crops, DatasetInfo, EpochPlan, Group, Output, Progress, Training
 
 
 @dataclass(frozen=True, kw_only=True)

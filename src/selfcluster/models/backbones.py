@@ -35,13 +35,13 @@ _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 class Backbone(nn.Module):
     """What `make_backbone` and `load_backbone` promise of timm's module; never instantiated.
 
-    `num_features` is F, `spec` the JSON-able arguments of `timm.create_model(**spec)`, `account` what became of the
+    `num_features` is F, `spec` the JSON-able arguments of `timm.create_model(**spec)`, `load_report` what became of the
     weights asked for with `init` ("" without). Calling it maps images (B, C, h, w) to features (B, F).
     """
 
     num_features: int
     spec: dict[str, Any]
-    account: str
+    load_report: str
 
     def forward(self, images: Tensor) -> Tensor:
         raise NotImplementedError

@@ -41,7 +41,7 @@ def fold_sobel(module: Any, *, padding: int | None = None, channels: int | None 
         channels: C; default what its `spec` says of the images, 3 without one.
 
     Returns:
-        A copy without filters. `account` says where it is exact. Where the network has a `spec`, its own one rebuilds
+        A copy without filters. `load_report` says where it is exact. Where the network has a `spec`, its own one rebuilds
         it: `timm.create_model(**spec)`, strictly; else it is None and the copy cannot be saved.
 
     Raises:

@@ -30,7 +30,7 @@ def write_attention(
     import torch
 
     from selfcluster.models.attention import class_maps, last_attention, mass_mask
-    from selfcluster.recipes.opening import load_network
+    from selfcluster.training.load import load_network
     from selfcluster.training.precision import pick_device
     from selfcluster.views.crops import center
 

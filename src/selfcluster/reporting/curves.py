@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from selfcluster.reporting.contents import Contents
+from selfcluster.runs.contents import Contents
 
 _INK, _GRID, _LINE, _CHANCE = "#010203", "#010204", "#010205", "#010206"  # stand-ins that no palette uses
 _THEME = {_INK: "currentColor", _GRID: "var(--rule)", _LINE: "var(--accent)", _CHANCE: "var(--chance)"}

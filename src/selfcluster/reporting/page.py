@@ -28,12 +28,12 @@ from markupsafe import Markup, escape
 from selfcluster.clustering.scores import rankme
 from selfcluster.files import make_writable, write_atomically
 from selfcluster.reporting.colors import cluster_colors
-from selfcluster.reporting.contents import Contents, method_of, read_contents
 from selfcluster.reporting.curves import loss_curve, other_curves
 from selfcluster.reporting.gallery import Gallery, build_gallery
 from selfcluster.reporting.map import lay_out, sample_rows
 from selfcluster.reporting.thumbnails import data_uri, is_pixel_art, read_squares, sprite
 from selfcluster.reporting.verdict import Verdict, judge
+from selfcluster.runs.contents import Contents, method_of, read_contents
 
 _CARDS = 60
 _MOST_ROWS = 2_000  # clusters without pictures

@@ -13,8 +13,8 @@ from typing import Literal
 import numpy as np
 
 from selfcluster.clustering.scores import effective_clusters
-from selfcluster.methods.schema import read_schema
-from selfcluster.reporting.contents import Contents, method_of
+from selfcluster.runs.contents import Contents, method_of
+from selfcluster.settings.schema import read_schema
 
 _AT_CHANCE = 0.01
 _RANK_SHARE = 0.02

@@ -14,13 +14,9 @@ from selfcluster.clustering.scores import effective_clusters
 from selfcluster.data.loader import Loader
 from selfcluster.data.sources import Source
 from selfcluster.models.backbones import save_backbone
-from selfcluster.training.console import Console
-from selfcluster.training.embedding import gather_rows, make_embed
-from selfcluster.training.health import NEAR
-from selfcluster.training.loop import LoopSettings
-from selfcluster.training.runs import read_metrics
-from selfcluster.training.state import RunState
-from selfcluster.training.tables import (
+from selfcluster.runs.console import Console
+from selfcluster.runs.folder import read_metrics
+from selfcluster.runs.tables import (
     CLUSTERS,
     EMBEDDINGS,
     ClusterTable,
@@ -28,6 +24,10 @@ from selfcluster.training.tables import (
     write_clusters,
     write_embeddings,
 )
+from selfcluster.training.embedding import gather_rows, make_embed
+from selfcluster.training.health import NEAR
+from selfcluster.training.loop import LoopSettings
+from selfcluster.training.state import RunState
 
 
 def finish(

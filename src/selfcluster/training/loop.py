@@ -21,13 +21,13 @@ from selfcluster import randomness
 from selfcluster.data.loader import Loader
 from selfcluster.distributed import all_reduce, rank, world_size
 from selfcluster.methods.base import Method
-from selfcluster.training.console import Console
+from selfcluster.runs.console import Console
+from selfcluster.runs.folder import RunFolder
 from selfcluster.training.embedding import make_embed, to_layout
 from selfcluster.training.health import SAMPLE, Health
 from selfcluster.training.optim import forget, learning_rate_at, make_optimizer, set_rates, weight_decay_at
 from selfcluster.training.parallel import join_ranks, reducing
 from selfcluster.training.precision import autocast
-from selfcluster.training.runs import RunFolder
 from selfcluster.training.signals import StopRequest
 from selfcluster.training.state import RunState, layout_of
 from selfcluster.types import Batch, Output, Progress, Training

@@ -68,7 +68,7 @@ class LARC(torch.optim.Optimizer):
         trust: float = 0.001,
         lars: bool = False,
     ) -> None:
-        defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "adapt": True}
+        defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "layerwise_adaptation": True}
         super().__init__(params, defaults)
         self.trust, self.lars = trust, lars
 

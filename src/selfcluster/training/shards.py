@@ -15,7 +15,7 @@ from torch import Tensor
 
 from selfcluster.distributed import all_reduce, gather_objects, rank, world_size
 from selfcluster.methods.base import Method
-from selfcluster.training import checkpoint
+from selfcluster.runs import checkpoint
 
 
 class Shards:

@@ -11,17 +11,17 @@ from torch import Tensor
 
 from selfcluster import distributed
 from selfcluster.methods.base import Method
-from selfcluster.training import checkpoint
-from selfcluster.training.console import Console
+from selfcluster.runs import checkpoint
+from selfcluster.runs.console import Console
+from selfcluster.runs.folder import RunFolder
 from selfcluster.training.health import Health
 from selfcluster.training.optim import load_optimizer_tensors, optimizer_tensors
-from selfcluster.training.runs import RunFolder
 from selfcluster.training.shards import Shards
 
 
 @dataclass
 class RunState:
-    """`step` steps are done and `skipped` of them did not count; `reassignment` holds the last reassignment's numbers."""
+    """`step` steps are done and `skipped` of them did not count; `reassignment` holds what the last one logged."""
 
     method: Method
     optimizer: torch.optim.Optimizer

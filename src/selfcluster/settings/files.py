@@ -11,7 +11,7 @@ import yaml
 
 from selfcluster.data.names import to_id
 from selfcluster.data.sources import Source, open_source
-from selfcluster.training.runs import has_begun, read_config
+from selfcluster.runs.folder import has_begun, read_config
 
 _SUBSET = ("labels_from", "limit", "classes", "long_tail", "label_noise", "seed")  # which images a run is of
 _NOT_FLAGS = ("method", "data", "recipe", "about")  # what a config.yaml holds beside the flags

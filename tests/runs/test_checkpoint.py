@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from selfcluster.training import checkpoint
+from selfcluster.runs import checkpoint
 
 TENSORS = {"a": torch.arange(6.0).reshape(2, 3).T, "b": torch.tensor(3), "c": torch.ones(2, dtype=torch.bfloat16)}
 
@@ -65,7 +65,7 @@ def test_nothing_there(tmp_path):
 KILLED = """
 import os, sys, torch
 from pathlib import Path
-from selfcluster.training import checkpoint
+from selfcluster.runs import checkpoint
 folder, at = Path(sys.argv[1]), int(sys.argv[2])
 checkpoint.save(folder, 1, {"a": torch.ones(4)}, {"step": 1}, keep=1)
 calls = 0

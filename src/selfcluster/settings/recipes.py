@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from math import ceil, sqrt
 from typing import Any
 
-from selfcluster.methods.schema import Schema
+from selfcluster.settings.schema import Schema
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from selfcluster.methods.schema import Schema, Setting
+from selfcluster.settings.schema import Schema, Setting
 
 
 @dataclass(frozen=True)

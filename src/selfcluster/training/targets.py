@@ -28,12 +28,12 @@ from selfcluster.files import write_atomically
 from selfcluster.models.backbones import load_backbone, make_backbone
 from selfcluster.models.frozen import Frozen
 from selfcluster.models.initialize import OtherInput
-from selfcluster.recipes.needs import AT_EACH_STEP, check_needs, layers_in, means_a_path, teachers_in
-from selfcluster.training.checkpoint import load_newest
-from selfcluster.training.console import Console
+from selfcluster.runs.checkpoint import load_newest
+from selfcluster.runs.console import Console
+from selfcluster.runs.folder import RunError, is_run
+from selfcluster.settings.requirements import AT_EACH_STEP, check_needs, layers_in, means_a_path, teachers_in
 from selfcluster.training.embedding import make_embed
 from selfcluster.training.precision import pick_device, pick_precision
-from selfcluster.training.runs import RunError, is_run
 from selfcluster.training.state import section
 
 TARGETS_FILE = "targets.npy"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import yaml
 
-from selfcluster.reporting.contents import Vectors, read_contents
+from selfcluster.runs.contents import Vectors, read_contents
 from tests.reporting.folders import make_run, write_vectors
 
 

@@ -43,7 +43,7 @@ class Schema:
 def read_schema(method: str) -> Schema:
     """Read the method's file; raises KeyError for an unknown name."""
     name = canonical(method)
-    source = (Path(__file__).parent / f"{name}.py").read_text()
+    source = (Path(__file__).parent.parent / "methods" / f"{name}.py").read_text()
     tree = ast.parse(source)
     comments = _comments(source)
     settings: tuple[Setting, ...] = ()

@@ -15,9 +15,9 @@ from selfcluster.methods import METHODS
 from selfcluster.methods.base import Method
 from selfcluster.models.backbones import make_backbone, probe
 from selfcluster.models.folding import full_name
-from selfcluster.recipes.targets import read_targets, teachers_of
 from selfcluster.training.loop import LoopSettings
 from selfcluster.training.precision import pick_device, pick_precision
+from selfcluster.training.targets import read_targets, teachers_of
 from selfcluster.types import Crops, DatasetInfo, Training
 from selfcluster.views.plans import ViewPlan
 from selfcluster.views.pretext import patch_side
@@ -86,8 +86,10 @@ def assemble(config: Mapping[str, Any], num_images: int, run: Path | None = None
         )
     count = gcd(kind.shards(settings), world)
     shard = (distributed.rank() * count // world, count)
-    facts = DatasetInfo(num_images, config["image_size"], config["channels"], targets=targets, teacher=teachers, shard=shard)
-    method = kind(backbone, settings, facts)
+    info = DatasetInfo(
+        num_images, config["image_size"], config["channels"], targets=targets, teacher=teachers, shard=shard
+    )
+    method = kind(backbone, settings, info)
     method = method.to(device)
     method.to(memory_format=torch.channels_last)
     loop = LoopSettings(

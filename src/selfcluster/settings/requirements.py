@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from selfcluster.data.sources import Source
-from selfcluster.training.runs import is_run, read_config, read_status
+from selfcluster.runs.folder import is_run, read_config, read_status
 
 # what ClusterFit's heads learn, and whether labels are needed for it
 TARGETS = {"kmeans": False, "per_label": True, "prototypes": True, "distill": True, "regress": False}

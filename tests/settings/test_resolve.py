@@ -5,9 +5,9 @@ import re
 import pytest
 
 from selfcluster.methods import NAMES
-from selfcluster.recipes.named import RECIPES, DataSummary
-from selfcluster.recipes.resolve import resolve
-from selfcluster.recipes.settings import read_settings
+from selfcluster.settings.files import read_settings
+from selfcluster.settings.recipes import RECIPES, DataSummary
+from selfcluster.settings.resolve import resolve
 
 PHOTOS = DataSummary(50_000, 300, 3, gpu=True)
 DIGITS = DataSummary(1797, 8, 1)

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from selfcluster.methods.schema import Schema, read_schema, training_defaults
-from selfcluster.recipes.named import RECIPES, DataSummary
-from selfcluster.recipes.options import check_names, checked, options_for
+from selfcluster.settings.options import check_names, checked, options_for
+from selfcluster.settings.recipes import RECIPES, DataSummary
+from selfcluster.settings.schema import Schema, read_schema, training_defaults
 
 # rates that a paper gives for a batch of `images_per_rate`
 SCALED = ("learning_rate", "final_learning_rate", "warmup_learning_rate")

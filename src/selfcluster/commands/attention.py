@@ -1,0 +1,57 @@
+"""`selfcluster attention`: what a vision transformer looks at."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+HELP = "what a vision transformer looks at"
+
+
+def attention(
+    run: str | os.PathLike[str],
+    images: Sequence[str | os.PathLike[str]],
+    *,
+    out: str | os.PathLike[str] | None = None,
+    share: float = 0.6,
+    image_size: int | None = None,
+    device: str = "auto",
+) -> dict[str, Any]:
+    """What a vision transformer looks at: the attention of its last block, from the class token, as pictures.
+
+    Args:
+        run: a run folder, an exported backbone folder or file, or a timm name.
+        images: image files; the middle square of each is shown to the network.
+        out: folder for NAME-head-1.png and so on, a picture a head, and NAME-mask.png; default RUN/attention.
+        share: of the heads' mean attention that the mask holds, in as few patches as do.
+        image_size: side in pixels; more than the network was trained on gives finer maps.
+        device: cpu, cuda or auto.
+
+    Returns:
+        out, heads, grid (patches down and across) and pictures (all files).
+
+    Raises:
+        ValueError: the network is no vision transformer, or no image file is given.
+    """
+    from selfcluster.reporting.attention import write_attention
+
+    return write_attention(Path(run), [Path(i) for i in images], out, share, image_size, device)
+
+
+def add_flags(parser: argparse.ArgumentParser, words: list[str]) -> None:
+    parser.add_argument("run", metavar="RUN", help="run folder, exported backbone, or timm name")
+    parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files")
+    parser.add_argument("--out", help="folder for the pictures; default RUN/attention")
+    parser.add_argument("--share", type=float, default=0.6, help="share of the attention that the mask holds")
+    parser.add_argument("--image-size", type=int, help="side in pixels; larger gives finer maps")
+    parser.add_argument("--device", default="auto", help="cpu, cuda or auto")
+    parser.set_defaults(run_command=run_command)
+
+
+def run_command(**settings: Any) -> tuple[Any, str]:
+    result = attention(**settings)
+    down, across = result["grid"]
+    return result, f"{result['out']}: {result['heads']} heads of {down} x {across} patches, and the mask, of each image"

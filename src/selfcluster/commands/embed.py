@@ -1,0 +1,107 @@
+"""`selfcluster embed`: features of images by a trained network."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from selfcluster.commands.flags import add_network_flags
+from selfcluster.data.sources import open_source
+from selfcluster.files import make_writable
+from selfcluster.runs.folder import RunError, is_run, read_config
+from selfcluster.settings.files import part_of
+
+HELP = "features of images by a trained network"
+_EMBEDDING = "selfcluster: embedding the images"
+
+
+def embed(
+    run: str | os.PathLike[str],
+    data: Any = None,
+    *,
+    out: str | os.PathLike[str] | None = None,
+    batch_size: int = 256,
+    workers: int | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    max_bad: float | None = None,
+    image_size: int | None = None,
+    **subset: Any,
+) -> dict[str, Any]:
+    """Features of images by a trained network, one row an image, in the order of their ids.
+
+    Args:
+        run: a run folder, an exported backbone folder or file, or a timm name.
+        data: the images; default those the run was trained on.
+        out: the Parquet file (id, path, vector), with a .quarantine.jsonl of unreadable images where there are any;
+            default RUN/embeddings.parquet for the run's own images, for others none.
+        batch_size, workers, device, precision: as in training.
+        max_bad: share of the images that may be unreadable; default the run's own, else 0.01.
+        image_size: side in pixels for a timm name; a run knows its own.
+        **subset: labels_from, limit, classes, long_tail, seed; of the run's own images, too, these go to `out` alone.
+
+    Returns:
+        out, ids, paths, vectors (n, F) float32, labels (n,) int64 or None, and class_names.
+    """
+    where = Path(run)
+    trained = read_config(where) if is_run(where) else {}
+    if data is None and not trained:
+        raise RunError(f"{run} is no run folder, so it names no images: say which")
+    chosen = part_of(trained) if data is None else {}
+    source = open_source(trained["data"] if data is None else data, **chosen | subset)
+
+    from selfcluster.data.loader import Loader
+    from selfcluster.runs.tables import EMBEDDINGS, image_names, table_name, write_embeddings
+    from selfcluster.training.embedding import gather_rows, make_embed
+    from selfcluster.training.load import load_network
+    from selfcluster.training.precision import pick_device, pick_precision
+
+    path: Any = table_name(out, where / EMBEDDINGS if trained and data is None and not subset else None, ".parquet")
+    bad = path.with_suffix(".quarantine.jsonl") if path is not None else None
+    if bad is not None:
+        make_writable(bad.parent)
+        bad.unlink(missing_ok=True)
+    target = pick_device(device)
+    module, mean, std, size = load_network(str(run), image_size, source)
+    loader = Loader(
+        source,
+        batch_size=min(batch_size, len(source)),
+        image_size=size,
+        channels=len(mean),
+        mean=mean,
+        std=std,
+        device=target,
+        workers=workers,
+        max_bad=trained.get("max_bad", 0.01) if max_bad is None else max_bad,
+        quarantine=bad,
+    )
+    module.to(target).eval()
+    embed_all = make_embed(module, loader, None, device=target, precision=pick_precision(precision, target))
+    index, vectors = gather_rows(embed_all(lambda views: module(views[0])))
+    ids, paths = image_names(source, index)
+    if path is not None:
+        write_embeddings(path, ids, paths, vectors)
+    labels = None if source.labels is None else source.labels[index]
+    found = {"ids": ids, "paths": paths, "vectors": vectors, "labels": labels, "class_names": source.class_names}
+    return {"out": str(path) if path else None, **found}
+
+
+def add_flags(parser: argparse.ArgumentParser, words: list[str]) -> None:
+    parser.add_argument("run", metavar="RUN", help="run folder, exported backbone, or timm name (not trained)")
+    parser.add_argument("data", metavar="DATA", nargs="?", help="images; default those of the run")
+    parser.add_argument("--out", help="Parquet file; default RUN/embeddings.parquet")
+    add_network_flags(parser, "labels_from", "seed")
+    parser.set_defaults(run_command=run_command)
+
+
+def run_command(run: str, data: str | None, out: str | None, **settings: Any) -> tuple[Any, str]:
+    if out is None and (data is not None or settings.keys() & {"limit", "classes", "long_tail", "labels_from", "seed"}):
+        raise ValueError("embed: say with --out FILE where the embeddings go")
+    print(_EMBEDDING, file=sys.stderr)
+    result = embed(run, data, out=out, **settings)
+    rows, width = result["vectors"].shape
+    told = {"out": result["out"], "images": rows, "features": width}
+    return told, f"{result['out']}: {rows} images, {width} features"

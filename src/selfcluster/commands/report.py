@@ -1,0 +1,49 @@
+"""`selfcluster report`: write the page that shows the clusters."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from selfcluster.data.sources import DataError, open_source
+from selfcluster.runs.folder import read_config
+from selfcluster.settings.files import part_of
+
+HELP = "a page that shows the clusters"
+
+
+def report(run: str | os.PathLike[str], data: Any = None, *, out: str | os.PathLike[str] | None = None) -> Path:
+    """Write the page that shows what a run found: one HTML file that opens offline.
+
+    Args:
+        run: a run folder.
+        data: the images, for the thumbnails; default where the run found them.
+        out: default RUN/report.html.
+    """
+    from selfcluster.reporting.page import write_report
+
+    where = Path(run)
+    config = read_config(where)
+    try:
+        source = open_source(config["data"] if data is None else data, **part_of(config))
+    except DataError as error:
+        if data is not None:
+            raise
+        print(f"selfcluster: the page has no pictures: {error}", file=sys.stderr)
+        source = None
+    return write_report(where, source, out=None if out is None else Path(out))
+
+
+def add_flags(parser: argparse.ArgumentParser, words: list[str]) -> None:
+    parser.add_argument("run", metavar="RUN", help="run folder")
+    parser.add_argument("--data", help="images, if they have moved")
+    parser.add_argument("--out", help="HTML file; default RUN/report.html")
+    parser.set_defaults(run_command=run_command)
+
+
+def run_command(run: str, data: str | None, out: str | None) -> tuple[Any, str]:
+    path = report(run, data, out=out)
+    return {"out": str(path)}, f"{path}: open it in a browser"

@@ -1,0 +1,51 @@
+"""`selfcluster search`: the images of a run that are most like a given one."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+from selfcluster.commands.embed import embed
+from selfcluster.runs.folder import read_config
+
+HELP = "images of a run that are most like a given one"
+
+
+def search(
+    run: str | os.PathLike[str], image: str | os.PathLike[str], *, k: int = 10, device: str = "auto"
+) -> list[dict[str, Any]]:
+    """The images of a run that are most like a given one.
+
+    Args:
+        run: a finished run folder.
+        image: an image file, one of the run's or any other.
+        k: how many.
+        device: as in training.
+
+    Returns:
+        A row an image, most alike first: rank, cosine (of the features), id, path, cluster.
+    """
+    from selfcluster.evaluation.similar import most_similar, read_picture
+
+    picture = read_picture(Path(image), read_config(Path(run))["image_size"])
+    vector = embed(run, picture, device=device)["vectors"][0]
+    return most_similar(Path(run), vector, k)
+
+
+def add_flags(parser: argparse.ArgumentParser, words: list[str]) -> None:
+    parser.add_argument("run", metavar="RUN", help="run folder")
+    parser.add_argument("image", metavar="IMAGE", help="an image file")
+    parser.add_argument("--k", type=int, default=10, help="how many images; default 10")
+    parser.add_argument("--device", default="auto", help="cpu, cuda or auto")
+    parser.set_defaults(run_command=run_command)
+
+
+def run_command(**settings: Any) -> tuple[Any, str]:
+    rows = search(**settings)
+    lines = [
+        f"{r['rank']:>4}{r['cosine']:>9.4f}  {'-' if r['cluster'] is None else r['cluster']:>7}  {r['path']}"
+        for r in rows
+    ]
+    return rows, "\n".join([f"{'rank':>4}{'cosine':>9}  {'cluster':>7}  path", *lines])

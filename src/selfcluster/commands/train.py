@@ -1,0 +1,178 @@
+"""`selfcluster train`: learn features and clusters from images."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import time
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from selfcluster.commands.flags import add_option
+from selfcluster.data.sources import DataError, check_enough
+from selfcluster.methods import NAMES, canonical
+from selfcluster.runs.folder import RunFolder, has_begun, read_status
+from selfcluster.settings.files import open_for, read_settings
+from selfcluster.settings.options import SHARED, options_for
+from selfcluster.settings.recipes import RECIPES
+from selfcluster.settings.requirements import check_needs
+from selfcluster.settings.resolve import SCALED, images_per_rate, paper_values
+from selfcluster.settings.schema import read_schema
+
+HELP = "learn features and clusters from images"
+
+
+def train(
+    method: str,
+    data: Any,
+    *,
+    out: str | os.PathLike[str] | None = None,
+    recipe: str | None = None,
+    config: str | os.PathLike[str] | Mapping[str, Any] | None = None,
+    quiet: bool = False,
+    **settings: Any,
+) -> dict[str, Any]:
+    """Train `method` on the images in `data` and write features and clusters.
+
+    Args:
+        method: a name of `METHODS`, hyphens or underscores.
+        data: a folder, a .txt, .csv or .parquet list of files, a tar or an array of images, or
+            "builtin:digits"; see `open_source`.
+        out: the run folder; default runs/METHOD-DATANAME. An unfinished run in it goes on, a finished one is returned.
+        recipe: auto (from the data), paper, small or cifar; None: auto, or that of the run that goes on.
+        config: a `config.yaml` or a mapping of settings.
+        quiet: print nothing but warnings.
+        **settings: any flag of `selfcluster train METHOD --help`, with underscores.
+
+    Returns:
+        The run's summary: run, method, images, steps, minutes, loss, chance_loss, clusters, bad_images, ...
+
+    Raises:
+        RunError: another run lives in `out`; the message names what differs.
+        ValueError: an unknown setting or a value out of range.
+
+    >>> train("swav", "photos/", epochs=5)["clusters"]  # doctest: +SKIP
+    """
+    name = canonical(method)
+    from_file = read_settings(config)
+    said = {**from_file, **settings}
+    source, path = open_for(name, data, said, out)
+    if len(source) < 2:
+        raise DataError(f"{len(source)} image in {source.where}: training needs at least 2")
+    if isinstance(said.get("batch_size"), int):
+        check_enough(len(source), said["batch_size"])
+    if not has_begun(path):  # a run that goes on has had all it needs
+        check_needs(name, said, source)
+
+    from selfcluster import distributed
+    from selfcluster.data.loader import Loader
+    from selfcluster.runs.console import Console
+    from selfcluster.training.build import NORMALIZATION, assemble
+    from selfcluster.training.finish import finish
+    from selfcluster.training.loop import Preempted, fit
+    from selfcluster.training.precision import pick_device
+    from selfcluster.training.start import open_run
+    from selfcluster.training.targets import make_targets
+    from selfcluster.training.tracking import tensorboard_rows
+
+    distributed.start(pick_device(said.get("device") or "auto"))
+    first = distributed.rank() == 0
+    console = Console(quiet or not first)
+    folder: RunFolder | None = None
+    agreed: Any = None
+    if first:
+        try:
+            folder, resolved = open_run(path, name, source, recipe, from_file, settings, console)
+            agreed = resolved, read_status(path)
+        except (ValueError, OSError) as error:
+            agreed = error
+    agreed = distributed.broadcast_object(agreed)  # every rank stops with the first one's reason
+    if isinstance(agreed, Exception):
+        raise agreed
+    resolved, status = agreed
+    started = time.monotonic()
+    try:
+        if status.get("state") == "finished":
+            console.say(f"{path} is finished; choose another --out to train again")
+            return {**status["summary"], "run": str(path), "embeddings": str(path / "embeddings.parquet")}
+        if folder is not None:
+            folder.status("running")
+        again = partial(train, name, data, recipe=recipe, quiet=quiet)
+        make_targets(resolved, source, path, console, again)
+        parts = assemble(resolved, len(source), path)
+        for note in parts.notes:
+            console.say(note)
+        mean, std = NORMALIZATION[resolved["channels"]]
+        loader = Loader(
+            source,
+            mean=mean,
+            std=std,
+            device=parts.loop.device,
+            quarantine=path / "quarantine.jsonl",
+            rank=distributed.rank(),
+            world=distributed.world_size(),
+            **{key: resolved[key] for key in ("batch_size", "image_size", "channels", "seed", "workers", "max_bad")},
+        )
+        with tensorboard_rows(path if first and resolved["tensorboard"] else None) as on_row:
+            where = folder, path / "checkpoints"
+            state = fit(parts.method, loader, parts.views, parts.loop, console, *where, on_row, source.ids.__getitem__)
+        summary = {"run": str(path), "method": name, "images": len(source), "steps": state.step}
+        summary |= finish(state, loader, parts.loop, source, mean, std, resolved["image_size"], console)
+        summary["minutes"] = round((time.monotonic() - started) / 60, 2)
+        if folder is not None:
+            folder.status("finished", summary=summary)
+        return summary
+    except BaseException as error:
+        if folder is not None:
+            preempted = isinstance(error, Preempted | KeyboardInterrupt)
+            folder.status("preempted" if preempted else "failed", message=str(error) or type(error).__name__)
+        raise
+    finally:
+        console.stop()
+        if folder is not None:
+            folder.close()
+
+
+def add_flags(parser: argparse.ArgumentParser, words: list[str]) -> None:
+    parser.usage = "selfcluster train METHOD DATA [--out RUN] [flags]"
+    parser.add_argument("method", metavar="METHOD", help=", ".join(NAMES))
+    parser.add_argument("data", metavar="DATA", help="folder, list of paths, folder of tars, or builtin:digits")
+    parser.add_argument("--out", help="run folder; default runs/METHOD-DATANAME; an unfinished run in it goes on")
+    recipes = "{" + ",".join(RECIPES) + "}"
+    parser.add_argument("--recipe", metavar=recipes, help="named settings; default auto, from the data")
+    parser.add_argument("--config", help="settings from a file; a run's config.yaml is one")
+    parser.add_argument("--quiet", action="store_true", help="print warnings only")
+    parser.set_defaults(run_command=run_command)
+    method = next((word for word in words if not word.startswith("-")), None)
+    if method is not None and words[0] != method:
+        parser.error("METHOD and DATA come first: selfcluster train METHOD DATA [flags]")
+    if method is None:
+        parser.epilog = "selfcluster train METHOD --help lists the method's own settings and the paper's values."
+        for option in SHARED:
+            add_option(parser, option)
+        return
+    schema = read_schema(method)
+    paper = paper_values(schema)
+    parser.description = schema.summary
+    shared, own = {option.name for option in SHARED}, parser.add_argument_group(f"settings of {schema.name}")
+    common = parser.add_argument_group("shared settings")
+    automatic = {option.name for option in SHARED if option.auto} | {"num_prototypes", "queue_length", "hidden"}
+    automatic |= {"queue_from_epoch", "freeze_epochs"}
+    for name, option in options_for(schema).items():
+        value = paper.get(name, option.default)
+        value = " ".join(f"{v:g}" for v in value) if isinstance(value, tuple) else value
+        per = f" for {images_per_rate(schema)} images, in proportion" if name in SCALED and value else ""
+        chosen = "; auto: from the data" if name in automatic else ""
+        shown = "" if value is None or value == "" else f" (paper: {value}{per}{chosen})"
+        add_option(common if name in shared else own, option, shown)
+
+
+def run_command(method: str, data: str, **settings: Any) -> tuple[Any, str]:
+    summary = train(canonical(method), data, **settings)
+    lines = [f"{key:>20}  {value}" for key, value in summary.items()]
+    run = shlex.quote(summary["run"])
+    lines += ["", f"selfcluster report {run}    shows the clusters"]
+    lines += [f"selfcluster search {run} IMAGE    finds the images most like one"]
+    return summary, "\n".join(lines)
