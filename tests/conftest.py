@@ -10,6 +10,8 @@ import pytest
 import torch
 
 torch.set_num_threads(1)  # two test processes share two cores
+if not torch.cuda.is_available():  # before Triton is imported: without a GPU its interpreter runs the kernels
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 def _serve(rank: int, world: int, port: int, requests, answers) -> None:

@@ -14,6 +14,7 @@ Letters: n rows, d dimensions, k centroids, P pairs of a row and a candidate.
 from __future__ import annotations
 
 import functools
+import importlib.util
 from typing import NamedTuple
 
 import torch
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from selfcluster.clustering import native
 
+ENGINES = ("native", "triton", "bfloat16", "float32")
 _CHUNK_BYTES = 4 << 20  # scores of a chunk stay in cache on a CPU
 _CHUNK_BYTES_CUDA = 1 << 30
 _PAIR_ELEMENTS = 1 << 19  # float64 numbers held at once when candidates are compared; out of cache it takes five times
@@ -52,7 +54,8 @@ def nearest_centroid(
         spherical: compare directions: rows and centroids are scaled to length 1 first, so that the squared
             distance is 2 - 2 cos. A row of zeros keeps length 0.
         exact: labels equal float64's; False takes the fast product's word, which is right but for near ties.
-        engine: "native" (compiled int8 proposals, CPU), "bfloat16" or "float32"; None takes the fastest at hand.
+        engine: "native" (compiled int8 proposals, CPU), "triton" (one fused kernel, CUDA), "bfloat16" or "float32";
+            None takes the fastest that runs here.
 
     Returns:
         `Nearest(labels, distances)`. Never holds more than a few MB of scores on a CPU (1 GB on CUDA).
@@ -70,8 +73,12 @@ def nearest_centroid(
     if spherical:
         x, centroids = unit_rows(x), unit_rows(centroids)
     chosen = engine or _fastest(x)
-    if chosen not in ("native", "bfloat16", "float32"):
-        raise ValueError(f"engine={engine!r} is none of 'native', 'bfloat16', 'float32'")
+    if chosen not in ENGINES:
+        raise ValueError(f"engine={engine!r} is none of {', '.join(map(repr, ENGINES))}")
+    if chosen == "triton":
+        from selfcluster.clustering.cuda import assign as cuda
+
+        return Nearest(*cuda.nearest(x, centroids))
     if chosen == "native":
         labels, distances, done = native.nearest(x, centroids)
         found = Nearest(labels, distances)
@@ -104,7 +111,18 @@ def _working(x: Tensor) -> Tensor:
 def _fastest(x: Tensor) -> str:
     if native.takes(x):
         return "native"
+    if x.is_cuda and has_triton():
+        from selfcluster.clustering.cuda import assign as cuda
+
+        if cuda.takes(x):
+            return "triton"
     return "bfloat16" if multiplies_bfloat16(x.device) else "float32"
+
+
+@functools.cache
+def has_triton() -> bool:
+    """Whether the Triton kernels can be compiled: torch for CUDA brings Triton."""
+    return importlib.util.find_spec("triton") is not None
 
 
 @functools.cache

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from selfcluster import distributed
 from selfcluster.clustering import native
-from selfcluster.clustering.assign import nearest_centroid, unit_rows
+from selfcluster.clustering.assign import has_triton, nearest_centroid, unit_rows
 from selfcluster.clustering.rows import Rows
 from selfcluster.clustering.two_level import Regions
 
@@ -81,6 +81,11 @@ def add_rows(sums: Tensor, x: Tensor, labels: Tensor, weight: Tensor | None) -> 
     """sums[labels[i]] += weight[i] x[i] in float64: float32 sums of a large cluster are off by 1e-4."""
     if native.takes(x):
         native.add(sums, x, labels, weight)
+        return
+    if x.is_cuda and has_triton() and x.dtype == torch.float32:
+        from selfcluster.clustering.cuda import sums as cuda
+
+        cuda.add_rows(sums, x, labels, weight)
         return
     threads = torch.get_num_threads()
     if x.device.type == "cpu":  # index_add_ is serial, and blocks this short wait for a second thread longer than work

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from selfcluster import distributed
 from selfcluster.clustering import native
+from selfcluster.clustering.assign import has_triton
 
 # Smallest exponent kept: no entry, and so no sum, is ever zero, and no quotient of two of them leaves float32.
 # Cosines at epsilon = 0.05 span 40; entries beyond 60 have e^-60 = 9e-27 of their row's largest.
@@ -67,6 +68,12 @@ def sinkhorn(scores: Any, epsilon: float = 0.05, iterations: int = 3, extra: Any
     parts = [scores] if extra is None else [scores, extra[distributed.share(len(extra))]]
     if all(native.takes_scores(part) for part in parts):
         return _compiled([part.detach() for part in parts], epsilon, iterations)
+    if scores.is_cuda and has_triton():
+        from selfcluster.clustering.cuda import sinkhorn as cuda
+
+        if all(cuda.takes(part) for part in parts):
+            made = [cuda.Exponentials(part.detach(), epsilon, _LOWEST) for part in parts if len(part)]
+            return balanced(made, scores, epsilon, iterations)
     with torch.autocast(scores.device.type, enabled=False):
         kernel, v = _kernel([p.detach() for p in parts], epsilon)  # (R, K), (R,)
         blocks = _blocks(kernel)
@@ -150,6 +157,21 @@ def _compiled(parts: list[Tensor], epsilon: float, iterations: int) -> Tensor:
         else:
             sums.append(total * ((reference - highest.double()) / epsilon).exp())
     u = _scaled(sums, codes)
+    for _ in range(iterations - 1):
+        u = _scaled([m.columns(u=u) for m in made], codes)
+    if len(codes):
+        made[0].codes(u, codes)
+    return codes
+
+
+def balanced(made: list[Any], scores: Tensor, epsilon: float, iterations: int) -> Tensor:
+    """Codes (B, K) of the first of the matrices `made`, one pass over each matrix an iteration. No step waits for the
+    host. A matrix has `top`, `columns` and `codes`, as `native.Exponentials` and its CUDA twin do."""
+    codes = torch.empty(scores.shape, device=scores.device)
+    highest = torch.cat([*(m.top for m in made), codes.new_full((1,), -torch.inf)]).max()
+    if distributed.world_size() > 1:
+        dist.all_reduce(highest, dist.ReduceOp.MAX)
+    u = _scaled([m.columns(v=((m.top - highest) / epsilon).clamp_(min=_LOWEST).exp_()) for m in made], codes)
     for _ in range(iterations - 1):
         u = _scaled([m.columns(u=u) for m in made], codes)
     if len(codes):
