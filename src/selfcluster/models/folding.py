@@ -41,8 +41,9 @@ def fold_sobel(module: Any, *, padding: int | None = None, channels: int | None 
         channels: C; default what its `spec` says of the images, 3 without one.
 
     Returns:
-        A copy without filters. `load_report` says where it is exact. Where the network has a `spec`, the copy's own spec
-        rebuilds it strictly with `timm.create_model(**spec)`; else it is None and the copy cannot be saved.
+        A copy without filters. `load_report` says where it is exact. Where the network has a `spec`, the
+        copy's own spec rebuilds it strictly with `timm.create_model(**spec)`. Otherwise the spec is None and the copy
+        cannot be saved.
 
     Raises:
         ValueError: a first convolution that is not plain, or not of two channels.
