@@ -21,7 +21,8 @@ from torchvision.transforms import v2
 
 from selfcluster.types import Crops
 from selfcluster.views import crops
-from selfcluster.views.plans import ViewPlan, plan_from_crops
+from selfcluster.views.augmentations import plan_from_crops
+from selfcluster.views.plans import ViewPlan
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.228, 0.224, 0.225)
 

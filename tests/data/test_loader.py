@@ -17,7 +17,8 @@ from selfcluster.data.loader import Loader
 from selfcluster.data.quarantine import TooManyBadImages
 from selfcluster.data.sources import DataError, open_source
 from selfcluster.types import Crops, EpochPlan
-from selfcluster.views.plans import ViewGroup, ViewPlan, plan_from_crops
+from selfcluster.views.augmentations import plan_from_crops
+from selfcluster.views.plans import ViewGroup, ViewPlan
 
 PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
 CROPS = ViewPlan(groups=(ViewGroup(count=2, size=12), ViewGroup(count=3, size=6, scale=(0.1, 0.3))))

@@ -1,10 +1,16 @@
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 import torch
 
+from selfcluster import randomness
 from selfcluster.types import Crops
 from selfcluster.views import crops, pretext
-from selfcluster.views.plans import AUGMENTATIONS, Affine, Color, ViewGroup, ViewPlan, plan_from_crops
+from selfcluster.views.augmentations import AUGMENTATIONS, plan_from_crops, register_augmentation
+from selfcluster.views.color import Color
+from selfcluster.views.geometry import Affine
+from selfcluster.views.plans import ViewGroup, ViewPlan
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SMALL = {"global_size": 16, "local_size": 12, "local_crops": 2}
@@ -191,3 +197,32 @@ def test_mistakes_are_named():
         plan.apply([images(1), images(2)], 0, 0, torch.arange(1), MEAN, STD)
     with pytest.raises(ValueError, match="not 3 numbers each"):
         plan.apply([images(1)] * 2, 0, 0, torch.arange(1), (0.5,), (0.5,))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Invert:
+    """A further operation: a share `p` of the samples is inverted."""
+
+    p: float
+    name = "invert"
+    uniforms = 1
+
+    def apply(self, x: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
+        return torch.where(uniforms[:, 0, None, None, None] < self.p, 255 - x, x)
+
+
+def test_a_further_operation_runs_with_draws_of_its_own_and_by_name(monkeypatch):
+    monkeypatch.setattr("selfcluster.views.augmentations.AUGMENTATIONS", dict(AUGMENTATIONS))
+    group = ViewGroup(scale=None, flip_p=0.0, operations=(Invert(p=0.5),))
+    register_augmentation("inverted", lambda: (group, group, group))
+    with pytest.raises(ValueError, match="'inverted' exists already"):
+        register_augmentation("inverted", lambda: (group, group, group))
+    plan = plan_from_crops(Crops(augment="inverted", global_size=4), 3)
+    x = torch.full((64, 3, 4, 4), 200, dtype=torch.uint8)
+    index = torch.arange(64)
+    first, second = plan.apply([x, x], 0, 5, index, (0.0,) * 3, (1.0,) * 3)
+    expected = randomness.draw(0, "invert", 5, index, 0, 1)[:, 0] < 0.5
+    torch.testing.assert_close(first[:, 0, 0, 0] * 255, torch.where(expected, 55.0, 200.0))
+    assert not torch.equal(first, second)
+    alone = plan.apply([x[7:8], x[7:8]], 0, 5, index[7:8], (0.0,) * 3, (1.0,) * 3)[0]
+    assert torch.equal(alone[0], first[7])

@@ -31,7 +31,8 @@ from selfcluster.types import (
     Progress,
     Training,
 )
-from selfcluster.views.plans import ViewPlan, plan_from_crops
+from selfcluster.views.augmentations import plan_from_crops
+from selfcluster.views.plans import ViewPlan
 
 MakeBackbone = Callable[..., Any]  # (**creation arguments) -> a new, separately initialized network with .num_features
 Embed = Callable[..., Embeddings]  # (fn, view="center" | "train", train=False) -> this rank's share

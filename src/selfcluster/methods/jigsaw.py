@@ -23,7 +23,8 @@ from torch import Tensor, nn
 
 from selfcluster.methods.base import MakeBackbone, Method
 from selfcluster.types import Batch, Crops, DatasetInfo, Output, Progress, Training
-from selfcluster.views.plans import ViewPlan, plan_from_crops
+from selfcluster.views.augmentations import plan_from_crops
+from selfcluster.views.plans import ViewPlan
 from selfcluster.views.pretext import CELLS
 
 

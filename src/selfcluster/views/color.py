@@ -1,10 +1,10 @@
-"""Color operations on a batch, with parameters and order of their own for every sample.
+"""Color operations on a batch; every sample has its own parameters and its own order.
 
 Brightness, contrast, saturation and hue in any order (torchvision's `ColorJitter`), grayscale, Gaussian blur,
-solarization (Grill et al. 2020) and gamma, as torchvision's functional forms compute them on float images, here in
-0..255. What a sample gets is a row of a `ColorTable`; the table lives on the host, so that which rows an operation
-touches is known without waiting for the device. On images without three channels what has no meaning is skipped.
-Departs: a blur reaches three sigmas at any size, like Pillow's (SwAV, MoCo); SimCLR cuts its kernel to a tenth of the
+solarization (Grill et al. 2020) and gamma. Values equal those of torchvision's functional forms on float images, here
+in 0..255. A row of a `ColorTable` holds the parameters of one sample. The table lives on the host, so the rows that an
+operation touches are known without waiting for the device. Images without three channels skip color operations.
+Departs: a blur reaches three sigmas at any size, as in Pillow (SwAV, MoCo). SimCLR cuts its kernel to a tenth of the
 side (23 taps at 224 px, 3 at 32 px).
 
 B samples, C channels, h x w pixels.
@@ -33,11 +33,11 @@ _SIGMAS = 3.0  # the kernel's radius; 0.3 % of the weight lies outside
 
 @dataclass(frozen=True, kw_only=True)
 class Color:
-    """How colors of a view are changed; the defaults change nothing.
+    """How the colors of a view change; the defaults change nothing.
 
-    `jitter`: strengths of brightness, contrast, saturation (factors in [1 - x, 1 + x]) and hue (turns in [-x, x]),
-    applied in random order to a share `jitter_p` of the samples. `gray_p`, `blur_p`, `solarize_p`: shares of samples
-    that turn gray, are blurred with a sigma (pixels) from `blur_sigma`, have their bright half inverted.
+    `jitter`: strengths of brightness, contrast, saturation (factors in [1 - x, 1 + x]) and hue (turns in [-x, x]).
+    They apply in random order to a share `jitter_p` of the samples. `gray_p`, `blur_p`, `solarize_p`: the share of
+    samples that turn gray, that are blurred with a sigma (pixels) from `blur_sigma`, whose bright half is inverted.
     `gamma`: range of the exponent, drawn uniformly in its logarithm. `gray_first`: gray before the jitter (NPID, SeLa).
     """
 
@@ -51,7 +51,7 @@ class Color:
     gray_first: bool = False
 
     def table(self, uniforms: Tensor) -> ColorTable:
-        """The parameters that uniforms (B, UNIFORMS) in [0, 1) stand for."""
+        """Return the parameters that uniforms (B, UNIFORMS) in [0, 1) stand for."""
         u = uniforms.to("cpu", torch.float32).unbind(1)
 
         def factor(x: Tensor, strength: float) -> Tensor:
@@ -77,7 +77,7 @@ class Color:
 
 @dataclass(frozen=True, kw_only=True)
 class ColorTable:
-    """What each of B samples gets. Host tensors (B,), `order` (B, 4): 0 to 3 are brightness, contrast, saturation, hue.
+    """The parameters of B samples. Host tensors (B,); `order` (B, 4): 0 to 3 are brightness, contrast, saturation, hue.
 
     Neutral values: False, factors and gamma 1, hue and sigma 0.
     """
@@ -96,20 +96,20 @@ class ColorTable:
 
     @staticmethod
     def stack(tables: Sequence[ColorTable]) -> ColorTable:
-        """The tables' rows one after the other."""
+        """Concatenate the rows of several tables."""
         if len(tables) == 1:
             return tables[0]
         columns = (field.name for field in fields(ColorTable))
         return ColorTable(**{name: torch.cat([getattr(table, name) for table in tables]) for name in columns})
 
     def rows(self, part: slice) -> ColorTable:
-        """Some of the rows."""
+        """Return some of the rows."""
         return ColorTable(**{field.name: getattr(self, field.name)[part] for field in fields(self)})
 
 
 @torch.no_grad()
 def recolor_(x: Tensor, table: ColorTable) -> Tensor:
-    """Apply a table to a batch, in place: gray (or jitter) first, then jitter (gray), blur, solarize, gamma.
+    """Apply a table to a batch in place: jitter and gray (in either order), blur, solarize, gamma.
 
     Args:
         x: (B, C, h, w) float32 in 0..255, on any device; overwritten.
@@ -144,8 +144,9 @@ def _on_rows(x: Tensor, chosen: Tensor, operation: Callable[..., Tensor], *param
 def _jitter_(x: Tensor, table: ColorTable, colors: bool) -> None:
     """The four operations in each sample's own order.
 
-    The rows are sorted by how many operations come before the hue's: what runs before it, and what after, is then a
-    slice, and hue, the expensive one, runs once for all. The other three are one blend with per-sample weights.
+    The rows are sorted by how many operations come before the hue's. Then the rows that an operation changes before the
+    hue, or after it, are a slice, and the expensive hue runs once. The other three operations are one blend with
+    weights per sample.
     """
     rows = table.jitter.nonzero()[:, 0]
     if not len(rows):
@@ -175,7 +176,7 @@ def _blend_(x: Tensor, kind: Tensor, factor: Tensor, colors: bool) -> None:
     """x <- clamp(f x + (1 - f) y); y is 0 for brightness, the mean gray for contrast, the gray for saturation."""
     if not len(x):
         return
-    if not colors:  # there is nothing to saturate
+    if not colors:  # gray images have no saturation
         factor = torch.where(kind == _SATURATION, 1.0, factor)
     kind, factor = kind[:, None, None, None], factor[:, None, None, None]
     other = _gray(x) if colors else x.mean(dim=1, keepdim=True)
@@ -191,7 +192,7 @@ def _gray(x: Tensor) -> Tensor:
 
 
 def _turn_(x: Tensor, turns: Tensor) -> None:
-    """Turn the hue: largest and smallest channel stay, as in HSV, so only the hue is computed, in sixths of a turn."""
+    """Turn the hue, in sixths of a turn. Largest and smallest channel stay, as in HSV, so only the hue is computed."""
     red, green, blue = x.unbind(1)  # each (B, h, w)
     low = torch.minimum(torch.minimum(red, green), blue)
     high = torch.maximum(torch.maximum(red, green), blue)
@@ -214,7 +215,7 @@ def _indicator(x: Tensor, y: Tensor) -> Tensor:
 
 
 def jitter(x: Tensor, kind: str, amount: Tensor) -> Tensor:
-    """One jitter operation, "brightness", "contrast", "saturation" (factors) or "hue" (turns), a value a sample.
+    """Apply one jitter operation: "brightness", "contrast", "saturation" (factors) or "hue" (turns), a value a sample.
 
     x (B, C, h, w) float32 in 0..255, amount (B,) -> a new tensor.
     """
@@ -229,7 +230,7 @@ def jitter(x: Tensor, kind: str, amount: Tensor) -> Tensor:
 
 
 def grayscale(x: Tensor) -> Tensor:
-    """(B, 3, h, w) -> its gray in all three channels."""
+    """Return the gray of images (B, 3, h, w) in all three channels."""
     return _gray(x).expand_as(x)
 
 
@@ -242,7 +243,7 @@ def blur(x: Tensor, sigma: Tensor) -> Tensor:
     radius = min(math.ceil(_SIGMAS * float(sigma.max())), min(x.shape[2:]) - 1)
     taps = torch.arange(radius + 1, dtype=torch.float32)
     half = torch.exp(-0.5 * (taps / sigma[:, None]) ** 2)
-    half *= taps <= torch.ceil(_SIGMAS * sigma)[:, None]  # a sample's own radius, whatever its batch mates' is
+    half *= taps <= torch.ceil(_SIGMAS * sigma)[:, None]  # each sample has its own radius
     half /= 2 * half.sum(dim=1, keepdim=True) - half[:, :1]
     half = torch.nn.functional.pad(half, (0, 1)).to(x.device, non_blocking=True)  # (B, radius + 2): 0 beyond the radius
     rows = _band(half, x.shape[2])
@@ -251,9 +252,9 @@ def blur(x: Tensor, sigma: Tensor) -> Tensor:
 
 
 def _band(half: Tensor, size: int) -> Tensor:
-    """The (B, size, size) matrices that convolve, the border reflected without its edge pixel.
+    """Return the (B, size, size) matrices that convolve. The border is reflected without its edge pixel.
 
-    Pixel j reaches i directly, by its mirror image left of the border and by that right of it.
+    Pixel j reaches pixel i directly, through its mirror image left of the border, and through that right of it.
     """
     i = torch.arange(size, device=half.device)[:, None]
     j, last = i.T, half.shape[1] - 1
@@ -264,7 +265,7 @@ def _band(half: Tensor, size: int) -> Tensor:
 
 
 def solarize(x: Tensor) -> Tensor:
-    """Invert what is 128 or brighter."""
+    """Invert values of 128 and above."""
     return torch.lerp(x, WHITE - x, torch.ge(x, _THRESHOLD, out=torch.empty_like(x)))
 
 

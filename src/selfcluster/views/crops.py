@@ -1,11 +1,11 @@
-"""Random and central crops: which part of an image a view shows, and the antialiased resize that shows it.
+"""Random and central crops: the part of an image that a view shows, and the antialiased resize.
 
-Boxes come from uniforms by torchvision's `RandomResizedCrop` rule (Szegedy et al. 2015, section 6): area and aspect
-drawn up to ten times, else the largest central part of an allowed aspect. A box is one float32 row, `top, left, height,
-width, flip`, in whole pixels of the source; the flip travels in the row because it is free while resizing.
-Two routes do the same resize (triangle or cubic filter, widened by the scale where it shrinks, renormalized at the
-crop's borders): `cut` for one decoded image in a loader thread, `cut_batch` for images that live on the device, as two
-batched matrix products `rows (S, H) @ image (H, W) @ columns (W, S)`.
+Boxes follow torchvision's `RandomResizedCrop` rule (Szegedy et al. 2015, section 6): area and aspect are drawn up to
+ten times; if no draw fits, the box is the largest central part of an allowed aspect. A box is one float32 row, `top,
+left, height, width, flip`, in whole pixels of the source. The flip is part of the row because resizing does it free.
+Two routes do the same resize: a triangle or cubic filter, widened by the scale where the image shrinks and renormalized
+at the crop's borders. `cut` takes one decoded image in a loader thread. `cut_batch` takes images on the device and
+multiplies two batches of matrices, `rows (S, H) @ image (H, W) @ columns (W, S)`.
 
 B images, C channels, H x W source, S side of a view.
 """
@@ -34,7 +34,7 @@ def random_boxes(
     ratio: tuple[float, float] | None = (3 / 4, 4 / 3),
     flip_p: float = 0.5,
 ) -> np.ndarray:
-    """Boxes of random crops, a pure function of the uniforms.
+    """Return the boxes of random crops, a pure function of the uniforms.
 
     Args:
         uniforms: (B, UNIFORMS) in [0, 1).
@@ -43,7 +43,7 @@ def random_boxes(
         scale: the crop's area as a share of the image's, drawn uniformly; None: the whole image, unless it flips.
         ratio: width over height, drawn uniformly in its logarithm. None: squares anywhere in the image, `scale` then
             being the share of the largest square's area.
-        flip_p: how often the view is mirrored left to right.
+        flip_p: share of the views that are mirrored left to right.
 
     Returns:
         (B, 5) float32: top, left, height, width (whole pixels), flip (0 or 1).
@@ -107,7 +107,7 @@ def cut(image: np.ndarray, box: np.ndarray, size: int, interpolation: str = "bil
 
 
 def center(image: np.ndarray, size: int, interpolation: str = "bilinear") -> np.ndarray:
-    """The evaluation view: shorter side resized to size * 256 / 224 (to `size` itself up to 64 px), center cut out.
+    """Return the evaluation view: shorter side resized to size * 256 / 224 (to `size` up to 64 px), then the center.
 
     Args:
         image: (H, W, C) uint8.
@@ -122,7 +122,7 @@ def center(image: np.ndarray, size: int, interpolation: str = "bilinear") -> np.
 
 
 def decoded_side(size: int) -> int:
-    """Shorter side that a decoded image must keep for a center view of `size` pixels to lose nothing."""
+    """Return the shorter side that a decoded image needs, so that a center view of `size` pixels loses no detail."""
     return math.ceil(size * 256 / 224)
 
 
@@ -143,7 +143,7 @@ def _resize(image: np.ndarray, height: int, width: int, interpolation: str) -> n
 
 @torch.no_grad()
 def cut_batch(images: Tensor, boxes: Tensor, size: int, interpolation: str = "bilinear") -> Tensor:
-    """One view of each of a batch of images that live on the device.
+    """Cut one view of each image of a batch on the device.
 
     Args:
         images: (B, C, H, W) uint8 (or float in 0..255).
@@ -152,8 +152,8 @@ def cut_batch(images: Tensor, boxes: Tensor, size: int, interpolation: str = "bi
         interpolation: "bilinear" or "bicubic".
 
     Returns:
-        (B, C, size, size) float32 in 0..255, not rounded; `cut` of each image to 1/255 (bicubic: 2/255, because the
-        fixed-point weights of `cut` are rounded).
+        (B, C, size, size) float32 in 0..255, not rounded. It equals `cut` of each image to 1/255 (bicubic: 2/255,
+        because `cut` rounds its fixed-point weights).
     """
     _known(interpolation)
     top, left, height, width, flip = boxes.to(images.device, torch.float32, non_blocking=True).unbind(1)
@@ -179,11 +179,11 @@ def center_batch(images: Tensor, size: int, interpolation: str = "bilinear") -> 
 
 
 def sandwich(left: Tensor, images: Tensor, right: Tensor, bounded: bool = False) -> Tensor:
-    """left (B, S, H) @ images (B, C, H, W) @ right (B, W, T) -> (B, C, S, T), in float32 whatever autocast says.
+    """Return left (B, S, H) @ images (B, C, H, W) @ right (B, W, T), (B, C, S, T), in float32 under any autocast.
 
-    `bounded`: both products are kept in 0..255, as uint8 images between the passes of a resize are: a bicubic filter
-    overshoots at edges. The matrices are repeated for each channel: one flat batch of products is four times faster
-    than a broadcast one.
+    `bounded` clamps both products to 0..255, as uint8 images between the two passes of a resize are: a bicubic filter
+    overshoots at edges. The matrices are repeated for each channel, because one flat batch of products is four times
+    faster than a broadcast one.
     """
     b, c, h, w = images.shape
     s, t = left.shape[1], right.shape[2]
@@ -196,14 +196,14 @@ def sandwich(left: Tensor, images: Tensor, right: Tensor, bounded: bool = False)
 
 
 def full_precision(device: torch.device) -> AbstractContextManager:
-    """Matrix products in float32 on `device`, inside an autocast region too."""
+    """Return a context in which matrix products on `device` are float32, even inside an autocast region."""
     if torch.amp.is_autocast_available(device.type):
         return torch.autocast(device.type, enabled=False)
     return nullcontext()
 
 
 def _filter(start: Tensor, length: Tensor, size: int, extent: int, interpolation: str, flip: Tensor) -> Tensor:
-    """Weights (B, size, extent) that resample [start, start + length) of `extent` pixels to `size`; rows sum to 1."""
+    """Return weights (B, size, extent) that resample [start, start + length) to `size` pixels; rows sum to 1."""
     steps = torch.arange(size, device=start.device, dtype=torch.float32) + 0.5
     pixels = torch.arange(extent, device=start.device, dtype=torch.float32) + 0.5
     steps = torch.where(flip[:, None] > 0.5, size - steps, steps)  # (B, S)

@@ -1,10 +1,10 @@
-"""Where color says nothing, views differ by geometry: small affine maps and smooth elastic fields.
+"""Small affine maps and smooth elastic fields, for images whose color carries no information.
 
-For digits, scans and microscopy: images without color or with a fixed layout, which random crops would destroy. Map
-and field are composed into one sampling grid, so each image is interpolated once (bilinearly; scales well below 1
-would alias). Affine maps as torchvision's `affine`: output pixels are looked up through the inverse map about the
-image's center. Elastic fields after Simard et al. 2003, white noise smoothed by a Gaussian; ours is drawn on a lattice
-one sigma wide, so it costs tens of numbers a sample at any resolution.
+They suit digits, scans and microscopy: images without color or with a fixed layout, which random crops would destroy.
+Map and field are composed into one sampling grid, so each image is interpolated once (bilinearly; scales well below 1
+would alias). Affine maps work as torchvision's `affine`: output pixels are looked up through the inverse map about the
+image's center. Elastic fields follow Simard et al. 2003: white noise smoothed by a Gaussian. Here the noise is drawn on
+a lattice one sigma wide, so it costs tens of numbers a sample at any resolution.
 
 B samples, C channels, h x w pixels, G lattice points a side.
 """
@@ -31,7 +31,7 @@ class Affine:
     `degrees`: rotation in [-degrees, degrees]. `scale`: range of the magnification. `shear`: horizontal shear in
     [-shear, shear], as a share of the height (the tangent of the slant). `shift`: in [-shift, shift] of the side, both
     ways. `elastic`: standard deviation of the elastic displacement, as a share of the side, smooth over
-    `elastic_sigma` of the side. `fill`: what comes in from outside, 0 to 255; None: the median of each image's border.
+    `elastic_sigma` of the side. `fill`: value of pixels from outside, 0 to 255; None: the median of the image's border.
     """
 
     degrees: float = 0.0
@@ -44,18 +44,18 @@ class Affine:
 
     @property
     def lattice(self) -> int:
-        """G, the points a side that an elastic field is drawn on."""
+        """G, the lattice points a side of an elastic field."""
         return math.ceil(1 / self.elastic_sigma) + 2 * _MARGIN + 1
 
     @property
     def uniforms(self) -> int:
-        """How many uniforms a sample's map takes."""
+        """Return how many uniforms the map of one sample takes."""
         return UNIFORMS + (2 * self.lattice**2 if self.elastic else 0)
 
 
 @torch.no_grad()
 def warp(x: Tensor, affine: Affine, uniforms: Tensor) -> Tensor:
-    """Each sample through an affine map and an elastic field of its own.
+    """Warp each sample by its own affine map and elastic field.
 
     Args:
         x: (B, C, h, w) float32, on any device.
@@ -80,7 +80,7 @@ def warp(x: Tensor, affine: Affine, uniforms: Tensor) -> Tensor:
 
 
 def inverse_map(degrees: Tensor, scale: Tensor, shear: Tensor, shift: Tensor, aspect: float = 1.0) -> Tensor:
-    """From output to input coordinates, both in [-1, 1] over the image (grid_sample's, corners not aligned).
+    """Return the maps from output to input coordinates, both in [-1, 1] as in `grid_sample` without aligned corners.
 
     The forward map slants, then magnifies, rotates clockwise and shifts, about the center.
 
@@ -106,7 +106,7 @@ def inverse_map(degrees: Tensor, scale: Tensor, shear: Tensor, shift: Tensor, as
 
 
 def elastic_field(noise: Tensor, affine: Affine, height: int, width: int) -> Tensor:
-    """Smooth displacements (B, height, width, 2) in grid units (2 = the side) from uniform noise (B, 2 G G) in [-1, 1).
+    """Return displacements (B, height, width, 2) in grid units (2 = the side) from noise (B, 2 G G) in [-1, 1).
 
     Every pixel's displacement has the standard deviation `affine.elastic` of the side, borders included.
     """

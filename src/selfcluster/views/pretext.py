@@ -1,9 +1,8 @@
-"""Pretext operations: what is done to an image for the network to recognize.
+"""Pretext tasks: changes of an image that the network must recognize.
 
-Rotation: Gidaris et al. 2018; a quarter turn is exact, and the flip has to come before it (a flipped quarter turn is a
-three-quarter turn of the flipped image, so labels of flipped views could not be told apart). Jigsaw: Noroozi and Favaro
-2016 with VISSL's figures (255 px, 3 x 3 cells of 85 px, patches of 64 px); permutations that differ most on average,
-chosen greedily.
+Rotation: Gidaris et al. 2018. A quarter turn is exact. The flip must come before it: a flipped quarter turn equals a
+three-quarter turn of the flipped image, so its label would be ambiguous. Jigsaw: Noroozi and Favaro 2016 with VISSL's
+figures (255 px, 3 x 3 cells of 85 px, patches of 64 px). Permutations are chosen greedily to differ most on average.
 Departs: patches are numbered row by row, where VISSL numbers them column by column (a relabeling).
 
 B images, C channels, P permutations.
@@ -26,7 +25,7 @@ _PATCH = 64 / 85  # of a cell's side
 
 @torch.no_grad()
 def rotate(images: Tensor, turns: Tensor) -> Tensor:
-    """Each image by its own number of quarter turns anticlockwise, as `torch.rot90`; exact.
+    """Turn each image by its own number of quarter turns, anticlockwise as `torch.rot90`; exact.
 
     Args:
         images: (B, C, s, s) square.
@@ -43,21 +42,21 @@ def rotate(images: Tensor, turns: Tensor) -> Tensor:
 
 
 def every_rotation(images: Tensor) -> tuple[Tensor, Tensor]:
-    """All four rotations of each image, as RotNet batches them: (4 B, C, s, s) and labels (4 B,), turn by turn."""
+    """Return all four rotations of each image, turn by turn: images (4 B, C, s, s) and labels (4 B,)."""
     turns = torch.arange(4, device=images.device).repeat_interleave(len(images))
     return torch.cat([torch.rot90(images, k, (2, 3)) for k in range(4)]), turns
 
 
 def patch_side(side: int) -> int:
-    """p, of the patches of an image of `side` pixels."""
+    """Return p, the side of a patch of an image of `side` pixels."""
     return round(side // GRID * _PATCH)
 
 
 @torch.no_grad()
 def patches(images: Tensor, offsets: Tensor, orders: Tensor) -> Tensor:
-    """The nine patches of each image, each somewhere in its cell of a 3 x 3 grid, in a given order.
+    """Return nine patches of each image, each at a random place in its cell of a 3 x 3 grid, in a given order.
 
-    The gap between neighbors varies, so that edges which run on cannot give the answer away.
+    The gap between neighbors varies. Otherwise edges that continue from patch to patch would reveal the order.
 
     Args:
         images: (B, C, s, s); 255 px gives cells of 85 and patches of 64 px, other sizes the same proportions.
@@ -86,15 +85,15 @@ def patches(images: Tensor, offsets: Tensor, orders: Tensor) -> Tensor:
 
 @lru_cache(maxsize=8)
 def permutations(count: int, seed: int = 0, cells: int = CELLS) -> Tensor:
-    """`count` permutations of `cells` places, far apart from one another in Hamming distance.
+    """Return `count` permutations of `cells` places that are far apart in Hamming distance.
 
-    The first is drawn at random; each further one has the largest mean distance to those chosen before it (the first in
-    lexicographic order among equals). The sum of agreements is kept up to date, so a choice costs one pass over all
+    The first is drawn at random. Each further one has the largest mean distance to those chosen before; among equals
+    the first in lexicographic order wins. The sum of agreements is kept, so that a choice costs one pass over all
     permutations (4 s for P = 2,000). The result is cached: do not write to it.
 
     Args:
         count: P, at most cells!.
-        seed: of the first permutation.
+        seed: draws the first permutation.
         cells: places to permute.
 
     Returns:
@@ -124,7 +123,7 @@ def permutations(count: int, seed: int = 0, cells: int = CELLS) -> Tensor:
 
 
 def _orders(cells: int) -> np.ndarray:
-    """All permutations of `cells` places, (cells!, cells) uint8 in lexicographic order."""
+    """Return all permutations of `cells` places, (cells!, cells) uint8 in lexicographic order."""
     table = np.zeros((1, 1), np.uint8)
     for n in range(2, cells + 1):  # each first place, then the orders of the places that remain
         first = np.arange(n, dtype=np.uint8).repeat(len(table))[:, None]
