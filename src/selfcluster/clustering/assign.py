@@ -13,14 +13,13 @@ Letters: n rows, d dimensions, k centroids, P pairs of a row and a candidate.
 
 from __future__ import annotations
 
-import functools
-import importlib.util
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from selfcluster.clustering import native
+from selfcluster.devices import has_triton, multiplies_bfloat16
 
 ENGINES = ("native", "triton", "bfloat16", "float32")
 _CHUNK_BYTES = 4 << 20  # scores of a chunk stay in cache on a CPU
@@ -117,22 +116,6 @@ def _fastest(x: Tensor) -> str:
         if cuda.takes(x):
             return "triton"
     return "bfloat16" if multiplies_bfloat16(x.device) else "float32"
-
-
-@functools.cache
-def has_triton() -> bool:
-    """Whether the Triton kernels can be compiled: torch for CUDA brings Triton."""
-    return importlib.util.find_spec("triton") is not None
-
-
-@functools.cache
-def multiplies_bfloat16(device: torch.device) -> bool:
-    """Whether the device multiplies bfloat16 in hardware."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    # private names, absent from some releases and processors: absent means no
-    checks = (getattr(torch.cpu, f"_is_{name}_supported", bool) for name in ("amx_tile", "avx512_bf16"))
-    return device.type == "cpu" and any(check() for check in checks)
 
 
 class _Scorer:

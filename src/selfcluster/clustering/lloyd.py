@@ -18,9 +18,10 @@ from torch import Tensor
 
 from selfcluster import distributed
 from selfcluster.clustering import native
-from selfcluster.clustering.assign import has_triton, nearest_centroid, unit_rows
+from selfcluster.clustering.assign import nearest_centroid, unit_rows
 from selfcluster.clustering.rows import Rows
 from selfcluster.clustering.two_level import Regions
+from selfcluster.devices import has_triton
 
 DONORS = ("uniform", "size", "largest")
 _SUM_ROWS = 2048  # rows made float64 at once: they stay in cache

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from selfcluster import distributed
 from selfcluster.clustering import native
-from selfcluster.clustering.assign import multiplies_bfloat16
+from selfcluster.devices import multiplies_bfloat16
 
 _QUERIES = 256  # q
 _TILE = 1 << 23  # q * m: 32 MB of float32 scores

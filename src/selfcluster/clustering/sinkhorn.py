@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from selfcluster import distributed
 from selfcluster.clustering import native
-from selfcluster.clustering.assign import has_triton
+from selfcluster.devices import has_triton
 
 # Smallest exponent kept: no entry, and so no sum, is ever zero, and no quotient of two of them leaves float32.
 # Cosines at epsilon = 0.05 span 40; entries beyond 60 have e^-60 = 9e-27 of their row's largest.

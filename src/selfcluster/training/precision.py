@@ -6,7 +6,7 @@ import os
 
 import torch
 
-from selfcluster.clustering.assign import multiplies_bfloat16
+from selfcluster.devices import multiplies_bfloat16
 
 PRECISIONS = ("auto", "bf16", "fp32")
 

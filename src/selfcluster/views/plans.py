@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from selfcluster import randomness
+from selfcluster.devices import has_triton
 from selfcluster.views import color as colors
 from selfcluster.views import crops, geometry, pretext
 from selfcluster.views.color import Color, ColorTable
@@ -143,13 +144,18 @@ class ViewPlan:
             numbers = [view for view, other in enumerate(self.sizes) if other == size]
             x = self._warped([views[v] for v in numbers], numbers, seed, step, index)
             table = self._table(numbers, seed, step, index)
-            if table is not None:
-                colors.recolor_(x.flatten(0, 1), table)
-            for place, view in enumerate(numbers):
-                for operation in self.views[view].operations:
-                    uniforms = randomness.draw(seed, operation.name, step, index, view, operation.uniforms)
-                    x[place] = operation.apply(x[place], uniforms)
-            _normalize_(x, mean, std)
+            if table is not None and self._is_fused(x, numbers):
+                from selfcluster.views.cuda import recolor_normalize_
+
+                recolor_normalize_(x.flatten(0, 1), table, mean, std)
+            else:
+                if table is not None:
+                    colors.recolor_(x.flatten(0, 1), table)
+                for place, view in enumerate(numbers):
+                    for operation in self.views[view].operations:
+                        uniforms = randomness.draw(seed, operation.name, step, index, view, operation.uniforms)
+                        x[place] = operation.apply(x[place], uniforms)
+                _normalize_(x, mean, std)
             for view, done in zip(numbers, x, strict=True):
                 out[view] = self._posed(done, view, seed, step, index)
         return out
@@ -179,6 +185,11 @@ class ViewPlan:
         # the stream's name is part of every run's random numbers, so its spelling stays
         draws = (randomness.draw(seed, "colour", step, index, v, colors.UNIFORMS) for v in numbers)
         return ColorTable.stack([color.table(u) for color, u in zip(palette, draws, strict=True)])
+
+    def _is_fused(self, x: Tensor, numbers: list[int]) -> bool:
+        """Whether one kernel does all that follows: color images on CUDA, and no operation that it does not know."""
+        known = not any(self.views[v].operations for v in numbers)
+        return known and x.is_cuda and x.shape[2] == 3 and x.numel() > 0 and has_triton()
 
     def _posed(self, x: Tensor, view: int, seed: int, step: int, index: Tensor) -> Tensor:
         """Apply the pretext task to one view."""

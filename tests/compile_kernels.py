@@ -10,6 +10,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from selfcluster.clustering.cuda import assign, sinkhorn, sums
+from selfcluster.views import cuda as views
 
 TARGET = GPUTarget("cuda", 90, 32)
 F, WHOLE = "*fp32", "i32"
@@ -17,7 +18,8 @@ F, WHOLE = "*fp32", "i32"
 
 def compiled(kernel, types: dict[str, str], constants: dict, **options) -> None:
     signature = types | dict.fromkeys(constants, "constexpr")
-    source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
+    aligned = {(i,): [["tt.divisibility", 16]] for i, kind in enumerate(types.values()) if kind.startswith("*")}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)  # as torch's memory is
     metadata = triton.compile(source, target=TARGET, options=options).metadata
     print(json.dumps({"kernel": kernel.__name__, "shared": metadata.shared}))
 
@@ -40,3 +42,10 @@ for by_row in (True, False):
     types = SCORES | {"factor": F, "partial": F} | SCALES
     compiled(sinkhorn._sum_columns, types, {"BY_ROW": by_row, **TILE}, num_warps=8)
 compiled(sinkhorn._write_codes, SCORES | {"u": F, "out": F} | SCALES, TILE, num_warps=8)
+CONSTANTS = dict.fromkeys(("m0", "m1", "m2", "s0", "s1", "s2"), "fp32")
+TABLE = {"numbers": F, "codes": "*i32"}
+compiled(views._recolor, {"x": F} | TABLE | {"pixels": WHOLE} | CONSTANTS, {"TILE": views._TILE})
+SIZE = {"height": WHOLE, "width": WHOLE}
+compiled(views._blur_rows, {"x": F, "out": F, "rows": "*i32", "numbers": F} | SIZE, {"TILE": views._TILE})
+BLUR = {"source": F, "x": F, "rows": "*i32"} | TABLE | SIZE | CONSTANTS
+compiled(views._blur_columns, BLUR, {"TILE": views._TILE})

@@ -1,0 +1,28 @@
+"""What a device can do: bfloat16 products in hardware, Triton kernels."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+
+import torch
+
+# Triton 3.9 warns at each first launch unless this is set; our kernels allow for fused multiply-adds
+os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
+
+
+@functools.cache
+def has_triton() -> bool:
+    """Return whether Triton is installed: torch for CUDA brings it."""
+    return importlib.util.find_spec("triton") is not None
+
+
+@functools.cache
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Return whether the device multiplies bfloat16 in hardware."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    # private names, absent from some releases and processors: absent means no
+    checks = (getattr(torch.cpu, f"_is_{name}_supported", bool) for name in ("amx_tile", "avx512_bf16"))
+    return device.type == "cpu" and any(check() for check in checks)

@@ -1,0 +1,212 @@
+"""The photometric chain of a view on CUDA as one Triton kernel; a blur adds two passes over the blurred views only.
+
+A program holds one image. It applies gray and jitter in the sample's own order, then solarization, gamma and the
+normalization, so that pixels are read and written once. Contrast needs the mean gray of what precedes it: images of
+more than one tile are therefore read twice. Values equal those of `color.recolor_` and the normalization to 2/255.
+
+N images, h x w pixels, P = h * w.
+"""
+
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
+# pyright: reportOperatorIssue=false, reportGeneralTypeIssues=false
+# Triton's types say `constexpr` where its launcher takes plain numbers.
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from selfcluster.views.color import ColorTable
+
+_TILE = 1024  # pixels that a program holds at once
+_COLUMNS = ("brightness", "contrast", "saturation", "hue", "sigma", "gamma")  # floating-point columns of a table
+
+
+@torch.no_grad()
+def recolor_normalize_(x: Tensor, table: ColorTable, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Apply a table to images and normalize them, in place.
+
+    Args:
+        x: (N, 3, h, w) float32 in 0..255, contiguous; overwritten.
+        table: N rows, on the host.
+        mean: 3 numbers, of pixels in 0..1.
+        std: 3 numbers, likewise.
+
+    Returns:
+        `x`: (N, 3, h, w), normalized.
+    """
+    n, _, height, width = x.shape
+    numbers = torch.stack([getattr(table, name).float() for name in _COLUMNS], dim=1)  # (N, 6)
+    order = (table.order * torch.tensor([1, 4, 16, 64])).sum(dim=1)  # two bits an operation
+    flags = table.jitter + 2 * table.gray + 4 * table.gray_first + 8 * table.solarize
+    numbers = numbers.to(x.device, non_blocking=True)
+    codes = torch.stack([order, flags], dim=1).int().to(x.device, non_blocking=True)  # (N, 2)
+    constants = (*(float(m) for m in mean), *(1 / (255.0 * s) for s in std))
+    _recolor[(n,)](x, numbers, codes, height * width, *constants, TILE=_TILE)
+    blurred = (table.sigma > 0).nonzero()[:, 0]
+    if len(blurred):
+        rows = blurred.int().to(x.device, non_blocking=True)
+        between = torch.empty(len(blurred), 3, height, width, device=x.device)
+        grid = (len(blurred), 3, triton.cdiv(height * width, _TILE))
+        _blur_rows[grid](x, between, rows, numbers, height, width, TILE=_TILE)
+        _blur_columns[grid](between, x, rows, numbers, codes, height, width, *constants, TILE=_TILE)
+    return x
+
+
+@triton.jit
+def _recolor(x, numbers, codes, pixels, m0, m1, m2, s0, s1, s2, TILE: tl.constexpr):
+    """Color one image. An image that a blur follows stays in 0..255; any other is solarized and normalized."""
+    image = tl.program_id(0).to(tl.int64)
+    row = numbers + image * 6
+    brightness, contrast, saturation = tl.load(row), tl.load(row + 1), tl.load(row + 2)
+    hue, sigma, gamma = tl.load(row + 3), tl.load(row + 4), tl.load(row + 5)
+    order, flags = tl.load(codes + image * 2), tl.load(codes + image * 2 + 1)
+    start = x + image * 3 * pixels
+    jitter, gray, first = flags & 1, (flags >> 1) & 1, (flags >> 2) & 1
+    place = 4  # of contrast in the order
+    for step in tl.static_range(4):
+        place = tl.where((order >> (2 * step)) & 3 == 1, step, place)
+    mean = 0.0
+    if jitter == 1:
+        total = 0.0
+        for offset in range(0, pixels, TILE):
+            at = offset + tl.arange(0, TILE)
+            inside = at < pixels
+            r = tl.load(start + at, mask=inside, other=0.0)
+            g = tl.load(start + pixels + at, mask=inside, other=0.0)
+            b = tl.load(start + 2 * pixels + at, mask=inside, other=0.0)
+            r, g, b = _grayed(r, g, b, gray & first)
+            r, g, b = _jittered(r, g, b, order, place, brightness, contrast, saturation, hue, 0.0)
+            total += tl.sum(tl.where(inside, _luma(r, g, b), 0.0), axis=0)
+        mean = total / pixels
+    for offset in range(0, pixels, TILE):
+        at = offset + tl.arange(0, TILE)
+        inside = at < pixels
+        r = tl.load(start + at, mask=inside, other=0.0)
+        g = tl.load(start + pixels + at, mask=inside, other=0.0)
+        b = tl.load(start + 2 * pixels + at, mask=inside, other=0.0)
+        r, g, b = _grayed(r, g, b, gray & first)
+        if jitter == 1:
+            r, g, b = _jittered(r, g, b, order, 4, brightness, contrast, saturation, hue, mean)
+        r, g, b = _grayed(r, g, b, gray & (1 - first))
+        if sigma == 0:
+            r = (_toned(r, flags, gamma) - 255 * m0) * s0
+            g = (_toned(g, flags, gamma) - 255 * m1) * s1
+            b = (_toned(b, flags, gamma) - 255 * m2) * s2
+        tl.store(start + at, r, mask=inside)
+        tl.store(start + pixels + at, g, mask=inside)
+        tl.store(start + 2 * pixels + at, b, mask=inside)
+
+
+@triton.jit
+def _luma(r, g, b):
+    """Gray by ITU-R BT.601, to torchvision's digits."""
+    return 0.2989 * r + 0.587 * g + 0.114 * b
+
+
+@triton.jit
+def _grayed(r, g, b, chosen):
+    """Gray in all channels where `chosen`."""
+    gray = _luma(r, g, b)
+    return tl.where(chosen == 1, gray, r), tl.where(chosen == 1, gray, g), tl.where(chosen == 1, gray, b)
+
+
+@triton.jit
+def _clamped(x):
+    return tl.minimum(tl.maximum(x, 0.0), 255.0)
+
+
+@triton.jit
+def _jittered(r, g, b, order, steps, brightness, contrast, saturation, hue, mean):
+    """The first `steps` jitter operations of the order: 0 to 3 are brightness, contrast, saturation, hue."""
+    for step in tl.static_range(4):
+        kind = (order >> (2 * step)) & 3
+        if step < steps:
+            if kind == 3:
+                r, g, b = _turned(r, g, b, hue)
+            else:
+                gray = _luma(r, g, b)
+                factor = tl.where(kind == 0, brightness, tl.where(kind == 1, contrast, saturation))
+                other = tl.where(kind == 2, gray, tl.where(kind == 1, mean + 0 * gray, 0 * gray)) * (1 - factor)
+                r, g, b = _clamped(r * factor + other), _clamped(g * factor + other), _clamped(b * factor + other)
+    return r, g, b
+
+
+@triton.jit
+def _turned(r, g, b, turns):
+    """Turn the hue; largest and smallest channel stay, as in HSV."""
+    low = tl.minimum(tl.minimum(r, g), b)
+    high = tl.maximum(tl.maximum(r, g), b)
+    chroma = high - low
+    inverse = 1 / tl.maximum(chroma, 1e-6)
+    hue = (r - g) * inverse + 4
+    hue = tl.where(high == g, (b - r) * inverse + 2, hue)
+    hue = tl.where(high == r, (g - b) * inverse, hue) + 6 * turns
+    hue = hue - 6 * tl.floor(hue / 6)
+    red = low + chroma * tl.minimum(tl.maximum(tl.abs(hue - 3) - 1, 0.0), 1.0)
+    green = low + chroma * tl.minimum(tl.maximum(2 - tl.abs(hue - 2), 0.0), 1.0)
+    blue = low + chroma * tl.minimum(tl.maximum(2 - tl.abs(hue - 4), 0.0), 1.0)
+    return red, green, blue
+
+
+@triton.jit
+def _toned(x, flags, gamma):
+    """Solarize and gamma, in 0..255."""
+    x = tl.where(((flags >> 3) & 1 == 1) & (x >= 128), 255 - x, x)
+    powered = tl.where(x > 0, 255 * tl.exp2(gamma * tl.log2(tl.maximum(x, 1e-30) / 255)), 0.0)
+    return tl.where(gamma == 1, x, powered)
+
+
+@triton.jit
+def _mirrored(at, size):
+    """Positions reflected at both ends without the edge pixel."""
+    at = tl.abs(at)
+    return tl.where(at >= size, 2 * (size - 1) - at, at)
+
+
+@triton.jit
+def _blur_rows(x, out, rows, numbers, height, width, TILE: tl.constexpr):
+    """Blur along rows, from the listed images of x to `out`."""
+    image = tl.load(rows + tl.program_id(0)).to(tl.int64)
+    sigma = tl.load(numbers + image * 6 + 4)
+    radius = tl.minimum(tl.ceil(3 * sigma).to(tl.int32), tl.minimum(height, width) - 1)
+    at = tl.program_id(2) * TILE + tl.arange(0, TILE)
+    inside = at < height * width
+    line, column = at // width, at % width
+    source = x + (image * 3 + tl.program_id(1)) * height * width
+    total = tl.zeros((TILE,), tl.float32)
+    mass = 0.0
+    for tap in range(-radius, radius + 1):
+        weight = tl.exp(-0.5 * (tap / sigma) * (tap / sigma))
+        total += weight * tl.load(source + line * width + _mirrored(column + tap, width), mask=inside, other=0.0)
+        mass += weight
+    target = out + (tl.program_id(0).to(tl.int64) * 3 + tl.program_id(1)) * height * width
+    tl.store(target + at, total / mass, mask=inside)
+
+
+@triton.jit
+def _blur_columns(source, x, rows, numbers, codes, height, width, m0, m1, m2, s0, s1, s2, TILE: tl.constexpr):
+    """Blur along columns, solarize and normalize, to the listed images of x."""
+    image = tl.load(rows + tl.program_id(0)).to(tl.int64)
+    channel = tl.program_id(1)
+    sigma, gamma = tl.load(numbers + image * 6 + 4), tl.load(numbers + image * 6 + 5)
+    flags = tl.load(codes + image * 2 + 1)
+    radius = tl.minimum(tl.ceil(3 * sigma).to(tl.int32), tl.minimum(height, width) - 1)
+    at = tl.program_id(2) * TILE + tl.arange(0, TILE)
+    inside = at < height * width
+    line, column = at // width, at % width
+    plane = source + (tl.program_id(0).to(tl.int64) * 3 + channel) * height * width
+    total = tl.zeros((TILE,), tl.float32)
+    mass = 0.0
+    for tap in range(-radius, radius + 1):
+        weight = tl.exp(-0.5 * (tap / sigma) * (tap / sigma))
+        total += weight * tl.load(plane + _mirrored(line + tap, height) * width + column, mask=inside, other=0.0)
+        mass += weight
+    mean = tl.where(channel == 0, m0, tl.where(channel == 1, m1, m2))
+    factor = tl.where(channel == 0, s0, tl.where(channel == 1, s1, s2))
+    value = (_toned(total / mass, flags, gamma) - 255 * mean) * factor
+    tl.store(x + (image * 3 + channel) * height * width + at, value, mask=inside)
