@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 import json
 import os
+import tarfile
 
+import numpy as np
 import pytest
 
-from selfcluster.data import files
+from selfcluster.data import store
 from selfcluster.data.decode import BadImage
-from selfcluster.data.files import DataError, ReadLog, read_file, read_list, scan, with_retries
+from selfcluster.data.errors import DataError
 from selfcluster.data.names import to_name
+from selfcluster.data.readers.files import scan
+from selfcluster.data.readers.rows import read_list
 from selfcluster.data.sources import open_source
+from selfcluster.data.store import ReadLog, with_retries
 
 
 def scanned(folder) -> list[str]:
@@ -130,7 +136,7 @@ def test_row_10_a_file_replaced_since_the_scan_is_read_and_noted(tmp_path):
 @pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE, errno.EMFILE])
 def test_row_11_an_error_that_passes_is_tried_again_and_counted(tmp_path, monkeypatch, code):
     put(tmp_path, "a.jpg")
-    monkeypatch.setattr(files, "_WAITS", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(store, "_WAITS", (0.0, 0.0, 0.0))
     source, calls = open_source(tmp_path), []
     real = os.open
 
@@ -147,7 +153,7 @@ def test_row_11_an_error_that_passes_is_tried_again_and_counted(tmp_path, monkey
 
 def test_row_11_an_error_that_stays_ends_in_a_reason_after_a_bounded_wait(monkeypatch):
     waits = []
-    monkeypatch.setattr(files.time, "sleep", waits.append)
+    monkeypatch.setattr(store.time, "sleep", waits.append)
     log = ReadLog()
 
     def broken():
@@ -161,7 +167,7 @@ def test_row_11_an_error_that_stays_ends_in_a_reason_after_a_bounded_wait(monkey
 
 
 def test_row_11_errors_that_do_not_pass_are_not_tried_again(monkeypatch):
-    monkeypatch.setattr(files.time, "sleep", lambda s: pytest.fail("waited"))
+    monkeypatch.setattr(store.time, "sleep", lambda s: pytest.fail("waited"))
     for code, reason in ((errno.EACCES, "no_permission"), (errno.ENOENT, "vanished"), (errno.EFBIG, "read_error")):
 
         def broken(code: int = code):
@@ -183,16 +189,16 @@ def test_row_23_no_memory_for_one_image_is_that_images_fault():
     def hungry():
         raise MemoryError
 
-    with pytest.raises(BadImage, match="read_error: not enough memory"):
+    with pytest.raises(BadImage, match="no_memory: not enough memory"):
         with_retries(hungry)
 
 
 def test_a_file_of_a_gigabyte_is_not_read(tmp_path):
     path = tmp_path / "huge.jpg"
     with open(path, "wb") as file:
-        file.truncate(files.MAX_FILE_BYTES + 1)  # sparse: no disk is used
+        file.truncate(store.MAX_FILE_BYTES + 1)  # sparse: no disk is used
     with pytest.raises(BadImage, match="too_large"):
-        read_file(os.fsencode(path))
+        store.read(os.fsencode(path))
 
 
 # row 12
@@ -233,6 +239,46 @@ def test_tables_have_a_column_path_or_their_first(tmp_path):
         assert source.ids[:] == ["a.jpg", "b.jpg"]
         assert [source.class_names[k] for k in source.labels] == ["dog", "cat"]
     assert open_source(tmp_path / "bare.csv").ids[:] == ["a.jpg", "b.jpg"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
+def test_lists_may_begin_with_a_byte_order_mark_or_be_utf_16(tmp_path, encoding):
+    put(tmp_path, "a.jpg", "ö.jpg")
+    (tmp_path / "list.txt").write_bytes("a.jpg\r\nö.jpg\r\n".encode(encoding))
+    (tmp_path / "list.csv").write_bytes("path,kind\na.jpg,cat\nö.jpg,dog\n".encode(encoding))
+    assert open_source(tmp_path / "list.txt").ids[:] == ["a.jpg", "ö.jpg"]
+    assert open_source(tmp_path / "list.csv", labels_from="column:kind").class_names == ["cat", "dog"]
+
+
+def test_one_file_by_a_relative_and_an_absolute_path_is_named_twice(tmp_path):
+    put(tmp_path, "sub/a.jpg")
+    (tmp_path / "link").symlink_to(tmp_path / "sub")
+    for other in (str(tmp_path / "sub/a.jpg"), "./sub/a.jpg", "sub/../sub/a.jpg", "link/a.jpg"):
+        (tmp_path / "list.txt").write_text(f"sub/a.jpg\n{other}\n")
+        with pytest.raises(DataError, match="which are one file"):
+            open_source(tmp_path / "list.txt")
+
+
+def test_a_csv_field_may_be_long(tmp_path):
+    put(tmp_path, "a.jpg")
+    (tmp_path / "list.csv").write_text(f"path,caption\na.jpg,{'x' * 200_000}\n")
+    limit = csv.field_size_limit()
+    assert open_source(tmp_path / "list.csv").ids[:] == ["a.jpg"]
+    assert csv.field_size_limit() == limit
+
+
+def test_an_image_without_a_suffix_is_found_by_its_content(tmp_path, encode):
+    (tmp_path / "0001").write_bytes(encode(np.zeros((9, 9), np.uint8)))
+    (tmp_path / "NOTES").write_text("no image")
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        tar.add(tmp_path / "0001", "0001")
+        tar.add(tmp_path / "NOTES", "NOTES")
+    source = open_source(tmp_path)
+    assert source.ids[:] == ["0001"]
+    assert source.passed == {"no suffix": 1, ".tar": 1}
+    source = open_source(tmp_path / "a.tar")
+    assert source.ids[:] == ["a.tar/0001"]
+    assert source.read(0) == (tmp_path / "0001").read_bytes()
 
 
 def test_a_list_that_cannot_be_used_says_why(tmp_path):

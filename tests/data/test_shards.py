@@ -96,6 +96,23 @@ def test_row_15_what_is_no_tar_says_so(tmp_path, data):
         open_source(tmp_path)
 
 
+def test_the_twins_that_macos_adds_are_passed_over(tmp_path):
+    tar(tmp_path / "a.tar", {"._a.png": b"\0\5\26\7\0\2\0\0Mac OS X", "a.png": b"a", "sub/._b.png": b"\0\5\26\7"})
+    source = open_source(tmp_path / "a.tar")
+    assert source.ids[:] == ["a.tar/a.png"]
+    assert source.passed == {"hidden": 2}
+
+
+@pytest.mark.parametrize(("start", "kind"), [(b"\x1f\x8b\x08", "gzip"), (b"PK\3\4", "zip"), (b"BZh9", "bzip2")])
+def test_a_packed_archive_under_the_name_of_a_tar_is_to_be_unpacked(tmp_path, start, kind):
+    (tmp_path / "a.tar").write_bytes(start + bytes(2000))
+    (tmp_path / "a.zip").write_bytes(start + bytes(2000))
+    with pytest.raises(DataError, match=rf"a\.tar is packed \({kind}\): unpack it"):
+        open_source(tmp_path)
+    with pytest.raises(DataError, match=rf"\({kind}: unpack it\)"):
+        open_source(tmp_path / "a.zip")
+
+
 def test_row_16_names_are_opaque_and_links_are_skipped(tmp_path):
     path = tmp_path / "a.tar"
     with tarfile.open(path, "w") as archive:

@@ -42,6 +42,8 @@ from PIL import (
     WebPImagePlugin,
 )
 
+from selfcluster.data.errors import BadImage
+
 MAX_PIXELS = 64_000_000
 MIN_SIDE = 8
 _STRIPE = 100  # a view's short side sets the scale: of 8 x 200,000 pixels one of 224 px would make five billion bytes
@@ -58,19 +60,6 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-
-
-class BadImage(Exception):
-    """An image that cannot be used: `reason` is one word to count by, `detail` a sentence for a person.
-
-    Reasons: empty, not_an_image, unsupported, truncated, damaged, too_large, too_small, not_finite (from decoding);
-    vanished, not_regular, no_permission, read_error (from reading).
-    """
-
-    def __init__(self, reason: str, detail: str = "") -> None:
-        super().__init__(f"{reason}: {detail}" if detail else reason)
-        self.reason = reason
-        self.detail = detail
 
 
 class OpenedImage:

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from selfcluster import distributed
-from selfcluster.data.decode import BadImage
+from selfcluster.data.errors import BadImage
 from selfcluster.data.names import Names, to_name
 
 Find = tuple[int, str, str]  # row, reason, detail

@@ -1,4 +1,4 @@
-"""Seeded subsets and spoilt labels, the same wherever the data is read.
+"""Seeded subsets and corrupted labels, the same wherever the data is read. Images without a label are numbered -1.
 
 `long_tail`: class sizes fall exponentially from the largest to largest / ratio (Cui et al. 2019, arXiv 1901.05555,
 section 6.1). `label_noise`: a share of the labels is replaced by another class drawn uniformly, never the true one.
@@ -9,46 +9,47 @@ from __future__ import annotations
 import numpy as np
 
 from selfcluster import randomness
-from selfcluster.data.files import DataError
-from selfcluster.data.labels import LabelsError
+from selfcluster.data.errors import DataError, LabelsError
 from selfcluster.data.order import shuffled
 
 
 def read_classes(path: str, class_names: list[str]) -> list[int]:
-    """The numbers of the classes that a file names, one a line.
+    """Return the numbers of the classes that a file names, one a line.
 
     Raises:
-        LabelsError: a name that is no class; names the classes found.
+        LabelsError: a name that is no class; the message names the classes that exist.
     """
     try:
         with open(path, encoding="utf-8") as file:
-            wanted = [line.strip() for line in file if line.strip()]
+            names = [line.strip() for line in file if line.strip()]
     except OSError as error:
         raise DataError(f"classes from {path}: {error.strerror}") from error
-    if unknown := [name for name in wanted if name not in class_names]:
+    if unknown := [name for name in names if name not in class_names]:
         raise LabelsError(
             f"{path} names {unknown[0]!r}, which is no class; classes found: {', '.join(class_names[:20])}"
         )
-    if not wanted:
+    if not names:
         raise LabelsError(f"{path} names no class; classes found: {', '.join(class_names[:20])}")
-    return sorted({class_names.index(name) for name in wanted})
+    return sorted({class_names.index(name) for name in names})
 
 
 def limited(n: int, limit: int, seed: int) -> np.ndarray:
-    """`limit` of range(n), sorted; all of them where the limit is larger."""
+    """Return `limit` of range(n), sorted; all of them where the limit is larger."""
     if limit < 1:
         raise DataError(f"limit={limit}; at least 1 is needed")
     return np.sort(shuffled(n, seed, "limit")[:limit])
 
 
 def long_tailed(labels: np.ndarray, ratio: float, seed: int) -> np.ndarray:
-    """The rows of a long-tailed subset, sorted.
+    """Return the rows of a long-tailed subset, sorted; images without a label are left out.
 
     Classes are taken from the largest to the smallest (ties by number); class k of C keeps
     largest x ratio^(-k / (C - 1)) images, rounded, at least 1 and at most what it has.
     """
     if ratio < 1:
         raise DataError(f"long_tail={ratio}; the ratio of the largest class to the smallest is at least 1")
+    labeled = np.flatnonzero(labels >= 0)
+    labels = labels[labeled]
     sizes = np.bincount(labels)
     classes = np.argsort(-sizes, kind="stable")
     rank_in_class = np.empty(len(labels), dtype=np.int64)  # 0, 1, 2 ... in random order within each class
@@ -58,17 +59,18 @@ def long_tailed(labels: np.ndarray, ratio: float, seed: int) -> np.ndarray:
     keep = np.empty(len(sizes), dtype=np.int64)
     decay = np.arange(len(sizes)) / max(1, len(sizes) - 1)
     keep[classes] = np.maximum(1, np.round(sizes.max() * float(ratio) ** -decay)).astype(np.int64)
-    return np.flatnonzero(rank_in_class < keep[labels])
+    return labeled[rank_in_class < keep[labels]]
 
 
 def noisy(labels: np.ndarray, classes: int, rate: float, seed: int) -> np.ndarray:
-    """The labels with round(rate x N) of them wrong."""
+    """Return the labels with round(rate x N) of them wrong; images without a label keep none."""
     if not 0 <= rate <= 1:
         raise DataError(f"label_noise={rate}; a share between 0 and 1 is needed")
     if classes < 2 and rate > 0:
         raise LabelsError("label_noise needs two classes or more")
     rows = shuffled(len(labels), seed, "label_noise")[: round(rate * len(labels))]
+    rows = rows[labels[rows] >= 0]
     shift = randomness.draw(seed, "label_noise class", 0, rows, 0, 1)[:, 0]
-    spoilt = labels.copy()
-    spoilt[rows] = (labels[rows] + 1 + (shift * (classes - 1)).astype(np.int64)) % classes
-    return spoilt
+    corrupted = labels.copy()
+    corrupted[rows] = (labels[rows] + 1 + (shift * (classes - 1)).astype(np.int64)) % classes
+    return corrupted

@@ -36,8 +36,8 @@ def default_out(method: str, source: Source) -> Path:
     """runs/METHOD-DATANAME; a file's name goes without its suffix."""
     if source.kind == "array":
         return Path("runs") / f"{method}-array"
-    where = Path(source.where.rpartition(":")[2]).resolve()
-    name = where.name if where.is_dir() else where.stem
+    where = Path(source.location.rpartition(":")[2])
+    name = where.name if source.kind in ("folder", "builtin") or where.is_dir() else where.stem
     return Path("runs") / f"{method}-{to_id(os.fsencode(name))}"
 
 

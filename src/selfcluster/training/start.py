@@ -74,7 +74,7 @@ def open_run(
     }
     plain = {name: list(value) if isinstance(value, tuple) else value for name, value in resolved.config.items()}
     plain |= _absolute(plain)
-    config = {"method": method, "data": _where(source), "recipe": recipe, **plain, "about": about}
+    config = {"method": method, "data": source.location, "recipe": recipe, **plain, "about": about}
     for left in (TARGETS_FILE, "quarantine.jsonl"):  # of an attempt that failed before its first step
         (path / left).unlink(missing_ok=True)
     shutil.rmtree(path / "before", ignore_errors=True)
@@ -166,10 +166,6 @@ def _absolute_teacher(name: str) -> str:
     network, equals, file = name.rpartition("=")
     is_path = Path(file).exists() or means_a_path(file)  # a teacher that is gone keeps its name
     return f"{network}{equals}{Path(file).resolve()}" if is_path else name
-
-
-def _where(source: Source) -> str:
-    return source.where if source.kind in ("array", "builtin") else str(Path(source.where).resolve())
 
 
 def _words(value: Any) -> str:

@@ -1,8 +1,9 @@
 """A folder of tar files as one set of images: an index made once, then one `pread` an image.
 
-Members are only ever read, never unpacked: their names are opaque ids `shard.tar/member`, so `../x` or `/etc/x` is just
-a name. Links and other special members are skipped. A cut or damaged tar is an error that says where: the standard
-library reads one that ends at a member's edge, or has a damaged header in the middle, as a complete shorter archive.
+Members are only read, never unpacked. Their names are opaque ids `shard.tar/member`, so `../x` or `/etc/x` is just
+a name. Links and other special members are skipped; hidden members (such as the `._` twins that macOS adds) are passed
+over, as hidden files in folders are. A cut or damaged tar is an error that says where: the standard library reads one
+that ends at a member's edge, or has a damaged header in the middle, as a complete shorter archive.
 """
 
 from __future__ import annotations
@@ -14,12 +15,15 @@ from typing import BinaryIO
 
 import numpy as np
 
-from selfcluster.data.decode import BadImage
-from selfcluster.data.files import IMAGE_SUFFIXES, DataError, Listing, ReadLog, read_file, with_retries
+from selfcluster.data import store
+from selfcluster.data.errors import BadImage, DataError
+from selfcluster.data.kinds import HEADER_BYTES, is_image, recognize
+from selfcluster.data.listing import IMAGE_SUFFIX_BYTES, Listing, suffix_of
 from selfcluster.data.names import Names, NameTable, to_id
+from selfcluster.data.store import ReadLog, with_retries
 
-_IMAGES = tuple(s.encode() for s in IMAGE_SUFFIXES)
 _BLOCK = 512
+_PACKED = ("gzip", "zip", "7-Zip", "bzip2", "xz", "Zstandard", "RAR")
 
 
 class Tars:
@@ -31,31 +35,31 @@ class Tars:
         self._mtimes = mtimes  # (shards,) ns
 
     def read(self, i: int, log: ReadLog) -> bytes:
-        """Image i's bytes.
+        """Return image i's bytes.
 
         Raises:
             BadImage: vanished, truncated, read_error, ...
         """
         shard, offset, size = (int(x) for x in self._where[i])
-        path = os.path.join(self.root, self._shards.raw(shard))
-        data, status = with_retries(lambda: read_file(path, offset, size), log)
-        if status.st_mtime_ns != self._mtimes[shard]:
+        location = store.join(self.root, self._shards.raw(shard))
+        data, info = with_retries(lambda: store.read(location, offset, size), log)
+        if info.mtime_ns != self._mtimes[shard]:
             log.note_change(i)
         if len(data) < size:
             raise BadImage("truncated", f"{self._shards[shard]} ends {size - len(data)} bytes early")
         return data
 
     def take(self, rows: np.ndarray) -> Tars:
-        """The reader of a subset."""
+        """Return the reader of a subset."""
         return Tars(self.root, self._shards, self._where[rows], self._mtimes)
 
     def storage_order(self) -> np.ndarray:
-        """(N,) the rows in the order in which they lie on disk."""
+        """Return (N,) the rows in the order in which they lie on disk."""
         return np.lexsort((self._where[:, 1], self._where[:, 0]))
 
 
 def index_tars(root: bytes, shards: Listing) -> tuple[Listing, Tars]:
-    """Walk every tar's headers.
+    """Index every tar by walking its headers.
 
     Args:
         root: the folder.
@@ -67,27 +71,32 @@ def index_tars(root: bytes, shards: Listing) -> tuple[Listing, Tars]:
     Raises:
         DataError: a tar is cut or damaged (names the shard, the member and the byte), or holds a member twice.
     """
-    found = Listing(Names.of([]), np.empty(0), np.empty(0), shards.skipped, shards.passed)
+    listing = Listing(Names.of([]), np.empty(0), np.empty(0), shards.skipped, shards.passed)
     table, numbers = NameTable(), array("q")
     for shard in range(len(shards.names)):
-        _walk(root, shards.names.raw(shard), shard, table, numbers, found)
+        _walk(root, shards.names.raw(shard), shard, table, numbers, listing)
     where = np.array(numbers, dtype=np.int64).reshape(-1, 3)  # shard, offset, size
     names = table.finish()
     order = names.order()
-    found.names, where = names.take(order), where[order]
+    listing.names, where = names.take(order), where[order]
     for i in range(1, len(order)):
-        if found.names.raw(i) == found.names.raw(i - 1):
-            raise DataError(f"member {found.names[i]!r} occurs twice; every image needs its own name")
-    found.sizes, found.mtimes = where[:, 2], shards.mtimes[where[:, 0]]
-    return found, Tars(root, shards.names, where, shards.mtimes)
+        if listing.names.raw(i) == listing.names.raw(i - 1):
+            raise DataError(f"member {listing.names[i]!r} occurs twice; every image needs its own name")
+    listing.sizes, listing.mtimes = where[:, 2], shards.mtimes[where[:, 0]]
+    return listing, Tars(root, shards.names, where, shards.mtimes)
 
 
-def _walk(root: bytes, shard_name: bytes, shard: int, table: NameTable, numbers: array[int], found: Listing) -> None:
-    path = os.path.join(root, shard_name)
+def _walk(root: bytes, shard_name: bytes, shard: int, table: NameTable, numbers: array[int], listing: Listing) -> None:
+    location = store.join(root, shard_name)
     members = 0
     # errors="surrogateescape" is tarfile's default: the member's own bytes come back on encoding
-    with open(path, "rb") as file:
-        length = os.fstat(file.fileno()).st_size
+    with store.open_file(location) as file:
+        length = file.seek(0, os.SEEK_END)
+        file.seek(0)
+        kind = recognize(file.read(HEADER_BYTES)).name
+        if kind in _PACKED:
+            raise DataError(f"{to_id(shard_name)} is packed ({kind}): unpack it into a folder or into a plain .tar")
+        file.seek(0)
         offset = 0
         try:
             with tarfile.open(fileobj=file, mode="r:") as tar:
@@ -98,10 +107,12 @@ def _walk(root: bytes, shard_name: bytes, shard: int, table: NameTable, numbers:
                         raise tarfile.ReadError(f"its {member.size:,} bytes end beyond the file's {length:,}")
                     name = shard_name + b"/" + member.name.encode("utf-8", "surrogateescape")
                     members += 1
-                    if not name.lower().endswith(_IMAGES):
-                        found.passed[os.path.splitext(name)[1].lower().decode("ascii", "replace") or "no suffix"] += 1
+                    if os.path.basename(name).startswith(b"."):
+                        listing.passed["hidden"] += 1
+                    elif not _is_wanted(file, name, member):
+                        listing.pass_over(name)
                     elif not member.isreg() or member.issparse():
-                        found.skip(name, "not_regular")
+                        listing.skip(name, "not_regular")
                     else:
                         table.append(name)
                         numbers.extend((shard, member.offset_data, member.size))
@@ -112,6 +123,19 @@ def _walk(root: bytes, shard_name: bytes, shard: int, table: NameTable, numbers:
                 f"{to_id(shard_name)}: cut or damaged at member {members}, byte {offset:,}: {error}; "
                 f"fetch it again or move it out of {to_id(root)}"
             ) from error
+
+
+def _is_wanted(file: BinaryIO, name: bytes, member: tarfile.TarInfo) -> bool:
+    """Whether a member is an image: by its suffix, or by its first bytes where it has none."""
+    if name.lower().endswith(IMAGE_SUFFIX_BYTES):
+        return True
+    if suffix_of(name) or not member.isreg() or member.issparse():
+        return False
+    place = file.tell()
+    file.seek(member.offset_data)
+    head = file.read(min(member.size, HEADER_BYTES))
+    file.seek(place)
+    return is_image(head)
 
 
 def _check_end(file: BinaryIO, offset: int) -> None:
