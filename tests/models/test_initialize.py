@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from selfcluster.models.backbones import make_backbone, save_backbone
-from selfcluster.models.initialize import initialize
+from selfcluster.models.initialize import PartialWeights, initialize
 
 
 def weights(seed: int = 1, **create) -> dict[str, Tensor]:
@@ -21,8 +21,8 @@ def weights(seed: int = 1, **create) -> dict[str, Tensor]:
     return timm.create_model("tiny_layout", num_classes=0, **create).state_dict()
 
 
-def make(path: Path, name: str = "tiny_layout", channels: int = 1, size: int = 16) -> nn.Module:
-    return make_backbone(name, channels=channels, image_size=size, init=path)
+def make(path: Path, name: str = "tiny_layout", channels: int = 1, size: int = 16, **create) -> nn.Module:
+    return make_backbone(name, channels=channels, image_size=size, init=path, **create)
 
 
 def agrees(module: nn.Module, state: dict[str, Tensor]) -> None:
@@ -67,7 +67,9 @@ def test_the_account_names_what_was_missing_and_what_was_not_used(tmp_path):
     state = weights()
     kept = state.pop("layer1.0.weight")
     torch.save(state | {"fc.weight": torch.zeros(3, 512), "head.bias": torch.zeros(3)}, tmp_path / "w.pt")
-    module = make(tmp_path / "w.pt")
+    with pytest.raises(PartialWeights, match=r"left at random: layer1\.0\.weight;.*insist with --allow-partial"):
+        make(tmp_path / "w.pt")
+    module = make(tmp_path / "w.pt", allow_partial=True)
     assert "left at random: layer1.0.weight;" in module.load_report
     assert "not used: fc.weight, head.bias" in module.load_report
     assert not torch.equal(module.state_dict()["layer1.0.weight"], kept)
@@ -112,9 +114,25 @@ def test_position_embeddings_are_resized_to_the_images(tmp_path):
 
 def test_a_large_stem_does_not_pass_for_a_small_one(tmp_path):
     torch.save(timm.create_model("resnet18").state_dict(), tmp_path / "w.pt")
-    module = make(tmp_path / "w.pt", "resnet18", 3, 32)
-    assert "left at random: conv1.weight (64 x 3 x 7 x 7 in the file, 64 x 3 x 3 x 3 here)" in module.load_report
+    with pytest.raises(PartialWeights, match=r"left at random: conv1\.weight \(64 x 3 x 7 x 7 in the file, 64 x 3 x 3"):
+        make(tmp_path / "w.pt", "resnet18", 3, 32)
+    module = make(tmp_path / "w.pt", "resnet18", 3, 32, allow_partial=True)
     assert "not used: fc.weight, fc.bias" in module.load_report
+
+
+def test_a_larger_network_does_not_pass_for_its_first_layers(tmp_path):
+    """ResNet-34 holds every tensor that ResNet-18 has; its features are others."""
+    torch.save(timm.create_model("resnet34").state_dict(), tmp_path / "w.pt")
+    with pytest.raises(PartialWeights, match=r"layers that this network lacks \(layer1 \(10\), layer2"):
+        make(tmp_path / "w.pt", "resnet18", 3, 96)
+
+
+def test_a_patch_embedding_of_another_size_is_not_resized(tmp_path):
+    torch.save(timm.create_model("vit_tiny_patch16_224", depth=1, img_size=32).state_dict(), tmp_path / "w.pt")
+    with pytest.raises(
+        PartialWeights, match=r"patch_embed\.proj\.weight \(192 x 3 x 16 x 16 in the file, 192 x 3 x 8 x 8"
+    ):
+        make(tmp_path / "w.pt", "vit_tiny_patch16_224", 3, 32, depth=1, patch_size=8)
 
 
 def test_another_networks_weights_are_refused(tmp_path):

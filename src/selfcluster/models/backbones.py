@@ -12,6 +12,7 @@ import difflib
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from selfcluster.files import write_atomically
 from selfcluster.models.folding import full_name, parts_of
 from selfcluster.models.initialize import initialize
+from selfcluster.models.preprocessing import Preprocessing, default_preprocessing, from_config
 from selfcluster.models.registration import register_with_timm
 from selfcluster.models.sobel import CHANNELS, put_before
 
@@ -29,7 +31,6 @@ ARCHITECTURE = "backbone.json"
 SMALL = 64  # pixels: up to here a residual network gets the stem for small images
 _EDGES = "input: Sobel edges of the normalized image, two channels; zeros around the image:"
 _SMALL_STEM = ("resnet18", "resnet34", "resnet50")
-_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 class Backbone(nn.Module):
@@ -57,9 +58,12 @@ def make_backbone(
     sobel: bool | int = False,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    preprocessing: Preprocessing | None = None,
+    pretrained: bool = False,
+    allow_partial: bool = False,
     **create: Any,
 ) -> Backbone:
-    """A new network without a classifier, freshly initialized or with the weights of a local file.
+    """Return a network without a classifier, freshly initialized or with weights.
 
     Args:
         name: a network of timm's or of ours; folded_sobel/NETWORK/ZEROS for one whose first layer has room for the
@@ -75,10 +79,14 @@ def make_backbone(
             number is how many zeros lie around the image: 1 (True), or 2, after which folding is exact; a transformer,
             which wants whole patches, has 1.
         mean, std: of the images' normalization, one number a channel; default ImageNet's for RGB, else 0.5.
+        preprocessing: mean, std, interpolation and crop of a pretrained network. The network then keeps its own stem,
+            however small the images are.
+        pretrained: load timm's published weights, from its cache or the network.
+        allow_partial: accept a file of weights that leaves parts of the network random.
         **create: any further argument of `timm.create_model`.
 
     Returns:
-        timm's module with `num_features`, `spec` and `account` added (see `Backbone`).
+        timm's module with `num_features`, `spec` and `load_report` added (see `Backbone`).
 
     Raises:
         ValueError: an unknown name (the nearest ones are named), an argument the network does not take, images
@@ -88,26 +96,37 @@ def make_backbone(
     >>> backbone.spec["model_name"], backbone.num_features, backbone(torch.zeros(2, 3, 32, 32)).shape
     ('resnet18_small', 512, torch.Size([2, 512]))
     """
-    real = f"{name}_small" if image_size <= SMALL and name in _SMALL_STEM else name
+    real = f"{name}_small" if image_size <= SMALL and name in _SMALL_STEM and preprocessing is None else name
     check_name(real)
-    default_mean, default_std = _IMAGENET if channels == 3 else ((0.5,) * channels,) * 2
+    if preprocessing is None:
+        preprocessing = default_preprocessing(channels, image_size)
+        preprocessing = replace(
+            preprocessing, mean=tuple(mean or preprocessing.mean), std=tuple(std or preprocessing.std)
+        )
+    if preprocessing.channels != channels:
+        raise ValueError(
+            f"mean {preprocessing.mean} and std {preprocessing.std} need one number for each of {channels} channels"
+        )
     spec: dict[str, Any] = {**parts_of(real), "num_classes": 0, **create}
     spec["in_chans"] = CHANNELS if sobel else channels
     if drop_path:
         spec["drop_path_rate"] = drop_path
-    spec["pretrained_cfg_overlay"] = _overlay(channels, image_size, mean or default_mean, std or default_std)
+    spec["pretrained_cfg_overlay"] = preprocessing.as_config()
     optional = {
         "img_size": image_size,
         "dynamic_img_size": True,  # a vision transformer meets crops of several sizes
         "zero_init_last": False,  # as in the papers' ResNets; a zero scale would also defeat LARC's first step
     }
-    module = _create(_plain(spec), {k: v for k, v in optional.items() if k not in create})
+    once = {"pretrained": True} if pretrained else {}
+    module = _create(_plain(spec), {k: v for k, v in optional.items() if k not in create}, **once)
     if sobel:
         whole = hasattr(module, "patch_embed")
         module.spec["pretrained_cfg_overlay"]["notes"] = [f"{_EDGES} {1 if whole else int(sobel)}"]
     module = _with_edges(module)
     _measure(module, channels, image_size)
-    module.load_report = initialize(module, _weights_file(init)) if init is not None else ""
+    module.load_report = ""
+    if init is not None:
+        module.load_report = initialize(module, _weights_file(init), allow_partial=allow_partial)
     return module
 
 
@@ -139,8 +158,11 @@ def save_backbone(
     spec: Any = getattr(module, "spec", None)
     if spec is None:
         raise ValueError(f"{type(module).__name__} has no spec: only what make_backbone or load_backbone gave is saved")
-    overlay = spec["pretrained_cfg_overlay"]
-    spec = spec | {"pretrained_cfg_overlay": overlay | _overlay(overlay["input_size"][0], size, mean, std)}
+    config = preprocessing_of(module).as_config()
+    config |= {"input_size": [config["input_size"][0], size, size], "mean": list(mean), "std": list(std)}
+    if not len(mean) == len(std) == config["input_size"][0]:
+        raise ValueError(f"mean {tuple(mean)} and std {tuple(std)} need one number for each of the network's channels")
+    spec = spec | {"pretrained_cfg_overlay": spec["pretrained_cfg_overlay"] | config}
     # safetensors takes neither channels_last nor a tensor that shares its memory with another
     state = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in module.state_dict().items()}
     folder = Path(folder)
@@ -175,6 +197,12 @@ def load_backbone(path: str | Path) -> tuple[Backbone, tuple[float, ...], tuple[
     _measure(module, channels, size)
     module.load_report = ""
     return module.eval(), tuple(overlay["mean"]), tuple(overlay["std"]), size
+
+
+def preprocessing_of(module: nn.Module) -> Preprocessing:
+    """Return how the images of a network from `make_backbone` or `load_backbone` are prepared."""
+    spec: Any = getattr(module, "_orig_mod", module).spec
+    return from_config(spec["pretrained_cfg_overlay"])
 
 
 @torch.no_grad()
@@ -250,12 +278,6 @@ def _measure(module: Any, channels: int, size: int) -> None:
 
 def _weights_file(init: str | Path) -> Path:
     return Path(init) / WEIGHTS if Path(init).is_dir() else Path(init)
-
-
-def _overlay(channels: int, size: int, mean: Sequence[float], std: Sequence[float]) -> dict[str, Any]:
-    if not len(mean) == len(std) == channels:
-        raise ValueError(f"mean {tuple(mean)} and std {tuple(std)} need one number for each of {channels} channels")
-    return {"input_size": (channels, size, size), "mean": [float(m) for m in mean], "std": [float(s) for s in std]}
 
 
 def _plain(spec: dict[str, Any]) -> dict[str, Any]:

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from selfcluster.data.sources import Source
 from selfcluster.methods.base import Method
-from selfcluster.models.backbones import load_backbone, make_backbone
+from selfcluster.models import pretrained
+from selfcluster.models.backbones import ARCHITECTURE
+from selfcluster.models.pretrained import Network, is_pretrained_word
 from selfcluster.runs.checkpoint import load_newest
-from selfcluster.runs.folder import RunError, check_finished, read_config
-from selfcluster.settings.requirements import means_a_path
-from selfcluster.training.build import NORMALIZATION, assemble
+from selfcluster.runs.folder import check_finished, is_run, read_config
+from selfcluster.training.build import assemble
 from selfcluster.training.finish import assign, in_parts
 from selfcluster.training.shards import Shards
 from selfcluster.training.start import summarize_data
@@ -24,26 +23,23 @@ from selfcluster.training.state import section
 
 
 def load_network(
-    run: str, image_size: int | None, source: Source | None = None
-) -> tuple[Any, Sequence[float], Sequence[float], int]:
-    """The network of a run folder, an exported backbone or a timm name, with its mean, std and image size.
+    model: str, image_size: int | None = None, source: Source | None = None, *, allow_partial: bool = False
+) -> Network:
+    """Return a network by one word: a run folder, or any word of `selfcluster.models.pretrained.load_network`.
 
-    A timm name is a network without training, in the image size asked for or else the images' own; without a `source`
-    it is for color images of 224 px.
+    The plain name of a timm network is not trained, and a warning says so. It takes the size asked for or else that of
+    the images of `source`, at most 224 px, and their channels.
     """
-    if Path(run).exists():
-        if not (Path(run) / "backbone.json").exists():
-            check_finished(Path(run))
-        return load_backbone(Path(run))
-    if means_a_path(run):
-        raise RunError(f"there is no {run}; give a run folder, an exported backbone or the name of a network of timm's")
-    seen = None if source is None else summarize_data(source, {})
-    side, channels = (224, 3) if seen is None else (min(224, seen.side), seen.channels)
-    size = image_size or side
-    mean, std = NORMALIZATION[channels]
-    network = make_backbone(run, channels=channels, image_size=size, mean=mean, std=std)
-    print(f"selfcluster: {run} is not trained: its weights are random", file=sys.stderr)
-    return network, mean, std, size
+    if Path(model).exists() and not (Path(model) / ARCHITECTURE).exists() and is_run(Path(model)):
+        check_finished(Path(model))
+    size, channels = image_size, 3
+    if source is not None and not is_pretrained_word(model):
+        seen = summarize_data(source, {})
+        size, channels = image_size or min(224, seen.side), seen.channels
+    network = pretrained.load_network(model, image_size=size, channels=channels, allow_partial=allow_partial)
+    if not network.trained:
+        print(f"selfcluster: {model} is not trained: its weights are random", file=sys.stderr)
+    return network
 
 
 def trained_method(run: Path) -> tuple[Method, torch.device]:
