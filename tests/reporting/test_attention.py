@@ -73,7 +73,7 @@ def test_what_it_refuses(network, photos, tmp_path, capsys):
         api.attention(tmp_path / "cnn", photos)
     with pytest.raises(ValueError, match="share=0"):
         api.attention(network, photos, share=0)
-    with pytest.raises(ValueError, match="multiple of 4"):
+    with pytest.raises(ValueError, match="divisible by patch size"):
         api.attention(network, photos, image_size=30)
     (tmp_path / "text.png").write_text("no image")
     with pytest.raises(ValueError, match=r"text\.png"):

@@ -65,14 +65,12 @@ def embed(
         make_writable(bad.parent)
         bad.unlink(missing_ok=True)
     target = pick_device(device)
-    module, mean, std, size = load_network(str(run), image_size, source)
+    network = load_network(str(run), image_size, source)
+    module = network.module
     loader = Loader(
         source,
         batch_size=min(batch_size, len(source)),
-        image_size=size,
-        channels=len(mean),
-        mean=mean,
-        std=std,
+        **network.preprocessing.loader_arguments(),
         device=target,
         workers=workers,
         max_bad=trained.get("max_bad", 0.01) if max_bad is None else max_bad,

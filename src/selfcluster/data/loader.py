@@ -64,6 +64,7 @@ class Loader:
         image_size: side of the center view.
         channels: 1 or 3; images are converted.
         mean, std: C numbers each, of pixels in 0..1.
+        interpolation, crop_pct, crop_mode: of the center view, see `views.crops.center`.
         seed: of orders, crops and replacements.
         device: where the views end up.
         workers: threads; None: one a core, shared among the processes of this host. 0 loads in the calling thread.
@@ -88,6 +89,9 @@ class Loader:
         channels: int = 3,
         mean: Sequence[float],
         std: Sequence[float],
+        interpolation: str = "bilinear",
+        crop_pct: float | None = None,
+        crop_mode: str = "center",
         seed: int = 0,
         device: torch.device | str = "cpu",
         workers: int | None = None,
@@ -101,6 +105,7 @@ class Loader:
             raise ValueError(f"batch_size={batch_size} is no positive multiple of the {world} processes")
         self.source, self.batch_size, self.image_size, self.channels = source, batch_size, image_size, channels
         self.mean, self.std, self.seed = tuple(mean), tuple(std), seed
+        self.center = {"interpolation": interpolation, "crop_pct": crop_pct, "crop_mode": crop_mode}
         self.device = torch.device(device)
         self.rank, self.world = rank, world
         self.workers = _default_workers() if workers is None else workers
@@ -251,7 +256,7 @@ class Loader:
             return
         chosen = images[torch.from_numpy(shown).to(self.device)].permute(0, 3, 1, 2)  # (B, C, H, W)
         if not job.crop:
-            yield self._finish([center_batch(chosen, self.image_size)], job, shown)
+            yield self._finish([center_batch(chosen, self.image_size, **self.center)], job, shown)
             return
         height, width = (np.full(len(shown), side) for side in images.shape[1:3])
         boxes = job.plan.boxes(job.seed, job.step, shown, height, width)
@@ -369,7 +374,8 @@ class Loader:
 
     def _center(self, image: Any) -> np.ndarray:
         size = self.image_size
-        return center(image.pixels(self.channels, shrink_to=decoded_side(size)), size)
+        side = decoded_side(size, self.center["crop_pct"])
+        return center(image.pixels(self.channels, shrink_to=side), size, **self.center)
 
     def _crops(self, image: Any, boxes: np.ndarray, job: _Job, slot: int) -> None:
         """All views of one decode; a JPEG is decoded smaller where every view still gets a pixel for a pixel."""

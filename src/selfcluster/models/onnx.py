@@ -55,7 +55,7 @@ def export_onnx(
         "std": json.dumps(list(std)),
         "size": str(size),
         "input": "float32 (batch, channel, row, column): pixel values / 255, minus mean, divided by std; "
-        f"the image's shorter side at {size if size <= SMALL else round(size * 256 / 224)} px, its center cut out",
+        f"the image's shorter side at {size if size <= SMALL else size * 256 // 224} px, its center cut out",
     }
     images = torch.rand(3, len(mean), size, size, generator=torch.Generator().manual_seed(0))
 

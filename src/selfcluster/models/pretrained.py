@@ -115,7 +115,10 @@ def load_network(
     if equals:
         return _file(Path(file), name, image_size, allow_partial)
     if "/" in word or path.suffix in _SUFFIXES:
-        raise FileNotFoundError(f"--model {word}: there is no such file or folder")
+        raise FileNotFoundError(
+            f"there is no {word}; give a run folder, an exported backbone, a file of weights, NETWORK=FILE, "
+            f"{STARTER}, {TIMM}NAME or the name of a network of timm's"
+        )
     return _untrained(word, image_size, channels)
 
 

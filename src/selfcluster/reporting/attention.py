@@ -35,16 +35,20 @@ def write_attention(
     from selfcluster.views.crops import center
 
     folder = Path(out) if out is not None else run / "attention" if run.is_dir() else Path("attention")
-    network, mean, std, size = load_network(str(run), image_size)
+    opened = load_network(str(run), image_size)
+    images = opened.preprocessing
     target = pick_device(device)
-    network.to(target).eval()
-    offset, scale = torch.tensor(mean)[:, None, None], torch.tensor(std)[:, None, None]
+    network = opened.module.to(target).eval()
+    offset, scale = torch.tensor(images.mean)[:, None, None], torch.tensor(images.std)[:, None, None]
     stems = [file.stem for file in files]
     pictures: list[Path] = []
     heads, grid = 0, (0, 0)
     for number, file in enumerate(files):
         try:
-            pixels = center(decode(file.read_bytes(), channels=len(mean)), image_size or size)  # (S, S, C)
+            decoded = decode(file.read_bytes(), channels=images.channels)
+            pixels = center(  # (S, S, C)
+                decoded, images.image_size, images.interpolation, images.crop_pct, images.crop_mode
+            )
         except (BadImage, OSError) as error:
             raise ValueError(f"{file}: {getattr(error, 'strerror', None) or error}; name image files") from error
         image = (torch.from_numpy(pixels).permute(2, 0, 1) / 255 - offset) / scale

@@ -14,7 +14,7 @@ from selfcluster.models import pretrained
 from selfcluster.models.backbones import ARCHITECTURE
 from selfcluster.models.pretrained import Network, is_pretrained_word
 from selfcluster.runs.checkpoint import load_newest
-from selfcluster.runs.folder import check_finished, is_run, read_config
+from selfcluster.runs.folder import RunError, check_finished, is_run, read_config
 from selfcluster.training.build import assemble
 from selfcluster.training.finish import assign, in_parts
 from selfcluster.training.shards import Shards

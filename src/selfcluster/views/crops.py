@@ -23,6 +23,7 @@ from torch import Tensor
 TRIES = 10
 UNIFORMS = 2 * TRIES + 3  # area and aspect a try, then top, left, flip
 _CUBIC = -0.5  # Keys' (1981) coefficient, as Pillow and torch use it with antialiasing
+_CROP_PCT = 0.875  # 224 of 256 pixels
 _SMALL = 64  # up to this side the center view keeps the whole shorter side
 
 
@@ -106,29 +107,45 @@ def cut(image: np.ndarray, box: np.ndarray, size: int, interpolation: str = "bil
     return np.ascontiguousarray(view[:, ::-1] if flip else view)
 
 
-def center(image: np.ndarray, size: int, interpolation: str = "bilinear") -> np.ndarray:
-    """Return the evaluation view: shorter side resized to size * 256 / 224 (to `size` up to 64 px), then the center.
+def center(
+    image: np.ndarray,
+    size: int,
+    interpolation: str = "bilinear",
+    crop_pct: float | None = None,
+    crop_mode: str = "center",
+) -> np.ndarray:
+    """The evaluation view: the image resized to `size / crop_pct` pixels, and its center cut out, as timm does.
 
     Args:
         image: (H, W, C) uint8.
         size: side of the view in pixels.
+        interpolation: "bilinear" or "bicubic".
+        crop_pct: `size` over the side that is resized to; None: 0.875, and 1 up to 64 px.
+        crop_mode: "center" resizes the shorter side; "squash" resizes both, so that the aspect ratio is lost.
 
     Returns:
         (size, size, C) uint8, equal to torchvision's `resize` followed by `center_crop`.
     """
-    height, width, top, left = _center_shape(image.shape[0], image.shape[1], size)
+    height, width, top, left = _center_shape(image.shape[0], image.shape[1], size, crop_pct, crop_mode)
     resized = _resize(image, height, width, interpolation)
     return np.ascontiguousarray(resized[top : top + size, left : left + size])
 
 
-def decoded_side(size: int) -> int:
-    """Return the shorter side that a decoded image needs, so that a center view of `size` pixels loses no detail."""
-    return math.ceil(size * 256 / 224)
+def decoded_side(size: int, crop_pct: float | None = None) -> int:
+    """Shorter side that a decoded image must keep for a center view of `size` pixels to lose nothing."""
+    return _resized_side(size, crop_pct)
 
 
-def _center_shape(height: int, width: int, size: int) -> tuple[int, int, int, int]:
-    short = size if size <= _SMALL else round(size * 256 / 224)
-    longer = int(short * max(height, width) / min(height, width))
+def _resized_side(size: int, crop_pct: float | None) -> int:
+    share = (1.0 if size <= _SMALL else _CROP_PCT) if crop_pct is None else crop_pct
+    return max(size, math.floor(size / share))
+
+
+def _center_shape(
+    height: int, width: int, size: int, crop_pct: float | None = None, crop_mode: str = "center"
+) -> tuple[int, int, int, int]:
+    short = _resized_side(size, crop_pct)
+    longer = short if crop_mode == "squash" else int(short * max(height, width) / min(height, width))
     height, width = (longer, short) if height > width else (short, longer)
     return height, width, round((height - size) / 2), round((width - size) / 2)
 
@@ -163,10 +180,16 @@ def cut_batch(images: Tensor, boxes: Tensor, size: int, interpolation: str = "bi
 
 
 @torch.no_grad()
-def center_batch(images: Tensor, size: int, interpolation: str = "bilinear") -> Tensor:
+def center_batch(
+    images: Tensor,
+    size: int,
+    interpolation: str = "bilinear",
+    crop_pct: float | None = None,
+    crop_mode: str = "center",
+) -> Tensor:
     """`center` for images that live on the device: (B, C, H, W) uint8 -> (B, C, size, size) float32 in 0..255."""
     _known(interpolation)
-    height, width, top, left = _center_shape(images.shape[2], images.shape[3], size)
+    height, width, top, left = _center_shape(images.shape[2], images.shape[3], size, crop_pct, crop_mode)
 
     def along(extent: int, resized: int, offset: int) -> Tensor:  # (1, S, extent)
         zero = torch.zeros(1, device=images.device)
