@@ -8,7 +8,7 @@ import selfcluster
 
 ROOT = Path(selfcluster.__file__).parent
 FLOORS = (  # from the ground up
-    ("types", "randomness", "distributed", "files", "devices"),
+    ("types", "randomness", "distributed", "files", "devices", "setting", "choice"),
     ("clustering", "models"),
     ("views",),
     ("methods", "data"),
@@ -63,7 +63,7 @@ def test_imports_run_downwards():
 
 
 def test_files_stay_readable():
-    """Lines of code without blank ones, comments and docstrings: a method 150, the loop and the base 200, else 300."""
+    """Lines of code without blank ones, comments and docstrings: a method 200, the loop and the base 200, else 300."""
     for path in ROOT.rglob("*.py"):
         text = path.read_text()
         documentation = set()
@@ -76,7 +76,7 @@ def test_files_stay_readable():
             if number not in documentation and line.strip() and not line.strip().startswith("#")
         ]
         name = path.relative_to(ROOT).as_posix()
-        limit = 150 if name.startswith("methods/") else 200 if name == "training/loop.py" else 300
+        limit = 200 if name.startswith("methods/") else 200 if name == "training/loop.py" else 300
         assert len(code) <= limit, f"{name}: {len(code)} lines of code, the aim is {limit}"
 
 

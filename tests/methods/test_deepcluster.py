@@ -287,7 +287,7 @@ def test_settings_that_mean_nothing_are_refused():
     for settings, message in (
         ({"num_samples": 6}, r"num_prototypes=8 is more than the 6 images; use --num-prototypes 2"),
         ({"clustering": "ward"}, "clustering='ward'"),
-        ({"weighting": "even"}, "weighting='even' is none of uniform, inverse"),
+        ({"weighting": "even"}, "weighting='even': choose from uniform, inverse"),
         ({"reassign_epochs": 0}, "reassign_epochs=0"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -241,7 +241,7 @@ def test_settings_that_cannot_be_are_refused():
     for wrong, message in [
         ({"num_prototypes": 97}, "num_prototypes=97, images: 96"),
         ({"num_prototypes": 3, "num_super_clusters": 4}, "num_super_clusters=4"),
-        ({"combination": "both", "num_prototypes": 8}, "none of hierarchical, sum, product"),
+        ({"combination": "both", "num_prototypes": 8}, "combination='both': choose from hierarchical, sum, product"),
         ({"reassign_epochs": 0, "num_prototypes": 8}, "reassign_epochs=0"),
     ]:
         with pytest.raises(ValueError, match=message):

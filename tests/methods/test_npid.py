@@ -164,5 +164,5 @@ def test_chance_levels():
 def test_settings_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="num_negatives=0: nce needs some; use --loss softmax"):
         make("npid", num_negatives=0)
-    with pytest.raises(ValueError, match="loss='infonce' must be"):
+    with pytest.raises(ValueError, match="loss='infonce': choose from nce, softmax"):
         make("npid", loss="infonce")

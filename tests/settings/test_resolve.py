@@ -85,7 +85,7 @@ def test_auto_gives_a_reason_for_each_choice_and_none_for_the_users():
 @pytest.mark.parametrize("facts", [PHOTOS, DIGITS, DataSummary(60, 64, 3), DataSummary(5398, 224, 3)], ids=str)
 def test_every_recipe_makes_a_run_or_says_why_not(method, recipe, facts):
     if recipe == "cifar" and method not in ("swav", "deepcluster_v2"):
-        with pytest.raises(ValueError, match=f"not for {method}; use --recipe auto"):
+        with pytest.raises(ValueError, match=f"no settings for {method}; use --recipe auto"):
             resolve(method, facts, recipe=recipe)
         return
     whole = resolve(method, DataSummary(1_281_167, facts.side, facts.channels, facts.gpu), recipe=recipe).config
@@ -116,18 +116,18 @@ def test_every_recipe_makes_a_run_or_says_why_not(method, recipe, facts):
         ({"epochs": float("inf")}, "--epochs inf: must be a finite number"),
         ({"batch_size": 0}, "--batch-size 0: must be 1 or more"),
         ({"learning_rate": -1}, "--learning-rate -1: must be 0 or more"),
-        ({"global_scale": (0, 2)}, "--global-scale 2: must be 1 or less"),
-        ({"epochs": "many"}, "--epochs many: expects float"),
+        ({"global_scale": (0, 2)}, "--global-scale 0 2: must be 1 or less"),
+        ({"epochs": "many"}, "--epochs many: expects a number"),
         ({"optimizer": "adam"}, "did you mean adamw"),
         ({"batch_size": 100_000}, "--batch-size 100000 is more than the 50000 images; use --batch-size 12500"),
         ({"num_prototypes": 1}, "--num-prototypes 1: must be 2 or more"),
-        ({"global_scale": (0.5, 0.1)}, "two rising numbers"),
+        ({"global_scale": (0.5, 0.1)}, "expects two numbers, the smaller first"),
         ({"milestones": (3, 4)}, "no effect under --schedule cosine"),
         ({"schedule": "step"}, "needs --milestones"),
         ({"channels": 4}, "--channels 4: images have 1"),
-        ({"batch_size": 2.5}, "--batch-size 2.5: expects int"),
+        ({"batch_size": 2.5}, "--batch-size 2.5: expects a whole number"),
         ({"global_crops": 1}, "--global-crops 1: swav compares two full views"),
-        ({"accumulate": 2}, "several small batches are not one large one"),
+        ({"accumulate": 2}, "several small batches do not equal a large one"),
     ],
 )
 def test_what_makes_no_sense_is_refused(given, words):
@@ -151,7 +151,9 @@ def test_clusters_of_images_are_no_more_than_the_images_they_are_made_of():
 
 
 def test_a_config_of_another_method_is_named():
-    with pytest.raises(ValueError, match="of another method: dino has no epsilon, queue_length; leave those lines out"):
+    with pytest.raises(
+        ValueError, match="belongs to another method: dino has no setting epsilon, queue_length; remove those lines"
+    ):
         resolve("dino", PHOTOS, config_file={"epsilon": 0.05, "queue_length": 0, "epochs": 3})
 
 
@@ -232,7 +234,7 @@ def test_a_flag_that_would_do_nothing_is_refused(method, given, message):
 @pytest.mark.parametrize("given", [{"centering": "sinkhorn"}, {"centering": "softmax"}, {"loss": "infonce"}])
 def test_small_batches_are_not_accumulated_where_images_are_looked_at_together(given):
     assert resolve("dino", PHOTOS, {"accumulate": 4}).config["accumulate"] == 4
-    with pytest.raises(ValueError, match="--accumulate 4: dino looks at all images of a batch together"):
+    with pytest.raises(ValueError, match="--accumulate 4: dino compares the images of a batch"):
         resolve("dino", PHOTOS, {"accumulate": 4} | given)
 
 

@@ -27,7 +27,7 @@ def add_option(parser: argparse._ActionsContainer, option: Option, shown: str = 
         kwargs |= {"nargs": 2 if option.kind == "pair" else "+", "type": float, "metavar": "X"}
     else:
         kwargs |= {"type": _TYPES[option.kind], "metavar": {"int": "N", "float": "X", "str": "TEXT"}[option.kind]}
-    if option.name == "teacher":  # may be given several times
+    if option.repeat:
         kwargs["action"] = "append"
     if option.choices:
         kwargs["metavar"] = "{" + ",".join(option.choices) + "}"

@@ -18,7 +18,7 @@ from selfcluster.settings.files import open_for, read_settings
 from selfcluster.settings.options import SHARED, options_for
 from selfcluster.settings.recipes import RECIPES
 from selfcluster.settings.requirements import check_needs
-from selfcluster.settings.resolve import SCALED, images_per_rate, paper_values
+from selfcluster.settings.resolve import SCALED, images_per_rate, paper_values, validated
 from selfcluster.settings.schema import read_schema
 
 HELP = "learn features and clusters from images"
@@ -57,7 +57,7 @@ def train(
     """
     name = canonical(method)
     from_file = read_settings(config)
-    said = {**from_file, **settings}
+    said = validated(name, settings, from_file)
     source, path = open_for(name, data, said, out)
     if len(source) < 2:
         raise DataError(f"{len(source)} image in {source.where}: training needs at least 2")
@@ -158,13 +158,11 @@ def add_flags(parser: argparse.ArgumentParser, words: list[str]) -> None:
     parser.description = schema.summary
     shared, own = {option.name for option in SHARED}, parser.add_argument_group(f"settings of {schema.name}")
     common = parser.add_argument_group("shared settings")
-    automatic = {option.name for option in SHARED if option.auto} | {"num_prototypes", "queue_length", "hidden"}
-    automatic |= {"queue_from_epoch", "freeze_epochs"}
     for name, option in options_for(schema).items():
         value = paper.get(name, option.default)
         value = " ".join(f"{v:g}" for v in value) if isinstance(value, tuple) else value
         per = f" for {images_per_rate(schema)} images, in proportion" if name in SCALED and value else ""
-        chosen = "; auto: from the data" if name in automatic else ""
+        chosen = "; auto: from the data" if option.auto else ""
         shown = "" if value is None or value == "" else f" (paper: {value}{per}{chosen})"
         add_option(common if name in shared else own, option, shown)
 

@@ -7,18 +7,20 @@ Letters: B images of this rank, V views, F features of the backbone, D of the pr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
-from math import isnan
+from math import isnan, sqrt
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from selfcluster.choice import Choice, RunShape
 from selfcluster.clustering.scores import successive_nmi
 from selfcluster.distributed import all_reduce, world_size
 from selfcluster.models.backbones import Backbone, final_relu
+from selfcluster.setting import check_settings
 from selfcluster.types import (
     Assignment,
     Batch,
@@ -45,13 +47,17 @@ class Method(nn.Module):
     paper: ClassVar[Training]
     edge_border: ClassVar[int] = 1  # zeros around an image before --sobel takes its edges; after 2 they fold exactly
     supports_accumulation: ClassVar[bool] = False  # True where one large batch equals several small ones
-    small: ClassVar[dict[str, Any]] = {}  # flags for images up to 64 px and short runs, where they differ from paper
+    small: ClassVar[dict[str, Any]] = {}  # settings for images up to 64 px and short runs, where they differ from paper
+    cifar: ClassVar[dict[str, Any] | None] = None  # its own settings in the common CIFAR setup; None: it has none
+    # settings, another setting, and the values of that under which the first have no effect
+    idle: ClassVar[tuple[tuple[tuple[str, ...], str, tuple[Any, ...]], ...]] = ()
     advice: ClassVar[str] = "Try a lower --learning-rate, or larger batches."  # what helps when the run collapses
 
     backbone: Backbone
 
     def __init__(self, make_backbone: MakeBackbone, settings: Any, data: DatasetInfo) -> None:
         super().__init__()
+        check_settings(settings)
         self.settings = settings
         self.data = data
 
@@ -61,6 +67,15 @@ class Method(nn.Module):
         if crops.global_crops < 2 <= cls.paper.crops.global_crops:
             raise ValueError(f"global_crops={crops.global_crops}: {cls.__name__} compares two full views of an image")
         return plan_from_crops(crops, channels)
+
+    @classmethod
+    def check(cls, settings: Mapping[str, Any], num_images: int) -> None:
+        """Raise ValueError where settings do not fit each other or the data. `settings`: those of the whole run."""
+
+    @classmethod
+    def auto(cls, run: RunShape) -> dict[str, Choice]:
+        """Return the settings of its own that the recipe `auto` takes from the data, with reasons."""
+        return {}
 
     def groups(self) -> list[Group]:
         """Parameters that the paper treats apart; together they are all that is trained."""
@@ -132,6 +147,48 @@ class Method(nn.Module):
     def final_relu(self, features: Tensor) -> Tensor:
         """Features of the backbone as a linear layer wants them, behind the last ReLU."""
         return final_relu(self.backbone, features)
+
+
+def clusters_from_data(run: RunShape) -> dict[str, Choice]:
+    """Return `num_prototypes` for a run of the recipe `auto`."""
+    n, batch = run.num_images, run.batch_size
+    # fewer clusters than a batch has images: codes are balanced without a queue, and short runs learn faster
+    brief = run.short and not run.layout
+    root = round((1 if brief else 2) * sqrt(n) / 10) * 10
+    k = max(10, min(3000, root, batch if brief else root))
+    why = f"the square root of {n} images, at most a batch" if brief else f"twice the square root of {n} images"
+    if n // 2 < k:
+        k, why = max(2, n // 2), f"half of {n} images"
+    elif k == 10 and min(root, batch) < 10:
+        why = f"ten, the fewest for {n} images"
+    return {"num_prototypes": Choice(k, why)}
+
+
+def freezing(run: RunShape) -> dict[str, Choice]:
+    """Return `freeze_epochs` for a run of the recipe `auto`."""
+    epochs = round(min(1.0, run.epochs * 0.02), 3)
+    return {"freeze_epochs": Choice(epochs, f"one epoch, at most a fiftieth of {run.steps} steps")}
+
+
+def no_accumulation(method: str, accumulate: int) -> str:
+    """Return the message for methods that compare the images of a batch with each other."""
+    return (
+        f"--accumulate {accumulate}: {method} compares the images of a batch with each other, so several small batches "
+        "do not equal a large one. Use a smaller --batch-size (SwAV: with --queue-length)"
+    )
+
+
+def check_clusters(k: int, most: int, images: str = "the number of images") -> None:
+    """Raise ValueError where there are more clusters than images; `images` says which images are counted."""
+    if k > most:
+        raise ValueError(f"--num-prototypes {k}: must be 2 to {images}, {most}")
+
+
+def check_clusters_of_last_epoch(settings: Mapping[str, Any], num_images: int) -> None:
+    """The same for methods that cluster what the last epoch wrote, which leaves out images beyond its whole batches."""
+    most = num_images // settings["batch_size"] * settings["batch_size"]
+    images = f"those of the {num_images} images that an epoch's whole batches hold"
+    check_clusters(settings["num_prototypes"], most, images if most < num_images else "the number of images")
 
 
 def stability(before: Tensor, after: Tensor) -> dict[str, float]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,25 +19,34 @@ from torch.nn import functional as F
 from selfcluster.clustering.sinkhorn import Centering
 from selfcluster.methods.base import MakeBackbone, Method
 from selfcluster.models.teacher import Teacher, cosine_momentum
+from selfcluster.setting import setting
 from selfcluster.types import Batch, Crops, DatasetInfo, Group, Output, Progress, Training
 
 
 @dataclass(frozen=True, kw_only=True)
 class BYOLSettings:
-    dim: int = 256  # D, size of the projected features
-    hidden: int = 4096  # width of projector and predictor
-    predictor: bool = True  # predict the target's features by a network of its own; without it the features collapse
-    batch_norm: bool = True  # batch norm in projector and predictor
-    centering: str = "none"  # center: take a moving mean of the target's features away from them, as DINO does; or none
-    center_momentum: float = 0.9  # share of the old center kept at a step
-    teacher_momentum: float = 0.996  # how much of the target network stays at a step; rises to 1; 0: a copy throughout
+    dim: int = setting(256, "D, size of the projected features", least=1)
+    hidden: int = setting(4096, "width of projector and predictor", least=1, auto=True)
+    predictor: bool = setting(
+        True, "predict the target's features by a network of its own; without it the features collapse"
+    )
+    batch_norm: bool = setting(True, "batch norm in projector and predictor")
+    centering: Literal["none", "center"] = setting(
+        "none", "center: take a moving mean of the target's features away from them, as DINO does; or none"
+    )
+    center_momentum: float = setting(0.9, "share of the old center kept at a step", least=0, most=1)
+    teacher_momentum: float = setting(
+        0.996, "how much of the target network stays at a step; rises to 1; 0: a copy throughout", least=0, most=1
+    )
 
 
 class BYOL(Method):
     Settings = BYOLSettings
+    idle = ((("center_momentum",), "centering", ("none",)),)
     supports_accumulation = True
     advice = "Keep the --predictor; try a higher --teacher-momentum, a lower --learning-rate, or larger batches."
     small = {
+        "hidden": 512,
         "optimizer": "sgd",  # under AdamW the features end in a few dimensions
         "learning_rate": 0.06,
         "weight_decay": 5e-4,
@@ -54,8 +64,6 @@ class BYOL(Method):
 
     def __init__(self, make_backbone: MakeBackbone, settings: BYOLSettings, data: DatasetInfo) -> None:
         super().__init__(make_backbone, settings, data)
-        if settings.centering not in ("center", "none"):
-            raise ValueError(f"centering={settings.centering!r} is neither center nor none")
         hidden, dim, norm = settings.hidden, settings.dim, settings.batch_norm
         self.backbone = make_backbone()
         self.projector = mlp(self.backbone.num_features, hidden, dim, norm)

@@ -11,35 +11,51 @@ squared distance to the unit feature. Rates are one for all parameters (released
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from selfcluster.methods.base import MakeBackbone
+from selfcluster.choice import Choice, RunShape
+from selfcluster.methods.base import MakeBackbone, check_clusters, clusters_from_data
 from selfcluster.methods.supervised import Supervised
+from selfcluster.setting import setting
 from selfcluster.types import Assignment, Crops, DatasetInfo, Training
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterFitSettings:
-    teacher: str | None = None  # run, exported backbone, NETWORK=WEIGHTS-FILE or timm name; repeat it for several
-    teacher_layer: str | None = None  # layer that is clustered, e.g. layer3, or one a teacher: layer3,blocks.11
-    teacher_pca: int = 0  # principal components kept and whitened before k-means; 0: none
-    target: str = "kmeans"  # what is learned: kmeans, per_label, prototypes, distill or regress
-    num_prototypes: int = 16000  # K, clusters of a teacher's features (kmeans, per_label)
-    kmeans_iterations: int = 50  # updates of the centroids on all images
-    kmeans_sample: int | None = None  # run k-means on so many images first; then 5 --kmeans-iterations do
-    kmeans_sample_iterations: int = 30  # updates of the centroids on that sample
-    rounds: int = 1  # refits in a row, each of the network that the one before has trained
-    distill_weight: float = 0.75  # of the teacher's predictions; the labels have the rest
-    distill_temperature: float = 20.0  # T of the softmax of both networks' predictions
+    teacher: str | None = setting(
+        None, "run, exported backbone, NETWORK=WEIGHTS-FILE or timm name; repeat it for several", repeat=True
+    )
+    teacher_layer: str | None = setting(
+        None, "layer that is clustered, e.g. layer3, or one a teacher: layer3,blocks.11"
+    )
+    teacher_pca: int = setting(0, "principal components kept and whitened before k-means; 0: none", least=0)
+    target: Literal["kmeans", "per_label", "prototypes", "distill", "regress"] = setting(
+        "kmeans", "what is learned: kmeans, per_label, prototypes, distill or regress"
+    )
+    num_prototypes: int = setting(16000, "K, clusters of a teacher's features (kmeans, per_label)", least=2, auto=True)
+    kmeans_iterations: int = setting(50, "updates of the centroids on all images", least=1)
+    kmeans_sample: int | None = setting(
+        None, "run k-means on so many images first; then 5 --kmeans-iterations do", least=1
+    )
+    kmeans_sample_iterations: int = setting(30, "updates of the centroids on that sample", least=1)
+    rounds: int = setting(1, "refits in a row, each of the network that the one before has trained", least=1)
+    distill_weight: float = setting(0.75, "of the teacher's predictions; the labels have the rest", least=0, most=1)
+    distill_temperature: float = setting(20.0, "T of the softmax of both networks' predictions", least=1e-4)
 
 
 class ClusterFit(Supervised):
     Settings = ClusterFitSettings
+    idle = (
+        (("distill_weight", "distill_temperature"), "target", ("kmeans", "per_label", "prototypes", "regress")),
+        (("kmeans_iterations", "kmeans_sample", "teacher_pca"), "target", ("prototypes", "distill", "regress")),
+        (("kmeans_sample_iterations",), "kmeans_sample", (None,)),
+    )
     supports_accumulation = True
     advice = "Try fewer --num-prototypes, a lower --learning-rate, or another --teacher-layer."
     paper = Training(
@@ -48,6 +64,15 @@ class ClusterFit(Supervised):
         epochs=105,
         crops=Crops(global_crops=1, augment="clusterfit"),
     )
+
+    @classmethod
+    def check(cls, settings: Mapping[str, Any], num_images: int) -> None:
+        if settings["target"] in ("kmeans", "per_label"):
+            check_clusters(settings["num_prototypes"], num_images)
+
+    @classmethod
+    def auto(cls, run: RunShape) -> dict[str, Choice]:
+        return clusters_from_data(run)
 
     def __init__(self, make_backbone: MakeBackbone, settings: ClusterFitSettings, data: DatasetInfo) -> None:
         super().__init__(make_backbone, settings, data)

@@ -12,38 +12,58 @@ smallest clusters that power iteration finds beyond `max_clusters` sit out the e
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import log
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from selfcluster.choice import Choice, RunShape
 from selfcluster.clustering.assign import nearest_centroid
 from selfcluster.clustering.members import cluster_members
 from selfcluster.clustering.pic import PowerIterationClustering
 from selfcluster.clustering.whitening import WhiteningMemory
 from selfcluster.distributed import all_gather, all_reduce, share
-from selfcluster.methods.base import Embed, MakeBackbone, Method, labeled_cross_entropy, stability
+from selfcluster.methods.base import (
+    Embed,
+    MakeBackbone,
+    Method,
+    check_clusters,
+    clusters_from_data,
+    labeled_cross_entropy,
+    stability,
+)
+from selfcluster.setting import setting
 from selfcluster.types import Assignment, Batch, Crops, DatasetInfo, EpochPlan, Group, Output, Progress, Training
-
-_WEIGHTINGS = ("uniform", "inverse", "inverse_sqrt", "none", "released")
 
 
 @dataclass(frozen=True, kw_only=True)
 class DeepClusterSettings:
-    num_prototypes: int = 10000  # K, clusters of k-means
-    clustering: str = "kmeans"  # kmeans, or pic: power-iteration clustering, which finds their number itself
-    max_clusters: int = 10000  # K under pic: rows of the classifier, for the clusters it may find
-    pca_dim: int = 256  # d, axes that the features are whitened along
-    kmeans_iterations: int = 20  # updates of the centroids at each reassignment
-    reassign_epochs: int = 1  # epochs from one reassignment to the next
-    weighting: str = "uniform"  # draw clusters alike; inverse, inverse_sqrt: by size in the loss; none; released
-    dropout: float = 0.0  # between features and classifier; AlexNet and VGG16 have the paper's inside
+    num_prototypes: int = setting(10000, "K, clusters of k-means", least=2, auto=True)
+    clustering: Literal["kmeans", "pic"] = setting(
+        "kmeans", "kmeans, or pic: power-iteration clustering, which finds their number itself"
+    )
+    max_clusters: int = setting(10000, "K under pic: rows of the classifier, for the clusters it may find", least=1)
+    pca_dim: int = setting(256, "d, axes that the features are whitened along", least=1)
+    kmeans_iterations: int = setting(20, "updates of the centroids at each reassignment", least=1)
+    reassign_epochs: int = setting(1, "epochs from one reassignment to the next", least=1)
+    weighting: Literal["uniform", "inverse", "inverse_sqrt", "none", "released"] = setting(
+        "uniform", "draw clusters alike; inverse, inverse_sqrt: by size in the loss; none; released"
+    )
+    dropout: float = setting(
+        0.0, "between features and classifier; AlexNet and VGG16 have the paper's inside", least=0, most=1
+    )
 
 
 class DeepCluster(Method):
     Settings = DeepClusterSettings
+    idle = (
+        (("max_clusters",), "clustering", ("kmeans",)),
+        (("num_prototypes", "kmeans_iterations"), "clustering", ("pic",)),
+    )
     supports_accumulation = True
     # small images keep their colors, which the views change (not compared with edges); a rate that ends at 0 leaves
     # the last new classifiers near chance; on the digits, one seed of 10 epochs, 64 axes ended with 70 effective
@@ -62,14 +82,23 @@ class DeepCluster(Method):
         crops=Crops(global_crops=1, augment="weak"),
     )
 
+    @classmethod
+    def check(cls, settings: Mapping[str, Any], num_images: int) -> None:
+        if settings["clustering"] == "kmeans":
+            check_clusters(settings["num_prototypes"], num_images)
+        if settings["accumulate"] > 1 and settings["weighting"] in ("inverse", "inverse_sqrt"):
+            raise ValueError(
+                f"--accumulate {settings['accumulate']}: --weighting {settings['weighting']} divides by the weights of "
+                "a whole batch, so several small batches do not equal a large one. Use a smaller --batch-size or "
+                "--weighting uniform"
+            )
+
+    @classmethod
+    def auto(cls, run: RunShape) -> dict[str, Choice]:
+        return clusters_from_data(run)
+
     def __init__(self, make_backbone: MakeBackbone, settings: DeepClusterSettings, data: DatasetInfo) -> None:
         super().__init__(make_backbone, settings, data)
-        if settings.clustering not in ("kmeans", "pic"):
-            raise ValueError(f"clustering={settings.clustering!r} is neither 'kmeans' nor 'pic'")
-        if settings.weighting not in _WEIGHTINGS:
-            raise ValueError(f"weighting={settings.weighting!r} is none of {', '.join(_WEIGHTINGS)}")
-        if settings.reassign_epochs < 1:
-            raise ValueError(f"reassign_epochs={settings.reassign_epochs} must be at least 1")
         self.pic = settings.clustering == "pic"
         n = data.num_samples
         k = min(n, settings.max_clusters) if self.pic else settings.num_prototypes

@@ -9,7 +9,7 @@ all processes and are the same on each, so a run may go on with another number o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import log
 from typing import Any
@@ -18,28 +18,40 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from selfcluster.choice import Choice, RunShape
 from selfcluster.clustering.kmeans import KMeans
 from selfcluster.clustering.memory import SampleMemory
 from selfcluster.distributed import all_gather, share
-from selfcluster.methods.base import Embed, MakeBackbone, Method, labeled_cross_entropy, stability
+from selfcluster.methods.base import (
+    Embed,
+    MakeBackbone,
+    Method,
+    check_clusters_of_last_epoch,
+    clusters_from_data,
+    labeled_cross_entropy,
+    stability,
+)
 from selfcluster.models.heads import ProjectionHead, Prototypes
+from selfcluster.setting import setting
 from selfcluster.types import Assignment, Batch, Crops, DatasetInfo, Output, Progress, Training
 
 
 @dataclass(frozen=True, kw_only=True)
 class DeepClusterV2Settings:
-    dim: int = 128  # D, size of the projected features
-    hidden: int = 2048  # width of the projection head's hidden layer; 0: one linear layer
-    num_prototypes: int = 3000  # K, clusters a head
-    num_heads: int = 3  # H, independent clusterings
-    temperature: float = 0.1  # tau of the softmax
-    kmeans_iterations: int = 10  # updates of the centroids at each reassignment
+    dim: int = setting(128, "D, size of the projected features", least=1)
+    hidden: int = setting(2048, "width of the projection head's hidden layer; 0: one linear layer", least=0, auto=True)
+    num_prototypes: int = setting(3000, "K, clusters a head", least=2, auto=True)
+    num_heads: int = setting(3, "H, independent clusterings", least=1)
+    temperature: float = setting(0.1, "tau of the softmax", least=1e-4)
+    kmeans_iterations: int = setting(10, "updates of the centroids at each reassignment", least=1)
 
 
 class DeepClusterV2(Method):
     Settings = DeepClusterV2Settings
+    cifar = {}
     supports_accumulation = True
     advice = "Try fewer --num-prototypes, a lower --learning-rate, or gentler views (fewer --local-crops)."
+    small = {"hidden": 512}
     paper = Training(
         optimizer="larc",
         learning_rate=0.3,
@@ -51,6 +63,14 @@ class DeepClusterV2(Method):
         batch_size=4096,
         crops=Crops(local_crops=6, global_scale=(0.14, 1.0)),
     )
+
+    @classmethod
+    def check(cls, settings: Mapping[str, Any], num_images: int) -> None:
+        check_clusters_of_last_epoch(settings, num_images)
+
+    @classmethod
+    def auto(cls, run: RunShape) -> dict[str, Choice]:
+        return clusters_from_data(run)
 
     def __init__(self, make_backbone: MakeBackbone, settings: DeepClusterV2Settings, data: DatasetInfo) -> None:
         super().__init__(make_backbone, settings, data)

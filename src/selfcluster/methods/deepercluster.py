@@ -17,31 +17,38 @@ transformer. Sampling and clustering are the same for the paper's alternatives o
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import log
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from selfcluster.choice import Choice, RunShape
 from selfcluster.clustering.assign import nearest_centroid
 from selfcluster.clustering.members import Members, cluster_members, fill_up_
 from selfcluster.clustering.whitening import WhiteningMemory
-from selfcluster.methods.base import Embed, MakeBackbone, Method, stability
+from selfcluster.methods.base import Embed, MakeBackbone, Method, check_clusters, clusters_from_data, stability
 from selfcluster.methods.combinations import COMBINATIONS, TURNS, super_class
 from selfcluster.models.classifiers import restart_
+from selfcluster.setting import setting
 from selfcluster.types import Assignment, Batch, Crops, DatasetInfo, EpochPlan, Output, Progress, Training
 from selfcluster.views.pretext import rotate
 
 
 @dataclass(frozen=True, kw_only=True)
 class DeeperClusterSettings:
-    num_prototypes: int = 320000  # K, clusters in all; as many in each super-cluster
-    num_super_clusters: int = 4  # m: 4 m super-classes with the rotations; 2 for small data, 1 for rotations alone
-    combination: str = "hierarchical"  # super-classes, then clusters (eq. 5); "sum" of two losses; "product" (eq. 4)
-    reassign_epochs: int = 3  # epochs between two clusterings; 5 on ImageNet
-    pca_dim: int = 4096  # d, whitened axes that k-means sees; at most the features there are
-    kmeans_iterations: int = 10  # updates of the centroids at each clustering
+    num_prototypes: int = setting(320000, "K, clusters in all; as many in each super-cluster", least=2, auto=True)
+    num_super_clusters: int = setting(
+        4, "m: 4 m super-classes with the rotations; 2 for small data, 1 for rotations alone", least=1
+    )
+    combination: Literal["hierarchical", "sum", "product"] = setting(
+        "hierarchical", "super-classes, then clusters (eq. 5); 'sum' of two losses; 'product' (eq. 4)"
+    )
+    reassign_epochs: int = setting(3, "epochs between two clusterings; 5 on ImageNet", least=1)
+    pca_dim: int = setting(4096, "d, whitened axes that k-means sees; at most the features there are", least=1)
+    kmeans_iterations: int = setting(10, "updates of the centroids at each clustering", least=1)
 
 
 class DeeperCluster(Method):
@@ -62,6 +69,20 @@ class DeeperCluster(Method):
         crops=Crops(global_crops=1, augment="weak"),
     )
 
+    @classmethod
+    def check(cls, settings: Mapping[str, Any], num_images: int) -> None:
+        check_clusters(settings["num_prototypes"], num_images)
+        groups, batch = TURNS * settings["num_super_clusters"], settings["batch_size"]
+        if batch % groups:
+            raise ValueError(
+                f"--batch-size {batch}: a batch holds equally many images of each of the {groups} super-classes "
+                f"(4 rotations times --num-super-clusters); use --batch-size {max(groups, batch // groups * groups)}"
+            )
+
+    @classmethod
+    def auto(cls, run: RunShape) -> dict[str, Choice]:
+        return clusters_from_data(run)
+
     def __init__(self, make_backbone: MakeBackbone, settings: DeeperClusterSettings, data: DatasetInfo) -> None:
         super().__init__(make_backbone, settings, data)
         n, wanted, self.m = data.num_samples, settings.num_prototypes, settings.num_super_clusters
@@ -69,8 +90,6 @@ class DeeperCluster(Method):
             raise ValueError(
                 f"num_super_clusters={self.m}, num_prototypes={wanted}, images: {n}: each at most the next"
             )
-        if settings.combination not in COMBINATIONS:
-            raise ValueError(f"combination={settings.combination!r} is none of {', '.join(COMBINATIONS)}")
         if settings.reassign_epochs < 1:
             raise ValueError(f"reassign_epochs={settings.reassign_epochs} must be at least 1")
         if self.shards(settings) % data.shard[1]:

@@ -10,53 +10,73 @@ float32 under any autocast.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import log
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from selfcluster.methods.base import MakeBackbone, Method
+from selfcluster.choice import Choice, RunShape
+from selfcluster.methods.base import MakeBackbone, Method, clusters_from_data, freezing, no_accumulation
 from selfcluster.methods.objectives import Objective
 from selfcluster.models.dino_head import DINOHead
 from selfcluster.models.heads import ProjectionHead
 from selfcluster.models.teacher import Teacher, cosine_momentum
+from selfcluster.setting import setting
 from selfcluster.types import Assignment, Batch, Crops, DatasetInfo, Group, Output, Progress, Training
-
-_TEACHERS = ("momentum", "epoch", "iteration", "copy")
 
 
 @dataclass(frozen=True, kw_only=True)
 class DINOSettings:
-    num_prototypes: int = 65536  # K, outputs of the head
-    hidden: int = 2048  # width of the head's hidden layers
-    dim: int = 256  # D, size of the normalized bottleneck, where there is one
-    head_layers: int = 4  # linear layers of the head in all, 1 to 4 in the thesis
-    bottleneck: bool = True  # normalize the rows before the last layer, and that layer's weights
-    activation: str = "gelu"  # of the head: gelu or relu
-    batch_norm: bool = False  # batch norm in the head, and in the predictor
-    fixed_norm: bool = True  # the last layer's weights keep unit length; learning it is better where it is stable
-    predictor: bool = False  # one more MLP in the student's head alone, before the last layer
-    loss: str = "cross_entropy"  # cross_entropy, mse or infonce (negatives: the teacher's batch)
-    temperature: float = 0.1  # tau_s of the student's softmax, and of infonce
-    teacher_temperature: float = 0.07  # tau_t of the teacher's softmax after its warm-up; lower if it collapses
-    warmup_teacher_temperature: float = 0.04  # tau_t at the first step
-    teacher_warmup_epochs: float = 30.0  # epochs in which tau_t rises
-    centering: str = "center"  # keeps one output from taking all: center, sinkhorn, softmax (over the batch) or none
-    center_momentum: float = 0.9  # share of the old center kept at a step
-    teacher_rule: str = "momentum"  # momentum, or the student of the last epoch, of the last iteration, or a copy of it
-    teacher_momentum: float = 0.996  # at the first step; it rises to 1 along a cosine
-    drop_path: float = 0.1  # stochastic depth of a transformer student; the teacher has none
-    freeze_epochs: float = 1.0  # epochs for which the head's last layer stays as it was drawn
-    network: str = "teacher"  # whose features users get: teacher or student
+    num_prototypes: int = setting(65536, "K, outputs of the head", least=2, auto=True)
+    hidden: int = setting(2048, "width of the head's hidden layers", least=1, auto=True)
+    dim: int = setting(256, "D, size of the normalized bottleneck, where there is one", least=1)
+    head_layers: int = setting(4, "linear layers of the head in all, 1 to 4 in the thesis", least=1)
+    bottleneck: bool = setting(True, "normalize the rows before the last layer, and that layer's weights")
+    activation: Literal["gelu", "relu"] = setting("gelu", "of the head: gelu or relu")
+    batch_norm: bool = setting(False, "batch norm in the head, and in the predictor")
+    fixed_norm: bool = setting(
+        True, "the last layer's weights keep unit length; learning it is better where it is stable"
+    )
+    predictor: bool = setting(False, "one more MLP in the student's head alone, before the last layer")
+    loss: Literal["cross_entropy", "mse", "infonce"] = setting(
+        "cross_entropy", "cross_entropy, mse or infonce (negatives: the teacher's batch)"
+    )
+    temperature: float = setting(0.1, "tau_s of the student's softmax, and of infonce", least=1e-4)
+    teacher_temperature: float = setting(
+        0.07, "tau_t of the teacher's softmax after its warm-up; lower if it collapses", least=0
+    )
+    warmup_teacher_temperature: float = setting(0.04, "tau_t at the first step", least=0)
+    teacher_warmup_epochs: float = setting(30.0, "epochs in which tau_t rises", least=0)
+    centering: Literal["center", "sinkhorn", "softmax", "none"] = setting(
+        "center", "keeps one output from taking all: center, sinkhorn, softmax (over the batch) or none"
+    )
+    center_momentum: float = setting(0.9, "share of the old center kept at a step", least=0, most=1)
+    teacher_rule: Literal["momentum", "epoch", "iteration", "copy"] = setting(
+        "momentum", "momentum, or the student of the last epoch, of the last iteration, or a copy of it"
+    )
+    teacher_momentum: float = setting(0.996, "at the first step; it rises to 1 along a cosine", least=0, most=1)
+    drop_path: float = setting(0.1, "stochastic depth of a transformer student; the teacher has none", least=0, most=1)
+    freeze_epochs: float = setting(
+        1.0, "epochs for which the head's last layer stays as it was drawn", least=0, auto=True
+    )
+    network: Literal["teacher", "student"] = setting("teacher", "whose features users get: teacher or student")
 
 
 class DINO(Method):
     Settings = DINOSettings
+    idle = (
+        (("teacher_momentum",), "teacher_rule", ("epoch", "iteration", "copy")),
+        (("center_momentum",), "centering", ("sinkhorn", "softmax", "none")),
+        (("dim",), "bottleneck", (False,)),
+        (("temperature",), "loss", ("mse",)),
+        (("teacher_temperature", "warmup_teacher_temperature", "teacher_warmup_epochs"), "loss", ("mse", "infonce")),
+    )
     supports_accumulation = True
     small = {
+        "hidden": 512,
         "num_prototypes": 200,  # a batch need not fill them, as it must where codes are balanced
         "learning_rate": 0.001,
         "weight_decay": 0.04,
@@ -81,12 +101,19 @@ class DINO(Method):
         crops=Crops(local_crops=10, global_scale=(0.32, 1.0), local_scale=(0.05, 0.32), augment="dino"),
     )
 
+    @classmethod
+    def check(cls, settings: Mapping[str, Any], num_images: int) -> None:
+        together = settings["centering"] in ("sinkhorn", "softmax") or settings["loss"] == "infonce"
+        if settings["accumulate"] > 1 and together:
+            raise ValueError(no_accumulation("dino", settings["accumulate"]))
+
+    @classmethod
+    def auto(cls, run: RunShape) -> dict[str, Choice]:
+        return clusters_from_data(run) | freezing(run)
+
     def __init__(self, make_backbone: MakeBackbone, settings: DINOSettings, data: DatasetInfo) -> None:
         super().__init__(make_backbone, settings, data)
         s = settings
-        for name, allowed in (("teacher_rule", _TEACHERS), ("network", ("teacher", "student"))):
-            if getattr(s, name) not in allowed:
-                raise ValueError(f"{name}={getattr(s, name)!r} is none of {', '.join(allowed)}")
         teacher = make_backbone()
         transformer = hasattr(teacher, "blocks") and hasattr(teacher, "patch_embed")
         drop = s.drop_path if transformer else 0.0  # a convolutional network has none, as in the paper

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from selfcluster.methods.base import MakeBackbone, Method
+from selfcluster.setting import setting
 from selfcluster.types import Batch, Crops, DatasetInfo, Output, Progress, Training
 from selfcluster.views.augmentations import plan_from_crops
 from selfcluster.views.plans import ViewPlan
@@ -30,8 +31,8 @@ from selfcluster.views.pretext import CELLS
 
 @dataclass(frozen=True, kw_only=True)
 class JigsawSettings:
-    num_permutations: int = 2000  # P, orders of the nine patches to tell apart
-    hidden: int = 1000  # D, size of a patch's projection
+    num_permutations: int = setting(2000, "P, orders of the nine patches to tell apart", least=1)
+    hidden: int = setting(1000, "D, size of a patch's projection", least=1, auto=True)
 
 
 class Jigsaw(Method):
@@ -48,7 +49,7 @@ class Jigsaw(Method):
         batch_size=256,
         crops=Crops(global_crops=1, global_size=255, augment="jigsaw"),
     )
-    small = {"num_permutations": 100, "augment": "jigsaw"}
+    small = {"hidden": 512, "num_permutations": 100, "augment": "jigsaw"}
 
     def __init__(self, make_backbone: MakeBackbone, settings: JigsawSettings, data: DatasetInfo) -> None:
         super().__init__(make_backbone, settings, data)

@@ -18,30 +18,39 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from selfcluster.choice import Choice, RunShape
 from selfcluster.clustering.memory import FeatureQueue
 from selfcluster.methods.base import MakeBackbone, Method
 from selfcluster.models.heads import ProjectionHead
 from selfcluster.models.teacher import Teacher
+from selfcluster.setting import setting
 from selfcluster.types import Batch, Crops, DatasetInfo, Output, Progress, Training
 
 
 @dataclass(frozen=True, kw_only=True)
 class MoCoV2Settings:
-    dim: int = 128  # D, size of the projected features
-    hidden: int = 2048  # width of the projection head's hidden layer; 0: one linear layer, as in the first version
-    temperature: float = 0.2  # tau of the softmax; 0.07 in the first version
-    queue_length: int = 65536  # Q, keys of past batches, over all processes
-    teacher_momentum: float = 0.999  # how much of the key network stays at a step
-    bn_splits: int = 8  # G, parts of a batch that batch norm sees apart, keys shuffled among them; two images at least
-    batch_norm: bool = False  # batch norm in the projection head, and in the predictor
-    predictor: bool = False  # one more MLP behind the query's head alone
-    symmetric: bool = False  # both full-resolution views give keys; else the second alone
+    dim: int = setting(128, "D, size of the projected features", least=1)
+    hidden: int = setting(
+        2048,
+        "width of the projection head's hidden layer; 0: one linear layer, as in the first version",
+        least=0,
+        auto=True,
+    )
+    temperature: float = setting(0.2, "tau of the softmax; 0.07 in the first version", least=1e-4)
+    queue_length: int = setting(65536, "Q, keys of past batches, over all processes", least=1, auto=True)
+    teacher_momentum: float = setting(0.999, "how much of the key network stays at a step", least=0, most=1)
+    bn_splits: int = setting(
+        8, "G, parts of a batch that batch norm sees apart, keys shuffled among them; two images at least", least=1
+    )
+    batch_norm: bool = setting(False, "batch norm in the projection head, and in the predictor")
+    predictor: bool = setting(False, "one more MLP behind the query's head alone")
+    symmetric: bool = setting(False, "both full-resolution views give keys; else the second alone")
 
 
 class MoCoV2(Method):
     Settings = MoCoV2Settings
     advice = "Try more --bn-splits, a higher --temperature, a lower --learning-rate, or a lower --teacher-momentum."
-    small = {"queue_length": 4096, "teacher_momentum": 0.99, "bn_splits": 4, "symmetric": True}
+    small = {"hidden": 512, "teacher_momentum": 0.99, "bn_splits": 4, "symmetric": True}
     paper = Training(
         optimizer="sgd",
         learning_rate=0.03,
@@ -51,6 +60,13 @@ class MoCoV2(Method):
         crops=Crops(global_scale=(0.2, 1.0), augment="moco_v2"),
     )
 
+    @classmethod
+    def auto(cls, run: RunShape) -> dict[str, Choice]:
+        if not (run.small or run.short):
+            return {}
+        length = min(4096, run.num_images)  # a longer queue would hold old keys of the same images
+        return {"queue_length": Choice(length, "at most the images, on small images and in short runs")}
+
     def __init__(self, make_backbone: MakeBackbone, settings: MoCoV2Settings, data: DatasetInfo) -> None:
         super().__init__(make_backbone, settings, data)
         self.backbone = make_backbone()
@@ -58,8 +74,6 @@ class MoCoV2(Method):
         self.head = ProjectionHead(self.backbone.num_features, hidden, dim, norm)
         self.predictor = ProjectionHead(dim, hidden, dim, norm) if settings.predictor else nn.Identity()
         self.key_backbone, self.key_head = Teacher.of(self.backbone), Teacher.of(self.head)
-        if settings.queue_length < 1:
-            raise ValueError(f"queue_length={settings.queue_length}: without keys there is nothing to tell apart")
         self.queue = FeatureQueue(settings.queue_length, dim)
         self.queue.fill(F.normalize(torch.randn(settings.queue_length, dim), dim=1))
         normalized = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.modules())

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import log, log1p, sqrt
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -20,23 +21,27 @@ from selfcluster.clustering.memory import SampleMemory
 from selfcluster.distributed import all_reduce
 from selfcluster.methods.base import MakeBackbone, Method
 from selfcluster.models.heads import ProjectionHead
+from selfcluster.setting import setting
 from selfcluster.types import Batch, Crops, DatasetInfo, Output, Progress, Training
 
 
 @dataclass(frozen=True, kw_only=True)
 class NPIDSettings:
-    dim: int = 128  # D, size of the projected features
-    hidden: int = 0  # width of the projection head's hidden layer; 0: one linear layer
-    temperature: float = 0.07  # tau of the softmax
-    loss: str = "nce"  # "nce": is it this image or noise, or "softmax": which image is it
-    num_negatives: int = 4096  # M, images drawn a step; 0: all N, for the softmax
-    exclude_self: bool = False  # an image is never its own negative
-    memory_momentum: float = 0.5  # share of the new feature in an image's memory
-    proximal: float = 0.0  # lambda, weight of the squared distance to the image's memory
+    dim: int = setting(128, "D, size of the projected features", least=1)
+    hidden: int = setting(0, "width of the projection head's hidden layer; 0: one linear layer", least=0)
+    temperature: float = setting(0.07, "tau of the softmax", least=1e-4)
+    loss: Literal["nce", "softmax"] = setting(
+        "nce", "'nce': is it this image or noise, or 'softmax': which image is it"
+    )
+    num_negatives: int = setting(4096, "M, images drawn a step; 0: all N, for the softmax", least=0)
+    exclude_self: bool = setting(False, "an image is never its own negative")
+    memory_momentum: float = setting(0.5, "share of the new feature in an image's memory", least=0, most=1)
+    proximal: float = setting(0.0, "lambda, weight of the squared distance to the image's memory", least=0)
 
 
 class NPID(Method):
     Settings = NPIDSettings
+    idle = ((("exclude_self",), "num_negatives", (0,)),)
     supports_accumulation = True
     advice = "Try --loss softmax, a higher --temperature (0.1), or a lower --learning-rate."
     paper = Training(
@@ -57,8 +62,6 @@ class NPID(Method):
 
     def __init__(self, make_backbone: MakeBackbone, settings: NPIDSettings, data: DatasetInfo) -> None:
         super().__init__(make_backbone, settings, data)
-        if settings.loss not in ("nce", "softmax"):
-            raise ValueError(f'loss={settings.loss!r} must be "nce" or "softmax"')
         if settings.loss == "nce" and settings.num_negatives < 1:
             raise ValueError(
                 f"num_negatives={settings.num_negatives}: nce needs some; use --loss softmax for all images"

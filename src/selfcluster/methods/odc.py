@@ -15,35 +15,50 @@ released weights are those of `--rules released --learning-rate 0.06 --drop 0.4 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import log
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from selfcluster.choice import Choice, RunShape
 from selfcluster.clustering.kmeans import KMeans
 from selfcluster.clustering.memory import CentroidMemory, LabelMemory, SampleMemory
 from selfcluster.clustering.rebalance import rebalance
 from selfcluster.distributed import share
-from selfcluster.methods.base import Embed, MakeBackbone, Method, labeled_cross_entropy
+from selfcluster.methods.base import (
+    Embed,
+    MakeBackbone,
+    Method,
+    check_clusters,
+    clusters_from_data,
+    labeled_cross_entropy,
+)
+from selfcluster.setting import setting
 from selfcluster.types import Assignment, Batch, Crops, DatasetInfo, EpochPlan, Group, Output, Progress, Training
 
 
 @dataclass(frozen=True, kw_only=True)
 class ODCSettings:
-    dim: int = 256  # D, size of the compact features that are clustered
-    hidden: int = 512  # width of the head's hidden layer
-    dropout: float = 0.5  # behind the hidden layer
-    norm_momentum: float = 0.001  # of the running statistics of the head's batch norm; 0.1 for short runs
-    num_prototypes: int = 10000  # K, about ten times the classes you expect
-    memory_momentum: float = 0.5  # m, share of the new feature in an image's memory, eq. 2
-    min_cluster: int = 20  # clusters not larger than this are remade from the largest, 0: empty ones; below N / K
-    centroids_every: int = 10  # steps between updates of the centroids
-    kmeans_iterations: int = 20  # of the clustering that the run starts from
-    rules: str = "paper"  # or "released": unit rows, nearest by raw product, below min_cluster, draws with replacement
+    dim: int = setting(256, "D, size of the compact features that are clustered", least=1)
+    hidden: int = setting(512, "width of the head's hidden layer", least=1, auto=True)
+    dropout: float = setting(0.5, "behind the hidden layer", least=0, most=1)
+    norm_momentum: float = setting(
+        0.001, "of the running statistics of the head's batch norm; 0.1 for short runs", least=0, most=1
+    )
+    num_prototypes: int = setting(10000, "K, about ten times the classes you expect", least=2, auto=True)
+    memory_momentum: float = setting(0.5, "m, share of the new feature in an image's memory, eq. 2", least=0, most=1)
+    min_cluster: int = setting(
+        20, "clusters not larger than this are remade from the largest, 0: empty ones; below N / K", least=0, auto=True
+    )
+    centroids_every: int = setting(10, "steps between updates of the centroids", least=1)
+    kmeans_iterations: int = setting(20, "of the clustering that the run starts from", least=1)
+    rules: Literal["paper", "released"] = setting(
+        "paper", "or 'released': unit rows, nearest by raw product, below min_cluster, draws with replacement"
+    )
 
 
 class ODC(Method):
@@ -61,6 +76,7 @@ class ODC(Method):
     )
     # hundreds of steps, not a million: statistics must settle, and features that move fast keep labels changing
     small = {
+        "hidden": 512,
         "norm_momentum": 0.1,
         "dropout": 0.0,
         "memory_momentum": 0.25,
@@ -69,11 +85,20 @@ class ODC(Method):
         "weight_decay": 5e-4,
     }
 
+    @classmethod
+    def check(cls, settings: Mapping[str, Any], num_images: int) -> None:
+        check_clusters(settings["num_prototypes"], num_images)
+
+    @classmethod
+    def auto(cls, run: RunShape) -> dict[str, Choice]:
+        chosen = clusters_from_data(run)
+        k = run.given.get("num_prototypes", chosen["num_prototypes"].value)
+        least = max(1, min(20, run.num_images // (6 * k)))
+        return chosen | {"min_cluster": Choice(least, "a sixth of an average cluster, the paper's share")}
+
     def __init__(self, make_backbone: MakeBackbone, settings: ODCSettings, data: DatasetInfo) -> None:
         super().__init__(make_backbone, settings, data)
         n, k = data.num_samples, settings.num_prototypes
-        if settings.rules not in ("paper", "released"):
-            raise ValueError(f'rules={settings.rules!r} must be "paper" or "released"')
         least = settings.min_cluster + (settings.rules == "paper")  # that a cluster has to hold to be left alone
         if least * k > n:
             way = (

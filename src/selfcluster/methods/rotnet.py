@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from selfcluster.methods.base import MakeBackbone, Method
+from selfcluster.setting import setting
 from selfcluster.types import Batch, Crops, DatasetInfo, Output, Progress, Training
 from selfcluster.views.augmentations import plan_from_crops
 from selfcluster.views.plans import ViewPlan
@@ -27,9 +28,11 @@ _TURNS = 4
 
 @dataclass(frozen=True, kw_only=True)
 class RotNetSettings:
-    all_rotations: bool = False  # show all four rotations of every image, in batches four times as large
-    rotate_first: bool = False  # flip after rotating, as VISSL did: quarter turns mix up, 75 % are right at best
-    dropout: float = 0.0  # of the features before the classifier
+    all_rotations: bool = setting(False, "show all four rotations of every image, in batches four times as large")
+    rotate_first: bool = setting(
+        False, "flip after rotating, as VISSL did: quarter turns mix up, 75 % are right at best"
+    )
+    dropout: float = setting(0.0, "of the features before the classifier", least=0, most=1)
 
 
 class RotNet(Method):

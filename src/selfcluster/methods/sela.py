@@ -11,7 +11,7 @@ Settings of its CIFAR runs: 128 clusters, `sharpness` 10, `tolerance` 0.01, 400 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from math import ceil, log
 from typing import Any
@@ -19,9 +19,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from selfcluster.choice import Choice, RunShape
 from selfcluster.clustering.balanced import balanced_assignment, balanced_labels
 from selfcluster.distributed import all_gather
-from selfcluster.methods.base import Embed, MakeBackbone, Method, labeled_cross_entropy, stability
+from selfcluster.methods.base import (
+    Embed,
+    MakeBackbone,
+    Method,
+    check_clusters,
+    clusters_from_data,
+    labeled_cross_entropy,
+    stability,
+)
+from selfcluster.setting import setting
 from selfcluster.types import Assignment, Batch, Crops, DatasetInfo, Output, Progress, Training
 
 _HELD = 1 << 28  # scores kept in memory for all passes of the assignment (1 GB); more are computed in each pass
@@ -30,14 +40,16 @@ _BLOCK = 1 << 22  # scores computed at a time otherwise
 
 @dataclass(frozen=True, kw_only=True)
 class SeLaSettings:
-    num_prototypes: int = 3000  # K, clusters a head
-    num_heads: int = 10  # H, independent labelings
-    num_optimizations: int = 100  # how often labels are made anew, the first time before the first step
-    quadratic: bool = True  # make labels often at first and seldom later; off: at equal distances
-    one_head: bool = False  # reassign one head's labels at a time, in turn, instead of all
-    sharpness: float = 25.0  # lambda, inverse entropy weight of the assignment, eq. 5
-    tolerance: float = 0.1  # error at which the assignment's iteration ends, summed over all images
-    max_iter: int = 1000  # most passes of the assignment over the scores
+    num_prototypes: int = setting(3000, "K, clusters a head", least=2, auto=True)
+    num_heads: int = setting(10, "H, independent labelings", least=1)
+    num_optimizations: int = setting(
+        100, "how often labels are made anew, the first time before the first step", least=1
+    )
+    quadratic: bool = setting(True, "make labels often at first and seldom later; off: at equal distances")
+    one_head: bool = setting(False, "reassign one head's labels at a time, in turn, instead of all")
+    sharpness: float = setting(25.0, "lambda, inverse entropy weight of the assignment, eq. 5", least=1e-4)
+    tolerance: float = setting(0.1, "error at which the assignment's iteration ends, summed over all images", least=0)
+    max_iter: int = setting(1000, "most passes of the assignment over the scores", least=1)
 
 
 class SeLa(Method):
@@ -60,6 +72,14 @@ class SeLa(Method):
         "sharpness": 10.0,
         "max_iter": 100,  # cluster sizes are then equal to a few images
     }
+
+    @classmethod
+    def check(cls, settings: Mapping[str, Any], num_images: int) -> None:
+        check_clusters(settings["num_prototypes"], num_images)
+
+    @classmethod
+    def auto(cls, run: RunShape) -> dict[str, Choice]:
+        return clusters_from_data(run)
 
     def __init__(self, make_backbone: MakeBackbone, settings: SeLaSettings, data: DatasetInfo) -> None:
         super().__init__(make_backbone, settings, data)

@@ -21,25 +21,28 @@ from selfcluster.clustering.balanced import balanced_assignment
 from selfcluster.methods.base import MakeBackbone
 from selfcluster.methods.deepcluster_v2 import DeepClusterV2
 from selfcluster.methods.sela import scores_of
+from selfcluster.setting import setting
 from selfcluster.types import Crops, DatasetInfo, Output, Progress, Training
 
 
 @dataclass(frozen=True, kw_only=True)
 class SeLaV2Settings:
-    dim: int = 128  # D, size of the projected features
-    hidden: int = 2048  # width of the projection head's hidden layer; 0: one linear layer
-    num_prototypes: int = 3000  # K, clusters a head
-    num_heads: int = 3  # H, independent labelings
-    temperature: float = 0.1  # tau of the softmax
-    sharpness: float = 25.0  # lambda, SeLa's inverse entropy weight of the assignment
-    tolerance: float = 0.1  # error at which the assignment's iteration ends, summed over all images
-    max_iter: int = 100  # most passes of the assignment over the scores
+    dim: int = setting(128, "D, size of the projected features", least=1)
+    hidden: int = setting(2048, "width of the projection head's hidden layer; 0: one linear layer", least=0, auto=True)
+    num_prototypes: int = setting(3000, "K, clusters a head", least=2, auto=True)
+    num_heads: int = setting(3, "H, independent labelings", least=1)
+    temperature: float = setting(0.1, "tau of the softmax", least=1e-4)
+    sharpness: float = setting(25.0, "lambda, SeLa's inverse entropy weight of the assignment", least=1e-4)
+    tolerance: float = setting(0.1, "error at which the assignment's iteration ends, summed over all images", least=0)
+    max_iter: int = setting(100, "most passes of the assignment over the scores", least=1)
 
 
 class SeLaV2(DeepClusterV2):
     Settings = SeLaV2Settings
     supports_accumulation = True
+    cifar = None
     advice = "Try fewer --num-prototypes, a lower --learning-rate, or gentler views (fewer --local-crops)."
+    small = {"hidden": 512}
     paper = Training(
         optimizer="larc",
         learning_rate=0.3,

@@ -21,21 +21,22 @@ from torch.nn import functional as F
 
 from selfcluster.distributed import all_gather
 from selfcluster.methods.base import MakeBackbone, Method
+from selfcluster.setting import setting
 from selfcluster.types import Batch, Crops, DatasetInfo, Group, Output, Progress, Training
 
 
 @dataclass(frozen=True, kw_only=True)
 class SimCLRSettings:
-    dim: int = 128  # D, size of the projected features
-    hidden: int = 2048  # width of the projection head's hidden layers
-    num_layers: int = 3  # layers of the projection head; the first version has 2
-    temperature: float = 0.1  # tau of the softmax, eq. 1; higher for small images and batches
+    dim: int = setting(128, "D, size of the projected features", least=1)
+    hidden: int = setting(2048, "width of the projection head's hidden layers", least=1, auto=True)
+    num_layers: int = setting(3, "layers of the projection head; the first version has 2", least=1)
+    temperature: float = setting(0.1, "tau of the softmax, eq. 1; higher for small images and batches", least=1e-4)
 
 
 class SimCLR(Method):
     Settings = SimCLRSettings
     advice = "Try a higher --temperature (0.5), a lower --learning-rate, or larger batches."
-    small = {"temperature": 0.2, "num_layers": 2}
+    small = {"hidden": 512, "temperature": 0.2, "num_layers": 2}
     paper = Training(
         optimizer="lars",
         learning_rate=0.3,

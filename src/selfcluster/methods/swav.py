@@ -14,40 +14,50 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from math import log
-from typing import Any
+from math import ceil, log
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from selfcluster.choice import Choice, RunShape
 from selfcluster.clustering.memory import FeatureQueue
 from selfcluster.clustering.sinkhorn import sinkhorn
-from selfcluster.methods.base import MakeBackbone, Method
+from selfcluster.methods.base import MakeBackbone, Method, clusters_from_data, freezing
 from selfcluster.models.heads import ProjectionHead, Prototypes
 from selfcluster.models.teacher import Teacher
+from selfcluster.setting import setting
 from selfcluster.types import Assignment, Batch, Crops, DatasetInfo, Output, Progress, Training
 
 
 @dataclass(frozen=True, kw_only=True)
 class SwAVSettings:
-    dim: int = 128  # D, size of the projected features
-    hidden: int = 2048  # width of the projection head's hidden layer; 0: one linear layer
-    num_prototypes: int = 3000  # K, about ten times the classes you expect
-    temperature: float = 0.1  # tau of the softmax, eq. 2
-    epsilon: float = 0.05  # entropy weight of the codes, eq. 3; lower if the loss stays at ln K
-    sinkhorn_iterations: int = 3  # half-steps of the codes' normalization
-    queue_length: int = 0  # Q, queued features a view, over all processes; 0: none; 3840 for batches of 256
-    queue_from_epoch: float = 15.0  # when the queue starts to fill; it is used once full
-    freeze_epochs: float = 1.0  # epochs for which the prototypes stay as they were drawn
-    rounded_codes: bool = False  # a code is its best prototype alone; faster at first and worse in the end
-    codes_from: str = "global"  # views that get codes: global (full resolution) or all
-    momentum_encoder: float | None = None  # share that a slowly following network, which gives the codes, keeps a step
+    dim: int = setting(128, "D, size of the projected features", least=1)
+    hidden: int = setting(2048, "width of the projection head's hidden layer; 0: one linear layer", least=0, auto=True)
+    num_prototypes: int = setting(3000, "K, about ten times the classes you expect", least=2, auto=True)
+    temperature: float = setting(0.1, "tau of the softmax, eq. 2", least=1e-4)
+    epsilon: float = setting(
+        0.05, "entropy weight of the codes, eq. 3; lower if the loss stays at ln K", least=1e-4, auto=True
+    )
+    sinkhorn_iterations: int = setting(3, "half-steps of the codes' normalization", least=1)
+    queue_length: int = setting(
+        0, "Q, queued features a view, over all processes; 0: none; 3840 for batches of 256", least=0, auto=True
+    )
+    queue_from_epoch: float = setting(15.0, "when the queue starts to fill; it is used once full", least=0, auto=True)
+    freeze_epochs: float = setting(1.0, "epochs for which the prototypes stay as they were drawn", least=0, auto=True)
+    rounded_codes: bool = setting(False, "a code is its best prototype alone; faster at first and worse in the end")
+    codes_from: Literal["global", "all"] = setting("global", "views that get codes: global (full resolution) or all")
+    momentum_encoder: float | None = setting(
+        None, "share that a slowly following network, which gives the codes, keeps a step", least=0, most=1
+    )
 
 
 class SwAV(Method):
     Settings = SwAVSettings
+    cifar = {"queue_length": 3840, "queue_from_epoch": 50.0, "freeze_epochs": 2.0}
     advice = "Try a lower --epsilon, fewer --num-prototypes, a lower --learning-rate, or larger batches."
+    small = {"hidden": 512}
     paper = Training(
         optimizer="larc",
         learning_rate=0.3,
@@ -60,12 +70,19 @@ class SwAV(Method):
         crops=Crops(local_crops=6, global_scale=(0.14, 1.0)),
     )
 
+    @classmethod
+    def auto(cls, run: RunShape) -> dict[str, Choice]:
+        chosen = {} if run.layout else {"epsilon": Choice(0.03, "sharper codes: at 0.05 short runs stay at ln K")}
+        chosen |= clusters_from_data(run)
+        k, batch = run.given.get("num_prototypes", chosen["num_prototypes"].value), run.batch_size
+        if k > batch:
+            why = f"{k} prototypes need more than {batch} images to fill"
+            chosen["queue_length"] = Choice(ceil(2 * k / batch) * batch, why)
+            chosen["queue_from_epoch"] = Choice(round(run.epochs * 0.1, 2), "a tenth of the run")
+        return chosen | freezing(run)
+
     def __init__(self, make_backbone: MakeBackbone, settings: SwAVSettings, data: DatasetInfo) -> None:
         super().__init__(make_backbone, settings, data)
-        if settings.codes_from not in ("global", "all"):
-            raise ValueError(f"codes_from={settings.codes_from!r} is neither global nor all")
-        if settings.momentum_encoder is not None and not 0 <= settings.momentum_encoder <= 1:
-            raise ValueError(f"momentum_encoder={settings.momentum_encoder} is no share between 0 and 1")
         self.backbone = make_backbone()
         self.head = ProjectionHead(self.backbone.num_features, settings.hidden, settings.dim)
         self.prototypes = Prototypes(settings.dim, settings.num_prototypes)

@@ -1,35 +1,17 @@
 """The shared flags of training: one table that the command line, the Python API and `config.yaml` all follow.
 
-No torch here: a help text is made of this. A value is looked for in the flags, then `--config`, the recipe, the paper.
+No torch here: a help text is made of this. A value comes from the flags, then `--config`, then the recipe, then the
+paper.
 """
 
 from __future__ import annotations
 
-import difflib
-import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
 
-from selfcluster.settings.schema import Schema, Setting
+from selfcluster.setting import Option, check_names, checked
+from selfcluster.settings.schema import Schema
 
-
-@dataclass(frozen=True)
-class Option:
-    """One shared flag. `kind` is int, float, str, pair (two numbers), numbers or switch; `auto`: set from the data.
-
-    Numbers must be finite, and within `least` and `most`.
-    """
-
-    name: str
-    kind: str
-    default: Any
-    help: str
-    choices: tuple[str, ...] = ()
-    auto: bool = False
-    least: float | None = None
-    most: float | None = None
-
+__all__ = ["FREE", "SHARED", "Option", "check_names", "checked", "options_for"]
 
 SHARED = (
     Option("backbone", "str", "resnet50", "network, by timm's name", auto=True),
@@ -90,84 +72,15 @@ SHARED = (
     Option("tensorboard", "switch", False, "also write TensorBoard files"),
 )
 
-_SHARES = ("dropout", "drop_path", "distill_weight")  # with momenta, in [0, 1]
-
-# what may differ between the start of a run and its resumption without making it another run
+# settings that may change when a run resumes
 FREE = frozenset({"workers", "device", "precision", "on_collapse", "checkpoint_every", "tensorboard", "max_bad"})
 
 
-def option_of(setting: Setting) -> Option:
-    """A method's own setting as a flag, with the bounds that its kind has.
-
-    An integer is 1 or more, or 0 where the help says what 0 does; momenta and shares lie in [0, 1]; what the method
-    divides by is above 0 (a teacher at temperature 0 takes its largest output).
-    """
-    kind = {"int": "int", "float": "float", "bool": "switch", "str": "str"}[setting.type.split(" ")[0]]
-    name = setting.name
-    least = 1 if kind == "int" and "0:" not in setting.help else 0
-    if ("temperature" in name and "teacher" not in name) or name in ("epsilon", "sharpness"):
-        least = 1e-4
-    most = 1 if kind == "float" and ("momentum" in name or name in _SHARES) else None
-    return Option(name, kind, setting.default, setting.help, least=least, most=most)
-
-
-def options_for(schema: Schema) -> dict[str, Option]:
-    """All flags of training a method, by name; no setting may bear a shared flag's name."""
-    own = {setting.name: option_of(setting) for setting in schema.settings}
+def options_for(schema: Schema) -> Mapping[str, Option]:
+    """Return all options of training a method, by name; raise TypeError where a setting has a shared flag's name."""
+    own = {option.name: option for option in schema.settings}
     shared = {option.name: option for option in SHARED}
     clash = own.keys() & shared.keys()
     if clash:
-        raise TypeError(f"{schema.name}: the settings {sorted(clash)} bear the names of shared flags")
+        raise TypeError(f"{schema.name}: the settings {sorted(clash)} have the names of shared flags")
     return shared | own
-
-
-def check_names(given: Iterable[str], known: Mapping[str, Option]) -> None:
-    """Raise ValueError for a name that is no flag, with the nearest that is."""
-    for name in given:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise ValueError(f"no setting named {name!r}{hint}")
-
-
-def checked(option: Option, value: Any) -> Any:
-    """The value in its own type; raises ValueError naming flag and value."""
-    flag = "--" + option.name.replace("_", "-")
-    if value is None:
-        return None
-    try:
-        if option.kind == "int":
-            if float(value) != int(value):
-                raise ValueError
-            value = int(value)
-        elif option.kind == "float":
-            value = float(value)
-        elif option.kind in ("pair", "numbers"):
-            value = tuple(float(part) for part in value)
-            if option.kind == "pair" and not (len(value) == 2 and value[0] <= value[1]):
-                raise ValueError
-        elif option.kind == "switch":
-            if not isinstance(value, bool):
-                raise ValueError
-        else:
-            value = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-    except (TypeError, ValueError) as error:
-        wanted = {"pair": "two rising numbers", "numbers": "numbers", "switch": "true or false"}
-        raise ValueError(f"{flag} {value}: expects {wanted.get(option.kind, option.kind)}") from error
-    for number in value if isinstance(value, tuple) else (value,):
-        if isinstance(number, int | float) and not isinstance(number, bool):
-            _check_bounds(option, flag, number)
-    if option.choices and value not in option.choices:
-        near = difflib.get_close_matches(str(value), option.choices, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise ValueError(f"{flag} {value}: choose from {', '.join(option.choices)}{hint}")
-    return value
-
-
-def _check_bounds(option: Option, flag: str, number: float) -> None:
-    if not math.isfinite(number):
-        raise ValueError(f"{flag} {number}: must be a finite number")
-    if option.least is not None and number < option.least:
-        raise ValueError(f"{flag} {number:g}: must be {option.least:g} or more")
-    if option.most is not None and number > option.most:
-        raise ValueError(f"{flag} {number:g}: must be {option.most:g} or less")

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from math import ceil, sqrt
 from typing import Any
 
+from selfcluster.choice import Choice, RunShape
+from selfcluster.methods import METHODS
 from selfcluster.settings.schema import Schema
 
 
@@ -21,14 +22,6 @@ class DataSummary:
     side: int
     channels: int
     gpu: bool = False
-
-
-@dataclass(frozen=True)
-class Choice:
-    """A value and why."""
-
-    value: Any
-    reason: str
 
 
 _SHORT = 5_000_000  # images seen in a run that has no time to learn from hard views
@@ -108,42 +101,17 @@ def auto(schema: Schema, facts: DataSummary, said: Mapping[str, Any]) -> dict[st
     choose("warmup_epochs", round(min(10.0, epochs * 0.05), 2), "a twentieth of the run")
     choose("warmup_learning_rate", 0.0, "a start from nothing")
 
-    own = {setting.name for setting in schema.settings}
-    if "epsilon" in own and not layout:
-        choose("epsilon", 0.03, "sharper codes: at 0.05 short runs stay at ln K")
-    if "num_prototypes" in own:
-        # fewer clusters than a batch has images: codes are balanced without a queue, and short runs learn faster
-        brief = short and not layout
-        root = round((1 if brief else 2) * sqrt(n) / 10) * 10
-        wanted = max(10, min(3000, root, batch if brief else root))
-        why = f"the square root of {n} images, at most a batch" if brief else f"twice the square root of {n} images"
-        if n // 2 < wanted:
-            wanted, why = max(2, n // 2), f"half of {n} images"
-        elif wanted == 10 and min(root, batch) < 10:
-            why = f"ten, the fewest that {n} images are given"
-        k = choose("num_prototypes", wanted, why)
-        if "queue_length" in own and k > batch:
-            choose("queue_length", ceil(2 * k / batch) * batch, f"{k} prototypes need more than {batch} images to fill")
-            choose("queue_from_epoch", round(epochs * 0.1, 2), "a tenth of the run")
-        if "min_cluster" in own:
-            choose("min_cluster", max(1, min(20, n // (6 * k))), "a sixth of an average cluster, the paper's share")
-    if any(setting.name == "hidden" and setting.default for setting in schema.settings) and (small or short):
-        choose("hidden", 512, "a small network" if small else "a short run")
-    if "freeze_epochs" in own:
-        choose("freeze_epochs", round(min(1.0, epochs * 0.02), 3), f"one epoch, at most a fiftieth of {steps} steps")
+    shape = RunShape(n, batch, epochs, steps, layout=layout, small=small, short=short, given=said)
+    out |= METHODS[schema.name].auto(shape)
     if small or short:
         fits = "optimizer" not in said or kind == schema.small.get("optimizer", own_kind)
         for name, value in schema.small.items():
             if fits or name not in ("learning_rate", "weight_decay"):  # these two are for its own optimizer
-                value = min(value, n) if name == "queue_length" else value  # else an image's old keys lie there
                 choose(name, value, f"{schema.name} on small images and in short runs")
     in_force = {"schedule": "cosine", **{name: choice.value for name, choice in out.items()}, **said}
     if "learning_rate" in out and in_force["schedule"] == "cosine":
         choose("final_learning_rate", in_force["learning_rate"] / 1000, "a thousandth of the highest")
     return out
-
-
-_CIFAR = ("swav", "deepcluster_v2")
 
 
 def cifar(schema: Schema, facts: DataSummary, said: Mapping[str, Any]) -> dict[str, Choice]:
@@ -152,8 +120,8 @@ def cifar(schema: Schema, facts: DataSummary, said: Mapping[str, Any]) -> dict[s
     `selfcluster train swav cifar10/train --recipe cifar`: online linear probe published by solo-learn for this
     setting: SwAV 89.17 %, DeepCluster-v2 88.85 % on CIFAR-10; not run here at that length.
     """
-    if schema.name not in _CIFAR:
-        raise ValueError(f"--recipe cifar is for {' and '.join(_CIFAR)}, not for {schema.name}; use --recipe auto")
+    if schema.cifar is None:
+        raise ValueError(f"--recipe cifar has no settings for {schema.name}; use --recipe auto")
     reason = "the common CIFAR setting"
     values = {
         "backbone": "resnet18_small",
@@ -167,9 +135,7 @@ def cifar(schema: Schema, facts: DataSummary, said: Mapping[str, Any]) -> dict[s
         "warmup_epochs": 11.0,
         "warmup_learning_rate": 0.0,
     }
-    if schema.name == "swav":
-        values |= {"queue_length": 3840, "queue_from_epoch": 50.0, "freeze_epochs": 2.0}
-    return {name: Choice(value, reason) for name, value in values.items()}
+    return {name: Choice(value, reason) for name, value in (values | schema.cifar).items()}
 
 
 def small(schema: Schema, facts: DataSummary, said: Mapping[str, Any]) -> dict[str, Choice]:
