@@ -1,0 +1,258 @@
+"""How good features are, as far as images without labels can tell; and what else would explain the clusters.
+
+Retrieval: does an image find its own other crop? Neighbors: do two feature spaces agree about who is near to whom?
+RankMe (Garrido et al. 2023, arXiv 2210.02885): how many dimensions are used? Agreement: do clusterings with other seeds
+find the same groups? Surface: how much of the clusters do colors, file sizes and aspect ratios explain?
+Departs: clusterings are compared by adjusted mutual information. The normalized one rises with the number of clusters,
+also where two clusterings are independent, so that a small sample looks well explained by anything.
+
+N images, F features, K clusters, S seeds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from selfcluster.clustering.kmeans import KMeans
+from selfcluster.clustering.neighbors import nearest
+from selfcluster.clustering.scores import ami, nmi, rankme
+from selfcluster.data.decode import BadImage
+from selfcluster.data.images import open_row
+from selfcluster.data.sources import Source
+from selfcluster.evaluation.knn import knn
+
+NEIGHBORS = 10
+SEEDS = 3
+_HUES, _SATURATIONS, _VALUES = 12, 3, 4
+_THUMBNAIL = 32  # pixels of the side from which a color histogram is read
+_FEWEST = 8  # images; fewer tell nothing
+
+
+@dataclass(frozen=True)
+class Surface:
+    """What can be seen of N images without understanding them.
+
+    Attributes:
+        colors: (N, 144) float64, a histogram of hue, saturation and value; each row sums to 1.
+        file_size: (N,) float64, bytes; NaN where images are no files.
+        aspect: (N,) float64, width over height.
+    """
+
+    colors: np.ndarray
+    file_size: np.ndarray
+    aspect: np.ndarray
+
+
+@dataclass(frozen=True)
+class Crops:
+    """Features of two views of the same N images: the center view and a random crop, each (N, F)."""
+
+    center: np.ndarray
+    crop: np.ndarray
+
+
+def retrieval(first: Any, second: Any) -> float:
+    """Return the share of images whose nearest row (by cosine) in the other set of views is their own.
+
+    Both directions count alike. A tie with another image counts as a miss.
+
+    Args:
+        first: (N, F) features of one view of each image.
+        second: (N, F) features of another view of the same images.
+
+    >>> retrieval(np.eye(3), np.eye(3))
+    1.0
+    """
+    a, b = _unit(first), _unit(second)
+    _check_pair(a, b)
+    cosines = a @ b.T  # (N, N)
+    own = np.diag(cosines).copy()
+    np.fill_diagonal(cosines, -np.inf)
+    hits = (own > cosines.max(axis=1)).mean() + (own > cosines.max(axis=0)).mean()
+    return float(hits / 2)
+
+
+def neighbor_overlap(first: Any, second: Any, k: int = NEIGHBORS) -> float:
+    """Return the mean share of an image's k nearest images (by cosine, without itself) that both feature spaces share.
+
+    Two unrelated spaces share k / (N - 1) in expectation.
+
+    Args:
+        first: (N, F) features.
+        second: (N, G) features of the same images.
+        k: neighbors; at most N - 1 are taken.
+
+    >>> neighbor_overlap(np.eye(4), np.eye(4), k=3)
+    1.0
+    """
+    a, b = _unit(first), _unit(second)
+    if len(a) != len(b):
+        raise ValueError(f"{len(a)} and {len(b)} rows: the features must be of the same images")
+    k = min(k, len(a) - 1)
+    if k < 1:
+        raise ValueError(f"{len(a)} images with k={k}: at least 2 images and k=1 are needed")
+    lists = [nearest(x, x, k, exclude_self=True).indices for x in (a, b)]
+    member = np.zeros((len(a), len(a)), dtype=bool)
+    np.put_along_axis(member, lists[0], True, axis=1)
+    return float(np.take_along_axis(member, lists[1], axis=1).mean())
+
+
+def clusterings(features: Any, k: int, seeds: int = SEEDS, seed: int = 0) -> np.ndarray:
+    """Return the labels (S, N) of spherical k-means with S seeds, of at most as many clusters as rows differ."""
+    x = _unit(features).astype(np.float32)
+    k = min(k, len(np.unique(x, axis=0)))
+    fits: list[Any] = [
+        KMeans(k, spherical=True, init="k-means++", max_iter=30, random_state=seed + s).fit(x) for s in range(seeds)
+    ]
+    return np.stack([fit.labels_ for fit in fits])
+
+
+def agreement(labelings: np.ndarray, adjusted: bool = True) -> float:
+    """Return the mean AMI (or arithmetic NMI) over all pairs of S labelings (S, N); 1 = every seed finds the same.
+
+    >>> agreement(np.array([[0, 0, 1, 1], [1, 1, 0, 0]]))
+    1.0
+    """
+    pairs = [(a, b) for i, a in enumerate(labelings) for b in labelings[i + 1 :]]
+    if not pairs:
+        raise ValueError("agreement needs at least two labelings")
+    score = ami if adjusted else lambda a, b: nmi(a, b, "arithmetic")
+    return float(np.mean([score(a, b) for a, b in pairs]))
+
+
+def explained(labelings: np.ndarray, groups: np.ndarray) -> float:
+    """Return how much of the clusters a grouping by something else explains: the mean AMI over the labelings.
+
+    0 = no more than chance, 1 = the clusters are that grouping.
+
+    Args:
+        labelings: (S, N) clusters.
+        groups: (N,) whole numbers.
+    """
+    return float(np.mean([ami(labels, groups) for labels in labelings]))
+
+
+def quantile_groups(values: Any, k: int) -> np.ndarray:
+    """Return k groups (N,) of about equal size by the order of the values (N,); equal values share a group.
+
+    >>> quantile_groups([5.0, 1.0, 9.0, 7.0], 2).tolist()
+    [0, 0, 1, 1]
+    """
+    values = np.asarray(values, dtype=np.float64)
+    if not np.isfinite(values).all():
+        raise ValueError("values must be finite")
+    first = np.searchsorted(np.sort(values), values)  # the place of the first equal value
+    return first * k // len(values)
+
+
+def hsv_histogram(pixels: np.ndarray) -> np.ndarray:
+    """Return the histogram (144,) of hue, saturation and value of an image (H, W, 3) uint8; it sums to 1.
+
+    A pixel of saturation s counts as s in its hue's bins and as 1 - s in the bins without color, since the hue of a
+    gray pixel means nothing.
+    """
+    rgb = pixels.reshape(-1, 3).astype(np.float64) / 255
+    value, low = rgb.max(axis=1), rgb.min(axis=1)
+    spread = value - low
+    saturation = np.divide(spread, value, out=np.zeros_like(value), where=value > 0)
+    r, g, b = rgb.T
+    safe = np.where(spread > 0, spread, 1)
+    sector = np.where(value == r, (g - b) / safe % 6, np.where(value == g, (b - r) / safe + 2, (r - g) / safe + 4))
+    hue = (sector / 6 * _HUES).astype(int) % _HUES
+    bright = np.minimum((value * _VALUES).astype(int), _VALUES - 1)
+    level = np.minimum((saturation * _SATURATIONS).astype(int), _SATURATIONS - 1)
+    shape = (_HUES, _SATURATIONS, _VALUES)
+    colored = np.bincount(np.ravel_multi_index((hue, level, bright), shape), saturation, int(np.prod(shape)))
+    gray = np.bincount(bright, 1 - saturation, _VALUES)
+    counts = colored.reshape(shape)
+    counts[:, 0, :] += gray / _HUES
+    return counts.ravel() / max(1, len(rgb))
+
+
+def read_surface(source: Source, rows: np.ndarray) -> tuple[np.ndarray, Surface]:
+    """Return the rows that can be read (n,), and their `Surface`."""
+    kept, colors, sizes, aspects = [], [], [], []
+    for row in rows.tolist():
+        try:
+            image = open_row(source, row)
+            pixels = image.pixels(3, shrink_to=_THUMBNAIL)
+            data = source.read(row)
+        except BadImage:
+            continue
+        step = max(1, min(pixels.shape[:2]) // _THUMBNAIL)
+        colors.append(hsv_histogram(np.ascontiguousarray(pixels[::step, ::step])))
+        sizes.append(float(len(data)) if isinstance(data, bytes) else np.nan)
+        aspects.append(image.width / image.height)
+        kept.append(row)
+    surface = Surface(np.array(colors).reshape(len(kept), -1), np.array(sizes), np.array(aspects))
+    return np.array(kept, dtype=np.int64), surface
+
+
+def number_of_clusters(n: int) -> int:
+    """Return how many clusters the measures make of n images: the square root of n / 2, from 2 to 20."""
+    return int(min(20, max(2, round((n / 2) ** 0.5))))
+
+
+def measure(
+    views: Crops, surface: Surface | None = None, start: Crops | None = None, labels: Any = None, seed: int = 0
+) -> dict[str, float]:
+    """Return every label-free measure of a network's features of a sample; and 20-NN where there are labels.
+
+    Args:
+        views: the features.
+        surface: of the same images; None: colors, file sizes and aspect ratios are not compared.
+        start: features of the same views by the network that training began with.
+        labels: (N,) whole numbers, -1 = none.
+        seed: of the clusterings.
+
+    Returns:
+        retrieval, crop_overlap (neighbor lists of center view and crop), rankme, agreement (AMI of clusterings over
+        seeds), start_overlap (neighbor lists, with `start`), by_color, by_file_size, by_aspect (AMI of clusters with
+        groups of these; left out where all images are equal in it), knn (leave one out, with `labels`), images,
+        clusters.
+
+    Raises:
+        ValueError: fewer than 8 images, or features that are not finite.
+    """
+    n = len(views.center)
+    if n < _FEWEST:
+        raise ValueError(f"{n} images: at least {_FEWEST} are needed to measure features without labels")
+    k = number_of_clusters(n)
+    labelings = clusterings(views.center, k, seed=seed)
+    result = {
+        "images": float(n),
+        "clusters": float(k),
+        "retrieval": retrieval(views.center, views.crop),
+        "crop_overlap": neighbor_overlap(views.center, views.crop),
+        "rankme": rankme(views.center),
+        "agreement": agreement(labelings),
+    }
+    if start is not None:
+        result["start_overlap"] = neighbor_overlap(views.center, start.center)
+    if surface is not None:
+        colors = clusterings(np.sqrt(surface.colors), k, seed=seed)
+        result["by_color"] = float(np.mean([explained(labelings, groups) for groups in colors]))
+        for name, values in (("by_file_size", surface.file_size), ("by_aspect", surface.aspect)):
+            if np.isfinite(values).all() and np.ptp(values) > 0:
+                result[name] = explained(labelings, quantile_groups(values, k))
+    if labels is not None:
+        labels = np.asarray(labels)
+        known = labels >= 0
+        if labels.ndim == 1 and known.sum() > 1 and len(np.unique(labels[known])) > 1:
+            result["knn"] = knn(views.center, labels)["top1"]
+    return result
+
+
+def _unit(features: Any) -> np.ndarray:
+    x = np.asarray(features.detach().cpu() if hasattr(features, "detach") else features, dtype=np.float64)
+    if x.ndim != 2 or not np.isfinite(x).all():
+        raise ValueError(f"features of shape {x.shape}: finite rows (N, F) are needed")
+    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+
+
+def _check_pair(a: np.ndarray, b: np.ndarray) -> None:
+    if a.shape != b.shape:
+        raise ValueError(f"features of shapes {a.shape} and {b.shape}: both views must be of the same images")
