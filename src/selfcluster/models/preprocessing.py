@@ -6,7 +6,7 @@ The rules are timm's, so that timm's own transform and ours show a network the s
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 _SMALL = 64  # pixels: up to this side an image is shown whole
@@ -85,17 +85,27 @@ def default_crop_pct(image_size: int) -> float:
     return 1.0 if image_size <= _SMALL else _CROP_PCT
 
 
-def from_config(config: Mapping[str, Any], image_size: int | None = None) -> Preprocessing:
+def resized(images: Preprocessing, image_size: int | None) -> Preprocessing:
+    """Return the preprocessing for another size; None keeps the size. Up to 64 px an image is shown whole."""
+    if image_size is None or image_size == images.image_size:
+        return images
+    return replace(images, image_size=image_size, crop_pct=1.0 if image_size <= _SMALL else images.crop_pct)
+
+
+def recolored(images: Preprocessing, channels: int) -> Preprocessing:
+    """Return the preprocessing for images of other channels: gray takes the mean over the colors."""
+    if channels == images.channels:
+        return images
+    count = images.channels
+    return replace(images, mean=(sum(images.mean) / count,) * channels, std=(sum(images.std) / count,) * channels)
+
+
+def from_config(config: Mapping[str, Any]) -> Preprocessing:
     """Return the preprocessing that timm's `pretrained_cfg` (or our overlay of it) describes.
 
-    Entries that are missing take the values of selfcluster's first release: bilinear, and the default crop. A network
-    asked for another size than its own keeps its crop, except that up to 64 px the image is shown whole.
+    Entries that are missing take the values of selfcluster's first release: bilinear, and the default crop.
     """
-    channels, own_size = config["input_size"][0], config["input_size"][1]
-    size = own_size if image_size is None else image_size
-    crop_pct = config.get("crop_pct") or default_crop_pct(size)
-    if size != own_size and size <= _SMALL:
-        crop_pct = 1.0
+    channels, size = config["input_size"][0], config["input_size"][1]
     interpolation = config.get("interpolation") or "bilinear"
     mode = config.get("crop_mode") or "center"
     default = default_preprocessing(channels, size)
@@ -104,6 +114,6 @@ def from_config(config: Mapping[str, Any], image_size: int | None = None) -> Pre
         tuple(config.get("std") or default.std),
         size,
         interpolation if interpolation in ("bilinear", "bicubic") else "bicubic",
-        min(1.0, crop_pct),
+        min(1.0, config.get("crop_pct") or default.crop_pct),
         mode if mode in CROP_MODES else "center",
     )

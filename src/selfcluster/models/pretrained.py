@@ -10,7 +10,7 @@ import difflib
 import importlib.util
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,12 @@ from selfcluster.models.backbones import (
     check_name,
     load_backbone,
     make_backbone,
-    preprocessing_of,
     probe,
 )
 from selfcluster.models.folding import full_name
 from selfcluster.models.guess import Candidate, guess_network
 from selfcluster.models.initialize import match, read_weights
-from selfcluster.models.preprocessing import Preprocessing, default_preprocessing, from_config
+from selfcluster.models.preprocessing import Preprocessing, default_preprocessing, from_config, recolored, resized
 from selfcluster.models.registration import register_with_timm
 
 STARTER = "starter"
@@ -79,6 +78,84 @@ class Network:
         return Preprocessing(self.mean, self.std, self.image_size, self.interpolation, self.crop_pct, self.crop_mode)
 
 
+@dataclass(frozen=True)
+class Origin:
+    """Where a network's weights come from, before the network is made.
+
+    Attributes:
+        name: the architecture, by its timm name.
+        preprocessing: of its images, in its own size.
+        weights: the file of weights, or None where they come through timm or are random.
+        through_timm: whether timm gets them.
+        license: of the weights, or None where it is not known.
+        note: what was assumed, and what the weights are, in words.
+    """
+
+    name: str
+    preprocessing: Preprocessing
+    weights: Path | None = None
+    through_timm: bool = False
+    license: str | None = None
+    note: str = ""
+
+    def make(
+        self, *, image_size: int | None = None, channels: int | None = None, name: str | None = None, **create: Any
+    ) -> Backbone:
+        """Return a new network with these weights, in training mode.
+
+        Args:
+            image_size: side of the images; default the network's own.
+            channels: of the images; default the network's own. Between color and gray its first layer is adapted.
+            name: another architecture for the same weights.
+            **create: of `make_backbone`.
+        """
+        images = resized(self.preprocessing, image_size)
+        if channels is not None:
+            images = recolored(images, channels)
+        arguments = {"channels": images.channels, "image_size": images.image_size, "preprocessing": images, **create}
+        if not self.through_timm:
+            module = make_backbone(name or self.name, init=self.weights, **arguments)
+        else:
+            module = _from_timm(name or self.name, arguments)
+            module.load_report = self.note
+        if self.license is not None:
+            module.spec["pretrained_cfg_overlay"]["license"] = self.license
+        return module
+
+
+def find_origin(model: str | Path) -> Origin:
+    """Return where the weights of a word come from; see `load_network` for the words. Nothing is downloaded.
+
+    Raises:
+        ValueError: an unknown word, or several networks that a file may belong to.
+        FileNotFoundError: no such file, or the starter is not installed.
+    """
+    register_with_timm()
+    word = str(model)
+    if word == STARTER:
+        config = _config_of(STARTER_NETWORK)
+        note = "starter: EfficientNet-Lite0, trained on ImageNet, Apache-2.0"
+        return Origin(STARTER_NETWORK, from_config(config), starter_file(), license=config["license"], note=note)
+    if word.startswith(TIMM):
+        return _timm_origin(word.removeprefix(TIMM))
+    path = Path(word)
+    if path.is_dir():
+        return _folder(path)
+    if path.is_file():
+        if path.name in (WEIGHTS, ARCHITECTURE) and (path.parent / ARCHITECTURE).is_file():
+            return _export(path.parent)
+        return _file(path, None)
+    name, equals, file = word.partition("=")
+    if equals:
+        return _file(Path(file), name)
+    if _means_a_file(word):
+        raise FileNotFoundError(
+            f"there is no {word}; give a run folder, an exported backbone, a file of weights, NETWORK=FILE, "
+            f"{STARTER}, {TIMM}NAME or the name of a network of timm's"
+        )
+    raise ValueError(f"{word} has no weights: it is the name of an untrained network. timm's own weights: {TIMM}{word}")
+
+
 def load_network(
     model: str | Path, *, image_size: int | None = None, channels: int = 3, allow_partial: bool = False
 ) -> Network:
@@ -98,34 +175,27 @@ def load_network(
         FileNotFoundError: no such file, or the starter is not installed.
         RuntimeError: timm cannot get the weights.
     """
-    register_with_timm()
-    word = str(model)
-    if word == STARTER:
-        return _starter(image_size)
-    if word.startswith(TIMM):
-        return _through_timm(word.removeprefix(TIMM), image_size)
-    path = Path(word)
-    if path.is_dir():
-        return _folder(path, image_size, allow_partial)
-    if path.is_file():
-        if path.name in (WEIGHTS, ARCHITECTURE) and (path.parent / ARCHITECTURE).is_file():
-            return _exported(path.parent, image_size)
-        return _file(path, None, image_size, allow_partial)
-    name, equals, file = word.partition("=")
-    if equals:
-        return _file(Path(file), name, image_size, allow_partial)
-    if "/" in word or path.suffix in _SUFFIXES:
-        raise FileNotFoundError(
-            f"there is no {word}; give a run folder, an exported backbone, a file of weights, NETWORK=FILE, "
-            f"{STARTER}, {TIMM}NAME or the name of a network of timm's"
-        )
-    return _untrained(word, image_size, channels)
+    if not is_pretrained_word(str(model)) and not _means_a_file(str(model)):
+        return _untrained(str(model), image_size, channels)
+    origin = find_origin(model)
+    if origin.weights is not None and _is_export(origin.weights):
+        module = load_backbone(origin.weights)[0]  # as its description says, with what no other word can say
+        report = f"weights {origin.weights}"
+    else:
+        module = origin.make(image_size=image_size, allow_partial=allow_partial)
+        report = module.load_report if not origin.note.startswith(STARTER) else ""
+        report = "; ".join(dict.fromkeys(part for part in (report, origin.note) if part))
+    return _network(module, resized(origin.preprocessing, image_size), report, origin.license)
 
 
 def is_pretrained_word(word: str) -> bool:
     """Whether `load_network` reads the word as pretrained weights rather than as the name of an untrained network."""
     name, equals, file = word.partition("=")
     return word == STARTER or word.startswith(TIMM) or Path(word).exists() or bool(equals and name and file)
+
+
+def _means_a_file(word: str) -> bool:
+    return "/" in word or Path(word).suffix in _SUFFIXES
 
 
 def starter_file() -> Path:
@@ -164,13 +234,7 @@ def _network(
     return Network(module.eval(), *fields, license, name, report, trained)
 
 
-def _starter(image_size: int | None) -> Network:
-    config = _config_of(STARTER_NETWORK)
-    network = _load(STARTER_NETWORK, starter_file(), config, image_size, allow_partial=False)
-    return replace(network, load_report="starter: EfficientNet-Lite0, trained on ImageNet, Apache-2.0")
-
-
-def _through_timm(name: str, image_size: int | None) -> Network:
+def _timm_origin(name: str) -> Origin:
     import timm
 
     check_name(name)
@@ -179,15 +243,14 @@ def _through_timm(name: str, image_size: int | None) -> Network:
         published = timm.list_pretrained(f"{name.split('.')[0]}*") or timm.list_pretrained(f"{family}*")
         raise ValueError(f"timm has no weights for {name}; it has some for {', '.join(published[:6])}")
     config = _config_of(name)
-    preprocessing = from_config(config, image_size)
+    source = config.get("hf_hub_id") or config.get("url") or "timm"
+    note = f"weights of {source}, through timm"
+    return Origin(name, from_config(config), through_timm=True, license=config.get("license"), note=note)
+
+
+def _from_timm(name: str, arguments: dict[str, Any]) -> Any:
     try:
-        module: Any = make_backbone(
-            name,
-            channels=preprocessing.channels,
-            image_size=preprocessing.image_size,
-            preprocessing=preprocessing,
-            pretrained=True,
-        )
+        return make_backbone(name, pretrained=True, **arguments)
     except ValueError:
         raise
     except Exception as error:  # what huggingface_hub, urllib and timm raise without a network is not one class
@@ -195,32 +258,36 @@ def _through_timm(name: str, image_size: int | None) -> Network:
             f"timm:{name}: timm has no copy of these weights in its cache and could not download them "
             f"({type(error).__name__}). Without a network: --model starter, or --model {name}=FILE"
         ) from error
-    source = config.get("hf_hub_id") or config.get("url") or "timm"
-    return _network(module, preprocessing, f"weights of {source}, through timm", config.get("license"))
 
 
-def _exported(folder: Path, image_size: int | None) -> Network:
-    module = load_backbone(folder)[0]
-    overlay = module.spec["pretrained_cfg_overlay"]
-    preprocessing = preprocessing_of(module)
-    if image_size is not None:
-        preprocessing = from_config(overlay, image_size)
-    return _network(module, preprocessing, f"weights {folder / WEIGHTS}", overlay.get("license"))
+def _is_export(weights: Path) -> bool:
+    """Whether selfcluster saved these weights, with the network's description beside them."""
+    return weights.name == WEIGHTS and (weights.parent / ARCHITECTURE).is_file()
 
 
-def _folder(folder: Path, image_size: int | None, allow_partial: bool) -> Network:
+def _export(folder: Path) -> Origin:
+    path = folder / ARCHITECTURE
+    for needed in (path, folder / WEIGHTS):
+        if not needed.is_file():
+            raise FileNotFoundError(f"{folder} is no saved backbone: {needed} is missing")
+    spec = json.loads(path.read_text(encoding="utf-8"))
+    overlay = spec["pretrained_cfg_overlay"]
+    return Origin(full_name(spec), from_config(overlay), folder / WEIGHTS, license=overlay.get("license"))
+
+
+def _folder(folder: Path) -> Origin:
     if (folder / ARCHITECTURE).is_file() or (folder / "config.yaml").is_file():
-        return _exported(folder, image_size)
+        return _export(folder)
     for name in _IN_FOLDER:
         if (folder / name).is_file():
-            return _file(folder / name, None, image_size, allow_partial)
+            return _file(folder / name, None)
     raise FileNotFoundError(
         f"--model {folder}: the folder holds neither a run, nor an exported backbone, nor {' or '.join(_IN_FOLDER)}"
     )
 
 
-def _file(path: Path, name: str | None, image_size: int | None, allow_partial: bool) -> Network:
-    """The network of a weights file, by its name or by its tensors."""
+def _file(path: Path, name: str | None) -> Origin:
+    """The origin of a weights file, by its name or by its tensors."""
     content = read_weights(path)
     described = _json(path.parent / "config.json")
     published: dict[str, Any] = {}
@@ -242,8 +309,7 @@ def _file(path: Path, name: str | None, image_size: int | None, allow_partial: b
     if not published and "." not in name:
         config, note = _like_the_file(name, _has_classifier(content, name), config)
     config |= _preprocessor(path.parent)
-    network = _load(name, path, config, image_size, allow_partial)
-    return replace(network, load_report=network.load_report + note)
+    return Origin(name, from_config(config), path, license=described.get("license"), note=note)
 
 
 def _plausible(candidates: list[Candidate]) -> list[Candidate]:
@@ -255,19 +321,6 @@ def _plausible(candidates: list[Candidate]) -> list[Candidate]:
 
     few = [c for c in candidates if not c.has_classifier and learned_without_labels(c.name)]
     return few or candidates
-
-
-def _load(name: str, path: Path, config: Mapping[str, Any], image_size: int | None, allow_partial: bool) -> Network:
-    preprocessing = from_config(config, image_size)
-    module: Any = make_backbone(
-        name,
-        channels=preprocessing.channels,
-        image_size=preprocessing.image_size,
-        preprocessing=preprocessing,
-        init=path,
-        allow_partial=allow_partial,
-    )
-    return _network(module, preprocessing, module.load_report, config.get("license"))
 
 
 def _untrained(name: str, image_size: int | None, channels: int) -> Network:
@@ -315,12 +368,12 @@ def _like_the_file(name: str, has_classifier: bool, default: dict[str, Any]) -> 
         return default, ""
     if not same and not has_classifier:
         usual = default_preprocessing(3, 224)
-        return {**default, "mean": usual.mean, "std": usual.std}, "; mean and std are taken to be ImageNet's"
+        return {**default, "mean": usual.mean, "std": usual.std}, "mean and std are taken to be ImageNet's"
     chosen = same[0] if same else default
     note = ""
     if len({(tuple(config["mean"]), tuple(config["std"])) for config in same}) > 1:
         mean, std = tuple(chosen["mean"]), tuple(chosen["std"])
-        note = f"; mean {mean} and std {std} are assumed: other weights of {name} differ"
+        note = f"mean {mean} and std {std} are assumed: other weights of {name} differ"
     return {**default, **_inputs(chosen)}, note
 
 
