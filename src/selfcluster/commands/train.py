@@ -69,7 +69,7 @@ def train(
     from selfcluster import distributed
     from selfcluster.data.loader import Loader
     from selfcluster.runs.console import Console
-    from selfcluster.training.build import NORMALIZATION, assemble
+    from selfcluster.training.build import assemble
     from selfcluster.training.finish import finish
     from selfcluster.training.loop import Preempted, fit
     from selfcluster.training.precision import pick_device
@@ -104,22 +104,20 @@ def train(
         parts = assemble(resolved, len(source), path)
         for note in parts.notes:
             console.say(note)
-        mean, std = NORMALIZATION[resolved["channels"]]
         loader = Loader(
             source,
-            mean=mean,
-            std=std,
+            **parts.images.loader_arguments(),
             device=parts.loop.device,
             quarantine=path / "quarantine.jsonl",
             rank=distributed.rank(),
             world=distributed.world_size(),
-            **{key: resolved[key] for key in ("batch_size", "image_size", "channels", "seed", "workers", "max_bad")},
+            **{key: resolved[key] for key in ("batch_size", "seed", "workers", "max_bad")},
         )
         with tensorboard_rows(path if first and resolved["tensorboard"] else None) as on_row:
             where = folder, path / "checkpoints"
             state = fit(parts.method, loader, parts.views, parts.loop, console, *where, on_row, source.ids.__getitem__)
         summary = {"run": str(path), "method": name, "images": len(source), "steps": state.step}
-        summary |= finish(state, loader, parts.loop, source, mean, std, resolved["image_size"], console)
+        summary |= finish(state, loader, parts.loop, source, parts.images, console)
         summary["minutes"] = round((time.monotonic() - started) / 60, 2)
         if folder is not None:
             folder.status("finished", summary=summary)

@@ -123,8 +123,12 @@ class Origin:
         return module
 
 
-def find_origin(model: str | Path) -> Origin:
+def find_origin(model: str | Path, network: str | None = None) -> Origin:
     """Return where the weights of a word come from; see `load_network` for the words. Nothing is downloaded.
+
+    Args:
+        model: the word.
+        network: the timm name of the network that a bare file of weights belongs to; None: recognized.
 
     Raises:
         ValueError: an unknown word, or several networks that a file may belong to.
@@ -144,7 +148,7 @@ def find_origin(model: str | Path) -> Origin:
     if path.is_file():
         if path.name in (WEIGHTS, ARCHITECTURE) and (path.parent / ARCHITECTURE).is_file():
             return _export(path.parent)
-        return _file(path, None)
+        return _file(path, network)
     name, equals, file = word.partition("=")
     if equals:
         return _file(Path(file), name)
@@ -288,6 +292,8 @@ def _folder(folder: Path) -> Origin:
 
 def _file(path: Path, name: str | None) -> Origin:
     """The origin of a weights file, by its name or by its tensors."""
+    from timm import is_model
+
     content = read_weights(path)
     described = _json(path.parent / "config.json")
     published: dict[str, Any] = {}
@@ -305,6 +311,8 @@ def _file(path: Path, name: str | None) -> Origin:
         )
     if name is None:
         name = candidates[0].name
+    elif is_model(small := f"{name}_small") and [c.name for c in guess_network(content, (name, small))] == [small]:
+        name = small  # a run on small images had this stem, under the network's plain name
     config, note = _config_of(name) | published, ""
     if not published and "." not in name:
         config, note = _like_the_file(name, _has_classifier(content, name), config)

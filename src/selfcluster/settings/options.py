@@ -15,7 +15,8 @@ __all__ = ["FREE", "SHARED", "Option", "check_names", "checked", "options_for"]
 
 SHARED = (
     Option("backbone", "str", "resnet50", "network, by timm's name", auto=True),
-    Option("init", "str", None, "a run, an exported backbone or a file of weights to start from"),
+    Option("init", "str", None, "weights to start from: starter, timm:NAME, a run, an export, FILE or NETWORK=FILE"),
+    Option("allow_partial", "switch", False, "accept weights of --init that leave parts of the network random"),
     Option("image_size", "int", 224, "side of the full-resolution views, in pixels", auto=True, least=4),
     Option("channels", "int", 3, "3 for color, 1 for grayscale", auto=True),
     Option("sobel", "switch", False, "show the network two edge channels instead of colors"),

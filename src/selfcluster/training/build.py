@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from math import gcd
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ from selfcluster.methods import METHODS
 from selfcluster.methods.base import Method
 from selfcluster.models.backbones import make_backbone, probe
 from selfcluster.models.folding import full_name
+from selfcluster.models.preprocessing import Preprocessing, default_preprocessing, from_config, recolored, resized
+from selfcluster.models.pretrained import find_origin
 from selfcluster.training.loop import LoopSettings
 from selfcluster.training.precision import pick_device, pick_precision
 from selfcluster.training.targets import read_targets, teachers_of
@@ -22,17 +24,18 @@ from selfcluster.types import Crops, DatasetInfo, Training
 from selfcluster.views.plans import ViewPlan
 from selfcluster.views.pretext import patch_side
 
-# of pixels in [0, 1]: ImageNet's for color, as the published weights have it; gray is centered
-NORMALIZATION = {3: ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), 1: ((0.5,), (0.5,))}
-
 
 @dataclass(frozen=True)
 class Parts:
-    """What `fit` needs beside the loader. `notes`: what the user should know of how it was made."""
+    """What `fit` needs beside the loader.
+
+    `images`: how the network's images are prepared. `notes`: what the user should know of how it was made.
+    """
 
     method: Method
     views: ViewPlan
     loop: LoopSettings
+    images: Preprocessing
     notes: list[str]
 
 
@@ -47,7 +50,14 @@ def assemble(config: Mapping[str, Any], num_images: int, run: Path | None = None
     training = Training(crops=crops, per=config["batch_size"], **_named(Training, config, "crops", "per"))
     device = pick_device(config["device"])
     views = kind.views(settings, crops, config["channels"])
-    mean, std = NORMALIZATION[config["channels"]]
+    images = run_preprocessing(config)
+    if config["init"] is not None:  # views are resized as the start network's images are
+        groups = tuple(replace(group, interpolation=images.interpolation) for group in views.groups)
+        views = replace(views, groups=groups)
+    origin = None if config["init"] is None else find_origin(config["init"], config["backbone"])
+    name = config["backbone"]
+    if has_start(config) and config["about"]["input"]["architecture"] == f"{name}_small":
+        name = f"{name}_small"  # the stem that the start network has
     notes: list[str] = []
     smaller = {f"views of --local-size {config['local_size']}": config["local_size"]} if config["local_crops"] else {}
     if views.pretext == "jigsaw":
@@ -55,28 +65,35 @@ def assemble(config: Mapping[str, Any], num_images: int, run: Path | None = None
         smaller[f"the patches of {side} px that --image-size {config['image_size']} gives"] = side
 
     def backbone(**create: Any) -> Any:
-        module = make_backbone(
-            config["backbone"],
-            channels=config["channels"],
-            image_size=config["image_size"],
-            init=config["init"],
-            sobel=config["sobel"] and kind.edge_border,
-            mean=mean,
-            std=std,
-            **create,
-        )
+        create["sobel"] = config["sobel"] and kind.edge_border
+        if origin is None:
+            module = make_backbone(
+                name,
+                channels=config["channels"],
+                image_size=config["image_size"],
+                preprocessing=images if has_start(config) else None,
+                **create,
+            )
+        else:
+            module = origin.make(
+                image_size=config["image_size"],
+                channels=config["channels"],
+                name=name,
+                allow_partial=config.get("allow_partial", False),
+                **create,
+            )
         for what, side in smaller.items():
             try:  # said before the run, not in its first step
                 probe(module, config["channels"], side)
             except ValueError as error:
                 raise ValueError(f"--backbone {config['backbone']} cannot see {what}: {error}") from error
-        name = full_name(module.spec)
-        if name != config["backbone"]:
-            notes.append(f"{config['backbone']} becomes {name} for images of {config['image_size']} px")
+        made = full_name(module.spec)
+        if made != config["backbone"]:
+            notes.append(f"{config['backbone']} becomes {made} for images of {config['image_size']} px")
         notes.extend([module.load_report] if module.load_report else [])
         return module
 
-    targets, teachers = read_targets(run, num_images), teachers_of(config, mean, std)
+    targets, teachers = read_targets(run, num_images), teachers_of(config, images.mean, images.std)
     torch.manual_seed(randomness.key(config["seed"], "weights") >> 1)
     world = distributed.world_size()
     if config["accumulate"] > 1 and config["batch_size"] % (config["accumulate"] * world):
@@ -98,7 +115,20 @@ def assemble(config: Mapping[str, Any], num_images: int, run: Path | None = None
         precision=pick_precision(config["precision"], device),
         **_named(LoopSettings, config, "training", "device", "precision", "max_skipped"),
     )
-    return Parts(method, views, loop, list(dict.fromkeys(notes)))  # a method may build two networks
+    return Parts(method, views, loop, images, list(dict.fromkeys(notes)))  # a method may build two networks
+
+
+def has_start(config: Mapping[str, Any]) -> bool:
+    """Whether the run began with the weights of a network, whether or not they are still there."""
+    return "input" in config.get("about", {})
+
+
+def run_preprocessing(config: Mapping[str, Any]) -> Preprocessing:
+    """Return how the images of a run are prepared: as its start network's, or as selfcluster's own networks' are."""
+    size, channels = config["image_size"], config["channels"]
+    if not has_start(config):
+        return default_preprocessing(channels, size)
+    return recolored(resized(from_config(config["about"]["input"]), size), channels)
 
 
 def _named(kind: type, config: Mapping[str, Any], *without: str) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from selfcluster.clustering.scores import effective_clusters
 from selfcluster.data.loader import Loader
 from selfcluster.data.sources import Source
 from selfcluster.models.backbones import save_backbone
+from selfcluster.models.preprocessing import Preprocessing
 from selfcluster.runs.console import Console
 from selfcluster.runs.folder import read_metrics
 from selfcluster.runs.tables import (
@@ -35,9 +36,7 @@ def finish(
     loader: Loader,
     settings: LoopSettings,
     source: Source,
-    mean: Sequence[float],
-    std: Sequence[float],
-    image_size: int,
+    images: Preprocessing,
     console: Console,
 ) -> dict[str, Any]:
     """Write backbone, embeddings and clusters to the run folder; returns the run's numbers. All ranks take part."""
@@ -49,7 +48,7 @@ def finish(
     if folder is None:
         return {}
     ids, paths = image_names(source, index)
-    save_backbone(folder.path, method.exported(), mean, std, image_size)
+    save_backbone(folder.path, method.exported(), images.mean, images.std, images.image_size)
     write_embeddings(folder.path / EMBEDDINGS, ids, paths, vectors)
     write_clusters(folder.path / CLUSTERS, ClusterTable(ids, paths, clusters, distances))
     rows = read_metrics(folder.path)

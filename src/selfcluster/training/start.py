@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import shlex
 import shutil
@@ -17,7 +16,7 @@ from selfcluster import __version__
 from selfcluster.data.images import describe_images
 from selfcluster.data.sources import Source
 from selfcluster.models.backbones import check_name
-from selfcluster.models.folding import full_name
+from selfcluster.models.pretrained import STARTER, find_origin
 from selfcluster.runs.checkpoint import load_newest
 from selfcluster.runs.console import Console
 from selfcluster.runs.folder import RunError, RunFolder, has_begun, is_run, read_config
@@ -60,7 +59,7 @@ def open_run(
     if not is_run(path) and path.exists() and any(p.name != ".lock" for p in path.iterdir()):
         raise RunError(f"{path} is not empty and holds no run; choose another --out")
     recipe = recipe or "auto"
-    given = _with_start(given, from_file, console)
+    given, start = _find_start(given, from_file, console)
     resolved = resolve(method, summarize_data(source, given, console), given, from_file, recipe)
     check_name(resolved.config["backbone"])
     folder = RunFolder(path)
@@ -71,6 +70,7 @@ def open_run(
         "command": _command(),
         "source": source.describe(),
         "summary": source.summary(),
+        **start,
     }
     plain = {name: list(value) if isinstance(value, tuple) else value for name, value in resolved.config.items()}
     plain |= _absolute(plain)
@@ -85,19 +85,20 @@ def open_run(
     return folder, config
 
 
-def _with_start(given: Mapping[str, Any], from_file: Mapping[str, Any], console: Console) -> Mapping[str, Any]:
-    """With the network of the run or exported backbone that --init names, where none is asked for."""
-    init = given.get("init", from_file.get("init"))
+def _find_start(
+    given: Mapping[str, Any], from_file: Mapping[str, Any], console: Console
+) -> tuple[Mapping[str, Any], dict[str, Any]]:
+    """Return the flags with the network and the channels of --init, and how that network's images are prepared."""
+    flags = {**from_file, **given}
+    init = flags.get("init")
     if init is None:
-        return given
-    if not Path(init).exists():
-        raise ValueError(f"--init {init}: there is no such run, exported backbone or file of weights")
-    architecture = Path(init) / "backbone.json"
-    if "backbone" in given or "backbone" in from_file or not architecture.is_file():
-        return given
-    network = full_name(json.loads(architecture.read_text()))
-    console.say(f"  --backbone {network}: that of --init {init}")
-    return {**given, "backbone": network}
+        return given, {}
+    origin = find_origin(init, flags.get("backbone"))
+    chosen = {"backbone": origin.name, "channels": origin.preprocessing.channels}
+    chosen = {name: value for name, value in chosen.items() if flags.get(name) is None}
+    for name, value in chosen.items():
+        console.say(f"  --{name} {value}: that of --init {init}")
+    return {**given, **chosen}, {"input": {"architecture": origin.name, **origin.preprocessing.as_config()}}
 
 
 def summarize_data(source: Source, given: Mapping[str, Any], console: Console | None = None) -> DataSummary:
@@ -150,7 +151,7 @@ def _command() -> str:
 
 def _absolute(config: Mapping[str, Any]) -> dict[str, Any]:
     """Files and folders by their whole paths: the run may go on from another folder."""
-    whole = {"init": str(Path(config["init"]).resolve())} if config.get("init") is not None else {}
+    whole = {"init": _absolute_teacher(config["init"])} if config.get("init") is not None else {}
     for name in ("labels_from", "classes"):
         if config.get(name) and Path(config[name]).is_file():
             whole[name] = str(Path(config[name]).resolve())
@@ -161,7 +162,7 @@ def _absolute(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _absolute_teacher(name: str) -> str:
     """PATH or NETWORK=PATH with its whole path; the name of a network as it is."""
-    if Path(name).exists():
+    if name != STARTER and Path(name).exists():
         return str(Path(name).resolve())
     network, equals, file = name.rpartition("=")
     is_path = Path(file).exists() or means_a_path(file)  # a teacher that is gone keeps its name
