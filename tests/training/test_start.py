@@ -28,7 +28,7 @@ def start(tmp_path) -> str:
 
 
 def test_a_run_keeps_the_preprocessing_of_its_start(tmp_path, tiny, start):
-    summary = tiny("swav", tmp_path / "run", init=start, backbone=None)
+    summary = tiny("swav", tmp_path / "run", init=start)
     overlay = json.loads((tmp_path / "run" / "backbone.json").read_text())["pretrained_cfg_overlay"]
     for name in ("mean", "std", "interpolation", "crop_pct", "crop_mode"):
         assert overlay[name] == IMAGES.as_config()[name], name
