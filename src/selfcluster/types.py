@@ -114,6 +114,9 @@ class Training:
 
     `learning_rate` and `final_learning_rate` are for a batch of `per` images and scale linearly with it.
     `milestones` are epochs, `clip` bounds the norm of all gradients, `clip_each` that of each parameter's.
+    `trust_coefficient` is eta of larc and lars; `clip_rate` keeps their local rate from exceeding the learning rate.
+    `exclude_flat` takes biases and norms (one dimension) out of weight decay and of larc's and lars's scaling.
+    `layer_decay` is the factor of the learning rate from a layer of the backbone to the one before it.
     """
 
     backbone: str = "resnet50"
@@ -130,6 +133,10 @@ class Training:
     weight_decay: float = 1e-4
     final_weight_decay: float | None = None
     momentum: float = 0.9
+    trust_coefficient: float = 0.001
+    clip_rate: bool = False
+    exclude_flat: bool = False
+    layer_decay: float = 1.0
     clip: float | None = None
     clip_each: float | None = None
     epochs: float = 100

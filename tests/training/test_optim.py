@@ -144,3 +144,31 @@ def test_groups_keep_their_own_values_and_state_travels_by_name(kind):
     left = optimizer_tensors(other, again)
     assert left
     assert not any(key.startswith("head.weight") for key in left)
+
+
+@pytest.mark.parametrize("rate", [0.001, 0.01, 2.0])
+def test_clipped_local_rates_against_solo_learns_formula(rate):
+    """One step: the scale is min(eta |w| / (|g| + decay |w|) / lr, 1), so that lr times it is bounded."""
+    rng = np.random.default_rng(1)
+    w, g, eta, decay = rng.normal(size=(3, 4)), rng.normal(size=(3, 4)), 0.02, 0.1
+    local = eta * np.linalg.norm(w) / (np.linalg.norm(g) + decay * np.linalg.norm(w) + 1e-8)
+    expected = w - rate * min(local / rate, 1.0) * (g + decay * w)
+    p = nn.Parameter(torch.tensor(w))
+    p.grad = torch.tensor(g)
+    LARC([p], lr=rate, momentum=0.0, weight_decay=decay, trust=eta, clip_rate=True).step()
+    assert np.allclose(p.detach().numpy(), expected, rtol=1e-6)
+
+
+def test_flat_parameters_are_left_out_of_scaling_and_decay():
+    weight, bias = nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(2))
+    training = Training(optimizer="larc", weight_decay=0.5, exclude_flat=True, trust_coefficient=0.02)
+    optimizer = make_optimizer([Group([weight, bias])], training)
+    flat, other = sorted(optimizer.param_groups, key=lambda group: group["params"][0].ndim)
+    assert (flat["weight_decay"], flat["layerwise_adaptation"]) == (0.0, False)
+    assert (other["weight_decay"], other["layerwise_adaptation"]) == (0.5, True)
+    assert optimizer.trust == 0.02
+    weight.grad, bias.grad = torch.ones(2, 2), torch.ones(2)
+    set_rates(optimizer, 1.0, 0.5)
+    optimizer.step()
+    assert bias.tolist() == [0.0, 0.0]  # a plain step
+    assert torch.allclose(weight, torch.full((2, 2), 1 - 0.02 * 2 / (2 + 0.5 * 2) * 1.5))

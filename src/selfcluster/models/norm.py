@@ -90,6 +90,8 @@ def convert_sync(module: nn.Module, group: Any = None) -> nn.Module:
 
 
 def _convert(module: nn.Module, group: Any) -> nn.Module:
+    if getattr(module, "fixed_statistics", False):  # always in evaluation mode: nothing to share
+        return module
     if isinstance(module, _BatchNorm) and not isinstance(module, BatchNorm):
         return _shared(module, group)
     for name, child in module.named_children():

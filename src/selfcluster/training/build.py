@@ -17,6 +17,7 @@ from selfcluster.models.backbones import make_backbone, probe
 from selfcluster.models.folding import full_name
 from selfcluster.models.preprocessing import Preprocessing, default_preprocessing, from_config, recolored, resized
 from selfcluster.models.pretrained import find_origin
+from selfcluster.training.freezing import freeze
 from selfcluster.training.loop import LoopSettings
 from selfcluster.training.precision import pick_device, pick_precision
 from selfcluster.training.targets import read_targets, teachers_of
@@ -107,6 +108,8 @@ def assemble(config: Mapping[str, Any], num_images: int, run: Path | None = None
         num_images, config["image_size"], config["channels"], targets=targets, teacher=teachers, shard=shard
     )
     method = kind(backbone, settings, info)
+    frozen = freeze(method, config.get("freeze_norm", "no"), config.get("freeze_layers", 0.0))
+    notes.extend([f"frozen in the backbone: {frozen}"] if frozen else [])
     method = method.to(device)
     method.to(memory_format=torch.channels_last)
     loop = LoopSettings(
@@ -132,4 +135,5 @@ def run_preprocessing(config: Mapping[str, Any]) -> Preprocessing:
 
 
 def _named(kind: type, config: Mapping[str, Any], *without: str) -> dict[str, Any]:
-    return {f.name: config[f.name] for f in fields(kind) if f.name not in without}
+    """The fields of a dataclass; one that the configuration of an older release lacks keeps its default."""
+    return {f.name: config[f.name] for f in fields(kind) if f.name not in without and f.name in config}

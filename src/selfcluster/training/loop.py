@@ -24,6 +24,7 @@ from selfcluster.methods.base import Method
 from selfcluster.runs.console import Console
 from selfcluster.runs.folder import RunFolder
 from selfcluster.training.embedding import make_embed, to_layout
+from selfcluster.training.freezing import rate_factors
 from selfcluster.training.health import SAMPLE, Health
 from selfcluster.training.optim import forget, learning_rate_at, make_optimizer, set_rates, weight_decay_at
 from selfcluster.training.parallel import join_ranks, reducing
@@ -84,7 +85,7 @@ def fit(
     training, device, per_epoch = settings.training, settings.device, loader.steps_per_epoch
     images = training.epochs * per_epoch * training.batch_size if settings.images_seen is None else settings.images_seen
     total = max(1, round(images / training.batch_size))
-    optimizer = make_optimizer(method.groups(), training)
+    optimizer = make_optimizer(method.groups(), training, rate_factors(method, training.layer_decay))
     quiet = per_epoch * max(training.warmup_epochs, getattr(method.settings, "freeze_epochs", 0))
     health = Health(
         getattr(method.settings, "num_prototypes", None), method.chance_loss(), int(quiet), total, method.advice
@@ -160,7 +161,11 @@ def fit(
             seconds = time.monotonic() - clock
             console.step(state.step, values["loss"], steps_timed * training.batch_size / seconds)
             if report:
-                row = {"step": state.step, "epoch": progress.epoch, "learning_rate": optimizer.param_groups[0]["lr"]}
+                row = {
+                    "step": state.step,
+                    "epoch": progress.epoch,
+                    "learning_rate": learning_rate_at(training, progress),
+                }
                 row |= {**state.reassignment, **health.report(), "skipped_steps": state.skipped}
                 row |= {"images_per_second": round(steps_timed * training.batch_size / seconds, 1)}
                 row |= {"seconds": round(seconds, 3)}

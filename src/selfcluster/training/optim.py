@@ -6,7 +6,8 @@ LARS is SimCLR's and BYOL's. Both are SGD with momentum on gradients that were s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from math import cos, pi
 from typing import Any
 
@@ -54,9 +55,11 @@ class LARC(torch.optim.Optimizer):
     Args:
         params: parameters or groups; a group with `layerwise_adaptation=False` is plain SGD.
         lr, momentum, weight_decay: as in SGD.
-        trust: the coefficient; 0.001 in all papers here.
+        trust: the coefficient eta. 0.001 in the papers here; 0.02 in solo-learn's CIFAR settings.
         lars: LARS divides by the norm of gradient plus decay and keeps the decay of a zero parameter;
             LARC divides by the sum of their norms and leaves a parameter with no norm or no gradient entirely alone.
+        clip_rate: the scale of a layer times `lr` is at most `lr`, so that the local rate only lowers the rate (apex
+            LARC's `clip`, solo-learn's `clip_lr`). The scale is divided by `lr` before it is bounded by 1.
     """
 
     def __init__(
@@ -67,10 +70,11 @@ class LARC(torch.optim.Optimizer):
         weight_decay: float = 0.0,
         trust: float = 0.001,
         lars: bool = False,
+        clip_rate: bool = False,
     ) -> None:
         defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "layerwise_adaptation": True}
         super().__init__(params, defaults)
-        self.trust, self.lars = trust, lars
+        self.trust, self.lars, self.clip_rate = trust, lars, clip_rate
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -81,7 +85,7 @@ class LARC(torch.optim.Optimizer):
             decay, rate, momentum = group["weight_decay"], group["lr"], group["momentum"]
             updates = [p.grad for p in params]
             if group["layerwise_adaptation"]:
-                updates = self._adapted(params, updates, decay)
+                updates = self._adapted(params, updates, decay, rate)
             elif decay:
                 updates = torch._foreach_add(updates, params, alpha=decay)
             if momentum:
@@ -94,7 +98,7 @@ class LARC(torch.optim.Optimizer):
                 updates = buffers
             torch._foreach_add_(params, updates, alpha=-rate)
 
-    def _adapted(self, params: list[Tensor], grads: list[Any], decay: float) -> list[Tensor]:
+    def _adapted(self, params: list[Tensor], grads: list[Any], decay: float, rate: float) -> list[Tensor]:
         weights = torch.stack(torch._foreach_norm(params))
         decayed = torch._foreach_add(grads, params, alpha=decay)
         if self.lars:
@@ -107,18 +111,22 @@ class LARC(torch.optim.Optimizer):
             if decay:  # apex leaves such a parameter its bare gradient
                 keep = torch.where(both, decay, 0.0).unbind()
                 decayed = torch._foreach_add(grads, torch._foreach_mul(params, list(keep)))
+        if self.clip_rate and rate > 0:
+            ratio = (ratio / rate).clamp(max=1.0)
         return list(torch._foreach_mul(decayed, list(ratio.unbind())))
 
 
-def make_optimizer(groups: Sequence[Group], training: Training) -> torch.optim.Optimizer:
-    """The optimizer that `training` names over a method's groups; a group's own values win over the run's."""
+def make_optimizer(
+    groups: Sequence[Group], training: Training, factors: Mapping[Tensor, float] | None = None
+) -> torch.optim.Optimizer:
+    """Return the optimizer that `training` names over a method's groups; a group's own values win over the run's.
+
+    `factors`: of the learning rate, by parameter; 1 where there is none.
+    """
     described = []
-    for group in groups:
-        params = list(group.params)
-        if not params:
-            continue
+    for group, factor, params in _by_factor(groups, factors or {}, training.exclude_flat):
         decay = training.weight_decay if group.weight_decay is None else group.weight_decay
-        entry: dict[str, Any] = {"params": params, "weight_decay": decay}
+        entry: dict[str, Any] = {"params": params, "weight_decay": decay, "rate_factor": factor}
         # the run's schedule of the decay moves the groups that have no value of their own
         entry["scheduled_decay"] = group.weight_decay is None
         if training.optimizer in ("larc", "lars"):
@@ -126,19 +134,33 @@ def make_optimizer(groups: Sequence[Group], training: Training) -> torch.optim.O
         if training.optimizer != "adamw":
             entry["momentum"] = training.momentum if group.momentum is None else group.momentum
         described.append(entry)
+    layerwise: dict[str, Any] = {"trust": training.trust_coefficient, "clip_rate": training.clip_rate}
     make: dict[str, Callable[[], torch.optim.Optimizer]] = {
         "sgd": lambda: torch.optim.SGD(described, lr=training.learning_rate),
         "adamw": lambda: torch.optim.AdamW(described, lr=training.learning_rate),
-        "larc": lambda: LARC(described, lr=training.learning_rate),
-        "lars": lambda: LARC(described, lr=training.learning_rate, lars=True),
+        "larc": lambda: LARC(described, lr=training.learning_rate, **layerwise),
+        "lars": lambda: LARC(described, lr=training.learning_rate, lars=True, **layerwise),
     }
     return make[training.optimizer]()
 
 
+def _by_factor(
+    groups: Sequence[Group], factors: Mapping[Tensor, float], exclude_flat: bool
+) -> Iterator[tuple[Group, float, list[Any]]]:
+    """The groups, each split by the factor of its parameters' learning rate, and into flat ones and others."""
+    for group in groups:
+        parts: dict[tuple[float, bool], list[Any]] = {}
+        for parameter in group.params:
+            flat = exclude_flat and parameter.ndim < 2
+            parts.setdefault((factors.get(parameter, 1.0), flat), []).append(parameter)
+        for (factor, flat), params in parts.items():
+            yield replace(group, weight_decay=0.0, layerwise_adaptation=False) if flat else group, factor, params
+
+
 def set_rates(optimizer: torch.optim.Optimizer, learning_rate: float, weight_decay: float) -> None:
-    """Give every group the step's learning rate, and the step's decay to those that follow the run's."""
+    """Give every group the step's learning rate times its factor, and its decay to those that follow the run's."""
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate
+        group["lr"] = learning_rate * group["rate_factor"]
         if group["scheduled_decay"]:
             group["weight_decay"] = weight_decay
 
