@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import sys
 import warnings
 import zlib
 
@@ -68,8 +69,13 @@ def test_row_3_what_is_no_image_has_its_own_reason():
     assert reason(b"") == "empty"
     assert reason(bytes(range(7, 207))) == "not_an_image"
     assert reason(b"<!DOCTYPE html><html><body>404</body></html>") == "not_an_image"
-    assert reason(b"\0\0\0\x18ftypheic" + bytes(20)) == "unsupported"
     assert reason(bytes(128) + b"DICM" + bytes(20)) == "unsupported"
+
+
+def test_row_3_heic_is_named_by_its_content_with_what_would_read_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    with pytest.raises(BadImage, match=r"unsupported: HEIC, whatever its name says: .*selfcluster\[heic\]"):
+        decode(b"\0\0\0\x18ftypheic" + bytes(20))
 
 
 def test_row_3_random_bytes_behind_a_true_signature_raise_nothing_but_bad_image():

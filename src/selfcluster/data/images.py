@@ -1,23 +1,37 @@
-"""One image of a source, opened but not yet decoded, whatever the source is; and what a sample of them looks like."""
+"""One image of a source, opened but not yet decoded; and what a sample, or all of them, look like."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
+from concurrent.futures import Executor
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from selfcluster.data.decode import BadImage, OpenedImage, open_image
+from selfcluster.data.budget import decoding
+from selfcluster.data.decode import OpenedImage, open_image
+from selfcluster.data.errors import BadImage
+from selfcluster.data.order import shuffled
+from selfcluster.data.problems import Finding, grouped, listed
+from selfcluster.data.ranges import Stored, ValueRange, choose_range, to_channels
 from selfcluster.data.sources import Source
 
 _GRAY_TOLERANCE = 8  # levels between channels that JPEG may put into a gray picture stored in color
 _DARK = 24  # of 255: a picture without a brighter pixel shows nothing
+_CONSTANT = 8  # of 255: a picture whose levels all lie this close together shows nothing
+_WARN_SHARE = 0.1  # warn if at least this share of the sampled images is nearly black or nearly constant
+_RANGE_LOOKED_AT = 256  # headers read to find deep images
+_RANGE_SAMPLED = 64  # deep images whose values are read
+_CHUNK = 16
 
 
 class ArrayImage:
     """An image that needs no decoding; the interface of `OpenedImage`."""
 
     frames = 1
+    decode_bytes = 0
+    is_deep = False
 
     def __init__(self, array: np.ndarray) -> None:
         self._array = array  # (H, W, 1 or 3) uint8
@@ -25,12 +39,7 @@ class ArrayImage:
 
     def pixels(self, channels: int | None = 3, shrink_to: int | None = None) -> np.ndarray:
         """(H, W, C) uint8; nothing is ever shrunk."""
-        stored = self._array.shape[2]
-        if channels in (None, stored):
-            return self._array
-        if channels == 3:
-            return np.repeat(self._array, 3, axis=2)
-        return np.asarray(Image.fromarray(self._array).convert("L"))[:, :, None]
+        return to_channels(self._array, channels)
 
 
 def open_row(source: Source, i: int) -> OpenedImage | ArrayImage:
@@ -40,7 +49,23 @@ def open_row(source: Source, i: int) -> OpenedImage | ArrayImage:
         BadImage: it cannot be read, or is no usable image.
     """
     data = source.read(i)
-    return open_image(data) if isinstance(data, bytes) else ArrayImage(data)
+    if not isinstance(data, bytes):
+        return ArrayImage(data)
+    image = open_image(data, max_pixels=source.max_pixels)
+    if image.is_deep:
+        image.value_range = range_of(source)
+    return image
+
+
+def range_of(source: Source) -> ValueRange | None:
+    """Return the range of the source's deep images (see `ranges.py`); measured once, from the same sample everywhere.
+
+    None where the sample has no deep image: one that turns up later has the range of its type.
+    """
+    with source.range_lock:
+        if not source.is_range_known:
+            source.set_range(choose_range(_deep_images(source)))
+        return source.value_range
 
 
 def describe_images(source: Source, sample: int = 256) -> dict[str, Any]:
@@ -49,24 +74,125 @@ def describe_images(source: Source, sample: int = 256) -> dict[str, Any]:
     Returns:
         sampled, bad (a share), channels (1 if all sampled are gray), height, width and side (shorter) each as
         [min, median, max], frames (how many sampled files have more than one; the first is used), dark (how many have
-        no pixel above 24 of 255).
+        no pixel above 24 of 255), constant (in how many all pixels lie within 8 of 255), deep (how many have more than
+        8 bits), range (of the deep ones, or None), findings (of the bad ones: id, reason, detail).
         `side` is None where no sampled image could be read.
     """
     rows = np.unique(np.linspace(0, len(source) - 1, min(sample, len(source))).astype(np.int64))
-    sizes, gray, several, dark = [], True, 0, 0
-    for i in rows:
+    sizes, gray = [], True
+    counts = dict.fromkeys(("frames", "dark", "constant", "deep"), 0)
+    findings: list[Finding] = []
+    for i in rows.tolist():
         try:
-            image = open_row(source, int(i))
-            pixels = image.pixels(None, shrink_to=64).astype(np.int16)
-        except BadImage:
+            image = open_row(source, i)
+            with decoding().hold(image.decode_bytes):
+                pixels = image.pixels(None, shrink_to=64)
+                lowest, highest = pixels.min(axis=(0, 1)).astype(int), pixels.max(axis=(0, 1)).astype(int)
+                gray = gray and (pixels.shape[2] == 1 or _spread(pixels) <= _GRAY_TOLERANCE)
+        except BadImage as error:
+            findings.append(Finding(source.ids[i], error.reason, error.detail))
             continue
         sizes.append((image.height, image.width, min(image.height, image.width)))
-        several += image.frames > 1
-        dark += int(pixels.max()) <= _DARK
-        gray = gray and (pixels.shape[2] == 1 or int(np.ptp(pixels, axis=2).max()) <= _GRAY_TOLERANCE)
+        counts["frames"] += image.frames > 1
+        counts["dark"] += int(highest.max()) <= _DARK
+        counts["constant"] += int((highest - lowest).max()) <= _CONSTANT
+        counts["deep"] += image.is_deep
     spread = {
         name: [int(min(values)), int(np.median(values)), int(max(values))]
         for name, values in zip(("height", "width", "side"), zip(*sizes))
     } or {"height": None, "width": None, "side": None}
-    bad = 1 - len(sizes) / len(rows)
-    return {"sampled": len(rows), "bad": bad, "channels": 1 if gray else 3, "frames": several, "dark": dark, **spread}
+    return {
+        "sampled": len(rows),
+        "bad": 1 - len(sizes) / len(rows),
+        "channels": 1 if gray else 3,
+        **counts,
+        "range": source.value_range if counts["deep"] else None,
+        "findings": findings,
+        **spread,
+    }
+
+
+def remarks(seen: dict[str, Any], where: str) -> tuple[list[str], list[str]]:
+    """Return (notes, warnings) about what `describe_images` saw; raises BadImages where nothing could be read."""
+    if seen["side"] is None:
+        raise BadImages(
+            f"none of {seen['sampled']} images looked at in {where} can be read:\n" + listed(grouped(seen["findings"]))
+        )
+    notes, warnings = [], []
+    if seen["range"] is not None:
+        used: ValueRange = seen["range"]
+        notes.append(
+            f"images deeper than 8 bits: values {used} become 0..255 ({used.reason or 'as asked'}); "
+            "--range LOW HIGH sets other ones"
+        )
+    advice = (
+        "check what they show; for images deeper than 8 bits, --range LOW HIGH names the values that become 0 and 255"
+    )
+    for name, words in (("dark", "nearly black"), ("constant", "nearly constant")):
+        if seen[name] >= max(1, _WARN_SHARE * (seen["sampled"] - len(seen["findings"]))):
+            warnings.append(f"{seen[name]} of {seen['sampled']} images looked at are {words}: {advice}")
+    if seen["dark"] == seen["constant"] and len(warnings) == 2:
+        warnings = warnings[1:]  # the same images, most likely
+    return notes, warnings
+
+
+class BadImages(RuntimeError):
+    """None of the sampled images can be read. The message gives the reasons with counts and examples."""
+
+
+def survey(
+    source: Source, known: np.ndarray, seconds: float, pool: Executor | None
+) -> tuple[list[tuple[int, str, str]], int]:
+    """Decode all images that are not yet known to be bad, small, within a time.
+
+    Args:
+        source: the images.
+        known: (N,) bool, those to leave out.
+        seconds: after which to stop; images are taken in random order, so that the share stays true.
+        pool: threads, or None.
+
+    Returns:
+        (row, reason, detail) of the bad ones, and how many images were looked at.
+    """
+    rows = shuffled(len(source), 0, "survey")
+    rows = rows[~known[rows]]
+    until = time.monotonic() + seconds
+    chunks = [rows[k : k + _CHUNK] for k in range(0, len(rows), _CHUNK)]
+
+    def look(chunk: np.ndarray) -> tuple[list[tuple[int, str, str]], int]:
+        finds: list[tuple[int, str, str]] = []
+        for count, row in enumerate(chunk.tolist()):
+            if time.monotonic() > until:
+                return finds, count
+            try:
+                image = open_row(source, row)
+                with decoding().hold(image.decode_bytes):
+                    image.pixels(None, shrink_to=1)
+            except BadImage as error:
+                finds.append((row, error.reason, error.detail))
+        return finds, len(chunk)
+
+    results = list((pool.map if pool is not None else map)(look, chunks))
+    return [find for finds, _ in results for find in finds], sum(count for _, count in results)
+
+
+def _deep_images(source: Source) -> Iterator[Stored]:
+    found = 0
+    for row in shuffled(len(source), 0, "range sample")[:_RANGE_LOOKED_AT].tolist():
+        try:
+            data = source.read(row)
+            image = open_image(data, max_pixels=source.max_pixels) if isinstance(data, bytes) else None
+            if image is None or not image.is_deep:
+                continue
+            stored = image.stored()
+        except BadImage:
+            continue
+        yield stored
+        found += 1
+        if found == _RANGE_SAMPLED:
+            return
+
+
+def _spread(pixels: np.ndarray) -> int:
+    """The largest difference between the channels of a pixel."""
+    return int((pixels.max(axis=2).astype(np.int16) - pixels.min(axis=2)).max())

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from concurrent.futures import Executor
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from selfcluster import distributed
-from selfcluster.data.decode import BadImage
+from selfcluster.data.budget import decoding, host_memory
+from selfcluster.data.errors import BadImage
 from selfcluster.data.images import open_row
 from selfcluster.data.quarantine import Find, Quarantine
 from selfcluster.data.sources import Source
@@ -25,9 +24,9 @@ _CHUNK = 32  # images a thread takes at once
 
 
 def load_in_memory(
-    source: Source, channels: int, device: torch.device, pool: ThreadPoolExecutor | None, quarantine: Quarantine
+    source: Source, channels: int, device: torch.device, pool: Executor | None, quarantine: Quarantine
 ) -> Tensor | None:
-    """(N, H, W, C) uint8 on `device`, or None where the images differ in size or are too many.
+    """Return (N, H, W, C) uint8 on `device`, or None where the images differ in size or are too many.
 
     Bad images are quarantined and stay black. All ranks decide alike.
     """
@@ -42,14 +41,8 @@ def load_in_memory(
 
 
 def memory(device: torch.device) -> int:
-    """Bytes of memory of a device; of the host, this process's part of it."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[1]
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limit = Path("/sys/fs/cgroup/memory.max")
-    if limit.exists() and (text := limit.read_text().strip()).isdigit():
-        total = min(total, int(text))
-    return total // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    """Return the bytes of memory of a device; of the host, this process's part of it."""
+    return torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else host_memory()
 
 
 def _all(yes: bool) -> bool:
@@ -74,7 +67,7 @@ def _fill(
     source: Source,
     shape: tuple[int, int, int],
     device: torch.device,
-    pool: ThreadPoolExecutor | None,
+    pool: Executor | None,
     quarantine: Quarantine,
 ) -> Tensor | None:
     images = torch.zeros((len(source), *shape), dtype=torch.uint8, device=device)
@@ -107,7 +100,8 @@ def _decode(source: Source, rows: np.ndarray, out: np.ndarray, bad: np.ndarray) 
             image = open_row(source, row)
             if (image.height, image.width) != out.shape[1:3]:
                 return None
-            out[k] = image.pixels(out.shape[3])
+            with decoding().hold(image.decode_bytes):
+                out[k] = image.pixels(out.shape[3])
         except BadImage as error:
             finds.append((row, error.reason, error.detail))
     return finds

@@ -1,10 +1,10 @@
 """Batches of views, from images on the device where they fit, else from threads that read, decode and crop ahead.
 
-Resident: all images have one size and fill at most a quarter of the device's memory; they are decoded once and cut on
-the device. Otherwise threads (Pillow and torch let go of the interpreter's lock) decode each image once and cut all its
-views; order and content do not depend on how many there are. Either way the views are finished in batches on the
+In memory: all images have one size and fill at most a quarter of the device's memory; they are decoded once and cut on
+the device. Otherwise threads (Pillow and torch release the interpreter's lock) decode each image once and cut all its
+views; order and content do not depend on the number of threads. Either way the views are finished in batches on the
 device. A bad image is quarantined and replaced by a draw that depends on nothing but (seed, step, image).
-Departs: on a CPU, in_memory images above 64 px are cut by the threads, which is several times cheaper there.
+Departs: on a CPU, images in memory above 64 px are cut by the threads, which is several times cheaper there.
 
 N images, B images of this rank in a batch, V views, C channels, H x W pixels, S a view's side.
 """
@@ -16,7 +16,7 @@ import os
 import weakref
 from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -25,27 +25,30 @@ import torch
 from torch import Tensor
 
 from selfcluster import distributed, randomness
-from selfcluster.data.decode import BadImage
-from selfcluster.data.images import ArrayImage, open_row
+from selfcluster.data.budget import decoding
+from selfcluster.data.errors import BadImage
+from selfcluster.data.images import ArrayImage, open_row, survey
 from selfcluster.data.in_memory import load_in_memory
 from selfcluster.data.order import epoch_order, rank_slice, shuffled
 from selfcluster.data.quarantine import Find, Quarantine, TooManyBadImages
 from selfcluster.data.sources import Source, check_enough
+from selfcluster.data.threads import DaemonThreads, Watch
 from selfcluster.types import Batch, EpochPlan
 from selfcluster.views.crops import center, center_batch, cut, cut_batch, decoded_side
 from selfcluster.views.plans import ViewGroup, ViewPlan
 
 CHUNK = 16  # images a thread takes at once: one call draws all their boxes
 _CUT_ON_CPU = 64  # side up to which matrix products beat a resize per image on a CPU (measured: 224 px, 9 ms to 2)
-_TRIES = 1000  # replacements pretext_labels for one bad image before giving up
+_TRIES = 1000  # replacements drawn for one bad image before giving up
+_SURVEY_SECONDS = 60.0  # for looking at all images before too many bad ones end the run
 
 
 @dataclass
 class _Job:
-    """One batch in the making: `shown` (B,) and, per view, `pixels` (B, S, S, C) uint8."""
+    """One batch in the making: `shown` (B,), the images really shown, and, per view, `pixels` (B, S, S, C) uint8."""
 
     step: int
-    index: np.ndarray  # (B,) asked for
+    index: np.ndarray  # (B,) as planned
     plan: ViewPlan
     seed: int
     crop: bool  # random crops; else the center view
@@ -72,6 +75,7 @@ class Loader:
         max_bad: share of N that may be bad (see `quarantine.py` for the exact rule).
         rank, world: this process among all.
         in_memory: None decides by size; False never keeps the images on the device.
+        timeout: seconds after which a read that hangs ends the pass with `ReadTimeout`; None waits for ever.
 
     >>> from selfcluster.data.sources import open_source
     >>> source = open_source(np.zeros((20, 8, 8), np.uint8))
@@ -100,17 +104,19 @@ class Loader:
         rank: int = 0,
         world: int = 1,
         in_memory: bool | None = None,
+        timeout: float | None = 600.0,
     ) -> None:
         if batch_size < 1 or batch_size % world:
-            raise ValueError(f"batch_size={batch_size} is no positive multiple of the {world} processes")
+            raise ValueError(f"batch_size={batch_size} is not a positive multiple of the {world} processes")
         self.source, self.batch_size, self.image_size, self.channels = source, batch_size, image_size, channels
         self.mean, self.std, self.seed = tuple(mean), tuple(std), seed
         self.center = {"interpolation": interpolation, "crop_pct": crop_pct, "crop_mode": crop_mode}
         self.device = torch.device(device)
         self.rank, self.world = rank, world
         self.workers = _default_workers() if workers is None else workers
-        self._pool: ThreadPoolExecutor | None = None
-        self.quarantine = Quarantine(source.ids, quarantine, max_bad, rank)
+        self._pool: Executor | None = None
+        self.watch = Watch(timeout, source.ids.__getitem__)
+        self.quarantine = Quarantine(source.ids, quarantine, max_bad, rank, self._survey)
         self._images: Tensor | None = None  # (N, H, W, C) uint8 on the device
         if in_memory is not False:
             self._images = load_in_memory(source, channels, self.device, self._threads(), self.quarantine)
@@ -133,6 +139,15 @@ class Loader:
         check_enough(self.num_samples, self.batch_size)
         return self.num_samples // self.batch_size
 
+    def load_report(self) -> dict[str, int]:
+        """Return what reading met: bad_images, retried_reads, changed_files, and retried_images of an earlier start."""
+        return {
+            "bad_images": len(self.quarantine),
+            "retried_reads": self.source.log.retries,
+            "changed_files": len(self.source.log.changed),
+            "retried_images": self.quarantine.retried,
+        }
+
     @property
     def in_memory(self) -> bool:
         """Whether the decoded images are kept on the device."""
@@ -147,17 +162,17 @@ class Loader:
         steps_per_epoch: int | None = None,
         global_step: int = 0,
     ) -> Iterator[Batch]:
-        """This rank's batches of an epoch, from its step `first_step_in_epoch` on.
+        """Yield this rank's batches of an epoch, from its step `first_step_in_epoch` on.
 
-        `global_step` is the run's step of the first batch that comes; views depend on it. Bad images are replaced;
-        `Batch.index` holds what is really shown. All ranks take all batches: finds are exchanged after the last.
+        `global_step` is the run's step of the first batch; views depend on it. Bad images are replaced;
+        `Batch.index` holds the images really shown. All ranks take all batches: finds are exchanged after the last.
         """
         steps = self.steps_per_epoch if steps_per_epoch is None else steps_per_epoch
         order = epoch_order(self.num_samples, self.batch_size, steps, self.seed, epoch, epoch_plan)
-        mine = order[first_step_in_epoch:, rank_slice(self.batch_size, self.rank, self.world)]
+        rows = order[first_step_in_epoch:, rank_slice(self.batch_size, self.rank, self.world)]
         jobs = (
             self._job(index, plan, self.seed, global_step + k, crop=True, substitute=True)
-            for k, index in enumerate(mine)
+            for k, index in enumerate(rows)
         )
         yield from self._batches(jobs)
         self.quarantine.sync()
@@ -170,19 +185,19 @@ class Loader:
         batch_size: int | None = None,
         mixed: bool = False,
     ) -> Iterator[Batch]:
-        """This rank's share of all images, in manifest order unless `mixed`, bad ones left out.
+        """Yield this rank's share of all images, in the order of their ids unless `mixed`, bad ones left out.
 
-        The images are taken in runs of nearly `batch_size` over all processes, of which each rank takes its part: the
-        ranks make equally many batches, and together the same ones as one process would.
+        The images are divided into runs of nearly `batch_size` over all processes, and each rank takes its part of
+        each run: the ranks make equally many batches, and together the same ones as one process would.
 
         Args:
             view: "center", or "train": all full-resolution views of `plan`, of one decode, with randomness that
-                belongs to sweeps alone. Pretext operations are left out.
+                belongs to such passes alone. Pretext operations are left out.
             plan: needed for "train".
-            step: which sweep, for "train" and `mixed`.
+            step: number of the pass, for "train" and `mixed`.
             batch_size: images at a time, over all processes; default that of training.
-            mixed: shuffle the images, as training does: neighbors in a folder are alike, and the statistics of a
-                batch of them are no training batch's.
+            mixed: shuffle the images, as training does. Images next to each other in a folder are similar, so batch
+                statistics over them would not match a training batch.
         """
         count = math.ceil(self.num_samples / (batch_size or self.batch_size))
         runs = [distributed.share(self.num_samples, k, count) for k in range(count)]
@@ -191,7 +206,7 @@ class Loader:
         parts = [order[run][distributed.share(run.stop - run.start, self.rank, self.world)] for run in runs]
         if view == "train":
             if plan is None:
-                raise ValueError('view="train" needs the plan')
+                raise ValueError('view="train" needs a plan')
             full = tuple(group for group in plan.groups if group.size == plan.sizes[0])
             if full != plan.groups[: len(full)]:
                 raise ValueError(f"full-resolution views come first in a plan; its sizes are {plan.sizes}")
@@ -212,7 +227,7 @@ class Loader:
     def close(self) -> None:
         """End the threads; the loader starts new ones if it is used again."""
         if self._pool is not None:
-            self._pool.shutdown(wait=True, cancel_futures=True)
+            self._pool.shutdown(wait=not self.watch.hung, cancel_futures=True)
             self._pool = None
 
     def _job(self, index: np.ndarray, plan: ViewPlan, seed: int, step: int, *, crop: bool, substitute: bool) -> _Job:
@@ -221,7 +236,7 @@ class Loader:
     def _batches(self, jobs: Iterator[_Job]) -> Iterator[Batch]:
         if self._images is not None and not self._in_threads:
             for job in jobs:
-                yield from self._cut_resident(job, self._images)
+                yield from self._cut_in_memory(job, self._images)
             return
         for job in self._loaded(jobs):
             for row, reason, detail in job.finds:
@@ -244,9 +259,9 @@ class Loader:
         pretext_labels = {k: v.to(self.device) for k, v in job.plan.pretext_labels(job.seed, job.step, index).items()}
         return Batch(done, index.to(self.device, non_blocking=True), pretext_labels)
 
-    # in_memory images
+    # images in memory
 
-    def _cut_resident(self, job: _Job, images: Tensor) -> Iterator[Batch]:
+    def _cut_in_memory(self, job: _Job, images: Tensor) -> Iterator[Batch]:
         bad = self.quarantine.bad
         shown = job.index if not job.substitute else self._substituted(job, bad)
         shown = shown[~bad[shown]]
@@ -281,19 +296,19 @@ class Loader:
 
     def _no_substitute(self, job: _Job) -> TooManyBadImages:
         return TooManyBadImages(
-            f"{_TRIES} images pretext_labels to replace a bad one at step {job.step} were all bad themselves"
+            f"{_TRIES} images drawn to replace a bad one at step {job.step} were all bad themselves"
         )
 
     # threads
 
-    def _threads(self) -> ThreadPoolExecutor | None:
+    def _threads(self) -> Executor | None:
         if self.workers > 0 and self._pool is None:
-            self._pool = ThreadPoolExecutor(self.workers, thread_name_prefix="selfcluster-loader")
+            self._pool = DaemonThreads(self.workers, "selfcluster-loader")
             weakref.finalize(self, self._pool.shutdown, wait=False, cancel_futures=True)
         return self._pool
 
     def _loaded(self, jobs: Iterator[_Job]) -> Iterator[_Job]:
-        """The jobs, done and in order; a few are being worked on ahead of the one that is taken."""
+        """Yield the jobs, done and in order, while the threads work on the next few."""
         pool = self._threads()
         if pool is None:
             for job in jobs:
@@ -307,13 +322,21 @@ class Loader:
                 ahead.append((job, [pool.submit(self._load, job, start) for start in self._begin(job)]))
                 chunks = max(1, math.ceil(len(job.index) / CHUNK))
                 if len(ahead) > max(2, math.ceil(2 * self.workers / chunks)):
-                    yield _done(*ahead.popleft())
+                    yield self._done(*ahead.popleft())
             while ahead:
-                yield _done(*ahead.popleft())
+                yield self._done(*ahead.popleft())
         finally:
             for _, futures in ahead:
                 for future in futures:
                     future.cancel()
+
+    def _done(self, job: _Job, futures: list[Future[list[Find]]]) -> _Job:
+        for future in futures:
+            job.finds += self.watch.wait(future)
+        return job
+
+    def _survey(self, known: np.ndarray) -> tuple[list[Find], int]:
+        return survey(self.source, known, _SURVEY_SECONDS, self._threads())
 
     def _begin(self, job: _Job) -> range:
         shape = len(job.index)
@@ -321,7 +344,7 @@ class Loader:
         return range(0, shape, CHUNK)
 
     def _load(self, job: _Job, start: int) -> list[Find]:
-        """Fill the job's slots from `start` on; runs in a thread and touches nothing else."""
+        """Fill the job's slots from `start` on. Runs in a thread and writes to no other slot."""
         finds: list[Find] = []
         slots = range(start, min(start + CHUNK, len(job.index)))
         wrong = self._fill(job, list(slots), finds)
@@ -336,7 +359,7 @@ class Loader:
         raise self._no_substitute(job)
 
     def _fill(self, job: _Job, slots: list[int], finds: list[Find]) -> list[int]:
-        """Read, decode and cut what `job.shown` names in `slots`; returns the slots whose image was bad."""
+        """Read, decode and cut the images `job.shown[slots]`; return the slots whose image was bad."""
         opened: list[Any] = []
         sizes = np.ones((len(slots), 2), dtype=np.int64)
         for k, slot in enumerate(slots):
@@ -360,9 +383,11 @@ class Loader:
                 if opened[k] is None:
                     wrong.append(slot)
                 elif boxes is None:
-                    job.pixels[0][slot] = self._center(opened[k])
+                    with decoding().hold(opened[k].decode_bytes):
+                        job.pixels[0][slot] = self._center(opened[k])
                 else:
-                    self._crops(opened[k], boxes[:, k], job, slot)
+                    with decoding().hold(opened[k].decode_bytes):
+                        self._crops(opened[k], boxes[:, k], job, slot)
             except BadImage as error:
                 finds.append((int(job.shown[slot]), error.reason, error.detail))
                 wrong.append(slot)
@@ -370,7 +395,10 @@ class Loader:
         return wrong
 
     def _open(self, row: int) -> Any:
-        return open_row(self.source, row) if self._images is None else ArrayImage(self._images[row].numpy())
+        if self._images is not None:
+            return ArrayImage(self._images[row].numpy())
+        with self.watch.reading(row):
+            return open_row(self.source, row)
 
     def _center(self, image: Any) -> np.ndarray:
         size = self.image_size
@@ -378,7 +406,7 @@ class Loader:
         return center(image.pixels(self.channels, shrink_to=side), size, **self.center)
 
     def _crops(self, image: Any, boxes: np.ndarray, job: _Job, slot: int) -> None:
-        """All views of one decode; a JPEG is decoded smaller where every view still gets a pixel for a pixel."""
+        """Cut all views from one decode; a JPEG is decoded smaller if every view still has a pixel for each of its own."""
         sides = boxes[:, 2:4].min(axis=1)  # (V,)
         needed = float((np.array(job.plan.sizes) / sides).max()) * min(image.height, image.width)
         pixels = image.pixels(self.channels, shrink_to=math.ceil(needed))
@@ -392,12 +420,6 @@ class Loader:
         if self.device.type == "cuda":
             view = view.pin_memory().to(self.device, non_blocking=True)
         return view.permute(0, 3, 1, 2)  # (B, C, S, S), channels last in memory
-
-
-def _done(job: _Job, futures: list[Future[list[Find]]]) -> _Job:
-    for future in futures:
-        job.finds += future.result()
-    return job
 
 
 def _default_workers() -> int:

@@ -1,7 +1,8 @@
 """Images that could not be used: one line of JSON each, counted, and the end of the run when there are too many.
 
 The limit is a share of all N images: the run fails when more than max(1, floor(max_bad x N)) are bad, so that one bad
-file never ends a run, however small the folder; with max_bad = 0 the first one does.
+file never ends a run, however small the folder; with max_bad = 0 the first one does. Before it fails, all images are
+looked at (for at most a minute), so that the message gives the true count.
 """
 
 from __future__ import annotations
@@ -10,15 +11,20 @@ import bisect
 import json
 import os
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from selfcluster import distributed
-from selfcluster.data.errors import BadImage
+from selfcluster.data.errors import PASSING, BadImage
 from selfcluster.data.names import Names, to_name
+from selfcluster.data.problems import Finding, accepting_share, grouped, listed
+from selfcluster.files import write_atomically
 
 Find = tuple[int, str, str]  # row, reason, detail
+# given (N,) what is known to be bad: more finds, and how many images were looked at
+Survey = Callable[[np.ndarray], tuple[list[Find], int]]
 
 
 class TooManyBadImages(RuntimeError):
@@ -28,19 +34,35 @@ class TooManyBadImages(RuntimeError):
 class Quarantine:
     """The bad images of one source, known to this rank.
 
-    `path`: the file `{path, reason, detail}` a line, or None to keep no file; images listed in it by an earlier run are
-    bad from the start. Rank 0 writes; the other ranks' finds reach it at `sync`, which all ranks call together.
+    Images listed in the file by an earlier run are bad from the start, except those whose reason may have passed (the
+    storage was away, memory was short): `retried` counts these, they are read again, and their lines are removed.
+    Rank 0 writes; the other ranks' finds reach it at `sync`, which all ranks call together.
+
+    Args:
+        ids: of the images.
+        path: the file `{path, reason, detail}` a line, or None to keep no file.
+        max_bad: share of the images that may be bad.
+        rank: this process among all.
+        survey: looks at all images before the limit ends the run; None looks at no more.
     """
 
-    def __init__(self, ids: Names, path: str | os.PathLike[str] | None, max_bad: float, rank: int) -> None:
+    def __init__(
+        self,
+        ids: Names,
+        path: str | os.PathLike[str] | None,
+        max_bad: float,
+        rank: int,
+        survey: Survey | None = None,
+    ) -> None:
         if not 0 <= max_bad <= 1:
             raise ValueError(f"max_bad={max_bad}; a share between 0 and 1 is needed")
         self._ids, self._path, self._rank = ids, Path(path) if path is not None else None, rank
-        self._max_bad = max_bad
+        self._max_bad, self._survey = max_bad, survey
         self.allowed = max(1, int(max_bad * len(ids))) if max_bad > 0 else 0
         self.bad = np.zeros(len(ids), dtype=bool)
         self.reasons: Counter[str] = Counter()
-        self._first: list[str] = []
+        self.retried = 0
+        self._findings: list[Finding] = []
         self._pending: list[Find] = []
         self._read()
 
@@ -48,10 +70,10 @@ class Quarantine:
         return int(self.bad.sum())
 
     def add(self, row: int, error: BadImage) -> None:
-        """Image `row` is bad. Adding it again changes nothing.
+        """Record that image `row` is bad. Recording it again changes nothing.
 
         Raises:
-            TooManyBadImages: names the counts, the first few images and the way out.
+            TooManyBadImages: gives the counts, the first few images and the way out.
         """
         if self._note(row, error.reason, error.detail):
             find = (row, error.reason, error.detail)
@@ -74,33 +96,59 @@ class Quarantine:
             return False
         self.bad[row] = True
         self.reasons[reason] += 1
-        if len(self._first) < 5:
-            self._first.append(f"{self._ids[row]} ({reason})")
+        self._findings.append(Finding(self._ids[row], reason, detail))
         return True
 
     def _check(self) -> None:
         if len(self) <= self.allowed:
             return
+        known, looked_at = len(self), len(self._ids)
+        if self._survey is not None:
+            finds, count = self._survey(self.bad)
+            looked_at = known + count
+            new = [find for find in finds if self._note(*find)]
+            if self._rank == 0:
+                self._write(new)
+        raise TooManyBadImages(self._message(looked_at))
+
+    def _message(self, looked_at: int) -> str:
+        total, bad = len(self._ids), len(self)
         reasons = ", ".join(f"{count} {reason}" for reason, count in self.reasons.most_common())
-        raise TooManyBadImages(
-            f"{len(self)} of {len(self._ids)} images are bad ({len(self) / len(self._ids):.1%}: {reasons}), "
-            f"{self.allowed} are allowed by max_bad={self._max_bad:g}; first: {'; '.join(self._first)}. "
-            f"Repair or remove them{f' (listed in {self._path})' if self._path else ''}, or raise --max-bad"
+        first = "; ".join(f"{finding.id} ({finding.reason})" for finding in self._findings[:5])
+        if looked_at < total:
+            counted = f"{bad} of {looked_at} images looked at (of {total})"
+            share = accepting_share(min(total, -(-bad * total // looked_at)), total)
+            flag = f"about --max-bad {share:g} would accept as many in the rest"
+        else:
+            counted = f"{bad} of {total} images"
+            flag = f"--max-bad {accepting_share(bad, total):g} accepts them"
+        return (
+            f"{counted} are bad ({bad / looked_at:.1%}: {reasons}), "
+            f"{self.allowed} are allowed by max_bad={self._max_bad:g}; first: {first}.\n"
+            f"{listed(grouped(self._findings))}\n"
+            f"Repair or remove them{f' (listed in {self._path})' if self._path else ''}; {flag}"
         )
 
     def _read(self) -> None:
         if self._path is None or not self._path.exists():
             return
         rows = range(len(self._ids))
+        kept: list[str] = []
         for line in self._path.read_text(encoding="utf-8").splitlines():
             try:
                 entry = json.loads(line)
                 name = to_name(entry["path"])
             except (ValueError, KeyError, TypeError):
                 continue  # a line cut by a kill: its image will be found again
+            if entry.get("reason") in PASSING:
+                self.retried += 1
+                continue
+            kept.append(line)
             row = bisect.bisect_left(rows, name, key=self._ids.raw)
             if row < len(rows) and self._ids.raw(row) == name:  # else an image of another set
                 self._note(row, str(entry.get("reason", "")), str(entry.get("detail", "")))
+        if self.retried and self._rank == 0:
+            write_atomically(self._path, "".join(line + "\n" for line in kept))
 
     def _write(self, finds: list[Find]) -> None:
         if self._path is None or not finds:

@@ -7,7 +7,9 @@ does not import torch, so that an empty folder is refused before anybody waits f
 from __future__ import annotations
 
 import os
+import threading
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,12 @@ import numpy as np
 
 from selfcluster.data import changes, store, subsets
 from selfcluster.data import labels as labeling
+from selfcluster.data.budget import MAX_PIXELS
 from selfcluster.data.errors import DataError, LabelsError
 from selfcluster.data.kinds import HEADER_BYTES, recognize
 from selfcluster.data.listing import IMAGE_SUFFIXES, Listing
 from selfcluster.data.names import Names, to_id
+from selfcluster.data.ranges import ValueRange
 from selfcluster.data.readers.arrays import open_array, open_digits
 from selfcluster.data.readers.base import Opened, Reader, find_opener
 from selfcluster.data.readers.files import Files, scan
@@ -37,6 +41,8 @@ class Source:
         skipped: (id, reason) of files that were found and are no regular images; at most 1,000 are named.
         fingerprint: changes when an image is added, removed, edited or dated anew.
         log: retries and changed files met while reading.
+        max_pixels: most pixels of an image, as decoded.
+        value_range: of the images deeper than 8 bits; None until it is set or measured (`images.range_of`).
     """
 
     def __init__(
@@ -56,6 +62,10 @@ class Source:
         self.skipped, self.passed = listing.skipped, listing.passed
         self.subset = subset or {}
         self.log = ReadLog()
+        self.max_pixels = MAX_PIXELS
+        self.value_range: ValueRange | None = None
+        self.is_range_known = False
+        self.range_lock = threading.Lock()
         self._summary: dict[str, Any] | None = None
 
     def __len__(self) -> int:
@@ -73,6 +83,10 @@ class Source:
         if self.kind in ("array", "builtin"):
             return self.where
         return os.fsdecode(store.absolute(os.fsencode(self.where)))
+
+    def set_range(self, value_range: ValueRange | None) -> None:
+        """Fix the range of the images deeper than 8 bits, such as that of the run that the images are for."""
+        self.value_range, self.is_range_known = value_range, True
 
     def read(self, i: int) -> bytes | np.ndarray:
         """Image i: the bytes of its file, or (H, W, C) uint8 pixels.
@@ -118,7 +132,11 @@ class Source:
         listing = self._listing.take(rows)
         if labels is None and self.labels is not None:
             labels = self.labels[rows]
-        return Source(self._reader.take(rows), listing, self.kind, self.where, labels, self.class_names, self.subset)
+        subset = Source(self._reader.take(rows), listing, self.kind, self.where, labels, self.class_names, self.subset)
+        subset.max_pixels = self.max_pixels
+        if self.is_range_known:
+            subset.set_range(self.value_range)
+        return subset
 
 
 def open_source(
@@ -130,6 +148,8 @@ def open_source(
     long_tail: float | None = None,
     label_noise: float | None = None,
     seed: int = 0,
+    range: Sequence[float] | None = None,
+    max_megapixels: float | None = None,
 ) -> Source:
     """Open a set of images.
 
@@ -146,6 +166,9 @@ def open_source(
         long_tail: ratio of the largest class to the smallest of a long-tailed subset. Needs labels.
         label_noise: share of labels to make wrong. Needs labels.
         seed: of the subset, the noise and the drawn tags.
+        range: (LOW, HIGH), the values of images deeper than 8 bits that become 0 and 255; None measures them in a
+            sample (see `ranges.py`).
+        max_megapixels: most pixels of an image, in millions; default 64.
 
     Returns:
         the images in bytewise order of their ids.
@@ -158,6 +181,10 @@ def open_source(
     '03'
     """
     source, texts = _open(data, labels_from)
+    if max_megapixels is not None:
+        source.max_pixels = int(max_megapixels * 1e6)
+    if range is not None:
+        source.set_range(_asked_range(range))
     if not len(source):
         raise DataError(_nothing_found(source))
     if labels_from is not None:
@@ -212,10 +239,8 @@ def _open(data: Any, labels_from: str | None) -> tuple[Source, list[str] | None]
         if text != "builtin:digits":
             raise DataError(f"{text!r} is not built in; 'builtin:digits' is")
         return _source(open_digits(), text)
-    column = next(
-        (labels_from.removeprefix(kind) for kind in ("column:", "columns:") if (labels_from or "").startswith(kind)),
-        None,
-    )
+    kind, _, name = (labels_from or "").partition(":")
+    column = name if kind in ("column", "columns") else None
     opener = find_opener(text)
     if opener is not None:
         return _source(opener.open(text, column), text)
@@ -286,6 +311,13 @@ def _labels(source: Source, labels_from: str, texts: list[str] | None, seed: int
     if not names:
         raise LabelsError(f"labels from {labels_from}: every label is missing (empty, none, null or nan)")
     return labels, names
+
+
+def _asked_range(numbers: Sequence[float]) -> ValueRange:
+    low, high = (float(number) for number in numbers)
+    if not low < high:
+        raise DataError(f"--range {low:g} {high:g}: the first number must be smaller than the second")
+    return ValueRange(low, high, "as asked")
 
 
 def _check_single(source: Source, option: str) -> None:
