@@ -12,7 +12,7 @@ from selfcluster.commands.flags import add_network_flags
 from selfcluster.data.sources import open_source
 from selfcluster.files import make_writable
 from selfcluster.runs.folder import RunError, is_run, read_config
-from selfcluster.settings.files import part_of
+from selfcluster.settings.files import part_of, reading_of
 
 HELP = "features of images by a trained network"
 _EMBEDDING = "selfcluster: embedding the images"
@@ -29,6 +29,7 @@ def embed(
     precision: str = "auto",
     max_bad: float | None = None,
     image_size: int | None = None,
+    timeout: float = 600.0,
     **subset: Any,
 ) -> dict[str, Any]:
     """Features of images by a trained network, one row an image, in the order of their ids.
@@ -41,7 +42,9 @@ def embed(
         batch_size, workers, device, precision: as in training.
         max_bad: share of the images that may be unreadable; default the run's own, else 0.01.
         image_size: side in pixels for a timm name; a run knows its own.
-        **subset: labels_from, limit, classes, long_tail, seed; of the run's own images, too, these go to `out` alone.
+        timeout: seconds after which a read that hangs ends the command.
+        **subset: labels_from, limit, classes, long_tail, seed, range, max_megapixels. With any
+            of these, features of the run's own images are written to `out` only.
 
     Returns:
         out, ids, paths, vectors (n, F) float32, labels (n,) int64 or None, and class_names.
@@ -50,7 +53,7 @@ def embed(
     trained = read_config(where) if is_run(where) else {}
     if data is None and not trained:
         raise RunError(f"{run} is no run folder, so it names no images: say which")
-    chosen = part_of(trained) if data is None else {}
+    chosen = part_of(trained) if data is None else reading_of(trained)
     source = open_source(trained["data"] if data is None else data, **chosen | subset)
 
     from selfcluster.data.loader import Loader
@@ -75,6 +78,7 @@ def embed(
         workers=workers,
         max_bad=trained.get("max_bad", 0.01) if max_bad is None else max_bad,
         quarantine=bad,
+        timeout=timeout,
     )
     module.to(target).eval()
     embed_all = make_embed(module, loader, None, device=target, precision=pick_precision(precision, target))
@@ -96,7 +100,10 @@ def add_flags(parser: argparse.ArgumentParser, words: list[str]) -> None:
 
 
 def run_command(run: str, data: str | None, out: str | None, **settings: Any) -> tuple[Any, str]:
-    if out is None and (data is not None or settings.keys() & {"limit", "classes", "long_tail", "labels_from", "seed"}):
+    if out is None and (
+        data is not None
+        or settings.keys() & {"limit", "classes", "long_tail", "labels_from", "seed", "range", "max_megapixels"}
+    ):
         raise ValueError("embed: say with --out FILE where the embeddings go")
     print(_EMBEDDING, file=sys.stderr)
     result = embed(run, data, out=out, **settings)

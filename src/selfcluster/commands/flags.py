@@ -38,6 +38,7 @@ def add_network_flags(parser: argparse.ArgumentParser, *more: str) -> None:
     parser.add_argument("--batch-size", type=int, default=256, help="images at a time")
     parser.add_argument("--image-size", type=int, help="side in pixels, for a timm name")
     wanted = {"workers", "device", "precision", "max_bad", "limit", "classes", "long_tail", *more}
+    wanted |= {"range", "max_megapixels", "timeout"}
     for option in SHARED:
         if option.name in wanted:
             add_option(parser, option)

@@ -109,6 +109,7 @@ def train(
             **parts.images.loader_arguments(),
             device=parts.loop.device,
             quarantine=path / "quarantine.jsonl",
+            timeout=resolved.get("timeout", 600.0),
             rank=distributed.rank(),
             world=distributed.world_size(),
             **{key: resolved[key] for key in ("batch_size", "seed", "workers", "max_bad")},

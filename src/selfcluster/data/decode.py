@@ -1,7 +1,7 @@
 r"""Bytes of an image file to upright uint8 pixels, or the reason why not.
 
 JPEG, PNG, WebP, BMP, GIF, TIFF and AVIF, and HEIC and cameras' raw files where their extras are installed. Formats are
-recognized by their first bytes, never by the name. H, W: height and width after EXIF's rotation, C: 1 (gray) or 3 (RGB).
+recognized by their first bytes, never by the name. H, W: height and width after EXIF's rotation; C: 1 (gray) or 3.
 How stored values become 0..255:
 
 | stored as | becomes |

@@ -14,6 +14,13 @@ IMAGE_SUFFIXES = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".heic", ".heif",
 )  # fmt: skip
 IMAGE_SUFFIX_BYTES = tuple(s.encode() for s in IMAGE_SUFFIXES)
+_HARMLESS = ("hidden", "no suffix")
+_WORDS = {
+    "same_file": "links to images that are used already (same_file)",
+    "not_regular": "pipes, devices or folders named like images (not_regular)",
+    "broken_link": "links that lead nowhere (broken_link)",
+    "no_permission": "files that may not be read (no_permission)",
+}
 _MAX_NAMED = 1000  # skipped files that are named one by one; the rest are only counted
 
 
@@ -49,3 +56,17 @@ def suffix_of(name: bytes) -> str:
     ('.jpg', '')
     """
     return os.path.splitext(name)[1].lower().decode("ascii", "replace")
+
+
+def passed_over(passed: Counter[str]) -> tuple[str, str]:
+    """Return a note on the files that a scan left out because of their suffix, and a warning about all others.
+
+    The note continues a sentence that counts the images.
+
+    >>> passed_over(Counter({".txt": 2, "same_file": 3}))
+    ('; passed over: 2 .txt', 'left out: 3 links to images that are used already (same_file)')
+    """
+    harmless = {what: count for what, count in passed.items() if what.startswith(".") or what in _HARMLESS}
+    note = ", ".join(f"{count} {what}" for what, count in sorted(harmless.items()))
+    others = [f"{count} {_WORDS.get(what, what)}" for what, count in sorted(passed.items()) if what not in harmless]
+    return f"; passed over: {note}" if note else "", f"left out: {', '.join(others)}" if others else ""

@@ -17,45 +17,27 @@ import weakref
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, Future
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from selfcluster import distributed, randomness
-from selfcluster.data.budget import decoding
+from selfcluster.data.cutting import CHUNK, Cutter, Job
 from selfcluster.data.errors import BadImage
-from selfcluster.data.images import ArrayImage, open_row, survey
+from selfcluster.data.images import survey
 from selfcluster.data.in_memory import load_in_memory
 from selfcluster.data.order import epoch_order, rank_slice, shuffled
-from selfcluster.data.quarantine import Find, Quarantine, TooManyBadImages
+from selfcluster.data.quarantine import Find, Quarantine
 from selfcluster.data.sources import Source, check_enough
 from selfcluster.data.threads import DaemonThreads, Watch
 from selfcluster.types import Batch, EpochPlan
-from selfcluster.views.crops import center, center_batch, cut, cut_batch, decoded_side
+from selfcluster.views.crops import center_batch, cut_batch
 from selfcluster.views.plans import ViewGroup, ViewPlan
 
-CHUNK = 16  # images a thread takes at once: one call draws all their boxes
 _CUT_ON_CPU = 64  # side up to which matrix products beat a resize per image on a CPU (measured: 224 px, 9 ms to 2)
-_TRIES = 1000  # replacements drawn for one bad image before giving up
 _SURVEY_SECONDS = 60.0  # for looking at all images before too many bad ones end the run
-
-
-@dataclass
-class _Job:
-    """One batch in the making: `shown` (B,), the images really shown, and, per view, `pixels` (B, S, S, C) uint8."""
-
-    step: int
-    index: np.ndarray  # (B,) as planned
-    plan: ViewPlan
-    seed: int
-    crop: bool  # random crops; else the center view
-    substitute: bool  # replace bad images; else mark them -1 in `shown`
-    shown: np.ndarray
-    pixels: list[np.ndarray]
-    finds: list[Find] = field(default_factory=list)
 
 
 class Loader:
@@ -107,7 +89,7 @@ class Loader:
         timeout: float | None = 600.0,
     ) -> None:
         if batch_size < 1 or batch_size % world:
-            raise ValueError(f"batch_size={batch_size} is not a positive multiple of the {world} processes")
+            raise ValueError(f"batch_size={batch_size} is no positive multiple of the {world} processes")
         self.source, self.batch_size, self.image_size, self.channels = source, batch_size, image_size, channels
         self.mean, self.std, self.seed = tuple(mean), tuple(std), seed
         self.center = {"interpolation": interpolation, "crop_pct": crop_pct, "crop_mode": crop_mode}
@@ -120,6 +102,16 @@ class Loader:
         self._images: Tensor | None = None  # (N, H, W, C) uint8 on the device
         if in_memory is not False:
             self._images = load_in_memory(source, channels, self.device, self._threads(), self.quarantine)
+        self._cutter = Cutter(
+            source,
+            self.quarantine.bad,
+            self.watch,
+            channels=channels,
+            image_size=image_size,
+            center=self.center,
+            seed=seed,
+            images=self._images,
+        )
         self._in_threads = self._images is None or (
             self.device.type == "cpu" and max(self._images.shape[1:3]) > _CUT_ON_CPU
         )
@@ -230,10 +222,10 @@ class Loader:
             self._pool.shutdown(wait=not self.watch.hung, cancel_futures=True)
             self._pool = None
 
-    def _job(self, index: np.ndarray, plan: ViewPlan, seed: int, step: int, *, crop: bool, substitute: bool) -> _Job:
-        return _Job(step, index, plan, seed, crop, substitute, index.copy(), [])
+    def _job(self, index: np.ndarray, plan: ViewPlan, seed: int, step: int, *, crop: bool, substitute: bool) -> Job:
+        return Job(step, index, plan, seed, crop, substitute, index.copy(), [])
 
-    def _batches(self, jobs: Iterator[_Job]) -> Iterator[Batch]:
+    def _batches(self, jobs: Iterator[Job]) -> Iterator[Batch]:
         if self._images is not None and not self._in_threads:
             for job in jobs:
                 yield from self._cut_in_memory(job, self._images)
@@ -248,12 +240,12 @@ class Loader:
             elif self.world > 1:
                 yield self._nothing(job)
 
-    def _nothing(self, job: _Job) -> Batch:
+    def _nothing(self, job: Job) -> Batch:
         """A batch without images: ranks that share statistics must make equally many."""
         views = [torch.zeros(0, self.channels, size, size, device=self.device) for size in job.plan.sizes]
         return Batch(views, torch.zeros(0, dtype=torch.int64, device=self.device), {})
 
-    def _finish(self, views: list[Tensor], job: _Job, shown: np.ndarray) -> Batch:
+    def _finish(self, views: list[Tensor], job: Job, shown: np.ndarray) -> Batch:
         index = torch.from_numpy(shown)
         done = job.plan.apply(views, job.seed, job.step, index, self.mean, self.std)
         pretext_labels = {k: v.to(self.device) for k, v in job.plan.pretext_labels(job.seed, job.step, index).items()}
@@ -261,9 +253,9 @@ class Loader:
 
     # images in memory
 
-    def _cut_in_memory(self, job: _Job, images: Tensor) -> Iterator[Batch]:
+    def _cut_in_memory(self, job: Job, images: Tensor) -> Iterator[Batch]:
         bad = self.quarantine.bad
-        shown = job.index if not job.substitute else self._substituted(job, bad)
+        shown = job.index if not job.substitute else self._cutter.replaced(job)
         shown = shown[~bad[shown]]
         if not len(shown):
             if self.world > 1:
@@ -281,24 +273,6 @@ class Loader:
         ]
         yield self._finish(views, job, shown)
 
-    def _substituted(self, job: _Job, bad: np.ndarray) -> np.ndarray:
-        shown = job.index.copy()
-        for attempt in range(_TRIES):
-            wrong = bad[shown]
-            if not wrong.any():
-                return shown
-            shown[wrong] = self._substitute(job, job.index[wrong], attempt)
-        raise self._no_substitute(job)
-
-    def _substitute(self, job: _Job, index: np.ndarray, attempt: int) -> np.ndarray:
-        high, low = randomness.draw(self.seed, "replace", job.step, index, attempt, 2).astype(np.float64).T
-        return ((high + low * 2.0**-24) * self.num_samples).astype(np.int64)
-
-    def _no_substitute(self, job: _Job) -> TooManyBadImages:
-        return TooManyBadImages(
-            f"{_TRIES} images drawn to replace a bad one at step {job.step} were all bad themselves"
-        )
-
     # threads
 
     def _threads(self) -> Executor | None:
@@ -307,19 +281,19 @@ class Loader:
             weakref.finalize(self, self._pool.shutdown, wait=False, cancel_futures=True)
         return self._pool
 
-    def _loaded(self, jobs: Iterator[_Job]) -> Iterator[_Job]:
+    def _loaded(self, jobs: Iterator[Job]) -> Iterator[Job]:
         """Yield the jobs, done and in order, while the threads work on the next few."""
         pool = self._threads()
         if pool is None:
             for job in jobs:
-                for start in self._begin(job):
-                    job.finds += self._load(job, start)
+                for start in self._cutter.begin(job):
+                    job.finds += self._cutter.load(job, start)
                 yield job
             return
-        ahead: deque[tuple[_Job, list[Future[list[Find]]]]] = deque()
+        ahead: deque[tuple[Job, list[Future[list[Find]]]]] = deque()
         try:
             for job in jobs:
-                ahead.append((job, [pool.submit(self._load, job, start) for start in self._begin(job)]))
+                ahead.append((job, [pool.submit(self._cutter.load, job, start) for start in self._cutter.begin(job)]))
                 chunks = max(1, math.ceil(len(job.index) / CHUNK))
                 if len(ahead) > max(2, math.ceil(2 * self.workers / chunks)):
                     yield self._done(*ahead.popleft())
@@ -330,90 +304,13 @@ class Loader:
                 for future in futures:
                     future.cancel()
 
-    def _done(self, job: _Job, futures: list[Future[list[Find]]]) -> _Job:
+    def _done(self, job: Job, futures: list[Future[list[Find]]]) -> Job:
         for future in futures:
             job.finds += self.watch.wait(future)
         return job
 
     def _survey(self, known: np.ndarray) -> tuple[list[Find], int]:
         return survey(self.source, known, _SURVEY_SECONDS, self._threads())
-
-    def _begin(self, job: _Job) -> range:
-        shape = len(job.index)
-        job.pixels = [np.empty((shape, size, size, self.channels), np.uint8) for size in job.plan.sizes]
-        return range(0, shape, CHUNK)
-
-    def _load(self, job: _Job, start: int) -> list[Find]:
-        """Fill the job's slots from `start` on. Runs in a thread and writes to no other slot."""
-        finds: list[Find] = []
-        slots = range(start, min(start + CHUNK, len(job.index)))
-        wrong = self._fill(job, list(slots), finds)
-        for attempt in range(_TRIES):
-            if not wrong:
-                return finds
-            if not job.substitute:
-                job.shown[wrong] = -1
-                return finds
-            job.shown[wrong] = self._substitute(job, job.index[wrong], attempt)
-            wrong = self._fill(job, wrong, finds)
-        raise self._no_substitute(job)
-
-    def _fill(self, job: _Job, slots: list[int], finds: list[Find]) -> list[int]:
-        """Read, decode and cut the images `job.shown[slots]`; return the slots whose image was bad."""
-        opened: list[Any] = []
-        sizes = np.ones((len(slots), 2), dtype=np.int64)
-        for k, slot in enumerate(slots):
-            row = int(job.shown[slot])
-            image = None
-            if not self.quarantine.bad[row]:
-                try:
-                    image = self._open(row)
-                    sizes[k] = image.height, image.width
-                except BadImage as error:
-                    finds.append((row, error.reason, error.detail))
-            opened.append(image)
-        boxes = None
-        if job.crop:
-            boxes = np.stack(
-                job.plan.boxes(job.seed, job.step, job.shown[slots], sizes[:, 0], sizes[:, 1])
-            )  # (V, n, 5)
-        wrong = []
-        for k, slot in enumerate(slots):
-            try:
-                if opened[k] is None:
-                    wrong.append(slot)
-                elif boxes is None:
-                    with decoding().hold(opened[k].decode_bytes):
-                        job.pixels[0][slot] = self._center(opened[k])
-                else:
-                    with decoding().hold(opened[k].decode_bytes):
-                        self._crops(opened[k], boxes[:, k], job, slot)
-            except BadImage as error:
-                finds.append((int(job.shown[slot]), error.reason, error.detail))
-                wrong.append(slot)
-            opened[k] = None  # its bytes are not needed any more
-        return wrong
-
-    def _open(self, row: int) -> Any:
-        if self._images is not None:
-            return ArrayImage(self._images[row].numpy())
-        with self.watch.reading(row):
-            return open_row(self.source, row)
-
-    def _center(self, image: Any) -> np.ndarray:
-        size = self.image_size
-        side = decoded_side(size, self.center["crop_pct"])
-        return center(image.pixels(self.channels, shrink_to=side), size, **self.center)
-
-    def _crops(self, image: Any, boxes: np.ndarray, job: _Job, slot: int) -> None:
-        """Cut all views from one decode; a JPEG is decoded smaller if every view still has a pixel for each of its own."""
-        sides = boxes[:, 2:4].min(axis=1)  # (V,)
-        needed = float((np.array(job.plan.sizes) / sides).max()) * min(image.height, image.width)
-        pixels = image.pixels(self.channels, shrink_to=math.ceil(needed))
-        down, across = pixels.shape[0] / image.height, pixels.shape[1] / image.width
-        boxes = boxes * np.array([down, across, down, across, 1], dtype=np.float32)
-        for view, (box, group) in enumerate(zip(boxes, job.plan.views, strict=True)):
-            job.pixels[view][slot] = cut(pixels, box, group.size, group.interpolation)
 
     def _to_device(self, pixels: np.ndarray) -> Tensor:
         view = torch.from_numpy(pixels)

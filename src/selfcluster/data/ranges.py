@@ -151,12 +151,17 @@ def _missing(stored: Stored) -> np.ndarray | None:
     """(H, W) where the file's "no data" value stands in all channels."""
     if stored.nodata is None:
         return None
-    if np.isnan(stored.nodata):
-        found = np.isnan(stored.values) if stored.values.dtype.kind == "f" else np.zeros(stored.values.shape, bool)
+    values, nodata = stored.values, stored.nodata
+    if np.isnan(nodata):
+        found = np.isnan(values) if values.dtype.kind == "f" else np.zeros(values.shape, dtype=bool)
+    elif values.dtype.kind == "f":
+        found = values == np.float64(nodata).astype(values.dtype)
     else:
-        found = stored.values == np.asarray(stored.nodata).astype(stored.values.dtype)
-    found = found.all(axis=2)
-    return found if found.any() else None
+        limits = np.iinfo(values.dtype)
+        fits = np.isfinite(nodata) and nodata == int(nodata) and limits.min <= nodata <= limits.max
+        found = values == int(nodata) if fits else np.zeros(values.shape, dtype=bool)
+    everywhere: np.ndarray = np.all(found, axis=2)
+    return everywhere if everywhere.any() else None
 
 
 def _without_outliers(values: np.ndarray) -> tuple[np.ndarray, list[float]]:

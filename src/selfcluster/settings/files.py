@@ -13,7 +13,8 @@ from selfcluster.data.names import to_id
 from selfcluster.data.sources import Source, open_source
 from selfcluster.runs.folder import has_begun, read_config
 
-_SUBSET = ("labels_from", "limit", "classes", "long_tail", "label_noise", "seed")  # which images a run is of
+# how a run opens its images: which of them, and how their values are read
+_SUBSET = ("labels_from", "limit", "classes", "long_tail", "label_noise", "seed", "range", "max_megapixels")
 _NOT_FLAGS = ("method", "data", "recipe", "about")  # what a config.yaml holds beside the flags
 
 
@@ -53,6 +54,11 @@ def open_for(
     if left_out and begun.get("method") == method:
         source = open_source(data, **left_out, **asked)
     return source, path
+
+
+def reading_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return how a run reads the values of images, as `open_source` takes it: other images are read the same way."""
+    return {name: config[name] for name in ("range", "max_megapixels") if config.get(name) is not None}
 
 
 def part_of(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -88,6 +88,20 @@ SHARED = (
     Option("long_tail", "float", None, "thin classes out to this ratio of largest to smallest; needs labels"),
     Option("label_noise", "float", None, "share of labels made wrong; needs labels", least=0, most=1),
     Option("labels_from", "str", None, "folders, column:NAME or a CSV file; no labels are read without it"),
+    Option(
+        "range",
+        "pair",
+        None,
+        "values of images deeper than 8 bits that become 0 and 255; default: measured in a sample of the images",
+    ),
+    Option(
+        "max_megapixels",
+        "float",
+        64.0,
+        "most pixels of an image, in millions; larger JPEGs are decoded at 1/2, 1/4 or 1/8 of their size",
+        least=0.001,
+    ),
+    Option("timeout", "float", 600.0, "seconds after which a read that hangs ends the run", least=1),
     Option("max_bad", "float", 0.01, "share of unreadable images above which the run fails", least=0, most=1),
     Option("on_collapse", "str", "warn", "what to do when nothing is learned", ("warn", "stop")),
     Option("checkpoint_every", "int", None, "also save every N steps", least=1),
@@ -95,7 +109,10 @@ SHARED = (
 )
 
 # settings that may change when a run resumes
-FREE = frozenset({"workers", "device", "precision", "on_collapse", "checkpoint_every", "tensorboard", "max_bad"})
+FREE = frozenset(
+    {"workers", "device", "precision", "on_collapse", "checkpoint_every", "tensorboard", "max_bad", "max_megapixels"}
+    | {"timeout"}
+)
 
 
 def options_for(schema: Schema) -> Mapping[str, Option]:

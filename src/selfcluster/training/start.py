@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from selfcluster import __version__
-from selfcluster.data.images import describe_images
+from selfcluster.data.images import describe_images, remarks
+from selfcluster.data.listing import passed_over
 from selfcluster.data.sources import Source
 from selfcluster.models.backbones import check_name
 from selfcluster.models.pretrained import STARTER, find_origin
@@ -27,8 +28,6 @@ from selfcluster.settings.resolve import resolve
 from selfcluster.settings.schema import read_schema
 from selfcluster.training.precision import pick_device
 from selfcluster.training.targets import TARGETS_FILE
-
-_DARK = 0.1  # share of nearly black images from which on it is said
 
 
 def open_run(
@@ -45,10 +44,10 @@ def open_run(
     Raises RunError where the folder holds a run of another method, other settings or other data (each difference is
     named), where another process holds it or it cannot be written, and ValueError for settings that make no sense.
     """
-    passed_over = source.describe().get("passed_over")
-    if passed_over:
-        left_out = ", ".join(f"{count} {what}" for what, count in passed_over.items())
-        console.say(f"{len(source)} images in {source.where}; passed over: {left_out}")
+    note, warning = passed_over(source.passed)
+    console.say(f"{len(source)} images in {source.where}" + note)
+    if warning:
+        console.warn(warning)
     if recipe is not None and recipe not in RECIPES:
         raise ValueError(f"no recipe named {recipe!r}; there are {', '.join(RECIPES)}")
     if has_begun(path):
@@ -74,6 +73,8 @@ def open_run(
     }
     plain = {name: list(value) if isinstance(value, tuple) else value for name, value in resolved.config.items()}
     plain |= _absolute(plain)
+    if source.value_range is not None:  # measured in a sample; a later command reads the values the same way
+        plain["range"] = [source.value_range.low, source.value_range.high]
     config = {"method": method, "data": source.location, "recipe": recipe, **plain, "about": about}
     for left in (TARGETS_FILE, "quarantine.jsonl"):  # of an attempt that failed before its first step
         (path / left).unlink(missing_ok=True)
@@ -104,14 +105,13 @@ def _find_start(
 def summarize_data(source: Source, given: Mapping[str, Any], console: Console | None = None) -> DataSummary:
     """What the recipe reads: sizes and channels of a sample of the images, and whether there is a GPU."""
     seen = describe_images(source)
+    notes, warnings = remarks(seen, source.where)
     gpu = pick_device(given.get("device") or "auto").type == "cuda"
-    if console is not None and seen["dark"] > _DARK * seen["sampled"]:
-        console.warn(
-            f"{seen['dark']} of {seen['sampled']} images looked at are nearly black. Files of 16 bits that hold 12 "
-            "or fewer are; bring their values to the whole range, or nothing can be seen in them"
-        )
-    if seen["side"] is None:
-        raise RunError(f"none of {seen['sampled']} images looked at in {source.where} can be read")
+    if console is not None:
+        for note in notes:
+            console.say(note)
+        for warning in warnings:
+            console.warn(warning)
     return DataSummary(len(source), seen["side"][1], seen["channels"], gpu)
 
 
