@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 from selfcluster import __version__
 from selfcluster.commands.flags import flag
 from selfcluster.methods import NAMES
+from selfcluster.runs.formats import RENAMED
 from selfcluster.settings.schema import read_schema
 
 COMMANDS = {
@@ -65,7 +66,7 @@ class _UsageError(Exception):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status."""
-    words = list(sys.argv[1:] if argv is None else argv)
+    words = [_modern(word) for word in (sys.argv[1:] if argv is None else argv)]
     as_json = "--json" in words
     try:
         arguments = vars(_parse(words))
@@ -88,6 +89,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError:  # whoever read our output has gone
         return _closed_pipe()
     return 0
+
+
+def _modern(word: str) -> str:
+    """The word, or today's name of a flag that was renamed; accepted for one release, with a note."""
+    flag_name, equals, value = word.partition("=")
+    name = RENAMED.get(flag_name.removeprefix("--").replace("-", "_")) if word.startswith("--") else None
+    if name is None:
+        return word
+    print(
+        f"selfcluster: {flag_name} is now called {flag(name)}; the old name goes with the next release", file=sys.stderr
+    )
+    return flag(name) + equals + value
 
 
 def _fail(message: str, code: int, as_json: bool) -> int:

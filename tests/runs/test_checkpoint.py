@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from selfcluster.runs import checkpoint
+from selfcluster.runs.formats import FORMAT
 
 TENSORS = {"a": torch.arange(6.0).reshape(2, 3).T, "b": torch.tensor(3), "c": torch.ones(2, dtype=torch.bfloat16)}
 
@@ -20,7 +21,7 @@ def test_round_trip_keeps_bits_of_strided_and_shared_tensors(tmp_path):
     }
     path = checkpoint.save(tmp_path, 5, shared, {"step": 5, "pi": 0.1 + 0.2})
     loaded = checkpoint.load(path)
-    assert loaded.meta == {"step": 5, "pi": 0.1 + 0.2}
+    assert loaded.meta == {"format": FORMAT, "step": 5, "pi": 0.1 + 0.2}
     for name, tensor in shared.items():
         assert loaded.tensors[name].dtype == tensor.dtype
         assert torch.equal(loaded.tensors[name], tensor)
@@ -66,6 +67,7 @@ KILLED = """
 import os, sys, torch
 from pathlib import Path
 from selfcluster.runs import checkpoint
+from selfcluster.runs.formats import FORMAT
 folder, at = Path(sys.argv[1]), int(sys.argv[2])
 checkpoint.save(folder, 1, {"a": torch.ones(4)}, {"step": 1}, keep=1)
 calls = 0

@@ -179,7 +179,7 @@ def test_order_and_views_do_not_depend_on_workers_or_residence(tiny, tmp_path, p
 
 
 def test_accumulation_is_refused_where_it_is_not_one_batch(tiny, tmp_path):
-    with pytest.raises(ValueError, match="swav looks at all images of a batch together"):
+    with pytest.raises(ValueError, match="swav compares the images of a batch"):
         tiny("swav", tmp_path / "run", accumulate=2)
     assert tiny("deepcluster_v2", tmp_path / "run2", accumulate=2)["steps"] == 9
 

@@ -11,8 +11,8 @@ from typing import Any
 from selfcluster.commands.flags import add_network_flags
 from selfcluster.data.sources import open_source
 from selfcluster.files import make_writable
-from selfcluster.runs.folder import RunError, is_run, read_config
-from selfcluster.settings.files import part_of, reading_of
+from selfcluster.runs.folder import RunError, is_run
+from selfcluster.settings.files import part_of, reading_of, run_config
 
 HELP = "features of images by a trained network"
 _EMBEDDING = "selfcluster: embedding the images"
@@ -50,7 +50,7 @@ def embed(
         out, ids, paths, vectors (n, F) float32, labels (n,) int64 or None, and class_names.
     """
     where = Path(run)
-    trained = read_config(where) if is_run(where) else {}
+    trained = run_config(where) if is_run(where) else {}
     if data is None and not trained:
         raise RunError(f"{run} is no run folder, so it names no images: say which")
     chosen = part_of(trained) if data is None else reading_of(trained)

@@ -10,8 +10,8 @@ from typing import Any
 
 from selfcluster.commands.embed import embed
 from selfcluster.commands.flags import add_network_flags
-from selfcluster.runs.folder import is_run, read_config
-from selfcluster.settings.files import part_of
+from selfcluster.runs.folder import is_run
+from selfcluster.settings.files import part_of, run_config
 
 HELP = "score features or clusters against labels"
 _EMBEDDING = "selfcluster: embedding the images"
@@ -52,14 +52,14 @@ def evaluate(
         raise ValueError(f"no protocol named {protocol!r}; there are {', '.join(PROTOCOLS)}")
     if not 0 < split < 1:
         raise ValueError(f"--split {split}: must be a share between 0 and 1")
-    data = train if train is not None else read_config(Path(run)).get("data")
+    data = train if train is not None else run_config(Path(run)).get("data")
 
     def labeled(images: Any, **subset: Any) -> dict[str, Any]:
         own = "labels" if str(images).startswith("builtin:") else "folders"
         asked: dict[str, Any] = {**subset, "labels_from": labels_from or subset.get("labels_from") or own, **settings}
         return embed(run, images, **asked)
 
-    config = {} if train is not None else read_config(Path(run))
+    config = {} if train is not None else run_config(Path(run))
     first = labeled(data, **part_of(config))
     if protocol == "clusters":
         from selfcluster.training.load import projected

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from selfcluster.data.sources import DataError, open_source
-from selfcluster.runs.folder import read_config
-from selfcluster.settings.files import part_of
+from selfcluster.settings.files import part_of, run_config
 
 HELP = "a page that shows the clusters"
 
@@ -26,7 +25,7 @@ def report(run: str | os.PathLike[str], data: Any = None, *, out: str | os.PathL
     from selfcluster.reporting.page import write_report
 
     where = Path(run)
-    config = read_config(where)
+    config = run_config(where)
     try:
         source = open_source(config["data"] if data is None else data, **part_of(config))
     except DataError as error:

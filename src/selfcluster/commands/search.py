@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from selfcluster.commands.embed import embed
-from selfcluster.runs.folder import read_config
+from selfcluster.settings.files import run_config
 
 HELP = "images of a run that are most like a given one"
 
@@ -29,7 +29,7 @@ def search(
     """
     from selfcluster.evaluation.similar import most_similar, read_picture
 
-    picture = read_picture(Path(image), read_config(Path(run))["image_size"])
+    picture = read_picture(Path(image), run_config(Path(run))["image_size"])
     vector = embed(run, picture, device=device)["vectors"][0]
     return most_similar(Path(run), vector, k)
 

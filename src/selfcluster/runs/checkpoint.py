@@ -20,6 +20,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from selfcluster.runs.formats import FORMAT, FormatError, modern_meta, modern_tensors
+
 _TENSORS, _META, _MANIFEST = "tensors.safetensors", "meta.json", "manifest.json"
 
 
@@ -49,7 +51,7 @@ def save(folder: Path, step: int, tensors: dict[str, Tensor], meta: dict[str, An
     stored = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     try:
         save_file(stored, temporary / _TENSORS)
-        (temporary / _META).write_text(json.dumps(meta))
+        (temporary / _META).write_text(json.dumps({"format": FORMAT, **meta}))
         manifest = {name: _fingerprint(temporary / name) for name in (_TENSORS, _META)}
         (temporary / _MANIFEST).write_text(json.dumps(manifest))
         for name in (_TENSORS, _META, _MANIFEST):
@@ -88,10 +90,30 @@ def load_newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
 def load(path: Path) -> Checkpoint:
     """One checkpoint without its shards, verified against its manifest; raises BrokenCheckpoint."""
     _verify(path)
+    written = _meta(path)
     try:
-        return Checkpoint(load_file(path / _TENSORS), json.loads((path / _META).read_text()), path)
-    except (FileNotFoundError, ValueError, SafetensorError) as error:
+        tensors = modern_tensors(load_file(path / _TENSORS), written.get("format", 0))
+        return Checkpoint(tensors, modern_meta(written), path)
+    except (FileNotFoundError, SafetensorError, FormatError) as error:
         raise BrokenCheckpoint(f"{path}: cannot be read ({error})") from error
+
+
+def newest_settings(folder: Path) -> dict[str, Any]:
+    """Return the settings that the newest whole checkpoint was made with; empty where there is none or it has none."""
+    for path in reversed(_complete(folder)):
+        if _whole(path):
+            return _meta(path).get("settings", {})
+    return {}
+
+
+def _meta(path: Path) -> dict[str, Any]:
+    try:
+        meta = json.loads((path / _META).read_text())
+    except (FileNotFoundError, ValueError, RecursionError) as error:
+        raise BrokenCheckpoint(f"{path}: cannot be read ({error})") from error
+    if not isinstance(meta, dict):
+        raise BrokenCheckpoint(f"{path / _META}: not an object")
+    return meta
 
 
 def shard(folder: Path, number: int) -> Path:
@@ -110,10 +132,13 @@ def clean(folder: Path, step: int) -> None:
 
 def _verify(path: Path) -> None:
     try:
-        for name, expected in json.loads((path / _MANIFEST).read_text()).items():
+        manifest = json.loads((path / _MANIFEST).read_text())
+        if not isinstance(manifest, dict) or not {_TENSORS, _META} <= manifest.keys():
+            raise BrokenCheckpoint(f"{path / _MANIFEST}: does not list {_TENSORS} and {_META}")
+        for name, expected in manifest.items():
             if _fingerprint(path / name) != expected:
                 raise BrokenCheckpoint(f"{path / name}: not what the manifest says (cut short or altered)")
-    except (FileNotFoundError, ValueError) as error:  # a disk that does not answer is no broken file
+    except (FileNotFoundError, ValueError, RecursionError) as error:  # other errors of the disk are not the file's
         raise BrokenCheckpoint(f"{path}: cannot be read ({error})") from error
 
 
@@ -126,7 +151,7 @@ def _whole(path: Path) -> bool:
 
 
 def _complete(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("step-*") if path.is_dir())
+    return sorted(path for path in folder.glob("step-*") if path.is_dir() and path.name[5:].isdigit())
 
 
 def _fingerprint(path: Path) -> dict[str, Any]:

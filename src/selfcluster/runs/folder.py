@@ -7,6 +7,7 @@ import json
 import math
 import os
 import socket
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
@@ -14,6 +15,7 @@ from typing import IO, Any
 import yaml
 
 from selfcluster.files import make_writable, write_atomically
+from selfcluster.runs.formats import FormatError, modern_config
 
 CONFIG, STATUS, METRICS = "config.yaml", "status.json", "metrics.jsonl"
 
@@ -27,10 +29,12 @@ class RunFolder:
 
     Raises ValueError where the folder cannot be written to, RunError where another process holds it. The lock is the
     operating system's, so it goes with the process however that ends; the file only says whose it is.
+    `settings`: those that decide the run's result. Its checkpoints hold them, so that a later edit is noticed.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, settings: Mapping[str, Any] | None = None) -> None:
         self.path = path
+        self.settings = dict(settings or {})
         self._rows = 0
         self._lost = 0
         make_writable(path)
@@ -126,24 +130,41 @@ def has_begun(path: Path) -> bool:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """A run's resolved configuration; raises RunError where there is none."""
+    """Return the configuration of a run in today's format, its settings unchecked (`settings.files.run_config` checks).
+
+    Raises:
+        RunError: there is none, it cannot be read, a newer version wrote it, or it is not the mapping that a run has.
+    """
+    file = path / CONFIG
     try:
-        config = yaml.safe_load((path / CONFIG).read_text())
+        config = yaml.safe_load(file.read_text("utf-8"))
     except OSError as error:
-        raise RunError(f"{path}: no run here ({path / CONFIG}: {error.strerror})") from error
-    except yaml.YAMLError as error:
-        raise RunError(f"{path / CONFIG}: cannot be read ({error})") from error
+        raise RunError(f"{path} holds no run ({file}: {error.strerror})") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise RunError(f"{file} cannot be read: {_one_line(error)}") from error
     if not isinstance(config, dict):
-        raise RunError(f"{path / CONFIG}: not a mapping of settings")
-    return config
+        raise RunError(f"{file} is not a mapping of settings")
+    for name, kind in (("method", str), ("data", str), ("about", dict)):
+        if name in config and not isinstance(config[name], kind):
+            raise RunError(f"{file}: {name!r} is {_one_line(config.get(name))}, not what a run writes there")
+    try:
+        return modern_config(config)
+    except FormatError as error:
+        raise RunError(f"{file}: {error}") from error
+
+
+def _one_line(value: object) -> str:
+    text = " ".join(str(value).split())
+    return text if len(text) <= 120 else text[:117] + "..."
 
 
 def read_status(path: Path) -> dict[str, Any]:
     """A run's status; empty where there is none yet."""
     try:
-        return json.loads((path / STATUS).read_text())
-    except (OSError, ValueError):
+        status = json.loads((path / STATUS).read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
         return {}
+    return status if isinstance(status, dict) else {}
 
 
 def check_finished(path: Path) -> None:
@@ -155,7 +176,7 @@ def check_finished(path: Path) -> None:
     state = read_status(path).get("state", "not begun") if is_run(path) else "finished"
     if state != "finished":
         command = read_config(path).get("about", {}).get("command", "its train command")
-        raise RunError(f"{path} has not finished ({state}): it goes on with the command it was begun with, {command}")
+        raise RunError(f"{path} is not finished ({state}). Resume it with: {command}")
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -11,7 +11,11 @@ import yaml
 
 from selfcluster.data.names import to_id
 from selfcluster.data.sources import Source, open_source
-from selfcluster.runs.folder import has_begun, read_config
+from selfcluster.methods import canonical
+from selfcluster.runs.folder import RunError, has_begun, read_config
+from selfcluster.setting import check_names, checked
+from selfcluster.settings.options import FREE, options_for
+from selfcluster.settings.schema import read_schema
 
 # how a run opens its images: which of them, and how their values are read
 _SUBSET = ("labels_from", "limit", "classes", "long_tail", "label_noise", "seed", "range", "max_megapixels")
@@ -25,12 +29,44 @@ def read_settings(config: str | os.PathLike[str] | Mapping[str, Any] | None) -> 
     if not isinstance(config, Mapping):
         try:
             file = Path(config) / "config.yaml" if Path(config).is_dir() else Path(config)
-            config = yaml.safe_load(file.read_text())
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise ValueError(f"--config {config}: cannot be read ({error})") from error
+            config = yaml.safe_load(file.read_text("utf-8"))
+        except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+            raise ValueError(f"--config {config}: cannot be read ({' '.join(str(error).split())})") from error
         if not isinstance(config, Mapping):
             raise ValueError(f"--config {config}: not a mapping of settings")
     return {str(name).replace("-", "_"): value for name, value in config.items() if name not in _NOT_FLAGS}
+
+
+def run_config(path: Path) -> dict[str, Any]:
+    """Return the whole configuration of a run, checked: settings in their own types, missing ones at their defaults.
+
+    Raises:
+        RunError: it is missing or unreadable, or holds what no run has; the message names the file, key and value.
+    """
+    config = read_config(path)
+    file = path / "config.yaml"
+    missing = [name for name in ("method", "data", "about") if name not in config]
+    if missing:
+        raise RunError(f"{file} has no {' and no '.join(missing)}. Restore the file, or choose another --out")
+    try:
+        options = options_for(read_schema(config["method"]))
+        settings = {name: value for name, value in config.items() if name not in _NOT_FLAGS}
+        check_names(map(str, settings), options)
+        values = {name: checked(option, settings.get(name, option.default)) for name, option in options.items()}
+        source, summary = (config["about"].get(part) for part in ("source", "summary"))
+        if not isinstance(source, Mapping) or not isinstance(source.get("images"), int) or source["images"] < 1:
+            raise ValueError("about.source.images is not a number of images")
+        if not isinstance(summary, Mapping):
+            raise ValueError("about.summary does not describe the images")
+    except (KeyError, ValueError) as error:
+        raise RunError(f"{file}: {error.args[0]}. Restore the file, or choose another --out") from error
+    return {**config, "method": canonical(config["method"]), **values}
+
+
+def deciding(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that decide a run's result, as JSON holds them: a change makes it another run."""
+    names = [name for name in config if name not in FREE and name not in ("data", "recipe", "about")]
+    return {name: list(v) if isinstance(v := config[name], tuple) else v for name in names}
 
 
 def default_out(method: str, source: Source) -> Path:
@@ -49,7 +85,7 @@ def open_for(
     asked = {name: said[name] for name in _SUBSET if name in said}
     source = open_source(data, **asked)
     path = default_out(method, source) if out is None else Path(out)
-    begun = read_config(path) if has_begun(path) else {}
+    begun = run_config(path) if has_begun(path) else {}
     left_out = {name: begun[name] for name in _SUBSET if name not in said and begun.get(name)}
     if left_out and begun.get("method") == method:
         source = open_source(data, **left_out, **asked)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from selfcluster.methods import METHODS
+from selfcluster.runs.formats import with_modern_names
 from selfcluster.setting import check_names, checked
 from selfcluster.settings.options import options_for
 from selfcluster.settings.recipes import RECIPES, DataSummary
@@ -45,12 +46,12 @@ def validated(method: str, given: Mapping[str, Any], config_file: Mapping[str, A
         ValueError: an unknown name, a wrong type, or a value out of bounds; the message names the flag.
     """
     options = options_for(read_schema(method))
-    foreign = [name for name in config_file or {} if name not in options]
+    foreign = [name for name in with_modern_names(config_file or {}) if name not in options]
     if len(foreign) > 1:  # a single one is a slip, for which `check_names` has a suggestion
         raise ValueError(
             f"--config belongs to another method: {method} has no setting {', '.join(foreign)}; remove those lines"
         )
-    merged = {**(config_file or {}), **given}
+    merged = with_modern_names({**(config_file or {}), **given})
     check_names(merged, options)
     return {name: checked(options[name], value) for name, value in merged.items()}
 

@@ -14,7 +14,8 @@ from selfcluster.models import pretrained
 from selfcluster.models.backbones import ARCHITECTURE
 from selfcluster.models.pretrained import Network, is_pretrained_word
 from selfcluster.runs.checkpoint import load_newest
-from selfcluster.runs.folder import RunError, check_finished, is_run, read_config
+from selfcluster.runs.folder import RunError, check_finished, is_run
+from selfcluster.settings.files import run_config
 from selfcluster.training.build import assemble
 from selfcluster.training.finish import assign, in_parts
 from selfcluster.training.shards import Shards
@@ -44,7 +45,7 @@ def load_network(
 
 def trained_method(run: Path) -> tuple[Method, torch.device]:
     """The method of a run with the weights of its newest checkpoint, in evaluation mode, and its device."""
-    config = read_config(run)
+    config = run_config(run)
     loaded, _ = load_newest(run / "checkpoints")
     if loaded is None:
         raise RunError(f"{run} has no checkpoint to read the method's own projection and clusters from")

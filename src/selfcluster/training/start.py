@@ -18,14 +18,15 @@ from selfcluster.data.listing import passed_over
 from selfcluster.data.sources import Source
 from selfcluster.models.backbones import check_name
 from selfcluster.models.pretrained import STARTER, find_origin
-from selfcluster.runs.checkpoint import load_newest
+from selfcluster.runs.checkpoint import load_newest, newest_settings
 from selfcluster.runs.console import Console
-from selfcluster.runs.folder import RunError, RunFolder, has_begun, is_run, read_config
-from selfcluster.settings.options import FREE, check_names, checked, options_for
+from selfcluster.runs.folder import RunError, RunFolder, has_begun, is_run
+from selfcluster.runs.formats import FORMAT
+from selfcluster.settings.files import deciding, run_config
+from selfcluster.settings.options import FREE
 from selfcluster.settings.recipes import RECIPES, DataSummary
 from selfcluster.settings.requirements import means_a_path, teachers_in
-from selfcluster.settings.resolve import resolve
-from selfcluster.settings.schema import read_schema
+from selfcluster.settings.resolve import resolve, validated
 from selfcluster.training.precision import pick_device
 from selfcluster.training.targets import TARGETS_FILE
 
@@ -52,7 +53,7 @@ def open_run(
         raise ValueError(f"no recipe named {recipe!r}; there are {', '.join(RECIPES)}")
     if has_begun(path):
         config = _same_run(path, method, source, {**from_file, **given}, recipe)
-        return RunFolder(path), config
+        return RunFolder(path, deciding(run_config(path))), config
     if path.exists() and not path.is_dir():
         raise RunError(f"{path} is a file; choose another --out")
     if not is_run(path) and path.exists() and any(p.name != ".lock" for p in path.iterdir()):
@@ -61,8 +62,8 @@ def open_run(
     given, start = _find_start(given, from_file, console)
     resolved = resolve(method, summarize_data(source, given, console), given, from_file, recipe)
     check_name(resolved.config["backbone"])
-    folder = RunFolder(path)
     about = {
+        "format": FORMAT,
         "selfcluster": __version__,
         "torch": str(torch.__version__),
         "python": platform.python_version(),
@@ -76,6 +77,7 @@ def open_run(
     if source.value_range is not None:  # measured in a sample; a later command reads the values the same way
         plain["range"] = [source.value_range.low, source.value_range.high]
     config = {"method": method, "data": source.location, "recipe": recipe, **plain, "about": about}
+    folder = RunFolder(path, deciding(config))
     for left in (TARGETS_FILE, "quarantine.jsonl"):  # of an attempt that failed before its first step
         (path / left).unlink(missing_ok=True)
     shutil.rmtree(path / "before", ignore_errors=True)
@@ -116,29 +118,38 @@ def summarize_data(source: Source, given: Mapping[str, Any], console: Console | 
 
 
 def _same_run(path: Path, method: str, source: Source, given: Mapping[str, Any], recipe: str | None) -> dict[str, Any]:
-    config = read_config(path)
+    config = run_config(path)
     if config.get("method") != method:
         raise RunError(f"{path} holds a run of {config.get('method')}, not {method}; choose another --out")
     if recipe not in (None, config.get("recipe")):
         have = config.get("recipe")
         raise RunError(f"{path} holds a run of --recipe {have}, not {recipe}; choose another --out, or leave it out")
-    options = options_for(read_schema(method))
-    check_names(given, options)
-    wanted = {name: checked(options[name], value) for name, value in given.items()}
+    wanted = validated(method, given)
     wanted |= _absolute(wanted)
-    have = {name: checked(options[name], config.get(name)) for name in wanted}
-    changed = [n for n, value in wanted.items() if n not in FREE and value != have[n]]
+    changed = [n for n, value in wanted.items() if n not in FREE and value != config[n]]
     if changed:
-        differences = "; ".join(f"--{n.replace('_', '-')} was {have[n]} and is now {wanted[n]}" for n in changed)
+        differences = "; ".join(f"--{n.replace('_', '-')} was {config[n]} and is now {wanted[n]}" for n in changed)
         raise RunError(
             f"{path} holds a run with other settings: {differences}. Choose another --out, or leave them out"
         )
+    _check_unedited(path, deciding(config))
     difference = source.difference(config["about"]["summary"])
     if difference:
         raise RunError(f"{path} was begun on other data: {difference}. Choose another --out, or restore the data")
     if config.get("init") and not Path(config["init"]).exists() and load_newest(path / "checkpoints")[0] is not None:
         config["init"] = None  # gone by now, and the checkpoint has every weight
     return {**config, **{name: value for name, value in wanted.items() if name in FREE}}
+
+
+def _check_unedited(path: Path, settings: Mapping[str, Any]) -> None:
+    """Raise RunError where `config.yaml` no longer says what the newest checkpoint was made with."""
+    before = newest_settings(path / "checkpoints")
+    edited = [name for name in before if name in settings and settings[name] != before[name]]
+    if edited:
+        differences = "; ".join(f"{name} was {before[name]} and is now {settings[name]}" for name in edited)
+        raise RunError(
+            f"{path / 'config.yaml'} was edited after the run began: {differences}. Restore it, or choose another --out"
+        )
 
 
 def _command() -> str:

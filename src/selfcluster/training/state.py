@@ -18,6 +18,8 @@ from selfcluster.training.health import Health
 from selfcluster.training.optim import load_optimizer_tensors, optimizer_tensors
 from selfcluster.training.shards import Shards
 
+_META_KEYS = {"step", "skipped", "reassignment", "health", "metrics_rows", "layout", "shards"}
+
 
 @dataclass
 class RunState:
@@ -56,6 +58,7 @@ class RunState:
             "metrics_rows": self.folder.rows,
             "layout": self.layout,
             "shards": self.shards.files,
+            "settings": self.folder.settings,
         }
         checkpoint.save(self.folder.checkpoints, self.step, tensors, meta)
 
@@ -63,6 +66,8 @@ class RunState:
         """Go to the newest whole checkpoint, if there is one; says which newer ones were broken."""
         self.checkpoints = checkpoints
         loaded, complaints = checkpoint.load_newest(checkpoints) if checkpoints is not None else (None, [])
+        if loaded is not None and (missing := _META_KEYS - loaded.meta.keys()):
+            raise checkpoint.BrokenCheckpoint(f"{loaded.path}: meta.json has no {', '.join(sorted(missing))}")
         for complaint in complaints:
             console.warn(f"{complaint}; {'the one before is used' if loaded else 'the run begins anew'}")
         steps = distributed.gather_objects(loaded.meta["step"] if loaded else 0)
