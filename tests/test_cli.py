@@ -26,6 +26,7 @@ COMMANDS = (
     "evaluate",
     "report",
     "attention",
+    "audit",
     "search",
     "export",
     "methods",

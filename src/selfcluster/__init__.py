@@ -20,6 +20,7 @@ _HOME = {
     "search": "api",
     "report": "api",
     "attention": "api",
+    "audit": "api",
     "export": "api",
     "demo": "api",
     "METHODS": "methods",

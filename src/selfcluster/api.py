@@ -1,6 +1,7 @@
 """The public functions, one a command: re-exported from `commands/`."""
 
 from selfcluster.commands.attention import attention
+from selfcluster.commands.audit import audit
 from selfcluster.commands.cluster import cluster
 from selfcluster.commands.demo import demo
 from selfcluster.commands.embed import embed
@@ -10,4 +11,4 @@ from selfcluster.commands.report import report
 from selfcluster.commands.search import search
 from selfcluster.commands.train import train
 
-__all__ = ["attention", "cluster", "demo", "embed", "evaluate", "export", "report", "search", "train"]
+__all__ = ["attention", "audit", "cluster", "demo", "embed", "evaluate", "export", "report", "search", "train"]

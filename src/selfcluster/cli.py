@@ -30,6 +30,7 @@ COMMANDS = {
     "report": "a page that shows the clusters",
     "search": "images of a run that are most like a given one",
     "attention": "what a vision transformer looks at",
+    "audit": "duplicates, dark, blurred, constant and unreadable images; leaks between two sets",
     "export": "the trained network for other tools",
     "methods": "what can be trained",
     "recipes": "named settings",

@@ -18,8 +18,8 @@ from selfcluster.data.ranges import Stored, ValueRange, choose_range, to_channel
 from selfcluster.data.sources import Source
 
 _GRAY_TOLERANCE = 8  # levels between channels that JPEG may put into a gray picture stored in color
-_DARK = 24  # of 255: a picture without a brighter pixel shows nothing
-_CONSTANT = 8  # of 255: a picture whose levels all lie this close together shows nothing
+DARK = 24  # of 255: a picture without a brighter pixel shows nothing
+CONSTANT = 8  # of 255: a picture whose levels all lie this close together shows nothing
 _WARN_SHARE = 0.1  # warn if at least this share of the sampled images is nearly black or nearly constant
 _RANGE_LOOKED_AT = 256  # headers read to find deep images
 _RANGE_SAMPLED = 64  # deep images whose values are read
@@ -94,8 +94,8 @@ def describe_images(source: Source, sample: int = 256) -> dict[str, Any]:
             continue
         sizes.append((image.height, image.width, min(image.height, image.width)))
         counts["frames"] += image.frames > 1
-        counts["dark"] += int(highest.max()) <= _DARK
-        counts["constant"] += int((highest - lowest).max()) <= _CONSTANT
+        counts["dark"] += int(highest.max()) <= DARK
+        counts["constant"] += int((highest - lowest).max()) <= CONSTANT
         counts["deep"] += image.is_deep
     spread = {
         name: [int(min(values)), int(np.median(values)), int(max(values))]

@@ -19,12 +19,16 @@ class Finding(NamedTuple):
 
 @dataclass
 class Group:
-    """Images that cannot be used for one reason. `detail` is that of the first, `examples` are ids."""
+    """Images that cannot be used for one reason, by their ids. `detail` is that of the first."""
 
     reason: str
     detail: str
-    count: int = 0
-    examples: list[str] = field(default_factory=list)
+    ids: list[str] = field(default_factory=list)
+
+    @property
+    def count(self) -> int:
+        """How many images."""
+        return len(self.ids)
 
 
 def grouped(findings: Iterable[Finding]) -> list[Group]:
@@ -33,9 +37,7 @@ def grouped(findings: Iterable[Finding]) -> list[Group]:
     for finding in findings:
         kind = finding.detail.partition(":")[0] if finding.reason == "unsupported" else ""
         group = groups.setdefault((finding.reason, kind), Group(finding.reason, finding.detail))
-        group.count += 1
-        if len(group.examples) < _EXAMPLES:
-            group.examples.append(finding.id)
+        group.ids.append(finding.id)
     return sorted(groups.values(), key=lambda group: -group.count)
 
 
@@ -43,7 +45,7 @@ def listed(groups: Sequence[Group]) -> str:
     """Return one line a group: count, reason, examples, and the decoder's sentence for the first of them."""
     lines = []
     for group in groups:
-        examples = ", ".join(group.examples) + (", ..." if group.count > len(group.examples) else "")
+        examples = ", ".join(group.ids[:_EXAMPLES]) + (", ..." if group.count > _EXAMPLES else "")
         lines.append(f"  {group.count} {group.reason}: {examples} ({group.detail})")
     return "\n".join(lines)
 

@@ -1,0 +1,110 @@
+"""Audit: exact and near copies, dark, blurred, constant and unreadable images, and leaks between two sets."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFilter
+
+from selfcluster.cli import main
+from selfcluster.commands.audit import audit
+from selfcluster.data import audit as looks
+from selfcluster.data.sources import open_source
+
+
+def textured(seed: int, size: tuple[int, int] = (96, 128)) -> Image.Image:
+    """A picture with detail at every scale, as photographs have (power falls with frequency)."""
+    rng = np.random.default_rng(seed)
+    fy, fx = np.fft.fftfreq(size[0])[:, None], np.fft.fftfreq(size[1])[None]
+    spectrum = np.exp(2j * np.pi * rng.random(size)) / np.maximum(np.hypot(fy, fx), 1 / max(size))
+    values = np.fft.ifft2(spectrum).real
+    values = (values - values.min()) / np.ptp(values)
+    return Image.fromarray((values * 255).astype(np.uint8)).convert("RGB")
+
+
+@pytest.fixture
+def folder(tmp_path, encode):
+    """20 textured pictures 00..19 and one of each problem."""
+    data = tmp_path / "photos"
+    data.mkdir()
+    for i in range(20):
+        textured(i).save(data / f"{i:02d}.png")
+    (data / "copy of 03.png").write_bytes((data / "03.png").read_bytes())
+    textured(5).resize((64, 48)).save(data / "small 05.jpg", quality=60)
+    Image.fromarray((np.asarray(textured(6)) * 0.8 + 20).astype(np.uint8)).save(data / "brighter 06.webp")
+    textured(40, (256, 256)).filter(ImageFilter.GaussianBlur(4)).save(data / "blurred.png")
+    Image.fromarray(np.random.default_rng(0).integers(0, 20, (40, 40), np.uint8)).save(data / "dark.png")
+    Image.fromarray(np.full((40, 40), 200, np.uint8)).save(data / "constant.png")
+    (data / "cut.png").write_bytes((data / "01.png").read_bytes()[:-40])
+    (data / "pointer.jpg").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    return data
+
+
+def test_each_problem_is_found_and_nothing_else(folder):
+    found = audit(folder, quiet=True)
+    assert found["images"] == 28
+    assert found["exact_duplicates"] == [["03.png", "copy of 03.png"]]
+    assert sorted(found["near_duplicates"]) == [["05.png", "small 05.jpg"], ["06.png", "brighter 06.webp"]]
+    assert found["dark"] == ["dark.png"]
+    assert found["constant"] == ["constant.png"]
+    assert found["blurred"] == ["blurred.png"]
+    assert {group["reason"]: group["ids"] for group in found["unreadable"]} == {
+        "truncated": ["cut.png"], "lfs_pointer": ["pointer.jpg"]
+    }  # fmt: skip
+    assert found["second"] is None
+
+
+def test_leaks_between_two_folders(folder, tmp_path):
+    test = tmp_path / "test"
+    test.mkdir()
+    for i in range(50, 55):
+        textured(i).save(test / f"{i}.png")
+    (test / "same.png").write_bytes((folder / "07.png").read_bytes())
+    textured(8).save(test / "like 08.jpg", quality=50)
+    found = audit(folder, test, quiet=True, workers=0)
+    assert found["exact_leaks"] == [["07.png", "same.png"]]
+    assert found["near_leaks"] == [["08.png", "like 08.jpg"]]
+    assert found["second"]["images"] == 7
+
+
+def test_a_thousand_copies_are_one_group():
+    images = np.random.default_rng(0).integers(0, 255, (60, 16, 16), np.uint8)
+    images[10:50] = images[3]
+    found = audit(images, quiet=True)
+    assert [len(group) for group in found["exact_duplicates"]] == [41]
+    assert found["near_duplicates"] == []
+
+
+def test_large_sets_find_the_same_near_copies_by_parts_of_a_hash(folder, monkeypatch):
+    examined = looks.examine(open_source(folder))
+    exhaustive = looks.near_groups(examined)
+    monkeypatch.setattr(looks, "_BRUTE", 5)
+    assert looks.near_groups(examined) == exhaustive
+    monkeypatch.setattr(looks, "_BRUTE", 50_000)
+    assert looks.near_groups(examined, near=1.0) == []
+
+
+def test_the_command_prints_a_table_or_json(folder, capsys):
+    assert main(["audit", str(folder)]) == 0
+    table = capsys.readouterr().out
+    assert f"{folder}: 28 images" in table
+    assert "equal files               1  03.png = copy of 03.png" in table
+    assert "1  pointer.jpg (Git LFS pointer: the image itself was not fetched; run: git lfs pull)" in table
+    assert main(["audit", str(folder), str(folder), "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)["result"]
+    assert len(result["exact_leaks"]) == 28  # unreadable files have bytes, too
+    assert result["near_leaks"] == []  # equal files are not counted twice
+    assert main(["audit", str(folder), "--near", "0.5"]) == 2
+
+
+def test_row_2_bits_that_flip_inside_the_pixels_are_seen_as_a_copy_that_is_not_equal(folder):
+    """Such an image decodes without an error; beside the original it is a near copy, never an equal file."""
+    data = bytearray((folder / "09.png").read_bytes())
+    image = textured(9)
+    pixels = np.asarray(image).copy()
+    pixels[10, 10] ^= 0x40
+    Image.fromarray(pixels).save(folder / "flipped 09.png")
+    assert data != (folder / "flipped 09.png").read_bytes()
+    assert ["09.png", "flipped 09.png"] in audit(folder, quiet=True)["near_duplicates"]
