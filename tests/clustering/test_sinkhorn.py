@@ -106,12 +106,29 @@ class TestCompiled:
     def test_what_is_not_a_number_is_not_hidden(self, bad: float) -> None:
         scores = cosines(40, 20)
         scores[3, 5] = bad
-        assert sinkhorn(scores).isnan().any()
+        assert sinkhorn(scores, check_finite=False).isnan().any()
+        with pytest.raises(ValueError, match=r"scores has 1 values that are NaN or \+inf"):
+            sinkhorn(scores)
+        with pytest.raises(ValueError, match="extra has 1 values"):
+            sinkhorn(cosines(4, 20), extra=scores)
+        with pytest.raises(ValueError, match="scores has 1 values"):
+            sinkhorn(scores.numpy())
 
 
 def test_float64_scores_are_worked_on_in_float64() -> None:
     scores = cosines(50, 7).double()
     torch.testing.assert_close(sinkhorn(scores), reference(scores, 0.05, 3), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("epsilon", [0.02, 0.01])
+def test_float64_at_small_epsilon_equals_half_steps_on_logarithms(epsilon: float) -> None:
+    """Scores differ by up to 2 / 0.01 = 200 epsilon: beyond what float32 keeps, within what float64 does."""
+    scores = cosines(50, 7).double()
+    logs = (scores / epsilon).T  # (K, B)
+    for _ in range(3):
+        logs = logs - logs.logsumexp(dim=1, keepdim=True)
+        logs = logs - logs.logsumexp(dim=0, keepdim=True)
+    torch.testing.assert_close(sinkhorn(scores, epsilon), logs.T.exp(), rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize(("b", "k"), [(7, 13), (64, 3000), (1, 5)])

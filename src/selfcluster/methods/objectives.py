@@ -46,7 +46,7 @@ class Objective(nn.Module):
         if self.loss != "cross_entropy":
             return F.normalize(taught - self.centering.center, dim=1)  # no sharpening there
         if self.kind == "sinkhorn":
-            return sinkhorn(taught, temperature)
+            return sinkhorn(taught, temperature, check_finite=False)
         if self.kind == "softmax":
             return batch_softmax(taught, temperature)
         return self.centering(taught, temperature)  # without centering the center stays 0

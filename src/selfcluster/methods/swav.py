@@ -11,7 +11,7 @@ the small views' codes, where there are any, are balanced with the queues of the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from math import ceil, log
@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from selfcluster.choice import Choice, RunShape
 from selfcluster.clustering.memory import FeatureQueue
 from selfcluster.clustering.sinkhorn import sinkhorn
-from selfcluster.methods.base import MakeBackbone, Method, clusters_from_data, freezing
+from selfcluster.methods.base import MakeBackbone, Method, check_clusters, clusters_from_data, freezing
 from selfcluster.models.heads import ProjectionHead, Prototypes
 from selfcluster.models.teacher import Teacher
 from selfcluster.setting import setting
@@ -69,6 +69,10 @@ class SwAV(Method):
         batch_size=4096,
         crops=Crops(local_crops=6, global_scale=(0.14, 1.0)),
     )
+
+    @classmethod
+    def check(cls, settings: Mapping[str, Any], num_images: int) -> None:
+        check_clusters(settings["num_prototypes"], num_images)  # equal shares of fewer than one image mean nothing
 
     @classmethod
     def auto(cls, run: RunShape) -> dict[str, Choice]:
@@ -125,7 +129,8 @@ class SwAV(Method):
         prototypes = self.teachers[2] if self.teachers else self.prototypes
         queued = self.queues[view % 2] if len(self.queues) else None
         extra = prototypes(queued.rows) if queued is not None and queued.full else None  # (Q, K)
-        soft = sinkhorn(prototypes(z), self.settings.epsilon, self.settings.sinkhorn_iterations, extra=extra)
+        iterations = self.settings.sinkhorn_iterations
+        soft = sinkhorn(prototypes(z), self.settings.epsilon, iterations, extra=extra, check_finite=False)
         return F.one_hot(soft.argmax(dim=1), soft.shape[1]).to(soft.dtype) if self.settings.rounded_codes else soft
 
     def on_backward(self, progress: Progress) -> None:
