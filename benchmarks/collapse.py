@@ -21,7 +21,7 @@ import torch
 
 from selfcluster import api
 from selfcluster.data.sources import open_source
-from selfcluster.evaluation.protocols import score_digits
+from selfcluster.evaluation.digits import score_digits
 from selfcluster.runs.tables import EMBEDDINGS, read_embeddings
 from selfcluster.training.loop import Collapsed
 

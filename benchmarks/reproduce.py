@@ -201,18 +201,18 @@ def as_checkpoint(run: Path) -> Path:
 def scores(network: str, train: Path, test: Path, by_stage: bool) -> dict[str, float]:
     """k-NN and linear accuracy of a network's features; where asked the probe of each stage, too."""
     import selfcluster
-    from selfcluster.evaluation.knn import knn
-    from selfcluster.evaluation.linear import linear
+    from selfcluster.evaluation.protocols.knn import knn
+    from selfcluster.evaluation.protocols.logistic import logistic
 
     x, y = (selfcluster.embed(network, str(part), labels_from="folders", workers=1) for part in (train, test))
     result = {
         "knn": knn(x["vectors"], x["labels"], y["vectors"], y["labels"])["top1"],
-        "linear": linear(x["vectors"], x["labels"], y["vectors"], y["labels"])["top1"],
+        "linear": logistic(x["vectors"], x["labels"], y["vectors"], y["labels"])["top1"],
     }
     if by_stage:
         first, second = stages(network, train), stages(network, test)
         for number, (a, b) in enumerate(zip(first, second, strict=True), start=1):
-            result[f"stage{number}"] = linear(a, x["labels"], b, y["labels"])["top1"]
+            result[f"stage{number}"] = logistic(a, x["labels"], b, y["labels"])["top1"]
     return result
 
 

@@ -243,7 +243,7 @@ def test_embed_cluster_evaluate_report_export(run, folder, tmp_path, capsys):
     assert main(["cluster", str(run)]) == 0  # the method's own
     assert main(["cluster", str(table)]) == 2
     assert "say --k" in capsys.readouterr().err
-    for protocol in ("knn", "linear", "clusters"):
+    for protocol in ("knn", "logistic", "clusters"):
         assert main(["evaluate", protocol, str(run), "--max-bad", "0.1", "--json"]) == 0
         numbers = json.loads(capsys.readouterr().out)["result"]
         scores = [v for k, v in numbers.items() if k in ("top1", "accuracy", "nmi_geometric")]

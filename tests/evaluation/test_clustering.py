@@ -5,7 +5,8 @@ import pytest
 
 from selfcluster.clustering.scores import matching_accuracy
 from selfcluster.evaluation.clustering import cluster_vectors
-from selfcluster.evaluation.protocols import aligned, held_out, score, score_digits
+from selfcluster.evaluation.digits import score_digits
+from selfcluster.evaluation.subject import LabeledFeatures, held_out, renumbered
 
 
 @pytest.fixture(scope="module")
@@ -101,19 +102,30 @@ def test_a_split_is_seeded_and_whole():
     assert len(held_out(3, 0.99, 0)[0]) == 1
 
 
+def features(names: list[str], labels: list) -> LabeledFeatures:
+    n = len(labels)
+    ids = [str(i) for i in range(n)]
+    return LabeledFeatures(np.zeros((n, 2), "f"), np.array(labels), ids, ids, names, np.arange(n))
+
+
 def test_labels_of_two_sets_meet_by_name():
-    first = {"class_names": ["cat", "dog", "owl"], "labels": np.array([0, 1, 2])}
-    second = {"class_names": ["dog", "owl"], "labels": np.array([1, 0, -1])}
-    assert aligned(first, second).tolist() == [2, 1, -1]
-    with pytest.raises(ValueError, match="have not: emu"):
-        aligned(first, {"class_names": ["emu"], "labels": np.array([0])})
+    found = renumbered(features(["dog", "owl"], [1, 0, -1]), ["cat", "dog", "owl"])
+    assert found.labels.tolist() == [2, 1, -1]
+    assert found.class_names == ["cat", "dog", "owl"]
 
 
-def test_scores_by_name(blobs):
-    x, truth = blobs
-    kept, held = held_out(360, 0.2, 0)
-    for protocol in ("knn", "linear"):
-        assert score(protocol, x[kept], truth[kept], x[held], truth[held], None)["top1"] > 0.9
-    numbers = score_digits(x, truth, 0)
+def test_a_class_that_training_lacks_gets_a_number_beyond_it():
+    found = renumbered(features(["emu", "cat"], [0, 1]), ["cat", "dog"])
+    assert found.labels.tolist() == [2, 0]
+
+
+def test_several_labels_an_image_meet_by_name_as_well():
+    found = renumbered(features(["owl", "cat"], [[1, 0], [1, 1]]), ["cat", "dog", "owl"])
+    assert found.labels.tolist() == [[0, 0, 1], [1, 0, 1]]
+
+
+def test_the_numbers_of_the_demo(blobs):
+    numbers = score_digits(*blobs, 0)
+    assert numbers["knn"] > 0.9
     assert numbers["matching"] > 0.98
     assert numbers["nmi"] > 0.95

@@ -30,7 +30,7 @@ def demo(out: str | os.PathLike[str] = "runs", *, seed: int = 0, quiet: bool = F
         Rows of features, knn (accuracy by 20 neighbors, leave one out), matching (of k-means with k = 10 by the best
         matching to the labels), nmi and seconds.
     """
-    from selfcluster.evaluation.protocols import score_digits
+    from selfcluster.evaluation.digits import score_digits
     from selfcluster.runs.tables import EMBEDDINGS, read_embeddings
     from selfcluster.training.load import projected
 

@@ -56,33 +56,26 @@ def embed(
     chosen = part_of(trained) if data is None else reading_of(trained)
     source = open_source(trained["data"] if data is None else data, **chosen | subset)
 
-    from selfcluster.data.loader import Loader
     from selfcluster.runs.tables import EMBEDDINGS, image_names, table_name, write_embeddings
-    from selfcluster.training.embedding import gather_rows, make_embed
+    from selfcluster.training.features import embed_source
     from selfcluster.training.load import load_network
-    from selfcluster.training.precision import pick_device, pick_precision
 
     path: Any = table_name(out, where / EMBEDDINGS if trained and data is None and not subset else None, ".parquet")
     bad = path.with_suffix(".quarantine.jsonl") if path is not None else None
     if bad is not None:
         make_writable(bad.parent)
         bad.unlink(missing_ok=True)
-    target = pick_device(device)
-    network = load_network(str(run), image_size, source)
-    module = network.module
-    loader = Loader(
+    index, vectors = embed_source(
         source,
-        batch_size=min(batch_size, len(source)),
-        **network.preprocessing.loader_arguments(),
-        device=target,
+        load_network(str(run), image_size, source),
+        batch_size=batch_size,
         workers=workers,
+        device=device,
+        precision=precision,
         max_bad=trained.get("max_bad", 0.01) if max_bad is None else max_bad,
         quarantine=bad,
         timeout=timeout,
     )
-    module.to(target).eval()
-    embed_all = make_embed(module, loader, None, device=target, precision=pick_precision(precision, target))
-    index, vectors = gather_rows(embed_all(lambda views: module(views[0])))
     ids, paths = image_names(source, index)
     if path is not None:
         write_embeddings(path, ids, paths, vectors)

@@ -1,20 +1,21 @@
-"""`selfcluster evaluate`: score features or clusters against labels."""
+"""`selfcluster evaluate`: score a network, or a run's clusters, by a protocol."""
 
 from __future__ import annotations
 
 import argparse
 import os
 import sys
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from selfcluster.commands.embed import embed
-from selfcluster.commands.flags import add_network_flags
-from selfcluster.runs.folder import is_run
-from selfcluster.settings.files import part_of, run_config
+from selfcluster.commands.flags import add_network_flags, add_option
+from selfcluster.setting import check_names, checked
+
+if TYPE_CHECKING:
+    from selfcluster.evaluation.protocol import Result
 
 HELP = "score features or clusters against labels"
-_EMBEDDING = "selfcluster: embedding the images"
+_EMBEDDING = ("batch_size", "workers", "device", "precision", "max_bad", "timeout")
+_SUBSET = ("classes", "long_tail", "range", "max_megapixels")
 
 
 def evaluate(
@@ -25,75 +26,98 @@ def evaluate(
     test: Any = None,
     split: float = 0.2,
     labels_from: str | None = None,
-    k: int | None = None,
     seed: int = 0,
+    layer: str | None = None,
+    image_size: int | None = None,
+    limit: int | None = None,
+    test_limit: int | None = None,
     **settings: Any,
-) -> dict[str, Any]:
-    """Score a network's features, or a run's clusters, against labels.
+) -> Result:
+    """Score a network's features, or a run's clusters, by a protocol.
 
     Args:
-        protocol: knn (temperature 0.07), linear (logistic probe on frozen features) or clusters (NMI, ARI, accuracy
-            by matching, purity).
-        run: a run folder, an exported backbone or a timm name.
-        train, test: labeled images; without `test` a seeded share of `train` is held out; without either the run's
+        protocol: its name; `selfcluster evaluate --help` lists them.
+        run: a run folder, an exported backbone, or any other word for a network.
+        train, test: labeled images. Without `test` a seeded share of `train` is held out. Without both, the run's
             own images are used.
-        split: share held out for the test.
+        split: share that is held out for the test.
         labels_from: where the labels are, see `open_source`; default the folders' names (the digits' own for those).
-        k: neighbors (knn; default 20), or how many clusters to make anew (clusters; default those of the run).
-        seed: of the split and the clustering.
-        **settings: of `embed`.
+        seed: of the split, and of all else that the protocol draws.
+        layer: a module of the network whose output, averaged over positions, is taken for the features.
+        image_size: side of the images; default the network's own.
+        limit, test_limit: use so many training and test images only, drawn by the seed.
+        **settings: the protocol's own (`selfcluster evaluate PROTOCOL --help`), and of `embed`: batch_size, workers,
+            device, precision, max_bad, timeout, classes, long_tail, range, max_megapixels.
 
     Returns:
-        The protocol's numbers.
+        The result, which reads like a dict of its numbers. A run keeps it in its folder, `evaluations/`.
+
+    Raises:
+        ValueError: an unknown protocol or setting, or labels and features that the protocol cannot use.
     """
-    from selfcluster.evaluation.protocols import PROTOCOLS, aligned, held_out, score, score_clusters
+    from selfcluster.evaluation.protocols import PROTOCOLS, declarations, known
 
-    if protocol not in PROTOCOLS:
-        raise ValueError(f"no protocol named {protocol!r}; there are {', '.join(PROTOCOLS)}")
-    if not 0 < split < 1:
-        raise ValueError(f"--split {split}: must be a share between 0 and 1")
-    data = train if train is not None else run_config(Path(run)).get("data")
+    name = known(protocol)
+    options = declarations(name)[1]
+    own = {key: value for key, value in settings.items() if key not in (*_EMBEDDING, *_SUBSET)}
+    own = {key: value for key, value in own.items() if value is not None or key in options}
+    check_names(own, options)
+    chosen = {key: checked(options[key], own[key]) for key in own if own[key] is not None}
 
-    def labeled(images: Any, **subset: Any) -> dict[str, Any]:
-        own = "labels" if str(images).startswith("builtin:") else "folders"
-        asked: dict[str, Any] = {**subset, "labels_from": labels_from or subset.get("labels_from") or own, **settings}
-        return embed(run, images, **asked)
+    from selfcluster.evaluation.subject import Subject
 
-    config = {} if train is not None else run_config(Path(run))
-    first = labeled(data, **part_of(config))
-    if protocol == "clusters":
-        from selfcluster.training.load import projected
-
-        rows = projected(Path(run), first["vectors"]) if k is not None and is_run(Path(run)) else first["vectors"]
-        return score_clusters(Path(run), {**first, "vectors": rows}, k, seed)
-    if test is not None:
-        second = labeled(test, classes=config.get("classes"))  # all of those images: no part of the run's was drawn
-        return score(protocol, first["vectors"], first["labels"], second["vectors"], aligned(first, second), k)
-    kept, held = held_out(len(first["labels"]), split, seed)
-    vectors, labels = first["vectors"], first["labels"]
-    return score(protocol, vectors[kept], labels[kept], vectors[held], labels[held], k)
+    subject = Subject(
+        model=str(run),
+        train=train,
+        test=test,
+        split=split,
+        labels_from=labels_from,
+        seed=seed,
+        layer=layer,
+        image_size=image_size,
+        limit=limit,
+        test_limit=test_limit,
+        embedding={key: settings[key] for key in _EMBEDDING if settings.get(key) is not None},
+        subset={key: settings[key] for key in _SUBSET if settings.get(key) is not None},
+    )
+    method = PROTOCOLS[name]
+    result = method().run(subject, method.Settings(**chosen))
+    if subject.run is not None:
+        result.write(subject.run)
+    return result
 
 
 def add_flags(parser: argparse.ArgumentParser, words: list[str]) -> None:
-    parser.add_argument("protocol", metavar="PROTOCOL", help="knn, linear or clusters")
-    parser.add_argument("run", metavar="RUN", help="run folder, exported backbone, or timm name")
+    from selfcluster.evaluation.protocols import declarations, known, protocol_names
+
+    parser.usage = "selfcluster evaluate PROTOCOL RUN [flags]"
+    parser.add_argument("protocol", metavar="PROTOCOL", help=", ".join(protocol_names()))
+    parser.add_argument("run", metavar="RUN", help="run folder, exported backbone, or another word for a network")
+    name = next((word for word in words if not word.startswith("-")), None)
+    if name is None:
+        lines = [f"  {each:<12} {declarations(each)[0]}" for each in protocol_names()]
+        parser.formatter_class = argparse.RawDescriptionHelpFormatter
+        parser.epilog = "\n".join(["protocols (selfcluster evaluate PROTOCOL --help lists their settings):", *lines])
+    else:
+        summary, options = declarations(known(name))
+        parser.description = summary
+        own = parser.add_argument_group(f"settings of {known(name)}")
+        for option in options.values():
+            shown = "" if option.default is None else f" (default {option.default})"
+            add_option(own, option, shown)
     parser.add_argument("--train", help="labeled images; default those of the run")
     parser.add_argument("--test", help="labeled images to score on; default a held-out share of --train")
     parser.add_argument("--split", type=float, default=0.2, help="share held out where there is no --test")
     parser.add_argument("--labels-from", help="folders, column:NAME or a CSV file; default folders")
-    parser.add_argument("--k", type=int, help="neighbors (knn), or number of clusters to make anew (clusters)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the split and the clustering")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the split and of the protocol")
+    parser.add_argument("--layer", help="module of the network whose output is taken; default its features")
+    parser.add_argument("--test-limit", type=int, metavar="N", help="use N test images only, drawn by the seed")
     add_network_flags(parser)
     parser.set_defaults(run_command=run_command)
 
 
 def run_command(**settings: Any) -> tuple[Any, str]:
-    print(_EMBEDDING, file=sys.stderr)
-    numbers = evaluate(**settings)
-    lines = [f"{k:>16}  {v:.4f}" if isinstance(v, float) else f"{k:>16}  {v}" for k, v in numbers.items()]
-    if numbers.get("clusters", 0) > (classes := numbers.get("classes", 0)):
-        lines += ["", "accuracy gives each class one cluster and takes the images of all other clusters for wrong;"]
-        lines += [
-            f"--k {classes} makes as many clusters as classes. purity gives each cluster its most frequent class."
-        ]
-    return numbers, "\n".join(lines)
+    print("selfcluster: embedding the images", file=sys.stderr)
+    result = evaluate(**settings)
+    lines = [f"{k:>16}  {v:.4f}" if isinstance(v, float) else f"{k:>16}  {v}" for k, v in result.items()]
+    return dict(result), "\n".join([*lines, *(("", *result.notes) if result.notes else ())])

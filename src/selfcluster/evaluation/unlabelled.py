@@ -22,7 +22,7 @@ from selfcluster.clustering.scores import ami, nmi, rankme
 from selfcluster.data.decode import BadImage
 from selfcluster.data.images import open_row
 from selfcluster.data.sources import Source
-from selfcluster.evaluation.knn import knn
+from selfcluster.evaluation.protocols.knn import knn
 
 NEIGHBORS = 10
 SEEDS = 3

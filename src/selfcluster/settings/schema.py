@@ -10,6 +10,7 @@ import ast
 import dataclasses
 import functools
 import operator
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,21 @@ def training_defaults(kind: str) -> dict[str, Any]:
     return {name: source.value(node) for name, (_, node) in _annotated(source.classes[kind]).items()}
 
 
+def read_declarations(path: Path, class_name: str) -> tuple[str, Mapping[str, Option]]:
+    """Return a module's first line of documentation, and the settings that one of its classes declares."""
+    source = _Source(path)
+    return source.summary, source.options(class_name)
+
+
+@functools.cache
+def class_with_base(path: Path, base: str) -> str | None:
+    """Return the name of the first class in a file that has a base of this name."""
+    for node in ast.parse(path.read_text("utf-8")).body:
+        if isinstance(node, ast.ClassDef) and any(getattr(parent, "id", "") == base for parent in node.bases):
+            return node.name
+    return None
+
+
 class _Source:
     """A module's source."""
 
@@ -103,10 +119,15 @@ class _Source:
             except (ValueError, TypeError, KeyError):
                 continue  # not a constant
 
-    def schema(self, name: str, class_name: str) -> Schema:
+    def options(self, class_name: str) -> dict[str, Option]:
+        """The settings of a class, by name."""
         attributes = _assigned(self.classes[class_name])
         settings = self.classes[getattr(attributes["Settings"], "id", class_name)]
-        options = tuple(self.option(field, *parts) for field, parts in _annotated(settings).items())
+        return {field: self.option(field, *parts) for field, parts in _annotated(settings).items()}
+
+    def schema(self, name: str, class_name: str) -> Schema:
+        attributes = _assigned(self.classes[class_name])
+        options = tuple(self.options(class_name).values())
         known = {f.name for f in dataclasses.fields(Schema)} & attributes.keys() - {"settings", "paper"}
         own = {key: self.value(attributes[key]) for key in known}
         paper = self.value(attributes["paper"])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from selfcluster.evaluation.clusters import clusters
+from selfcluster.evaluation.protocols.clusters import clusters
 
 
 def test_values_by_hand():

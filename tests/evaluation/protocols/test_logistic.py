@@ -7,7 +7,7 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from selfcluster.evaluation.linear import PENALTIES, _hold_out, _Probe, linear
+from selfcluster.evaluation.protocols.logistic import PENALTIES, _hold_out, _Probe, logistic
 
 
 def blobs(n: int, classes: int, width: int, seed: int, spread: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
@@ -39,20 +39,20 @@ def test_scale_and_offset_of_the_features_do_not_matter():
     x, y = blobs(200, 3, 4, seed=1, spread=2)
     test, wanted = blobs(100, 3, 4, seed=2, spread=2)
     scale, offset = np.array([1e-3, 1.0, 50.0, 1e3]), np.array([9.0, 0.0, -4.0, 1e4])
-    plain = linear(x, y, test, wanted)
-    assert plain == linear(x * scale + offset, y, test * scale + offset, wanted)
-    constant = linear(np.c_[x, np.ones(200)], y, np.c_[test, np.ones(100)], wanted)
+    plain = logistic(x, y, test, wanted)
+    assert plain == logistic(x * scale + offset, y, test * scale + offset, wanted)
+    constant = logistic(np.c_[x, np.ones(200)], y, np.c_[test, np.ones(100)], wanted)
     assert constant["top1"] == plain["top1"]
 
 
 def test_separable_classes_are_told_apart_and_shuffled_labels_are_not():
     x, y = blobs(300, 10, 16, seed=1, spread=0.1)
     test, wanted = blobs(200, 10, 16, seed=2, spread=0.1)
-    found = linear(torch.tensor(x, dtype=torch.float32), y * 7, test.astype(np.float32), wanted * 7)
+    found = logistic(torch.tensor(x, dtype=torch.float32), y * 7, test.astype(np.float32), wanted * 7)
     assert found["top1"] == found["top5"] == 1.0
     assert (found["classes"], found["n_train"], found["n_test"]) == (10, 300, 200)
     shuffled = np.random.default_rng(3).permutation(y)
-    assert linear(x, shuffled, test, wanted)["top1"] < 0.35
+    assert logistic(x, shuffled, test, wanted)["top1"] < 0.35
 
 
 def test_the_penalty_is_chosen_on_training_images_only():
@@ -60,10 +60,10 @@ def test_the_penalty_is_chosen_on_training_images_only():
     x, y = blobs(60, 2, 40, seed=1, spread=4)
     x = np.c_[x, rng.normal(size=(60, 40))]
     test = rng.normal(size=(50, 80))
-    chosen = {linear(x, y, test * factor, rng.integers(0, 2, 50))["penalty"] for factor in (1, -1, 5)}
+    chosen = {logistic(x, y, test * factor, rng.integers(0, 2, 50))["penalty"] for factor in (1, -1, 5)}
     assert len(chosen) == 1
     assert chosen < set(PENALTIES)
-    assert linear(x, y, test, np.ones(50, dtype=int), penalty=0.25)["penalty"] == 0.25
+    assert logistic(x, y, test, np.ones(50, dtype=int), penalty=0.25)["penalty"] == 0.25
 
 
 def test_the_held_out_part_is_a_share_of_each_class_and_leaves_it_an_image():
@@ -75,20 +75,20 @@ def test_the_held_out_part_is_a_share_of_each_class_and_leaves_it_an_image():
 
 
 def test_one_image_a_class_and_unknown_classes_are_possible():
-    found = linear([[0.0, 0.0], [1.0, 1.0], [9.0, 9.0]], [0, 1, -1], [[0.1, 0.0], [0.9, 1.0], [5.0, 5.0]], [0, 1, 3])
+    found = logistic([[0.0, 0.0], [1.0, 1.0], [9.0, 9.0]], [0, 1, -1], [[0.1, 0.0], [0.9, 1.0], [5.0, 5.0]], [0, 1, 3])
     assert found["top1"] == pytest.approx(2 / 3)
     assert (found["n_train"], found["n_test"]) == (2, 3)
 
 
 def test_what_cannot_be_fitted_is_refused():
     with pytest.raises(ValueError, match="one label 2"):
-        linear([[0.0], [1.0]], [2, 2], [[0.0]], [2])
+        logistic([[0.0], [1.0]], [2, 2], [[0.0]], [2])
     with pytest.raises(ValueError, match="test: not one of 1"):
-        linear([[0.0], [1.0]], [1, 2], [[0.0]], [-1])
+        logistic([[0.0], [1.0]], [1, 2], [[0.0]], [-1])
 
 
 def test_a_fit_that_was_cut_short_says_so():
     x = torch.randn(200, 30, generator=torch.Generator().manual_seed(0))
     y = (x[:, 0] > 0).long()
-    assert linear(x, y, x, y, penalty=0.1)["converged"]
-    assert not linear(x, y, x, y, penalty=0.1, max_iter=2)["converged"]
+    assert logistic(x, y, x, y, penalty=0.1)["converged"]
+    assert not logistic(x, y, x, y, penalty=0.1, max_iter=2)["converged"]

@@ -6,11 +6,53 @@ arXiv 1807.05520) or the arithmetic one (scikit-learn, recent papers) by "NMI", 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from selfcluster.clustering import scores
+from selfcluster.evaluation.clustering import cluster_vectors
+from selfcluster.evaluation.protocol import Protocol, Result, result_of
+from selfcluster.evaluation.subject import Subject
+from selfcluster.runs.tables import ClusterTable
+from selfcluster.setting import setting
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClustersSettings:
+    k: int | None = setting(None, "clusters that k-means makes anew; default: the run's own clusters", least=1)
+
+
+class Clusters(Protocol):
+    Settings = ClustersSettings
+    needs = ("clusters", "features")
+
+    def run(self, subject: Subject, settings: ClustersSettings) -> Result:
+        images = subject.all_features
+        if settings.k is None:
+            assigned = of_table(subject.clusters(), images.ids, subject.model)
+        else:
+            assigned = cluster_vectors(subject.projected(images.vectors), settings.k, seed=subject.seed)[0]
+        numbers, notes = clusters(assigned, images.labels), ()
+        if numbers["clusters"] > numbers["classes"]:
+            notes = (
+                "accuracy gives each class one cluster. Images in unmatched clusters count as errors.",
+                f"--k {numbers['classes']} makes as many clusters as classes. purity gives each cluster its most "
+                "frequent class.",
+            )
+        return result_of("clusters", numbers, subject, settings, notes=notes)
+
+
+def of_table(table: ClusterTable, ids: list[str], name: str) -> np.ndarray:
+    """Return the clusters (n,) of these images; raise ValueError where the table lacks one."""
+    cluster = dict(zip(table.ids, table.clusters.tolist(), strict=True))
+    missing = [image for image in ids if image not in cluster]
+    if missing:
+        raise ValueError(
+            f"{name} has no cluster for {missing[0]} ({len(missing)} images); was it trained on other data?"
+        )
+    return np.array([cluster[image] for image in ids])
 
 
 def clusters(assigned: Any, labels: Any) -> dict[str, float]:

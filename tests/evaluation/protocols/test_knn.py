@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from selfcluster.evaluation.knn import knn, vote
 from selfcluster.evaluation.labeled import top
+from selfcluster.evaluation.protocols.knn import knn, vote
 
 
 def at(*degrees: float) -> np.ndarray:

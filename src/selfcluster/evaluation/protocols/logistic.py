@@ -1,4 +1,4 @@
-"""A linear probe: multinomial logistic regression on frozen features.
+"""Logistic regression on frozen features, fitted to its minimum: a linear probe without crops.
 
 Features are standardized with the training images' mean and deviation. The penalty on the weights is chosen on a part
 of the *training* images held out for it, then the classifier is fitted to all of them and meets the test images once:
@@ -11,6 +11,7 @@ N training images, M test images, F features, L classes.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,11 +19,33 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from selfcluster.evaluation.labeled import labeled, positions, same_width, top
+from selfcluster.evaluation.protocol import Protocol, Result, result_of
+from selfcluster.evaluation.subject import Subject
+from selfcluster.setting import setting
 
 PENALTIES = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)  # from strong to weak: each fit starts where the last ended
 
 
-def linear(
+@dataclass(frozen=True, kw_only=True)
+class LogisticSettings:
+    penalty: float | None = setting(None, "on half the squared weights; default: the best on held-out images", least=0)
+    held_out: float = setting(0.2, "share of the training images that chooses the penalty", least=0.01, most=0.9)
+    max_iter: int = setting(1000, "most iterations of L-BFGS", least=1)
+
+
+class Logistic(Protocol):
+    Settings = LogisticSettings
+
+    def run(self, subject: Subject, settings: LogisticSettings) -> Result:
+        train, test = subject.parts
+        numbers = logistic(
+            train.vectors, train.labels, test.vectors, test.labels, penalty=settings.penalty,
+            held_out=settings.held_out, max_iter=settings.max_iter, seed=subject.seed,
+        )  # fmt: skip
+        return result_of("logistic", numbers, subject, settings)
+
+
+def logistic(
     train_features: Any,
     train_labels: Any,
     test_features: Any,

@@ -9,6 +9,7 @@ N training images, M test images, F features, L classes.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch.nn.functional as F
@@ -17,6 +18,26 @@ from torch import Tensor
 from selfcluster.clustering.neighbors import nearest
 from selfcluster.distributed import world_size
 from selfcluster.evaluation.labeled import labeled, positions, same_width, top
+from selfcluster.evaluation.protocol import Protocol, Result, result_of
+from selfcluster.evaluation.subject import Subject
+from selfcluster.setting import setting
+
+
+@dataclass(frozen=True, kw_only=True)
+class KNNSettings:
+    k: int = setting(20, "neighbors that vote", least=1)
+    temperature: float = setting(0.07, "the smaller, the more the nearest neighbors decide", least=1e-4)
+
+
+class KNN(Protocol):
+    Settings = KNNSettings
+
+    def run(self, subject: Subject, settings: KNNSettings) -> Result:
+        train, test = subject.parts
+        numbers = knn(
+            train.vectors, train.labels, test.vectors, test.labels, k=settings.k, temperature=settings.temperature
+        )
+        return result_of("knn", numbers, subject, settings)
 
 
 def knn(

@@ -1,0 +1,117 @@
+"""The contract of an evaluation protocol, and where its results go.
+
+A protocol is one file in `protocols/`: a class with `Settings`, `needs` and `run`. The command line makes flags of its
+settings, and `RUN/evaluations/NAME-HASH.json` holds its result: one JSON object with the keys protocol, numbers,
+table (rows, often one a class), settings, subject, notes (what was kept of a paper's quirks), and selfcluster (the
+version). The hash is that of the settings and the subject, so a repeated evaluation replaces its file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+
+from selfcluster import __version__
+from selfcluster.files import make_writable, write_atomically
+
+if TYPE_CHECKING:
+    from selfcluster.evaluation.subject import Subject
+
+EVALUATIONS = "evaluations"
+Need = Literal["features", "layers", "network", "clusters"]
+Labels = Literal["none", "single", "multi", "any"]
+
+
+@dataclass(frozen=True)
+class Result(Mapping[str, Any]):
+    """What a protocol measured; reads like a dict of its numbers.
+
+    `numbers`: by name; accuracies are shares in [0, 1]. `table`: rows of one form, often a class each. `notes`: whole
+    sentences on what was kept of a paper's quirks, or left out.
+    """
+
+    protocol: str
+    numbers: Mapping[str, Any]
+    table: tuple[Mapping[str, Any], ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    subject: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def __getitem__(self, name: str) -> Any:
+        return self.numbers[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.numbers)
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def to_pandas(self) -> Any:
+        """Return the table as a pandas DataFrame, or the numbers as one row where there is no table."""
+        import pandas as pd  # pyright: ignore[reportMissingImports] - used only where the user has it
+
+        return pd.DataFrame(list(self.table) or [dict(self.numbers)])
+
+    def as_json(self) -> dict[str, Any]:
+        """Return a JSON object that holds everything; numbers that are not finite become null."""
+        return _plain({**dataclasses.asdict(self), "selfcluster": __version__})
+
+    def write(self, run: Path) -> Path:
+        """Write the result to the run folder; return the file."""
+        key = json.dumps(_plain([self.settings, self.subject]), sort_keys=True)
+        folder = run / EVALUATIONS
+        make_writable(folder)
+        file = folder / f"{self.protocol}-{hashlib.sha256(key.encode()).hexdigest()[:10]}.json"
+        write_atomically(file, json.dumps(self.as_json(), indent=2) + "\n")
+        return file
+
+
+class Protocol:
+    """Base of all protocols. The module's docstring begins with what the protocol measures, in a line."""
+
+    Settings: ClassVar[type]  # frozen keyword-only dataclass, each field declared with `setting`
+    needs: ClassVar[tuple[Need, ...]] = ("features",)
+    labels: ClassVar[Labels] = "single"
+
+    def run(self, subject: Subject, settings: Any) -> Result:
+        """Measure. `settings` is an object of `Settings`, checked."""
+        raise NotImplementedError
+
+
+def result_of(protocol: str, numbers: Mapping[str, Any], subject: Subject, settings: Any, **more: Any) -> Result:
+    """Return a result with the settings and the subject that it is of."""
+    return Result(protocol, numbers, settings=dataclasses.asdict(settings), subject=subject.describe(), **more)
+
+
+def read_results(run: Path) -> list[dict[str, Any]]:
+    """Return the results in a run folder, oldest first; a file that is no result is left out."""
+    found = []
+    files = (run / EVALUATIONS).glob("*.json") if (run / EVALUATIONS).is_dir() else ()
+    for file in sorted(files, key=lambda f: (f.stat().st_mtime_ns, f.name)):
+        try:
+            value = json.loads(file.read_text("utf-8"))
+        except (OSError, ValueError):
+            continue
+        if isinstance(value, dict) and isinstance(value.get("numbers"), dict) and "protocol" in value:
+            found.append(value)
+    return found
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, np.generic):
+        return _plain(value.item())
+    return value if isinstance(value, str | int | float | bool | None) else str(value)

@@ -1,0 +1,217 @@
+"""What a protocol looks at: a network, its features of labeled images, and a run's clusters, each made when asked for.
+
+N training images, M test images, F features.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from selfcluster.data.sources import Source, open_source
+from selfcluster.files import make_writable, write_atomically
+from selfcluster.models.pretrained import Network
+from selfcluster.runs.folder import RunError, is_run
+from selfcluster.runs.tables import CLUSTERS, EMBEDDINGS, ClusterTable, image_names, read_clusters, read_embeddings
+from selfcluster.settings.files import part_of, reading_of, run_config
+from selfcluster.training.features import embed_source
+from selfcluster.training.load import load_network, projected
+
+_CACHE = "evaluations/features"
+
+
+@dataclass(frozen=True)
+class LabeledFeatures:
+    """Features (n, F) float32 of images; labels (n,) with -1 = none, or (n, L) of 0 and 1.
+
+    `rows` (n,) are the images' positions in their source, `class_names` what labels number.
+    """
+
+    vectors: np.ndarray
+    labels: np.ndarray | None
+    ids: list[str]
+    paths: list[str]
+    class_names: list[str] | None
+    rows: np.ndarray
+
+    def take(self, rows: np.ndarray) -> LabeledFeatures:
+        """Return some of the images."""
+        labels = None if self.labels is None else self.labels[rows]
+        ids, paths = ([names[i] for i in rows] for names in (self.ids, self.paths))
+        return LabeledFeatures(self.vectors[rows], labels, ids, paths, self.class_names, self.rows[rows])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """A network or a run, with the images to measure it on.
+
+    Args:
+        model: a run folder, or any word of `load_network`.
+        train: labeled images; None: those of the run.
+        test: labeled images to score on; None: a seeded share of `train` is held out.
+        split: that share.
+        labels_from: where the labels are, see `open_source`; None: as in the run, else folders' names.
+        seed: of the split, and of all else that a protocol draws.
+        layer: a module of the network whose output is taken; None: the network's features.
+        image_size: side of the images; None: the network's own.
+        limit, test_limit: use so many training and test images only, drawn by the seed.
+        embedding: further arguments of `embed_source`.
+    """
+
+    model: str
+    train: Any = None
+    test: Any = None
+    split: float = 0.2
+    labels_from: str | None = None
+    seed: int = 0
+    layer: str | None = None
+    image_size: int | None = None
+    limit: int | None = None
+    test_limit: int | None = None
+    embedding: Mapping[str, Any] = field(default_factory=dict)
+    subset: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.split < 1:
+            raise ValueError(f"--split {self.split}: must be a share between 0 and 1")
+        if self.train is None and self.run is None:
+            raise RunError(f"{self.model} is not a run folder, so it has no images of its own: name some with --train")
+
+    @property
+    def run(self) -> Path | None:
+        """The run folder, or None where the model is none."""
+        return Path(self.model) if is_run(Path(self.model)) else None
+
+    @functools.cached_property
+    def config(self) -> dict[str, Any]:
+        """The run's configuration; empty where the model is no run."""
+        return {} if self.run is None else run_config(self.run)
+
+    def describe(self) -> dict[str, Any]:
+        """Return what was measured, as JSON."""
+        plain = {name: None if (value := getattr(self, name)) is None else str(value) for name in ("train", "test")}
+        numbers = {name: getattr(self, name) for name in ("seed", "layer", "image_size", "limit", "test_limit")}
+        split = None if self.test is not None else self.split
+        return {"model": self.model, **plain, **numbers, "split": split, "labels_from": self.labels_from}
+
+    def source(self, part: str = "train") -> Source:
+        """Return the images of a part, "train" or "test", with their labels."""
+        own = self.train is None
+        images = self.test if part == "test" else self.config["data"] if own else self.train
+        chosen = part_of(self.config) if own and part == "train" else reading_of(self.config)
+        if own and part == "test" and self.config.get("classes"):
+            chosen["classes"] = self.config["classes"]
+        usual = "labels" if str(images).startswith("builtin:") else "folders"
+        labels_from = self.labels_from or chosen.get("labels_from") or usual
+        limit = self.test_limit if part == "test" else self.limit
+        limits = {} if limit is None else {"limit": limit, "seed": self.seed}
+        return open_source(images, **{**chosen, **self.subset, **limits, "labels_from": labels_from})
+
+    def network(self, source: Source | None = None) -> Network:
+        """Return the network, new at each call; `source` sizes a network without training."""
+        return load_network(self.model, self.image_size, source)
+
+    @functools.cached_property
+    def all_features(self) -> LabeledFeatures:
+        """All training images, before a test share is held out."""
+        return self.features("train")
+
+    @functools.cached_property
+    def parts(self) -> tuple[LabeledFeatures, LabeledFeatures]:
+        """Training and test images; the test labels are numbered as the training's.
+
+        A test image of a class that training lacks keeps a number beyond the training's: it counts as an error.
+        """
+        if self.test is None:
+            kept, held = held_out(len(self.all_features.ids), self.split, self.seed)
+            return self.all_features.take(kept), self.all_features.take(held)
+        return self.all_features, renumbered(self.features("test"), self.all_features.class_names)
+
+    def features(self, part: str = "train", layer: str | None = None) -> LabeledFeatures:
+        """Return features of the images of a part; those of a run are kept in its folder and reused."""
+        source, layer = self.source(part), layer or self.layer
+        index, vectors = self._cached(source, layer)
+        ids, paths = image_names(source, index)
+        labels = None if source.labels is None else source.labels[index]
+        return LabeledFeatures(vectors, labels, ids, paths, source.class_names, index)
+
+    def _cached(self, source: Source, layer: str | None) -> tuple[np.ndarray, np.ndarray]:
+        arguments = {"max_bad": self.config.get("max_bad", 0.01), **self.embedding}
+        if self.run is None:
+            return embed_source(source, self.network(source), layer=layer, **arguments)
+        if layer is None and self.image_size in (None, self.config["image_size"]):
+            known = self._from_run(source)
+            if known is not None:
+                return known
+        weights = (self.run / "backbone.safetensors").stat() if (self.run / "backbone.safetensors").exists() else None
+        stamp = None if weights is None else (weights.st_size, weights.st_mtime_ns)
+        key = json.dumps([stamp, source.fingerprint, len(source), layer, self.image_size])
+        file = self.run / _CACHE / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz"
+        if stamp is not None and file.exists():
+            try:
+                with np.load(file, allow_pickle=False) as stored:
+                    return stored["index"], stored["vectors"]
+            except (OSError, ValueError, KeyError):
+                file.unlink()
+        index, vectors = embed_source(source, self.network(source), layer=layer, **arguments)
+        if stamp is not None:
+            make_writable(file.parent)
+
+            def write(temporary: Path) -> None:
+                with temporary.open("wb") as stream:  # a name without .npz, which NumPy would append
+                    np.savez(stream, index=index, vectors=vectors)
+
+            write_atomically(file, write)
+        return index, vectors
+
+    def _from_run(self, source: Source) -> tuple[np.ndarray, np.ndarray] | None:
+        """The features that training wrote, where they hold all images of the source that can be read."""
+        file = (self.run or Path()) / EMBEDDINGS
+        if self.train is not None or source.location != self.config["data"] or not file.is_file():
+            return None
+        table = read_embeddings(file)
+        place = {name: row for row, name in enumerate(table.ids)}
+        rows = np.array([place.get(name, -1) for name in source.ids])
+        index = np.flatnonzero(rows >= 0)
+        # the run's own images: those that its table lacks could not be read in training either
+        whole = len(source) == self.config["about"]["source"]["images"] and len(index) == len(table.ids)
+        complete = whole or len(index) == len(source)
+        return (index, table.vectors[rows[index]]) if complete else None
+
+    def clusters(self) -> ClusterTable:
+        """Return the run's clusters; raise ValueError where the model is no run or has none."""
+        if self.run is None or not (self.run / CLUSTERS).exists():
+            raise ValueError(f"{self.model} has no clusters of its own; say with --k how many k-means should make")
+        return read_clusters(self.run / CLUSTERS)
+
+    def projected(self, vectors: np.ndarray) -> np.ndarray:
+        """Return features in the space in which the run's method compares images; unchanged for other models."""
+        return vectors if self.run is None else projected(self.run, vectors)
+
+
+def held_out(n: int, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the rows kept and the rows held out, both sorted; at least one of each."""
+    order = np.random.default_rng(seed).permutation(n)
+    held = min(n - 1, max(1, round(n * share)))
+    return np.sort(order[held:]), np.sort(order[:held])
+
+
+def renumbered(features: LabeledFeatures, class_names: list[str] | None) -> LabeledFeatures:
+    """Return the features with labels numbered by `class_names`; classes that are not among them come after."""
+    if features.labels is None or class_names is None or features.class_names is None:
+        return features
+    numbers = {name: number for number, name in enumerate(class_names)}
+    place = np.array([numbers.setdefault(name, len(numbers)) for name in features.class_names])
+    if features.labels.ndim == 2:
+        labels = np.zeros((len(features.labels), len(numbers)), features.labels.dtype)
+        labels[:, place] = features.labels
+    else:
+        labels = np.where(features.labels >= 0, place[features.labels], -1)
+    return replace(features, labels=labels, class_names=list(numbers))
