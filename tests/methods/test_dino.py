@@ -7,8 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from selfcluster.methods.dino import DINO, DINOSettings
-from selfcluster.methods.objectives import Objective
+from selfcluster.methods.dino import DINO, DINOSettings, Objective
 from selfcluster.models.backbones import make_backbone
 from selfcluster.types import Batch, Crops, DatasetInfo, Progress
 from tests.methods.test_contract import batch_of, make, progress
@@ -357,3 +356,12 @@ def test_only_a_transformer_has_stochastic_depth(backbone, rate):
 
     DINO(make, DINOSettings(num_prototypes=4, hidden=8, dim=4, drop_path=0.1), DatasetInfo(8, 32, 3))
     assert (max(asked) > 0) == rate
+
+
+def test_the_loss_alone_is_a_cross_entropy_in_float64():
+    from selfcluster.methods.dino import dino_loss
+
+    generator = torch.Generator().manual_seed(3)
+    output, target = torch.randn(6, 7, generator=generator), torch.softmax(torch.randn(6, 7, generator=generator), 1)
+    expected = -(target.double().numpy() * np.log(softmax(output.double().numpy() / 0.1))).sum(axis=1).mean()
+    assert dino_loss(target, output, 0.1).item() == pytest.approx(expected, rel=1e-5)

@@ -267,3 +267,15 @@ def test_a_single_image_has_a_finite_loss():
     method = make("swav").eval()
     batch = batch_of("swav", 1)
     assert torch.isfinite(method(Batch(batch.views, batch.index), progress()).loss)
+
+
+def test_the_loss_alone_is_equation_6_in_float64():
+    from selfcluster.methods.swav import swav_loss
+
+    generator = torch.Generator().manual_seed(3)
+    scores = [torch.randn(5, 4, generator=generator) for _ in range(3)]
+    codes = [torch.softmax(torch.randn(5, 4, generator=generator), dim=1) for _ in range(2)]
+    p = [np.exp(s.double().numpy() / 0.1) for s in scores]
+    p = [e / e.sum(axis=1, keepdims=True) for e in p]
+    terms = [-(codes[t].double().numpy() * np.log(p[s])).sum(axis=1).mean() for t in (0, 1) for s in range(3) if s != t]
+    assert swav_loss(scores, codes, 0.1).item() == pytest.approx(np.mean(terms), rel=1e-5)

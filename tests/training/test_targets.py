@@ -13,9 +13,10 @@ from sklearn.metrics import adjusted_rand_score
 from selfcluster import distributed
 from selfcluster.clustering.assign import unit_rows
 from selfcluster.data.sources import open_source
+from selfcluster.methods.clusterfit import allot, cluster, cluster_by_label, prototypes
 from selfcluster.runs.folder import RunError
 from selfcluster.settings.requirements import check_needs, layers_in, teachers_in
-from selfcluster.training.targets import TARGETS_FILE, allot, cluster, cluster_by_label, prototypes, read_targets
+from selfcluster.training.targets import TARGETS_FILE, read_targets
 
 CONFIG = {
     "num_prototypes": 6,

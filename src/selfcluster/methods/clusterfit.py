@@ -1,7 +1,7 @@
 """ClusterFit: a new network predicts the clusters of a trained network's features.
 
 Yan et al. 2020, arXiv 1912.03330. B images, V views, F features, T teachers (one head each), K clusters, N images.
-What a head learns (`target`) is made once, before the first step (`recipes/targets.py`): k-means of the teacher's
+What a head learns (`target`) is made once, before the first step (`training/targets.py`): k-means of the teacher's
 l2-normalized features of center crops, or one of the paper's comparisons. Distillation and regression ask the teacher
 at each step, about the very views that the new network sees.
 Departs: distillation multiplies its soft term by the squared temperature, as Hinton et al. (arXiv 1503.02531) do and
@@ -15,11 +15,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from selfcluster import distributed, randomness
 from selfcluster.choice import Choice, RunShape
+from selfcluster.clustering.assign import nearest_centroid
+from selfcluster.clustering.kmeans import KMeans
+from selfcluster.clustering.members import cluster_members
+from selfcluster.clustering.whitening import Whitening
 from selfcluster.methods.base import MakeBackbone, check_clusters, clusters_from_data
 from selfcluster.methods.supervised import Supervised
 from selfcluster.setting import setting
@@ -114,3 +120,73 @@ class ClusterFit(Supervised):
     @torch.no_grad()
     def assign(self, features: Tensor) -> Assignment | None:
         return None if self.settings.target == "regress" else super().assign(features)
+
+
+def cluster(rows: Tensor, index: Tensor, config: Mapping[str, Any], k: int | None = None, number: int = 0) -> Tensor:
+    """Return clusters (n,) of rows (n, F): k-means to K, in two stages with a sample, whitened with `teacher_pca`.
+
+    `index` (n,): the images of the rows. Start and sample are drawn by it, so they are equal on any number of ranks.
+    """
+    if config["teacher_pca"]:
+        rows = Whitening(config["teacher_pca"], normalize=False).fit_transform(rows)
+    k = int(config["num_prototypes"] if k is None else k)
+    seed, steps = randomness.key(config["seed"], "clusterfit", number) >> 33, config["kmeans_iterations"]
+    everyone = distributed.all_gather(index).sort().values
+    size = config["kmeans_sample"]
+    if size is None or size >= len(everyone):
+        found = cluster_members(rows, index, everyone, k, max_iter=steps, seed=seed)
+        return found.labels[torch.searchsorted(everyone, index)]
+    drawn = torch.randperm(len(everyone), generator=torch.Generator().manual_seed(seed))[: max(k, size)]
+    sample, first = everyone[drawn.to(index.device)], config["kmeans_sample_iterations"]
+    start = cluster_members(rows, index, sample, k, max_iter=steps if first is None else first, seed=seed).centers
+    kmeans: Any = KMeans(k, init=start, max_iter=steps, random_state=seed)
+    return kmeans.fit(rows).labels_
+
+
+def prototypes(rows: Tensor, labels: Tensor) -> Tensor:
+    """Return for each row (n, F) the label whose mean over all ranks' rows is nearest (n,): one assignment."""
+    count = 1 + max(distributed.gather_objects(int(labels.max()) if len(labels) else 0))
+    sums = rows.new_zeros(count, rows.shape[1]).index_add_(0, labels, rows)
+    sizes = torch.bincount(labels, minlength=count)
+    sums, sizes = distributed.all_reduce(sums), distributed.all_reduce(sizes)
+    known = sizes.nonzero().flatten()  # a label without an image has no mean
+    return known[nearest_centroid(rows, sums[known] / sizes[known, None]).labels]
+
+
+def cluster_by_label(rows: Tensor, index: Tensor, labels: Tensor, config: Mapping[str, Any]) -> Tensor:
+    """Return K clusters (n,) that lie within one label each; a label's share is in proportion to its size's root."""
+    count = 1 + max(distributed.gather_objects(int(labels.max()) if len(labels) else 0))
+    sizes = distributed.all_reduce(torch.bincount(labels, minlength=count)).cpu().numpy()
+    shares = allot(sizes, config["num_prototypes"])
+    found, first = torch.empty_like(labels), 0
+    if config["teacher_pca"]:  # of all rows: a label alone may have fewer than there are components
+        rows = Whitening(config["teacher_pca"], normalize=False).fit_transform(rows)
+    for label in np.flatnonzero(shares):
+        here = labels == label
+        within = {**config, "teacher_pca": 0}
+        found[here] = first + cluster(rows[here], index[here], within, int(shares[label]), int(label))
+        first += int(shares[label])
+    return found
+
+
+def allot(sizes: np.ndarray, k: int) -> np.ndarray:
+    """Return how many of k clusters each label gets (L,), in proportion to the roots of the labels' sizes (L,).
+
+    A label gets at least 1 and at most as many clusters as it has images. What rounding leaves over goes where the
+    share falls short most.
+
+    >>> allot(np.array([100, 400, 0]), 6).tolist()
+    [2, 4, 0]
+    """
+    least, most = np.minimum(sizes, 1), sizes
+    if not least.sum() <= k <= most.sum():
+        raise ValueError(
+            f"--num-prototypes {k}: {least.sum()} labels of {most.sum()} images need {least.sum()} to {most.sum()}"
+        )
+    wanted = k * np.sqrt(sizes) / np.sqrt(sizes).sum()
+    shares = np.clip(np.floor(wanted).astype(np.int64), least, most)
+    while (missing := k - shares.sum()) != 0:
+        step = int(np.sign(missing))
+        free = shares < most if step > 0 else shares > least
+        shares[np.argmax(np.where(free, step * (wanted - shares), -np.inf))] += step
+    return shares

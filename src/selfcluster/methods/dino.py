@@ -17,10 +17,12 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from selfcluster.choice import Choice, RunShape
+from selfcluster.clustering.sinkhorn import Centering, batch_softmax, sinkhorn
+from selfcluster.distributed import all_gather, rank
 from selfcluster.methods.base import MakeBackbone, Method, clusters_from_data, freezing, no_accumulation
-from selfcluster.methods.objectives import Objective
 from selfcluster.models.dino_head import DINOHead
 from selfcluster.models.heads import ProjectionHead
 from selfcluster.models.teacher import Teacher, cosine_momentum
@@ -116,28 +118,20 @@ class DINO(Method):
         s = settings
         teacher = make_backbone()
         transformer = hasattr(teacher, "blocks") and hasattr(teacher, "patch_embed")
-        drop = s.drop_path if transformer else 0.0  # a convolutional network has none, as in the paper
-        self.backbone = make_backbone(drop_path=drop)
+        # a convolutional network has no stochastic depth, as in the paper
+        self.backbone = make_backbone(drop_path=s.drop_path if transformer else 0.0)
         self.head = self._make_head()
-        width = self.head.width
-        self.predictor = ProjectionHead(width, s.hidden, width, s.batch_norm) if s.predictor else None
+        wide = self.head.width
+        self.predictor = ProjectionHead(wide, s.hidden, wide, s.batch_norm) if s.predictor else None
         self.teacher = Teacher(teacher).copy_(self.backbone)
         self.teacher_head = Teacher(self._make_head()).copy_(self.head)
         self.objective = Objective(s.num_prototypes, s.loss, s.centering, s.temperature, s.center_momentum)
 
     def _make_head(self) -> DINOHead:
         s = self.settings
-        return DINOHead(
-            self.backbone.num_features,
-            s.hidden,
-            s.dim,
-            s.num_prototypes,
-            num_layers=s.head_layers,
-            bottleneck=s.bottleneck,
-            activation=s.activation,
-            batch_norm=s.batch_norm,
-            fixed_norm=s.fixed_norm,
-        )
+        form = {"bottleneck": s.bottleneck, "activation": s.activation, "batch_norm": s.batch_norm}
+        form |= {"num_layers": s.head_layers, "fixed_norm": s.fixed_norm}
+        return DINOHead(self.backbone.num_features, s.hidden, s.dim, s.num_prototypes, **form)
 
     def groups(self) -> list[Group]:
         return self.no_decay_groups()
@@ -209,3 +203,59 @@ class DINO(Method):
         outputs = self.exported_head()(features)[1]
         best, cluster = self.objective.centering(outputs, self.settings.teacher_temperature).max(dim=1)
         return Assignment(cluster, 1 - best)
+
+
+class Objective(nn.Module):
+    """Targets from teacher outputs, and the loss of a pair of views (algorithm 1, appendices B and D).
+
+    The center is its only state. `loss`, `centering`: as in `DINOSettings`; codes that are balanced over the batch go
+    with cross_entropy only. Departs: infonce takes its negatives from the batch of all ranks, not from a queue.
+    """
+
+    def __init__(
+        self, num_prototypes: int, loss: str, centering: str, temperature: float, center_momentum: float
+    ) -> None:
+        super().__init__()
+        if loss != "cross_entropy" and centering in ("sinkhorn", "softmax"):
+            raise ValueError(f"loss={loss!r} compares outputs, not codes: use --centering center or none")
+        self.loss, self.kind, self.temperature = loss, centering, temperature
+        self.centering = Centering(num_prototypes, center_momentum)
+
+    @torch.no_grad()
+    def target(self, taught: Tensor, temperature: float) -> Tensor:
+        """Return the targets (B, K) of a view's teacher outputs (B, K): codes, or unit rows for mse and infonce."""
+        if self.loss != "cross_entropy":
+            return F.normalize(taught - self.centering.center, dim=1)  # no sharpening there
+        if self.kind == "sinkhorn":
+            return sinkhorn(taught, temperature, check_finite=False)
+        if self.kind == "softmax":
+            return batch_softmax(taught, temperature)
+        return self.centering(taught, temperature)  # without centering the center stays 0
+
+    def compare(self, target: Tensor, output: Tensor) -> Tensor:
+        """Return the mean loss over the batch of a view's targets and another view's student outputs, both (B, K)."""
+        if self.loss == "cross_entropy":
+            return dino_loss(target, output, self.temperature)
+        unit = F.normalize(output, dim=1)
+        if self.loss == "mse":
+            return (unit - target).square().sum(dim=1).mean()
+        own = torch.arange(len(unit), device=unit.device) + rank() * len(unit)  # ranks hold equal shares
+        with torch.autocast(unit.device.type, enabled=False):  # products of unit rows in full precision
+            return F.cross_entropy(unit @ all_gather(target).T / self.temperature, own)
+
+    @torch.no_grad()
+    def update(self, taught: Tensor) -> None:
+        """Move the center by all teacher outputs of a step, after its loss."""
+        if self.kind == "center":
+            self.centering.update(taught)
+
+
+def dino_loss(target: Tensor, output: Tensor, temperature: float = 0.1) -> Tensor:
+    """Return the cross-entropy of eq. 3 for one pair of views, the mean over the batch.
+
+    Args:
+        target: (B, K), the teacher's softmax of centered, sharpened outputs for one view; no gradient flows into it.
+        output: (B, K), the student's output for another view.
+        temperature: tau_s of the student's softmax.
+    """
+    return -(target * F.log_softmax(output / temperature, dim=1)).sum(dim=1).mean()

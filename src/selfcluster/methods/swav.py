@@ -101,11 +101,10 @@ class SwAV(Method):
 
     def forward(self, batch: Batch, progress: Progress) -> Output:
         z = self.project(self.encode_views(batch.views)).chunk(len(batch.views))  # each (B, D)
-        predictions = [F.log_softmax(self.prototypes(z_v) / self.settings.temperature, dim=1) for z_v in z]
+        scores = [self.prototypes(z_v) for z_v in z]  # each (B, K)
         coded = self.coded(batch.views, z)
         codes = [self.code(t, z_t) for t, z_t in enumerate(coded)]
-        swaps = [-(q * p).sum(dim=1).mean() for t, q in enumerate(codes) for s, p in enumerate(predictions) if s != t]
-        loss = torch.stack(swaps).mean()  # eq. 6, averaged
+        loss = swav_loss(scores, codes, self.settings.temperature)
         return Output(loss, features=z[0], codes=codes[0].argmax(dim=1), state=coded[:2])
 
     def project(self, features: Tensor) -> Tensor:
@@ -154,3 +153,16 @@ class SwAV(Method):
     def assign(self, features: Tensor) -> Assignment:
         best, cluster = self.prototypes(self.project(features)).max(dim=1)
         return Assignment(cluster, 1 - best)
+
+
+def swav_loss(scores: Sequence[Tensor], codes: Sequence[Tensor], temperature: float = 0.1) -> Tensor:
+    """Return eq. 6, averaged over the pairs of a view's code and another view's prediction.
+
+    Args:
+        scores: of each view, (B, K) cosines of unit features to unit prototypes; views with a code first.
+        codes: of the first views, (B, K), rows that sum to 1; no gradient flows into them.
+        temperature: tau, eq. 2.
+    """
+    predictions = [F.log_softmax(score / temperature, dim=1) for score in scores]
+    swaps = [-(q * p).sum(dim=1).mean() for t, q in enumerate(codes) for s, p in enumerate(predictions) if s != t]
+    return torch.stack(swaps).mean()

@@ -18,13 +18,11 @@ import torch
 from torch import Tensor
 
 from selfcluster import distributed, randomness
-from selfcluster.clustering.assign import nearest_centroid, unit_rows
-from selfcluster.clustering.kmeans import KMeans
-from selfcluster.clustering.members import cluster_members
-from selfcluster.clustering.whitening import Whitening
+from selfcluster.clustering.assign import unit_rows
 from selfcluster.data.loader import Loader
 from selfcluster.data.sources import Source
 from selfcluster.files import write_atomically
+from selfcluster.methods.clusterfit import allot, cluster, cluster_by_label, prototypes
 from selfcluster.models.backbones import load_backbone, make_backbone
 from selfcluster.models.frozen import Frozen
 from selfcluster.models.initialize import OtherInput
@@ -189,71 +187,3 @@ def teacher_rows(teacher: Frozen, source: Source, config: Config) -> tuple[Tenso
     found = embed(lambda views: teacher.features(views[0]))
     loader.close()
     return unit_rows(found.rows), found.index
-
-
-def cluster(rows: Tensor, index: Tensor, config: Config, k: int | None = None, number: int = 0) -> Tensor:
-    """(n,) clusters of rows (n, F): k-means to K, in two stages with a sample, whitened first with `teacher_pca`.
-
-    `index` (n,): which images they are. Start and sample are drawn by that: the same on any number of ranks.
-    """
-    if config["teacher_pca"]:
-        rows = Whitening(config["teacher_pca"], normalize=False).fit_transform(rows)
-    k = int(config["num_prototypes"] if k is None else k)
-    seed, steps = randomness.key(config["seed"], "clusterfit", number) >> 33, config["kmeans_iterations"]
-    everyone = distributed.all_gather(index).sort().values
-    size = config["kmeans_sample"]
-    if size is None or size >= len(everyone):
-        found = cluster_members(rows, index, everyone, k, max_iter=steps, seed=seed)
-        return found.labels[torch.searchsorted(everyone, index)]
-    drawn = torch.randperm(len(everyone), generator=torch.Generator().manual_seed(seed))[: max(k, size)]
-    sample, first = everyone[drawn.to(index.device)], config["kmeans_sample_iterations"]
-    start = cluster_members(rows, index, sample, k, max_iter=steps if first is None else first, seed=seed).centers
-    kmeans: Any = KMeans(k, init=start, max_iter=steps, random_state=seed)
-    return kmeans.fit(rows).labels_
-
-
-def prototypes(rows: Tensor, labels: Tensor) -> Tensor:
-    """(n,) the label whose mean over all ranks' rows is nearest: one assignment, no more."""
-    count = 1 + max(distributed.gather_objects(int(labels.max()) if len(labels) else 0))
-    sums = rows.new_zeros(count, rows.shape[1]).index_add_(0, labels, rows)
-    sizes = torch.bincount(labels, minlength=count)
-    sums, sizes = distributed.all_reduce(sums), distributed.all_reduce(sizes)
-    known = sizes.nonzero().flatten()  # a label without an image has no mean
-    return known[nearest_centroid(rows, sums[known] / sizes[known, None]).labels]
-
-
-def cluster_by_label(rows: Tensor, index: Tensor, labels: Tensor, config: Config) -> Tensor:
-    """(n,) clusters that lie within one label each, K in all, a label's share in proportion to the root of its size."""
-    count = 1 + max(distributed.gather_objects(int(labels.max()) if len(labels) else 0))
-    sizes = distributed.all_reduce(torch.bincount(labels, minlength=count)).cpu().numpy()
-    shares = allot(sizes, config["num_prototypes"])
-    found, first = torch.empty_like(labels), 0
-    if config["teacher_pca"]:  # of all rows: a label alone may have fewer than there are components
-        rows = Whitening(config["teacher_pca"], normalize=False).fit_transform(rows)
-    for label in np.flatnonzero(shares):
-        here = labels == label
-        within = {**config, "teacher_pca": 0}
-        found[here] = first + cluster(rows[here], index[here], within, int(shares[label]), int(label))
-        first += int(shares[label])
-    return found
-
-
-def allot(sizes: np.ndarray, k: int) -> np.ndarray:
-    """k clusters for labels of these sizes (L,), in proportion to the sizes' roots: at least 1 each and at most as many
-    as a label has images; what rounding leaves over goes where the share falls short most.
-
-    >>> allot(np.array([100, 400, 0]), 6).tolist()
-    [2, 4, 0]
-    """
-    least, most = np.minimum(sizes, 1), sizes
-    if not least.sum() <= k <= most.sum():
-        raise ValueError(
-            f"--num-prototypes {k}: {least.sum()} labels of {most.sum()} images need {least.sum()} to {most.sum()}"
-        )
-    wanted = k * np.sqrt(sizes) / np.sqrt(sizes).sum()
-    shares = np.clip(np.floor(wanted).astype(np.int64), least, most)
-    while (missing := k - shares.sum()) != 0:
-        step = int(np.sign(missing))
-        free = shares < most if step > 0 else shares > least
-        shares[np.argmax(np.where(free, step * (wanted - shares), -np.inf))] += step
-    return shares
