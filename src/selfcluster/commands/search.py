@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from selfcluster.commands.embed import embed
+from selfcluster.data.ranges import ValueRange
 from selfcluster.settings.files import run_config
 
 HELP = "images of a run that are most like a given one"
@@ -29,7 +30,8 @@ def search(
     """
     from selfcluster.evaluation.similar import most_similar, read_picture
 
-    picture = read_picture(Path(image), run_config(Path(run))["image_size"])
+    config = run_config(Path(run))
+    picture = read_picture(Path(image), config["image_size"], ValueRange.of(config.get("range")))
     vector = embed(run, picture, device=device)["vectors"][0]
     return most_similar(Path(run), vector, k)
 

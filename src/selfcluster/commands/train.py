@@ -119,6 +119,9 @@ def train(
             state = fit(parts.method, loader, parts.views, parts.loop, console, *where, on_row, source.ids.__getitem__)
         summary = {"run": str(path), "method": name, "images": len(source), "steps": state.step}
         summary |= finish(state, loader, parts.loop, source, parts.images, console)
+        summary |= {name: count for name, count in loader.load_report().items() if count and name not in summary}
+        if source.passed:
+            summary["passed_over"] = dict(source.passed)
         summary["minutes"] = round((time.monotonic() - started) / 60, 2)
         if folder is not None:
             folder.status("finished", summary=summary)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from concurrent.futures import Executor
@@ -16,6 +17,8 @@ from selfcluster.data.order import shuffled
 from selfcluster.data.problems import Finding, grouped, listed
 from selfcluster.data.ranges import Stored, ValueRange, choose_range, to_channels
 from selfcluster.data.sources import Source
+
+log = logging.getLogger("selfcluster.data")
 
 _GRAY_TOLERANCE = 8  # levels between channels that JPEG may put into a gray picture stored in color
 DARK = 24  # of 255: a picture without a brighter pixel shows nothing
@@ -134,6 +137,21 @@ def remarks(seen: dict[str, Any], where: str) -> tuple[list[str], list[str]]:
     if seen["dark"] == seen["constant"] and len(warnings) == 2:
         warnings = warnings[1:]  # the same images, most likely
     return notes, warnings
+
+
+def check_images(source: Source, sample: int = 64) -> None:
+    """Look at a sample and log what a user should know about it, before work is done on all images.
+
+    Raises:
+        BadImages: none of the sampled images can be read.
+    """
+    notes, warnings = remarks(describe_images(source, sample), source.where)
+    for text in notes:
+        log.log(
+            logging.INFO if source.value_range and source.value_range.reason == "as asked" else logging.WARNING, text
+        )
+    for text in warnings:
+        log.warning(text)
 
 
 class BadImages(RuntimeError):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
 
 import numpy as np
@@ -16,6 +15,7 @@ from selfcluster.data.errors import BadImage
 from selfcluster.data.images import open_row
 from selfcluster.data.quarantine import Find, Quarantine
 from selfcluster.data.sources import Source
+from selfcluster.data.threads import Watch
 
 _SHARE = 4  # a quarter of the device's memory
 _PROBES = 64  # headers looked at before anything is decoded
@@ -24,7 +24,7 @@ _CHUNK = 32  # images a thread takes at once
 
 
 def load_in_memory(
-    source: Source, channels: int, device: torch.device, pool: Executor | None, quarantine: Quarantine
+    source: Source, channels: int, device: torch.device, pool: Executor | None, quarantine: Quarantine, watch: Watch
 ) -> Tensor | None:
     """Return (N, H, W, C) uint8 on `device`, or None where the images differ in size or are too many.
 
@@ -33,7 +33,7 @@ def load_in_memory(
     shape = _common_shape(source)
     fits = shape is not None and len(source) * shape[0] * shape[1] * channels <= memory(device) // _SHARE
     # memory may differ between the ranks' devices; what is decoded must not
-    images = _fill(source, (*shape, channels), device, pool, quarantine) if shape and _all(fits) else None
+    images = _fill(source, (*shape, channels), device, pool, quarantine, watch) if shape and _all(fits) else None
     if not _all(images is not None):
         return None
     quarantine.sync()
@@ -69,19 +69,19 @@ def _fill(
     device: torch.device,
     pool: Executor | None,
     quarantine: Quarantine,
+    watch: Watch,
 ) -> Tensor | None:
     images = torch.zeros((len(source), *shape), dtype=torch.uint8, device=device)
     order = source.storage_order()
     each = max(_CHUNK, _BLOCK_BYTES // math.prod(shape))
-    run: Callable[..., Iterable[list[Find] | None]] = pool.map if pool is not None else map
     for start in range(0, len(order), each):
         rows = order[start : start + each]
         block = np.zeros((len(rows), *shape), np.uint8)
 
         def decode(first: int, rows: np.ndarray = rows, block: np.ndarray = block) -> list[Find] | None:
-            return _decode(source, rows[first : first + _CHUNK], block[first : first + _CHUNK], quarantine.bad)
+            return _decode(source, rows[first : first + _CHUNK], block[first : first + _CHUNK], quarantine.bad, watch)
 
-        for finds in run(decode, range(0, len(rows), _CHUNK)):
+        for finds in watch.run(pool, decode, range(0, len(rows), _CHUNK)):
             if finds is None:
                 return None
             for row, reason, detail in finds:
@@ -90,14 +90,15 @@ def _fill(
     return images
 
 
-def _decode(source: Source, rows: np.ndarray, out: np.ndarray, bad: np.ndarray) -> list[Find] | None:
+def _decode(source: Source, rows: np.ndarray, out: np.ndarray, bad: np.ndarray, watch: Watch) -> list[Find] | None:
     """Decode `rows` into `out` (n, H, W, C); None where an image has another size."""
     finds: list[Find] = []
     for k, row in enumerate(rows.tolist()):
         if bad[row]:
             continue
         try:
-            image = open_row(source, row)
+            with watch.reading(row):
+                image = open_row(source, row)
             if (image.height, image.width) != out.shape[1:3]:
                 return None
             with decoding().hold(image.decode_bytes):

@@ -101,7 +101,7 @@ class Loader:
         self.quarantine = Quarantine(source.ids, quarantine, max_bad, rank, self._survey)
         self._images: Tensor | None = None  # (N, H, W, C) uint8 on the device
         if in_memory is not False:
-            self._images = load_in_memory(source, channels, self.device, self._threads(), self.quarantine)
+            self._images = load_in_memory(source, channels, self.device, self._threads(), self.quarantine, self.watch)
         self._cutter = Cutter(
             source,
             self.quarantine.bad,

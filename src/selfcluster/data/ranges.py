@@ -16,13 +16,13 @@ A single image that belongs to no set has the range of its type, see `own_range`
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 
-from selfcluster.data.errors import BadImage
+from selfcluster.data.errors import BadImage, DataError
 
 _PERCENTILES = (0.1, 99.9)
 _COMMON = (255.0, 1023.0, 4095.0, 16383.0, 65535.0)
@@ -37,6 +37,20 @@ class ValueRange:
     low: float
     high: float
     reason: str = ""
+
+    @classmethod
+    def of(cls, numbers: Sequence[float] | None) -> ValueRange | None:
+        """Return the range LOW..HIGH that a user or a run's configuration names; None for None.
+
+        Raises:
+            DataError: LOW is not smaller than HIGH.
+        """
+        if numbers is None:
+            return None
+        low, high = (float(number) for number in numbers)
+        if not low < high:
+            raise DataError(f"--range {low:g} {high:g}: the first number must be smaller than the second")
+        return cls(low, high, "as asked")
 
     def __str__(self) -> str:
         return f"{self.low:g}..{self.high:g}"

@@ -184,7 +184,7 @@ def open_source(
     if max_megapixels is not None:
         source.max_pixels = int(max_megapixels * 1e6)
     if range is not None:
-        source.set_range(_asked_range(range))
+        source.set_range(ValueRange.of(range))
     if not len(source):
         raise DataError(_nothing_found(source))
     if labels_from is not None:
@@ -311,13 +311,6 @@ def _labels(source: Source, labels_from: str, texts: list[str] | None, seed: int
     if not names:
         raise LabelsError(f"labels from {labels_from}: every label is missing (empty, none, null or nan)")
     return labels, names
-
-
-def _asked_range(numbers: Sequence[float]) -> ValueRange:
-    low, high = (float(number) for number in numbers)
-    if not low < high:
-        raise DataError(f"--range {low:g} {high:g}: the first number must be smaller than the second")
-    return ValueRange(low, high, "as asked")
 
 
 def _check_single(source: Source, option: str) -> None:

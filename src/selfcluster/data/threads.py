@@ -6,11 +6,12 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+S = TypeVar("S")
 T = TypeVar("T")
 _POLL = 0.5  # seconds between looks at what hangs and at `should_stop`
 _WARN_AFTER = 30.0  # seconds until a slow read is reported
@@ -112,6 +113,19 @@ class Watch:
                 if future.done():  # the work itself raised it, or ended just now
                     return future.result()
             self._check()
+
+    def run(self, pool: Executor | None, call: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
+        """Yield `call(item)` for each item in order, from the pool's threads or, without a pool, from this one."""
+        if pool is None:
+            yield from map(call, items)
+            return
+        futures = [pool.submit(call, item) for item in items]
+        try:
+            for future in futures:
+                yield self.wait(future)
+        finally:
+            for future in futures:
+                future.cancel()
 
     def _check(self) -> None:
         if self.should_stop is not None and self.should_stop():

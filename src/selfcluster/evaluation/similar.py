@@ -11,19 +11,21 @@ import torch
 from selfcluster.clustering.assign import unit_rows
 from selfcluster.clustering.neighbors import nearest
 from selfcluster.data.decode import BadImage, decode
+from selfcluster.data.ranges import ValueRange
 from selfcluster.data.sources import DataError
 from selfcluster.runs.folder import RunError
 from selfcluster.runs.tables import CLUSTERS, EMBEDDINGS, read_clusters, read_embeddings
 from selfcluster.views.crops import decoded_side
 
 
-def read_picture(path: Path, side: int) -> np.ndarray:
-    """An image file as a set of one image, (1, H, W, 1 or 3) uint8; raises DataError where it is none.
+def read_picture(path: Path, side: int, value_range: ValueRange | None = None) -> np.ndarray:
+    """Return an image file as a set of one image, (1, H, W, 1 or 3) uint8; raise DataError where it is none.
 
     A JPEG is decoded smaller where a center view of `side` pixels allows it, as the run's own images were.
+    `value_range` is the run's, for images deeper than 8 bits.
     """
     try:
-        return decode(path.read_bytes(), channels=None, shrink_to=decoded_side(side))[None]
+        return decode(path.read_bytes(), channels=None, shrink_to=decoded_side(side), value_range=value_range)[None]
     except BadImage as error:
         raise DataError(f"{path} cannot be used: {error}") from error
     except OSError as error:

@@ -13,6 +13,8 @@ import numpy as np
 from PIL import Image
 
 from selfcluster.data.decode import BadImage, decode
+from selfcluster.data.ranges import ValueRange
+from selfcluster.runs.folder import is_run, read_config
 
 _SIDE = 224  # pixels: smaller images are enlarged to this, or patches could not be told apart
 _DIM = 0.2  # brightness of what is outside the mask
@@ -40,12 +42,13 @@ def write_attention(
     target = pick_device(device)
     network = opened.module.to(target).eval()
     offset, scale = torch.tensor(images.mean)[:, None, None], torch.tensor(images.std)[:, None, None]
+    used = ValueRange.of(read_config(run).get("range") if is_run(run) else None)
     stems = [file.stem for file in files]
     pictures: list[Path] = []
     heads, grid = 0, (0, 0)
     for number, file in enumerate(files):
         try:
-            decoded = decode(file.read_bytes(), channels=images.channels)
+            decoded = decode(file.read_bytes(), channels=images.channels, value_range=used)
             pixels = center(  # (S, S, C)
                 decoded, images.image_size, images.interpolation, images.crop_pct, images.crop_mode
             )

@@ -30,9 +30,13 @@ def read_squares(source: Any, index: Sequence[int], side: int) -> list[Image.Ima
         side: of the square, in pixels; smaller images keep their size.
     """
     from selfcluster.data.decode import BadImage, decode
+    from selfcluster.data.images import open_row
+    from selfcluster.data.sources import Source
 
     def read(i: int) -> Image.Image | None:
         try:
+            if isinstance(source, Source):  # values deeper than 8 bits are shown as the run read them
+                return _square(open_row(source, i).pixels(3, side), side)
             data = source.read(i)
             return _square(data if isinstance(data, np.ndarray) else decode(data, shrink_to=side), side)
         except (BadImage, OSError, ValueError):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from selfcluster.data.images import check_images
 from selfcluster.data.loader import Loader
 from selfcluster.data.sources import Source
 from selfcluster.models.frozen import Frozen
@@ -38,6 +39,8 @@ def embed_source(
         quarantine: file for the images that cannot be read.
         timeout: seconds after which a read that hangs ends the call.
     """
+    if len(source) > 1:  # one picture to search with is the user's own choice
+        check_images(source)
     target = pick_device(device)
     loader = Loader(
         source,

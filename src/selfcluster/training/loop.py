@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from selfcluster import randomness
 from selfcluster.data.loader import Loader
+from selfcluster.data.threads import ReadingStopped
 from selfcluster.distributed import all_reduce, rank, world_size
 from selfcluster.methods.base import Method
 from selfcluster.runs.console import Console
@@ -104,6 +105,7 @@ def fit(
     console.start(total, state.step)
 
     with StopRequest() as request:
+        loader.watch.should_stop = lambda: request.signal is not None
         while state.step < total:
             step = state.step
             progress = Progress(step, total, step // per_epoch, per_epoch, settings.seed)
@@ -120,7 +122,12 @@ def fit(
             if batches is None or step % per_epoch == 0:
                 batches = loader.batches(views, method.plan(), progress.epoch, step % per_epoch, per_epoch, step)
 
-            batch: Batch = next(batches)
+            try:
+                batch: Batch = next(batches)
+            except ReadingStopped as error:
+                if loader.world == 1:  # with several, the others are inside the step and cannot take part in saving
+                    state.save()
+                raise Preempted(f"{error}; resume with the same command") from error
             if statistics:
                 torch._foreach_copy_(before, statistics)
             torch.manual_seed(randomness.key(settings.seed, "forward", step, rank()) >> 1)
@@ -196,6 +203,7 @@ def fit(
                     f"stopped by {request.signal or 'a signal'} after step {state.step} of {total}: saved; "
                     "the same command goes on"
                 )
+    loader.watch.should_stop = None
     console.stop()
     return state
 
