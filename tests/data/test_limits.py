@@ -273,8 +273,7 @@ def test_a_read_that_hangs_is_named_and_ends_the_pass(hanging, monkeypatch, capl
 def test_a_run_that_is_asked_to_stop_does_not_wait_for_a_read(hanging, monkeypatch):
     monkeypatch.setattr(threads, "_POLL", 0.02)
     hanging.watch.timeout = None
-    hanging.watch.should_stop = lambda: True
-    with pytest.raises(ReadingStopped):
+    with hanging.watch.stopping(lambda: True), pytest.raises(ReadingStopped):
         list(hanging.iterate_all())
     hanging.close()
 

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 S = TypeVar("S")
 T = TypeVar("T")
-_POLL = 0.5  # seconds between looks at what hangs and at `should_stop`
+_POLL = 0.5  # seconds between looks at what hangs and at whether to stop
 _WARN_AFTER = 30.0  # seconds until a slow read is reported
 _NAMED = 5
 
@@ -76,14 +76,11 @@ class Watch:
     Args:
         timeout: seconds that one read may take; None: any.
         name: gives the id of a row.
-
-    Attributes:
-        should_stop: asked while waiting; where it returns True the wait ends with `ReadingStopped`.
     """
 
     def __init__(self, timeout: float | None, name: Callable[[int], str]) -> None:
         self.timeout = timeout
-        self.should_stop: Callable[[], bool] | None = None
+        self._should_stop: Callable[[], bool] | None = None
         self.hung = False
         self._name = name
         self._reading: dict[int, tuple[int, float]] = {}  # thread -> row, since
@@ -99,12 +96,21 @@ class Watch:
         finally:
             del self._reading[thread]
 
+    @contextmanager
+    def stopping(self, should_stop: Callable[[], bool]) -> Iterator[None]:
+        """Call `should_stop` while waiting, for the duration of the `with` block; True ends the wait."""
+        self._should_stop = should_stop
+        try:
+            yield
+        finally:
+            self._should_stop = None
+
     def wait(self, future: Future[T]) -> T:
         """Return the future's result.
 
         Raises:
             ReadTimeout: a read takes longer than the timeout; names the images.
-            ReadingStopped: `should_stop` returned True.
+            ReadingStopped: the function given to `stopping` returned True.
         """
         while True:
             try:
@@ -128,7 +134,7 @@ class Watch:
                 future.cancel()
 
     def _check(self) -> None:
-        if self.should_stop is not None and self.should_stop():
+        if self._should_stop is not None and self._should_stop():
             self.hung = True
             raise ReadingStopped("stopped while waiting for images to be read")
         now = time.monotonic()

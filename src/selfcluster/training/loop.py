@@ -104,8 +104,7 @@ def fit(
     method.train()
     console.start(total, state.step)
 
-    with StopRequest() as request:
-        loader.watch.should_stop = lambda: request.signal is not None
+    with StopRequest() as request, loader.watch.stopping(lambda: request.signal is not None):
         while state.step < total:
             step = state.step
             progress = Progress(step, total, step // per_epoch, per_epoch, settings.seed)
@@ -203,7 +202,6 @@ def fit(
                     f"stopped by {request.signal or 'a signal'} after step {state.step} of {total}: saved; "
                     "the same command goes on"
                 )
-    loader.watch.should_stop = None
     console.stop()
     return state
 
