@@ -129,3 +129,26 @@ def test_the_numbers_of_the_demo(blobs):
     assert numbers["knn"] > 0.9
     assert numbers["matching"] > 0.98
     assert numbers["nmi"] > 0.95
+
+
+def test_hdbscan_leaves_what_belongs_nowhere_in_a_group_of_its_own():
+    """Three tight groups and rows far from everything: the groups are found, the others get -1."""
+    rng = np.random.default_rng(0)
+    truth = np.repeat([0, 1, 2], 80)
+    groups = 5 * np.eye(12)[truth] + 0.02 * rng.normal(size=(240, 12))
+    far = rng.normal(size=(30, 12))
+    rows = np.concatenate([groups, far]).astype(np.float32)
+    labels, distances, facts = cluster_vectors(rows, None, "hdbscan", whiten=0)
+    assert matching_accuracy(truth, labels[:240]) > 0.99
+    assert (labels[240:] == -1).mean() > 0.6
+    assert facts == {}
+    unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    means = np.stack([unit[labels == k].mean(axis=0) for k in range(labels.max() + 1)])
+    expected = np.linalg.norm(unit[:, None] - means, axis=2)
+    nearest = np.where(labels >= 0, expected[np.arange(270), np.maximum(labels, 0)], expected.min(axis=1))
+    np.testing.assert_allclose(distances, nearest, atol=1e-3)
+    with pytest.raises(ValueError, match="hdbscan finds the number of clusters itself"):
+        cluster_vectors(rows, 3, "hdbscan")
+    noise = rng.normal(size=(60, 8)).astype(np.float32)
+    labels, distances, _ = cluster_vectors(noise, None, "hdbscan")
+    assert np.isfinite(distances).all()

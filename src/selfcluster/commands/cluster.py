@@ -1,4 +1,4 @@
-"""`selfcluster cluster`: clusters of embedded images."""
+"""`selfcluster cluster`: group images, by a pretrained network or by a run's own."""
 
 from __future__ import annotations
 
@@ -9,86 +9,178 @@ from typing import Any
 
 import numpy as np
 
+from selfcluster.commands.flags import add_network_flags
+from selfcluster.data.sources import open_source
 from selfcluster.files import make_writable
-from selfcluster.runs.folder import RunError, check_finished, is_run
+from selfcluster.runs.folder import RunError, check_finished, is_run, read_config
 
-HELP = "clusters of embedded images"
+HELP = "groups of images, found by a pretrained network or by a run"
+SUBSET = ("limit", "classes", "long_tail", "labels_from", "range", "max_megapixels")
 
 
 def cluster(
-    run: str | os.PathLike[str],
+    data: Any,
     *,
+    model: str | os.PathLike[str] | None = None,
     k: int | str | None = None,
     algorithm: str = "kmeans",
     whiten: int | None = None,
     out: str | os.PathLike[str] | None = None,
     seed: int = 0,
     quiet: bool = False,
+    **settings: Any,
 ) -> dict[str, Any]:
-    """Clusters of embedded images.
+    """Group images.
 
     Args:
-        run: a run folder, whose images are compared as its method does (behind SwAV's projection, say), or an
-            embeddings file (Parquet), compared as they are.
-        k: how many clusters; "auto" recommends a number with its uncertainty; None takes the method's own clusters
-            where it has some.
-        algorithm: kmeans, hierarchical or pic.
-        whiten: principal components that are kept and whitened first; default 3 k / 2 (pic: a quarter of the images),
-            at most 256; 0: none.
-        out: the Parquet file (id, path, cluster, distance), with a CSV twin of the same name; default clusters.parquet
-            beside the embeddings.
+        data: images (a folder, for example), a run folder, or an embeddings file (Parquet). Images are embedded into
+            a new run folder first, without training. A run's images are compared as its method does (behind SwAV's
+            projection, say); embeddings are compared as they are.
+        model: for images, the network: "starter" (the default), "timm:NAME", a weights file, "NETWORK=FILE", an
+            exported backbone or a run.
+        k: how many clusters; "auto" recommends a number with its uncertainty. None: a trained run's own clusters
+            where its method has some, else "auto".
+        algorithm: kmeans, hierarchical, pic or hdbscan. hdbscan finds the number itself and leaves images that
+            belong to no group in a group of their own, number -1.
+        whiten: principal components that are kept and whitened first; default 3 k / 2 (pic: a quarter of the images;
+            hdbscan: 32), at most 256; 0: none.
+        out: for images the run folder, default runs/cluster-DATANAME. Else the Parquet file (id, path, cluster,
+            distance), with a CSV twin of the same name; default clusters.parquet beside the embeddings.
         seed: of the clustering.
         quiet: print nothing.
+        **settings: for images: image_size, batch_size, workers, device, precision, max_bad, allow_partial, timeout,
+            and limit, classes, long_tail, labels_from, range, max_megapixels, as in training.
 
     Returns:
-        out, clusters, largest, smallest, and for k="auto" the recommendation's range.
+        out, csv, images, clusters, largest, smallest, none (images in no group), for a recommended k its range, and
+        for images also run and report (the page).
     """
+    from selfcluster.runs import tables
+
+    where = Path(data) if isinstance(data, str | os.PathLike) else None
+    if where is not None and (is_run(where) or (where / tables.EMBEDDINGS).is_file() or _holds_vectors(where)):
+        if model is not None or settings:
+            unused = ["--model"] if model is not None else [f"--{name.replace('_', '-')}" for name in settings]
+            raise RunError(f"{unused[0]} has no effect: {data} is embedded already, by its own network")
+        return _cluster_table(where, k, algorithm, whiten, out, seed, quiet)
+    return _cluster_images(data, model, k, algorithm, whiten, out, seed, quiet, settings)
+
+
+def _cluster_images(
+    data: Any,
+    model: Any,
+    k: int | str | None,
+    algorithm: str,
+    whiten: int | None,
+    out: str | os.PathLike[str] | None,
+    seed: int,
+    quiet: bool,
+    settings: dict[str, Any],
+) -> dict[str, Any]:
+    """Embed images into a run folder, cluster them there and write the page."""
+    from selfcluster.evaluation.clustering import check_algorithm
+
+    check_algorithm(algorithm, k, whiten)
+    subset = {name: settings.pop(name) for name in SUBSET if name in settings} | {"seed": seed}
+    if isinstance(data, str | os.PathLike) and not Path(data).exists() and "://" not in str(data):
+        known = str(data).startswith("builtin:")
+        if not known:
+            raise RunError(f"there is no {data}; give a folder of images, a run folder or an embeddings file")
+    source = open_source(data, **subset)
+    from selfcluster.reporting.page import write_report
+    from selfcluster.runs.console import Console
+    from selfcluster.training.embed_run import EmbedSettings, embed_run
+
+    chosen = EmbedSettings(**({} if model is None else {"model": os.fspath(model)}), **settings)
+    console = Console(quiet)
+    run = embed_run(None if out is None else Path(out), source, chosen, subset, console)
+    result = _cluster_table(run, k, algorithm, whiten, None, seed, quiet)
+    console.say("writing the page")
+    page = write_report(run, source)
+    return {"run": str(run), "report": str(page), **result}
+
+
+def _cluster_table(
+    where: Path,
+    k: int | str | None,
+    algorithm: str,
+    whiten: int | None,
+    out: str | os.PathLike[str] | None,
+    seed: int,
+    quiet: bool,
+) -> dict[str, Any]:
+    """Cluster the images of a run folder or an embeddings file."""
     from selfcluster.evaluation.clustering import cluster_vectors
     from selfcluster.runs import tables
     from selfcluster.runs.console import Console
     from selfcluster.training.load import own_clusters, projected
 
-    where = Path(run)
-    file = where / tables.EMBEDDINGS if is_run(where) else where
+    file = where / tables.EMBEDDINGS if where.is_dir() else where
     path: Any = tables.table_name(out, file.with_name(tables.CLUSTERS), ".parquet", ".csv")
     path = path.with_suffix(".parquet")  # and a twin
     if not file.is_file():
         check_finished(where)
-        raise RunError(f"{file}: no embeddings there; make them with: selfcluster embed {run} DATA --out {file}")
+        raise RunError(f"{file}: no embeddings there; make them with: selfcluster embed {where} DATA --out {file}")
     make_writable(path.parent)
     table = tables.read_embeddings(file)
     console = Console(quiet)
+    trained = is_run(where) and read_config(where).get("method") is not None
     facts: dict[str, Any] = {}
-    if k is None and algorithm == "kmeans":
-        if not is_run(where):
-            raise RunError(f"{run} is a table of embeddings, no run with clusters of its own: say --k, or --k auto")
+    if trained and k is None and algorithm == "kmeans":
         clusters, distances = own_clusters(where, table.vectors)
     else:
-        rows = projected(where, table.vectors) if is_run(where) else table.vectors
+        if k is None and algorithm in ("kmeans", "hierarchical"):
+            k = "auto"
+        rows = projected(where, table.vectors) if trained else table.vectors
         clusters, distances, facts = cluster_vectors(rows, k, algorithm, seed, whiten, console.say)
     tables.write_clusters(path, tables.ClusterTable(table.ids, table.paths, clusters, distances))
-    sizes = np.unique(clusters, return_counts=True)[1]
+    sizes = np.unique(clusters[clusters >= 0], return_counts=True)[1]
     return {
         "out": str(path),
         "csv": str(path.with_suffix(".csv")),
         "images": len(clusters),
         "clusters": len(sizes),
-        "largest": int(sizes.max()),
-        "smallest": int(sizes.min()),
+        "largest": int(sizes.max(initial=0)),
+        "smallest": int(sizes.min()) if len(sizes) else 0,
+        "none": int((clusters < 0).sum()),
         **facts,
     }
 
 
+def _holds_vectors(path: Path) -> bool:
+    """Whether a file is a Parquet table of vectors; a table of images is data."""
+    from selfcluster.runs.tables import is_parquet
+
+    if not path.is_file():
+        return False
+    if not is_parquet(path):
+        return path.suffix == ".parquet"  # reading it says what is wrong
+    import pyarrow.parquet as pq
+
+    return "vector" in pq.read_schema(path).names
+
+
 def add_flags(parser: argparse.ArgumentParser, words: list[str]) -> None:
-    parser.add_argument("run", metavar="RUN|FILE", help="run folder or embeddings file")
-    parser.add_argument("--k", type=_number_or_auto, help="number of clusters, or auto; default the method's own")
-    parser.add_argument("--algorithm", default="kmeans", help="kmeans, hierarchical or pic")
+    parser.add_argument("data", metavar="DATA|RUN|FILE", help="images, a run folder, or an embeddings file")
     parser.add_argument(
-        "--whiten", type=int, help="principal components kept and whitened first; default 3 k / 2 (pic: n / 4); 0: none"
+        "--model", help="for images: starter (default), timm:NAME, FILE, NETWORK=FILE, an export or a run"
     )
-    parser.add_argument("--out", help="Parquet file, with a CSV twin; default clusters.parquet beside the embeddings")
+    parser.add_argument(
+        "--k", type=_number_or_auto, help="number of clusters, or auto; default auto, or a trained run's own clusters"
+    )
+    parser.add_argument("--algorithm", default="kmeans", help="kmeans, hierarchical, pic or hdbscan")
+    parser.add_argument(
+        "--whiten",
+        type=int,
+        help="principal components kept and whitened first; default 3 k / 2 (pic: n / 4; hdbscan: 32); 0: none",
+    )
+    parser.add_argument(
+        "--out", help="run folder, for images; else a Parquet file with a CSV twin. Default: runs/cluster-DATANAME"
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of the clustering")
-    parser.set_defaults(run_command=run_command)
+    parser.add_argument("--quiet", action="store_true", help="print warnings only")
+    add_network_flags(parser, "labels_from")
+    parser.set_defaults(run_command=run_command, batch_size=None)
 
 
 def _number_or_auto(text: str) -> int | str:
@@ -101,6 +193,10 @@ def _number_or_auto(text: str) -> int | str:
 
 
 def run_command(**settings: Any) -> tuple[Any, str]:
-    result = cluster(**settings)
-    text = "{clusters} clusters of {images} images, from {smallest} to {largest}; {out} and {csv}".format(**result)
-    return result, text
+    result = cluster(**{name: value for name, value in settings.items() if value is not None})
+    lines = ["{clusters} clusters of {images} images, from {smallest} to {largest}; {out} and {csv}".format(**result)]
+    if result["none"]:
+        lines.append(f"{result['none']} images belong to no cluster; they have the number -1")
+    if "report" in result:
+        lines.append(f"{result['report']}: open it in a browser")
+    return result, "\n".join(lines)

@@ -18,7 +18,9 @@ from selfcluster.clustering.pic import PowerIterationClustering
 from selfcluster.clustering.selection import choose_k
 from selfcluster.clustering.whitening import Whitening
 
-ALGORITHMS = ("kmeans", "hierarchical", "pic")
+ALGORITHMS = ("kmeans", "hierarchical", "pic", "hdbscan")
+_FIND_K = ("pic", "hdbscan")  # these find the number of clusters themselves
+_DENSITY_DIMS = 32  # hdbscan compares densities, which mean little in many dimensions
 _MOST = 256  # components, the paper's number
 _RESTARTS = 40  # of k-means, the best kept; fewer where one fit is long
 _QUICK = 2e9  # multiplications an iteration that all restarts together may take
@@ -32,29 +34,28 @@ def cluster_vectors(
     whiten: int | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
-    """Clusters (n,) of embeddings (n, F), each image's distance (n,) to its cluster's mean, and what was recommended.
+    """Return clusters (n,) of embeddings (n, F), each image's distance (n,) to its cluster's mean, and the choice of k.
+
+    Cluster -1 holds the images that hdbscan gives to no cluster; their distance is that to the nearest cluster's mean.
 
     Args:
         vectors: (n, F) float32, one row an image.
-        k: how many clusters; "auto" recommends a number; None is the square root of 2 n. pic finds its own.
-        algorithm: kmeans, hierarchical or pic.
+        k: how many clusters; "auto" recommends a number; None is the square root of 2 n. pic and hdbscan find
+            their own.
+        algorithm: kmeans, hierarchical, pic or hdbscan.
         seed: of the clustering.
-        whiten: principal components to keep and whiten; None: 3 k / 2 (pic: n / 4), at most 256; 0: none, the rows
-            as they are.
-        say: is told the recommendation.
+        whiten: principal components to keep and whiten; None: 3 k / 2 (pic: n / 4; hdbscan: n / 20, at most 32), at
+            most 256; 0: none, the rows as they are.
+        say: called with lines of progress and with the recommendation.
 
     Raises:
         ValueError: an unknown algorithm, a k that cannot be.
     """
-    if algorithm not in ALGORITHMS:
-        raise ValueError(f"--algorithm {algorithm}: choose from {', '.join(ALGORITHMS)}")
+    check_algorithm(algorithm, k, whiten)
     n, width = vectors.shape
     x = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
     facts: dict[str, Any] = {}
-    if algorithm == "pic" and k is not None:
-        raise ValueError(f"--k {k}: pic finds the number of clusters itself")
     if k == "auto":
-        say(f"trying numbers of clusters on {n:,} images, 5,000 of them at most; minutes at times")
         chosen = choose_k(x, seed=seed)
         facts = {"k": chosen.k, "k_low": chosen.low, "k_high": chosen.high}
         say(f"k = {chosen.k} is recommended; anything from {chosen.low} to {chosen.high} fits the data about as well")
@@ -62,10 +63,9 @@ def cluster_vectors(
     number = int(k if k is not None else round((2 * n) ** 0.5))
     if not 1 <= number <= n:
         raise ValueError(f"--k {number}: must be 1 to the number of images, {n}")
-    if whiten is not None and whiten < 0:
-        raise ValueError(f"--whiten {whiten}: must be 0 or more")
     # pic: along nearly as many axes as there are rows all rows are equally far apart, and none climbs anywhere
-    default = max(2, min(_MOST, n // 4 if algorithm == "pic" else 3 * number // 2))
+    usual = {"pic": n // 4, "hdbscan": min(_DENSITY_DIMS, n // 20)}.get(algorithm, 3 * number // 2)
+    default = max(2, min(_MOST, usual))
     kept = min(default if whiten is None else whiten, width, n - 1)
     rows: Any = Whitening(kept).fit_transform(x) if kept > 0 else x
     labels = _fit(rows, number, algorithm, seed)
@@ -74,10 +74,25 @@ def cluster_vectors(
     return labels, _distances(x, labels), facts
 
 
+def check_algorithm(algorithm: str, k: int | str | None, whiten: int | None) -> None:
+    """Raise ValueError for an unknown algorithm, or for settings that it does not take."""
+    if algorithm not in ALGORITHMS:
+        raise ValueError(f"--algorithm {algorithm}: choose from {', '.join(ALGORITHMS)}")
+    if algorithm in _FIND_K and k is not None:
+        raise ValueError(f"--k {k}: {algorithm} finds the number of clusters itself; leave --k out")
+    if whiten is not None and whiten < 0:
+        raise ValueError(f"--whiten {whiten}: must be 0 or more")
+
+
 def _fit(rows: np.ndarray, k: int, algorithm: str, seed: int) -> np.ndarray:
     found: Any
     if algorithm == "pic":
         found = PowerIterationClustering().fit(rows)
+    elif algorithm == "hdbscan":
+        from sklearn.cluster import HDBSCAN
+
+        smallest = int(max(5, min(50, round(len(rows) ** 0.5 / 3))))
+        found = HDBSCAN(min_cluster_size=smallest, min_samples=5, copy=True).fit(rows)
     elif algorithm == "hierarchical":
         parts = max(1, round(k**0.5))
         found = HierarchicalKMeans(parts, -(-k // parts), random_state=seed).fit(rows)
@@ -92,8 +107,18 @@ def _fit(rows: np.ndarray, k: int, algorithm: str, seed: int) -> np.ndarray:
 
 
 def _distances(x: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    known = np.unique(labels, return_inverse=True)[1]
+    """Each row's distance to the mean of its cluster, or of the nearest cluster where it has none (label -1)."""
+    inside = labels >= 0
+    if not inside.any():
+        return np.zeros(len(x), np.float32)
+    known = np.unique(labels[inside], return_inverse=True)[1]
     sums = np.zeros((known.max() + 1, x.shape[1]))
-    np.add.at(sums, known, x)
-    means = sums / np.bincount(known)[:, None]
-    return np.linalg.norm(x - means[known], axis=1).astype(np.float32)
+    np.add.at(sums, known, x[inside])
+    means = (sums / np.bincount(known)[:, None]).astype(x.dtype)
+    distances = np.empty(len(x), np.float32)
+    distances[inside] = np.linalg.norm(x[inside] - means[known], axis=1)
+    for start in range(0, len(x), 4096):  # blocks bound the memory of the differences
+        rows = start + np.flatnonzero(~inside[start : start + 4096])
+        squares = (x[rows] ** 2).sum(axis=1)[:, None] - 2 * x[rows] @ means.T + (means**2).sum(axis=1)
+        distances[rows] = np.sqrt(np.maximum(squares.min(axis=1), 0)) if len(rows) else 0
+    return distances

@@ -184,7 +184,8 @@ def _pictures(
     if source is None:
         return {}, None
     card_rows = [m.row for card in gallery.cards for m in card.members] if gallery else []
-    card_ids = contents.clusters.ids.take(card_rows).to_pylist() if contents.clusters is not None else []
+    shown = np.array(card_rows, np.int64)
+    card_ids = contents.clusters.ids.take(shown).to_pylist() if contents.clusters is not None else []
     map_ids = contents.vectors.ids.take(drawn.rows).to_pylist() if contents.vectors is not None and drawn else []
     where = _positions(source, {*card_ids, *map_ids})
     known = sorted(set(where.values()))

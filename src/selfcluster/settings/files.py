@@ -45,6 +45,8 @@ def run_config(path: Path) -> dict[str, Any]:
     """
     config = read_config(path)
     file = path / "config.yaml"
+    if "method" not in config and "model" in config:  # images were embedded, and nothing was trained
+        return config
     missing = [name for name in ("method", "data", "about") if name not in config]
     if missing:
         raise RunError(f"{file} has no {' and no '.join(missing)}. Restore the file, or choose another --out")

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from selfcluster.data.images import check_images
 from selfcluster.data.loader import Loader
@@ -13,6 +17,11 @@ from selfcluster.models.frozen import Frozen
 from selfcluster.models.pretrained import Network
 from selfcluster.training.embedding import gather_rows, make_embed
 from selfcluster.training.precision import pick_device, pick_precision
+
+# On a CPU, pixels a side times images that pass through the network together: larger batches spill out of the
+# allocator's reused memory, and the system then spends as long on clearing pages as the network on computing
+# (EfficientNet-Lite0, 224 px, fp32, channels last: 19.5 ms an image at 4, 33 ms at 16).
+_TOGETHER = 4 * 224 * 224
 
 
 def embed_source(
@@ -27,6 +36,7 @@ def embed_source(
     max_bad: float = 0.01,
     quarantine: Path | None = None,
     timeout: float = 600.0,
+    on_batch: Callable[[int], None] = lambda count: None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return which images could be read (n,), rising, and their features (n, F) float32.
 
@@ -38,6 +48,7 @@ def embed_source(
         workers, device, precision, max_bad: as in training.
         quarantine: file for the images that cannot be read.
         timeout: seconds after which a read that hangs ends the call.
+        on_batch: called with the number of images in a batch that has been embedded.
     """
     if len(source) > 1:  # one picture to search with is the user's own choice
         check_images(source)
@@ -52,10 +63,26 @@ def embed_source(
         quarantine=quarantine,
         timeout=timeout,
     )
-    module = network.module.to(target).eval()
+    module: Any = network.module
+    module = module.to(target).to(memory_format=torch.channels_last).eval()
     frozen = None if layer is None else Frozen(module, layer=layer)
+    compute = module if frozen is None else frozen.features
+
+    def features(views: Any) -> Tensor:
+        rows = run_network(compute, views[0])
+        on_batch(len(rows))
+        return rows
+
     embed = make_embed(module, loader, None, device=target, precision=pick_precision(precision, target))
     try:
-        return gather_rows(embed(lambda views: module(views[0]) if frozen is None else frozen.features(views[0])))
+        return gather_rows(embed(features))
     finally:
         loader.close()
+
+
+def run_network(network: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    """Return features (B, F) of images (B, C, h, w); on a CPU a few images pass together, which is faster there."""
+    if images.device.type != "cpu":
+        return network(images)
+    count = max(1, _TOGETHER // (images.shape[2] * images.shape[3]))
+    return torch.cat([network(part) for part in images.split(count)])

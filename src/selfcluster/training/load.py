@@ -44,7 +44,7 @@ def load_network(
 
 
 def trained_method(run: Path) -> tuple[Method, torch.device]:
-    """The method of a run with the weights of its newest checkpoint, in evaluation mode, and its device."""
+    """Return the method of a run with the weights of its newest checkpoint, in evaluation mode, and its device."""
     config = run_config(run)
     loaded, _ = load_newest(run / "checkpoints")
     if loaded is None:
@@ -57,6 +57,11 @@ def trained_method(run: Path) -> tuple[Method, torch.device]:
     return parts.method.eval(), parts.loop.device
 
 
+def has_method(run: Path) -> bool:
+    """Whether the run trained a method, and did not only embed images."""
+    return run_config(run).get("method") is not None
+
+
 def own_clusters(run: Path, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The clusters that a run's method gives to embedded images: (n,) and the distances (n,)."""
     method, device = trained_method(run)
@@ -65,6 +70,11 @@ def own_clusters(run: Path, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 @torch.no_grad()
 def projected(run: Path, vectors: np.ndarray) -> np.ndarray:
-    """Embedded images (n, F) as the run's method compares them, (n, D); see `Method.project`."""
+    """Return embedded images (n, F) as the run's method compares them, (n, D); see `Method.project`.
+
+    A run without training has no method: its images are compared by the network's features.
+    """
+    if not has_method(run):
+        return vectors
     method, device = trained_method(run)
     return torch.cat(in_parts(method.project, vectors, device)).float().cpu().numpy()

@@ -67,7 +67,7 @@ def open_run(
         "selfcluster": __version__,
         "torch": str(torch.__version__),
         "python": platform.python_version(),
-        "command": _command(),
+        "command": command_line(),
         "source": source.describe(),
         "summary": source.summary(),
         **start,
@@ -152,7 +152,7 @@ def _check_unedited(path: Path, settings: Mapping[str, Any]) -> None:
         )
 
 
-def _command() -> str:
+def command_line() -> str:
     """What to type for the same again."""
     program = Path(sys.argv[0]).name
     if program in ("selfcluster", "__main__.py"):
@@ -162,16 +162,16 @@ def _command() -> str:
 
 def _absolute(config: Mapping[str, Any]) -> dict[str, Any]:
     """Files and folders by their whole paths: the run may go on from another folder."""
-    whole = {"init": _absolute_teacher(config["init"])} if config.get("init") is not None else {}
+    whole = {"init": absolute_word(config["init"])} if config.get("init") is not None else {}
     for name in ("labels_from", "classes"):
         if config.get(name) and Path(config[name]).is_file():
             whole[name] = str(Path(config[name]).resolve())
     if config.get("teacher"):
-        whole["teacher"] = ",".join(_absolute_teacher(name) for name in teachers_in(config["teacher"]))
+        whole["teacher"] = ",".join(absolute_word(name) for name in teachers_in(config["teacher"]))
     return whole
 
 
-def _absolute_teacher(name: str) -> str:
+def absolute_word(name: str) -> str:
     """PATH or NETWORK=PATH with its whole path; the name of a network as it is."""
     if name != STARTER and Path(name).exists():
         return str(Path(name).resolve())

@@ -1,0 +1,187 @@
+"""A run folder without training: the images, embedded by a pretrained network.
+
+The folder holds what a trained run's does, but for checkpoints and metrics: configuration, status, embeddings and the
+network itself. The same call again reuses the embeddings.
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from selfcluster import __version__
+from selfcluster.data.sources import Source
+from selfcluster.models.backbones import save_backbone
+from selfcluster.models.pretrained import STARTER, Network, describe
+from selfcluster.runs.console import Console
+from selfcluster.runs.folder import RunError, RunFolder, is_run, read_config, read_status
+from selfcluster.runs.tables import EMBEDDINGS, image_names, write_embeddings
+from selfcluster.settings.files import default_out
+from selfcluster.training.features import embed_source
+from selfcluster.training.load import load_network
+from selfcluster.training.start import absolute_word, command_line
+
+_EVERY = 10.0  # seconds between lines of progress
+_QUARANTINE = "quarantine.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedSettings:
+    """How images are embedded; `None` leaves the choice to the network or the machine."""
+
+    model: str = STARTER
+    image_size: int | None = None
+    batch_size: int = 256
+    workers: int | None = None
+    device: str = "auto"
+    precision: str = "auto"
+    max_bad: float = 0.01
+    allow_partial: bool = False
+    timeout: float = 600.0
+
+
+def embed_run(
+    path: Path | None, source: Source, settings: EmbedSettings, subset: Mapping[str, Any], console: Console
+) -> Path:
+    """Embed the images of `source` into a run folder, unless the folder has their embeddings by this network already.
+
+    Args:
+        path: the run folder; None: runs/cluster-DATANAME, or runs/cluster-DATANAME-MODEL for another network than the
+            starter.
+        source: the images.
+        settings: the network, and how it is run.
+        subset: which images of the data these are, as `open_source` was told; written to the folder.
+        console: prints progress.
+
+    Returns:
+        The run folder.
+
+    Raises:
+        RunError: the folder holds another run, other images, or another network's embeddings.
+    """
+    model = absolute_word(settings.model)
+    path = _default_folder(source, settings.model) if path is None else path
+    if path.is_file() or (path.is_dir() and not is_run(path) and any(path.iterdir())):
+        raise RunError(f"{path} is not empty and holds no run; choose another --out")
+    if is_run(path) and _is_reusable(path, model, settings.image_size, source):
+        console.say(f"{path} has the embeddings of {len(source):,} images by {settings.model}; they are used again")
+        return path
+    network = load_network(settings.model, settings.image_size, source, allow_partial=settings.allow_partial)
+    console.say(f"embedding {len(source):,} images with {describe(network)}")
+    folder = RunFolder(path)
+    try:
+        folder.write_config(_config(model, network, source, subset))
+        folder.status("running")
+        summary = _fill(path, source, network, settings, console)
+        folder.status("finished", summary=summary)
+    except BaseException as error:
+        folder.status("failed", message=str(error) or type(error).__name__)
+        raise
+    finally:
+        folder.close()
+    return path
+
+
+def _fill(path: Path, source: Source, network: Network, settings: EmbedSettings, console: Console) -> dict[str, Any]:
+    started = time.monotonic()
+    (path / _QUARANTINE).unlink(missing_ok=True)
+    index, vectors = embed_source(
+        source,
+        network,
+        batch_size=settings.batch_size,
+        workers=settings.workers,
+        device=settings.device,
+        precision=settings.precision,
+        max_bad=settings.max_bad,
+        quarantine=path / _QUARANTINE,
+        timeout=settings.timeout,
+        on_batch=_Progress(len(source), console).add,
+    )
+    ids, paths = image_names(source, index)
+    save_backbone(path, network.module.cpu(), network.mean, network.std, network.image_size)
+    write_embeddings(path / EMBEDDINGS, ids, paths, vectors)
+    minutes = round((time.monotonic() - started) / 60, 2)
+    console.say(f"embedded {len(index):,} images in {60 * minutes:.0f} s")
+    return {
+        "run": str(path),
+        "model": settings.model,
+        "images": len(index),
+        "bad_images": len(source) - len(index),
+        "features": vectors.shape[1],
+        "embeddings": str(path / EMBEDDINGS),
+        "minutes": minutes,
+    }
+
+
+class _Progress:
+    """A line every ten seconds: how many images are embedded, how fast, and how long the rest takes."""
+
+    def __init__(self, total: int, console: Console) -> None:
+        self.total, self.console, self.done = total, console, 0
+        self.started = self.shown = time.monotonic()
+
+    def add(self, count: int) -> None:
+        self.done += count
+        now = time.monotonic()
+        if now - self.shown < _EVERY or self.done >= self.total:
+            return
+        self.shown = now
+        speed = self.done / (now - self.started)
+        left = (self.total - self.done) / speed
+        self.console.say(f"  {self.done:,} of {self.total:,} images, {speed:,.0f} images/s, {left:,.0f} s left")
+
+
+def _default_folder(source: Source, model: str) -> Path:
+    if model == STARTER:
+        return default_out("cluster", source)
+    word = Path(model.rpartition("=")[0] or model).stem if "/" in model else model.rpartition("=")[0] or model
+    name = "".join(letter if letter.isalnum() or letter in "._" else "-" for letter in word)
+    folder = default_out("cluster", source)
+    return folder.with_name(f"{folder.name}-{name}")
+
+
+def _is_reusable(path: Path, model: str, image_size: int | None, source: Source) -> bool:
+    """Whether the folder's embeddings are those asked for; raises RunError where it holds something else."""
+    config = read_config(path)
+    if config.get("method") is not None:
+        raise RunError(f"{path} holds a run of {config['method']}; cluster it with: selfcluster cluster {path}")
+    changed = source.difference(config["about"]["summary"])
+    if changed:
+        raise RunError(f"{path} holds the embeddings of other images: {changed}. Choose another --out, or remove it")
+    if config["model"] != model:
+        raise RunError(f"{path} holds embeddings by {config['model']}, not {model}; choose another --out")
+    if image_size not in (None, config["image_size"]):
+        raise RunError(
+            f"{path} holds embeddings of images of {config['image_size']} px, not {image_size}; choose another --out"
+        )
+    return read_status(path).get("state") == "finished" and (path / EMBEDDINGS).is_file()
+
+
+def _config(model: str, network: Network, source: Source, subset: Mapping[str, Any]) -> dict[str, Any]:
+    about = {
+        "selfcluster": __version__,
+        "torch": str(torch.__version__),
+        "python": platform.python_version(),
+        "command": command_line(),
+        "source": source.describe(),
+        "summary": source.summary(),
+        "input": {"architecture": network.name, **network.preprocessing.as_config()},
+        "weights": network.load_report,
+        "license": network.license,
+    }
+    values = source.value_range  # measured in a sample; a later command reads the values the same way
+    return {
+        "data": source.location,
+        "model": model,
+        "image_size": network.image_size,
+        "channels": network.preprocessing.channels,
+        **{name: value for name, value in subset.items() if value is not None},
+        **({} if values is None else {"range": [values.low, values.high]}),
+        "about": about,
+    }

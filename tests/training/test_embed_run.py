@@ -1,0 +1,108 @@
+"""Images to groups without training: one folder, one page, and nothing is computed twice."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from selfcluster import api
+from selfcluster.cli import main
+from selfcluster.models.backbones import make_backbone, save_backbone
+from selfcluster.models.preprocessing import Preprocessing
+from selfcluster.models.pretrained import load_network
+from selfcluster.runs.folder import RunError, read_status
+from selfcluster.runs.tables import read_clusters, read_embeddings
+from selfcluster.training import embed_run, features
+
+IMAGES = Preprocessing((0.3, 0.4, 0.5), (0.2, 0.3, 0.4), 16, "bicubic", 1.0)
+
+
+@pytest.fixture
+def photos(tmp_path, pictures) -> str:
+    (tmp_path / "photos").mkdir()
+    for number, picture in enumerate(pictures):
+        Image.fromarray(picture).save(tmp_path / "photos" / f"{number:02d}.png")
+    return str(tmp_path / "photos")
+
+
+@pytest.fixture
+def network(tmp_path) -> str:
+    torch.manual_seed(0)
+    module = make_backbone("tiny_layout", channels=3, image_size=16, preprocessing=IMAGES)
+    save_backbone(tmp_path / "network", module, IMAGES.mean, IMAGES.std, 16)
+    return str(tmp_path / "network")
+
+
+def test_a_folder_of_images_becomes_groups_and_a_page(tmp_path, photos, network, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["cluster", photos, "--model", network, "--k", "4"]) == 0
+    out = capsys.readouterr()
+    run = tmp_path / "runs" / "cluster-photos-network"
+    assert f"4 clusters of 48 images, from 12 to 12; {run.relative_to(tmp_path)}/clusters.parquet" in out.out
+    assert "report.html: open it in a browser" in out.out
+    assert "embedding 48 images with tiny_layout" in out.err
+    for name in ("config.yaml", "embeddings.parquet", "clusters.csv", "backbone.safetensors", "report.html"):
+        assert (run / name).is_file(), name
+    assert read_status(run)["state"] == "finished"
+    clusters = read_clusters(run / "clusters.parquet").clusters
+    assert all(len(set(clusters[kind::4])) == 1 for kind in range(4))
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert ("method" in config, config["model"], config["image_size"]) == (False, network, 16)
+    assert load_network(run).preprocessing == IMAGES
+
+    # the same call again embeds nothing
+    monkeypatch.setattr(embed_run, "load_network", None)
+    assert main(["cluster", photos, "--model", network, "--algorithm", "hdbscan"]) == 0
+    out = capsys.readouterr()
+    assert "has the embeddings of 48 images" in out.err
+    # and its run folder is a run like any other
+    assert main(["cluster", str(run), "--k", "2"]) == 0
+    assert "2 clusters of 48 images" in capsys.readouterr().out
+    rows = api.search(run, f"{photos}/05.png", k=3)
+    assert rows[0]["path"].endswith("05.png")
+    table = api.embed(run)
+    np.testing.assert_allclose(table["vectors"], read_embeddings(run / "embeddings.parquet").vectors, rtol=1e-6)
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path, photos, network, tiny):
+    run = tmp_path / "run"
+    api.cluster(photos, model=network, k=2, out=run, quiet=True)
+    with pytest.raises(RunError, match=r"holds embeddings by .*network, not starter"):
+        api.cluster(photos, out=run, quiet=True)
+    with pytest.raises(RunError, match="of 16 px, not 32"):
+        api.cluster(photos, model=network, image_size=32, out=run, quiet=True)
+    (tmp_path / "photos" / "05.png").unlink()
+    with pytest.raises(RunError, match="embeddings of other images"):
+        api.cluster(photos, model=network, out=run, quiet=True)
+    with pytest.raises(RunError, match=r"--model has no effect: .* is embedded already"):
+        api.cluster(run, model=network)
+    with pytest.raises(RunError, match="there is no nothing"):
+        api.cluster("nothing", quiet=True)
+    tiny("swav", tmp_path / "swav", epochs=1)
+    with pytest.raises(RunError, match="holds a run of swav"):
+        api.cluster(photos, model=network, out=tmp_path / "swav", quiet=True)
+    with pytest.raises(ValueError, match="--algorithm kmeens: choose from"):
+        api.cluster(photos, algorithm="kmeens", quiet=True)
+
+
+def test_a_run_that_failed_is_begun_again(tmp_path, photos, network, monkeypatch):
+    def fails(*arguments):
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(embed_run, "write_embeddings", fails)
+        with pytest.raises(OSError, match="no space left"):
+            api.cluster(photos, model=network, k=2, out=tmp_path / "run", quiet=True)
+    assert read_status(tmp_path / "run")["state"] == "failed"
+    assert api.cluster(photos, model=network, k=2, out=tmp_path / "run", quiet=True)["clusters"] == 2
+
+
+@torch.no_grad()
+def test_a_few_images_at_a_time_give_the_same_features(monkeypatch):
+    network = load_network("tiny_layout", image_size=16)
+    images = torch.randn(7, 3, 16, 16)
+    monkeypatch.setattr(features, "_TOGETHER", 2 * 16 * 16)
+    torch.testing.assert_close(features.run_network(network.module, images), network.module(images))
