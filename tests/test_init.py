@@ -85,7 +85,7 @@ def test_the_network_is_that_of_the_run_it_starts_from(tiny, tmp_path, pictures)
     del settings["backbone"]
     api.train("deepcluster_v2", pictures, out=tmp_path / "next", **settings)
     assert read_config(tmp_path / "next")["backbone"] == "resnet18_small_w25"
-    with pytest.raises(ValueError, match=r"--init .*gone: there is no such run, exported backbone or file of weights"):
+    with pytest.raises(FileNotFoundError, match=r"there is no .*gone; give a run folder, .* a file of weights"):
         api.train("deepcluster_v2", pictures, out=tmp_path / "other", **settings | {"init": str(tmp_path / "gone")})
     assert not (tmp_path / "other/config.yaml").exists()
 

@@ -12,7 +12,7 @@ import numpy as np
 from selfcluster.commands.flags import add_network_flags
 from selfcluster.data.sources import open_source
 from selfcluster.files import make_writable
-from selfcluster.runs.folder import RunError, check_finished, is_run, read_config
+from selfcluster.runs.folder import RunError, check_finished, is_run
 
 HELP = "groups of images, found by a pretrained network or by a run"
 SUBSET = ("limit", "classes", "long_tail", "labels_from", "range", "max_megapixels")
@@ -81,7 +81,7 @@ def _cluster_images(
     from selfcluster.evaluation.clustering import check_algorithm
 
     check_algorithm(algorithm, k, whiten)
-    subset = {name: settings.pop(name) for name in SUBSET if name in settings} | {"seed": seed}
+    subset: dict[str, Any] = {name: settings.pop(name) for name in SUBSET if name in settings} | {"seed": seed}
     if isinstance(data, str | os.PathLike) and not Path(data).exists() and "://" not in str(data):
         known = str(data).startswith("builtin:")
         if not known:
@@ -113,7 +113,7 @@ def _cluster_table(
     from selfcluster.evaluation.clustering import cluster_vectors
     from selfcluster.runs import tables
     from selfcluster.runs.console import Console
-    from selfcluster.training.load import own_clusters, projected
+    from selfcluster.training.load import has_method, own_clusters, projected
 
     file = where / tables.EMBEDDINGS if where.is_dir() else where
     path: Any = tables.table_name(out, file.with_name(tables.CLUSTERS), ".parquet", ".csv")
@@ -124,7 +124,7 @@ def _cluster_table(
     make_writable(path.parent)
     table = tables.read_embeddings(file)
     console = Console(quiet)
-    trained = is_run(where) and read_config(where).get("method") is not None
+    trained = is_run(where) and has_method(where)
     facts: dict[str, Any] = {}
     if trained and k is None and algorithm == "kmeans":
         clusters, distances = own_clusters(where, table.vectors)

@@ -92,7 +92,8 @@ def _fit(rows: np.ndarray, k: int, algorithm: str, seed: int) -> np.ndarray:
         from sklearn.cluster import HDBSCAN
 
         smallest = int(max(5, min(50, round(len(rows) ** 0.5 / 3))))
-        found = HDBSCAN(min_cluster_size=smallest, min_samples=5, copy=True).fit(rows)
+        copied: Any = True  # scikit-learn's annotation says str
+        found = HDBSCAN(min_cluster_size=smallest, min_samples=5, copy=copied).fit(rows)
     elif algorithm == "hierarchical":
         parts = max(1, round(k**0.5))
         found = HierarchicalKMeans(parts, -(-k // parts), random_state=seed).fit(rows)

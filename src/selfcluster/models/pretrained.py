@@ -273,7 +273,8 @@ def _export(folder: Path) -> Origin:
     path = folder / ARCHITECTURE
     for needed in (path, folder / WEIGHTS):
         if not needed.is_file():
-            raise FileNotFoundError(f"{folder} is no saved backbone: {needed} is missing")
+            unfinished = "; its run has not finished" if (folder / "config.yaml").is_file() else ""
+            raise FileNotFoundError(f"{folder} is no saved backbone: {needed} is missing{unfinished}")
     spec = json.loads(path.read_text(encoding="utf-8"))
     overlay = spec["pretrained_cfg_overlay"]
     return Origin(full_name(spec), from_config(overlay), folder / WEIGHTS, license=overlay.get("license"))
