@@ -5,19 +5,26 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check docs bench clean
 
 demo: $(VENV)/.core
 	$(BIN)/selfcluster demo
 
 test: $(VENV)/.dev
+	$(BIN)/python -m pytest --doctest-modules src/selfcluster
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
+	$(BIN)/codespell
+	$(BIN)/python tools/lint_text.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet --site-dir build/site
 	$(BIN)/python -m pytest -p no:cacheprovider tests/test_layers.py
+
+docs: $(VENV)/.dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs serve --dev-addr 127.0.0.1:8000
 
 bench: $(VENV)/.bench
 	$(BIN)/python benchmarks/clustering.py kmeans-faiss sinkhorn knn large distributed growth

@@ -371,7 +371,7 @@ def test_subsets_are_seeded_and_written_down(folder, tmp_path):
 def test_names_say_what_is_written(run, tmp_path, capsys, command, name):
     words = ["--k", "2"] if command == "cluster" else []
     assert main([command, str(run), *words, "--out", str(tmp_path / name)]) == 2
-    assert f"{name}: what is written there is .parquet" in capsys.readouterr().err
+    assert f"{name}: the file name must end in .parquet" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 

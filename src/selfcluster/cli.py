@@ -49,7 +49,9 @@ class _Parser(argparse.ArgumentParser):
         found, unknown = super().parse_known_args(args, namespace)
         for word in unknown:
             if not word.startswith("-"):
-                self.error(f"{word} is one too many: one is expected there, a folder rather than *")
+                self.error(
+                    f"Unexpected argument {word!r}: expected one path. Pass the folder itself, not a shell glob (*)."
+                )
             name = word.split("=")[0]
             near = difflib.get_close_matches(name, self._option_string_actions, n=1)
             hint = f"; did you mean {near[0]}?" if near else f" in {self.prog}"

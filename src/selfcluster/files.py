@@ -1,4 +1,4 @@
-"""A file under its name is complete and on the disk, or it is the old one: nobody ever reads half of one."""
+"""Files that are written whole: a reader sees the complete new file or the old one, never a part."""
 
 from __future__ import annotations
 

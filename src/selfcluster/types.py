@@ -113,8 +113,10 @@ class Training:
     """A paper's network, optimizer, schedule, batch, epochs and crops: data, not behavior.
 
     `learning_rate` and `final_learning_rate` are for a batch of `per` images and scale linearly with it.
-    `milestones` are epochs, `clip` bounds the norm of all gradients, `clip_each` that of each parameter's.
-    `trust_coefficient` is eta of larc and lars; `clip_rate` keeps their local rate from exceeding the learning rate.
+
+    `milestones` are epochs. `clip` bounds the norm of all gradients; `clip_each` bounds that of each parameter.
+
+    `trust_coefficient` is eta of larc and lars. `clip_rate` keeps their local rate below the learning rate.
     `exclude_flat` takes biases and norms (one dimension) out of weight decay and of larc's and lars's scaling.
     `layer_decay` is the factor of the learning rate from a layer of the backbone to the one before it.
     """

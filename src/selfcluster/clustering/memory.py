@@ -58,7 +58,7 @@ class FeatureQueue(nn.Module):
 
     @torch.no_grad()
     def push(self, features: Tensor) -> None:
-        """Put this rank's (B, D) features, with those of all ranks in rank order, before what is there.
+        """Put the features (B, D) of all ranks, in rank order, before the rows that the queue holds.
 
         Of a global batch longer than the queue its first L rows stay. B may differ between ranks.
         """
@@ -214,7 +214,7 @@ class CentroidMemory(nn.Module):
         (tensor([1, 1, 1]), tensor([True, True, True]))
         """
         k = len(self.counts)
-        touched = torch.zeros(k + 1, dtype=torch.bool, device=self.counts.device)  # the last entry is nobody's
+        touched = torch.zeros(k + 1, dtype=torch.bool, device=self.counts.device)  # the last entry: no cluster
         for labels, change in ((before, -1), (after, 1)):
             real = labels >= 0
             self.counts.index_add_(0, labels.clamp(min=0), change * real.to(torch.int64))

@@ -228,7 +228,12 @@ def _kernel() -> _Kernel | None:
     try:
         path = _library(compiler)
         kernel = _Kernel(path) if path else None
-    except (OSError, subprocess.SubprocessError, AttributeError, RuntimeError):  # the last: nobody's home folder
+    except (
+        OSError,
+        subprocess.SubprocessError,
+        AttributeError,
+        RuntimeError,
+    ):  # the last: no home folder
         return None
     return kernel if kernel is not None and kernel.level and _agrees(kernel) else None
 

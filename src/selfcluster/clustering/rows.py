@@ -108,7 +108,7 @@ class Rows:
         """Refuse NaN and infinity by row number, on all ranks alike; warn of zero rows where directions count."""
         bad, zero = [], []
         for part, x in self.blocks():
-            # a sum is not finite if a term is not; the rare overflow of a sum is told apart by the second look
+            # a sum is not finite if a term is not; the second look tells the rare overflow of a sum apart
             if not torch.isfinite(x.sum()):
                 bad += (part.start + (~torch.isfinite(x).all(dim=1)).nonzero().squeeze(1) + self.offset).tolist()
             if self.spherical:

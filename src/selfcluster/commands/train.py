@@ -40,8 +40,9 @@ def train(
         method: a name of `METHODS`, hyphens or underscores.
         data: a folder, a .txt, .csv or .parquet list of files, a tar or an array of images, or
             "builtin:digits"; see `open_source`.
-        out: the run folder; default runs/METHOD-DATANAME. An unfinished run in it goes on, a finished one is returned.
-        recipe: auto (from the data), paper, small or cifar; None: auto, or that of the run that goes on.
+        out: the run folder; default runs/METHOD-DATANAME. An unfinished run in it resumes. Of a finished one the
+            summary is returned.
+        recipe: auto (from the data), paper, small or cifar; None: auto, or the recipe of the run that resumes.
         config: a `config.yaml` or a mapping of settings.
         quiet: print nothing but warnings.
         **settings: any flag of `selfcluster train METHOD --help`, with underscores.
@@ -141,7 +142,7 @@ def add_flags(parser: argparse.ArgumentParser, words: list[str]) -> None:
     parser.usage = "selfcluster train METHOD DATA [--out RUN] [flags]"
     parser.add_argument("method", metavar="METHOD", help=", ".join(NAMES))
     parser.add_argument("data", metavar="DATA", help="folder, list of paths, folder of tars, or builtin:digits")
-    parser.add_argument("--out", help="run folder; default runs/METHOD-DATANAME; an unfinished run in it goes on")
+    parser.add_argument("--out", help="run folder; default runs/METHOD-DATANAME; an unfinished run in it resumes")
     recipes = "{" + ",".join(RECIPES) + "}"
     parser.add_argument("--recipe", metavar=recipes, help="named settings; default auto, from the data")
     parser.add_argument("--config", help="settings from a file; a run's config.yaml is one")

@@ -15,9 +15,9 @@ _LEAST = 1 << 28
 
 
 class MemoryBudget:
-    """A number of bytes that threads hold parts of; who finds too little left waits.
+    """A number of bytes that threads hold parts of. A thread that finds too little left waits.
 
-    One request may exceed the whole budget: it then waits until nobody else holds any, so that it is never refused.
+    One request may exceed the whole budget: it then waits until no other thread holds any, so that it is never refused.
     """
 
     def __init__(self, limit: int) -> None:

@@ -190,7 +190,7 @@ class ValuesImage(OpenedImage):
 
 
 def open_image(data: bytes, *, max_pixels: int = MAX_PIXELS, min_side: int = MIN_SIDE) -> OpenedImage:
-    """Read the header of an image file and refuse what decoding could not survive or nobody could use.
+    """Read the header of an image file and refuse what cannot be decoded safely or is of no use.
 
     Args:
         data: the file's bytes.

@@ -75,10 +75,10 @@ def describe_images(source: Source, sample: int = 256) -> dict[str, Any]:
     """Look at up to `sample` images, evenly spread over the source, to choose settings by.
 
     Returns:
-        sampled, bad (a share), channels (1 if all sampled are gray), height, width and side (shorter) each as
-        [min, median, max], frames (how many sampled files have more than one; the first is used), dark (how many have
-        no pixel above 24 of 255), constant (in how many all pixels lie within 8 of 255), deep (how many have more than
-        8 bits), range (of the deep ones, or None), findings (of the bad ones: id, reason, detail).
+        sampled; bad (a share); channels (1 if all sampled are gray). height, width and side (the shorter one), each as
+        [min, median, max]. frames: how many files have more than one (the first is used). dark: how many have no pixel
+        above 24 of 255. constant: in how many all pixels lie within 8 of 255. deep: how many have more than 8 bits.
+        range: of the deep ones, or None. findings: of the bad ones id, reason, detail.
         `side` is None where no sampled image could be read.
     """
     rows = np.unique(np.linspace(0, len(source) - 1, min(sample, len(source))).astype(np.int64))

@@ -154,9 +154,9 @@ def open_source(
     """Open a set of images.
 
     Args:
-        data: a folder (searched to any depth), a .txt/.csv/.parquet list of paths, a .tar or a folder of them, an array
-            (N, H, W) or (N, H, W, C), "builtin:digits", or any of the files as an address that fsspec reads
-            ("s3://bucket/photos").
+        data: a folder (searched to any depth); a .txt/.csv/.parquet list of paths; a .tar or a folder of them; an array
+            (N, H, W) or (N, H, W, C); or "builtin:digits". Folders and files may be addresses that fsspec reads, such
+            as "s3://bucket/photos".
         labels_from: "folders" (the name of the folder that holds the image), "column:NAME" of the list,
             "columns:A,B,C" of the list (1 or 0 each: several labels an image), a .csv of id and label (of several rows
             for an image one is drawn by `seed`), "tags:FILE.csv" (the same file; all rows of an image count), or

@@ -163,7 +163,7 @@ def read_values(header: Header, data: bytes) -> Stored:
     """Read the first page through tifffile.
 
     Raises:
-        BadImage: unsupported where tifffile is missing; whatever is wrong with the file.
+        BadImage: tifffile is missing (unsupported), or the file is damaged.
     """
     try:
         import tifffile
@@ -212,7 +212,7 @@ def frames(data: bytes) -> int:
 
 def _stored(header: Header, values: np.ndarray) -> Stored:
     colors, alpha, premultiplied = values[:, :, : header.colors], None, False
-    if header.extra and header.extra[0] in (1, 2):  # 0: a fourth band that nobody declared to be alpha
+    if header.extra and header.extra[0] in (1, 2):  # 0: a fourth band that is not declared as alpha
         most = 1.0 if header.format == _FLOAT else float(2 ** (header.bits - (header.format == _SIGNED)) - 1)
         alpha = np.clip(values[:, :, header.colors].astype(np.float64) / most, 0, 1)
         premultiplied = header.extra[0] == 1

@@ -4,7 +4,7 @@ Caron et al. 2018, arXiv 1807.05520, and section 3 of Caron's thesis (power-iter
 sampling). B images, V views, F features, d axes kept, N images in all, K rows of the classifier (C clusters in use).
 Features are the backbone's output, for `deepcluster_alexnet` and `deepcluster_vgg16` before the last ReLU, of center
 crops; the classifier stands behind the ReLU.
-Departs: whitening bounds the smallest variances (1e-5 of the largest; the released code divides by whatever is there);
+Departs: whitening bounds the smallest variances (1e-5 of the largest; the released code has no bound);
 `uniform` really draws every cluster alike, where the released sampler's positions mean other images than it labeled
 (`weighting released` repeats that); weighted losses are divided by the batch's weights, not by its images; the
 smallest clusters that power iteration finds beyond `max_clusters` sit out the epoch.

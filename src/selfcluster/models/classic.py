@@ -1,11 +1,11 @@
 """Convolutional networks that timm lacks, registered with it by importing this file.
 
 `resnet18_small`, `resnet34_small`, `resnet50_small` are the residual networks of He et al. 2016 (arXiv 1512.03385) for
-images of up to 64 pixels: the stem is one 3x3 convolution of stride 1 without pooling, the form that SimCLR's
-appendix B.9 (arXiv 2002.05709) uses for CIFAR. `*_w50` and `*_w25` have a half and a quarter of the channels.
-`resnet50_w2`, `_w4` and `_w5` are ResNet-50 with every channel, the stem's included, 2, 4 or 5 times as many, as SwAV
-(Caron et al. 2020, arXiv 2006.09882) trained them: 94, 375 and 586 million parameters. timm's and torchvision's
-`wide_resnet50_2` widens the inner convolutions alone. The names inside are torchvision's, so published weights fit.
+images of up to 64 pixels. Their stem is one 3x3 convolution of stride 1 without pooling, as in SimCLR's appendix B.9
+(arXiv 2002.05709). `*_w50` and `*_w25` have a half and a quarter of the channels.
+`resnet50_w2`, `_w4` and `_w5` are ResNet-50 with 2, 4 or 5 times as many channels everywhere, the stem included. SwAV
+trained them (Caron et al. 2020, arXiv 2006.09882): 94, 375 and 586 million parameters. timm's and torchvision's
+`wide_resnet50_2` widens the inner convolutions only. The names inside are torchvision's, so published weights fit.
 `tiny_layout` is a convolutional network for digits and other pictures in which position carries the meaning: its last
 map is flattened, never averaged away.
 

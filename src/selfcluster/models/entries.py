@@ -1,4 +1,4 @@
-"""What timm is told of a network of ours: its entry in timm's registry."""
+"""The entry of one of our networks in timm's registry."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 def entry(
     side: int, first_conv: str, classifier: str = "fc", *, channels: int = 3, num_classes: int = 1000, **more: Any
 ) -> dict[str, Any]:
-    """What timm keeps of a network beside its code; for color images with ImageNet's mean and deviation."""
+    """Return what timm keeps of a network beside its code; color images have ImageNet's mean and deviation."""
     rgb = channels == 3
     common = {
         "url": "",

@@ -80,7 +80,7 @@ def full_name(spec: Mapping[str, Any]) -> str:
 
 
 def parts_of(name: str) -> dict[str, Any]:
-    """What `timm.create_model` is told of a network by its full name."""
+    """Return the arguments of `timm.create_model` for a network's full name."""
     model, *rest = name.split("/")
     if model != FOLDED:
         return {"model_name": name}

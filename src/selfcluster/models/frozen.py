@@ -18,7 +18,7 @@ _GRAY = (0.299, 0.587, 0.114)  # ITU-R 601-2, as Pillow turns colors into gray
 
 
 class Frozen(nn.Module):
-    """A network in evaluation mode, whatever is asked of it.
+    """A network that always stays in evaluation mode.
 
     Args:
         network: from `make_backbone` or `load_backbone`.

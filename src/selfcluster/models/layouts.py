@@ -1,8 +1,8 @@
 """Names of weights in other libraries' checkpoints, turned into timm's.
 
-Each function takes the tensors of a checkpoint by their names (without the prefix of the network) and returns them by
-timm's names, or None where the names are not that library's. timm's own `checkpoint_filter_fn` does the rest: it
-splits and resizes what an architecture needs.
+Each function takes the tensors of a checkpoint by name, without the network's prefix. It returns them under timm's
+names, or None where the names are not that library's. Then timm's own `checkpoint_filter_fn` splits and resizes what
+an architecture needs.
 """
 
 from __future__ import annotations

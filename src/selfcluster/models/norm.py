@@ -73,8 +73,8 @@ class BatchNorm(_BatchNorm):
 def convert_sync(module: nn.Module, group: Any = None) -> nn.Module:
     """Give every batch normalization inside `module` statistics over all ranks of `group`.
 
-    Parameters and buffers stay the same objects, so optimizers and checkpoints notice nothing. Alone (one process)
-    the module is returned as it is: the native kernels are faster and there is nobody to share with.
+    Parameters and buffers stay the same objects, so optimizers and checkpoints notice nothing. With one process the
+    module is returned as it is: no synchronization is needed, and the native kernels are faster.
 
     Args:
         module: changed in place; its own class changes only if it is itself a batch normalization.

@@ -62,7 +62,7 @@ def table_name(out: str | os.PathLike[str] | None, default: Any, *endings: str) 
     if out is None:
         return default
     if Path(out).suffix not in endings:
-        raise ValueError(f"--out {out}: what is written there is {' or '.join(endings)}; let the name end so")
+        raise ValueError(f"--out {out}: the file name must end in {' or '.join(endings)}")
     return Path(out)
 
 

@@ -83,7 +83,7 @@ def default_out(method: str, source: Source) -> Path:
 def open_for(
     method: str, data: Any, said: Mapping[str, Any], out: str | os.PathLike[str] | None
 ) -> tuple[Source, Path]:
-    """The images of a run and its folder; one that goes on has those that it began with, whatever is left unsaid."""
+    """Return the data source and the run folder. When resuming, omitted subset options come from the existing run."""
     asked = {name: said[name] for name in _SUBSET if name in said}
     source = open_source(data, **asked)
     path = default_out(method, source) if out is None else Path(out)

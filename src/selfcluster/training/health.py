@@ -1,4 +1,4 @@
-"""Health of a run: what it learns is watched as it learns, and collapse is said in words.
+"""Health of a run: warn, in words, when it collapses or learns nothing.
 
 Read at every report: codes in use, effective clusters (the exponential of their entropy), the largest cluster's share,
 and the rank of 1,024 projected features (RankMe, Garrido et al. 2023, arXiv 2210.02885). Signs of collapse: the loss
@@ -21,7 +21,7 @@ from selfcluster.types import Output
 
 SAMPLE = 1024  # features that the rank is read from
 NEAR = 0.01  # share of the chance level that counts as at it
-_PATIENCE, _FEWEST = 0.05, 200  # share of the planned steps, and the fewest steps, before it is said
+_PATIENCE, _FEWEST = 0.05, 200  # share of the planned steps, and the fewest steps, before a warning
 _THIN = 0.02  # share of the dimensions
 _ALIKE = 0.1  # spread of unit features around their mean, where a method logs it: 1 = all directions, 0 = one
 _ONE = 0.95  # share of images in one cluster

@@ -40,10 +40,12 @@ def open_run(
     given: Mapping[str, Any],
     console: Console,
 ) -> tuple[RunFolder, dict[str, Any]]:
-    """The locked folder and the run's whole configuration.
+    """Return the locked folder and the run's whole configuration.
 
-    Raises RunError where the folder holds a run of another method, other settings or other data (each difference is
-    named), where another process holds it or it cannot be written, and ValueError for settings that make no sense.
+    Raises:
+        RunError: the folder holds a run of another method, of other settings or of other data (each difference is
+            named); another process holds it; or it cannot be written.
+        ValueError: settings that make no sense.
     """
     note, warning = passed_over(source.passed)
     console.say(f"{len(source)} images in {source.where}" + note)

@@ -3,9 +3,9 @@
 Boxes follow torchvision's `RandomResizedCrop` rule (Szegedy et al. 2015, section 6): area and aspect are drawn up to
 ten times; if no draw fits, the box is the largest central part of an allowed aspect. A box is one float32 row, `top,
 left, height, width, flip`, in whole pixels of the source. The flip is part of the row because resizing does it free.
-Two routes do the same resize: a triangle or cubic filter, widened by the scale where the image shrinks and renormalized
-at the crop's borders. `cut` takes one decoded image in a loader thread. `cut_batch` takes images on the device and
-multiplies two batches of matrices, `rows (S, H) @ image (H, W) @ columns (W, S)`.
+Two routes do the same resize, with a triangle or cubic filter that is widened by the scale where the image shrinks.
+The filter is renormalized at the crop's borders. `cut` takes one decoded image in a loader thread. `cut_batch` takes
+images on the device and multiplies two batches of matrices, `rows (S, H) @ image (H, W) @ columns (W, S)`.
 
 B images, C channels, H x W source, S side of a view.
 """
