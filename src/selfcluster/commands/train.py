@@ -69,6 +69,7 @@ def train(
 
     from selfcluster import distributed
     from selfcluster.data.loader import Loader
+    from selfcluster.evaluation.judgement import make_judge
     from selfcluster.runs.console import Console
     from selfcluster.training.build import assemble
     from selfcluster.training.finish import finish
@@ -115,11 +116,23 @@ def train(
             world=distributed.world_size(),
             **{key: resolved[key] for key in ("batch_size", "seed", "workers", "max_bad")},
         )
+        judge = make_judge(resolved, source, parts, path, console)
+        if judge is not None:
+            judge.before()
+        every = resolved.get("judge_every", 0)
+
+        def on_epoch(epochs: int) -> dict[str, float]:
+            return judge.epoch() if judge is not None and every and epochs % every == 0 else {}
+
         with tensorboard_rows(path if first and resolved["tensorboard"] else None) as on_row:
             where = folder, path / "checkpoints"
-            state = fit(parts.method, loader, parts.views, parts.loop, console, *where, on_row, source.ids.__getitem__)
+            shown = on_row, source.ids.__getitem__, on_epoch
+            state = fit(parts.method, loader, parts.views, parts.loop, console, *where, *shown)
+        judgement = judge.after(resolved.get("keep")) if judge is not None else {}
         summary = {"run": str(path), "method": name, "images": len(source), "steps": state.step}
-        summary |= finish(state, loader, parts.loop, source, parts.images, console)
+        own_clusters = judgement.get("kept") != "start"
+        summary |= finish(state, loader, parts.loop, source, parts.images, console, own_clusters)
+        summary |= {"judgement": judgement} if judgement else {}
         summary |= {name: count for name, count in loader.load_report().items() if count and name not in summary}
         if source.passed:
             summary["passed_over"] = dict(source.passed)
@@ -172,7 +185,7 @@ def add_flags(parser: argparse.ArgumentParser, words: list[str]) -> None:
 
 def run_command(method: str, data: str, **settings: Any) -> tuple[Any, str]:
     summary = train(canonical(method), data, **settings)
-    lines = [f"{key:>20}  {value}" for key, value in summary.items()]
+    lines = [f"{key:>20}  {value}" for key, value in summary.items() if key != "judgement"]
     run = shlex.quote(summary["run"])
     lines += ["", f"selfcluster report {run}    shows the clusters"]
     lines += [f"selfcluster search {run} IMAGE    finds the images most like one"]

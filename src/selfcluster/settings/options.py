@@ -105,12 +105,31 @@ SHARED = (
     Option("max_bad", "float", 0.01, "share of unreadable images above which the run fails", least=0, most=1),
     Option("on_collapse", "str", "warn", "what to do when nothing is learned", ("warn", "stop")),
     Option("checkpoint_every", "int", None, "also save every N steps", least=1),
+    Option(
+        "keep",
+        "str",
+        None,
+        "network that the run hands over; default: best with --init, else end",
+        ("start", "end", "best"),
+    ),
+    Option("judge_sample", "int", 1000, "images on which start and end are compared; 0: no comparison", least=0),
+    Option("judge_every", "int", 0, "also measure the network every N epochs, without labels; 0: at the end", least=0),
     Option("tensorboard", "switch", False, "also write TensorBoard files"),
 )
 
 # settings that may change when a run resumes
 FREE = frozenset(
-    {"workers", "device", "precision", "on_collapse", "checkpoint_every", "tensorboard", "max_bad", "max_megapixels"}
+    {
+        "workers",
+        "device",
+        "precision",
+        "on_collapse",
+        "checkpoint_every",
+        "keep",
+        "tensorboard",
+        "max_bad",
+        "max_megapixels",
+    }
     | {"timeout"}
 )
 

@@ -38,13 +38,17 @@ def finish(
     source: Source,
     images: Preprocessing,
     console: Console,
+    own_clusters: bool = True,
 ) -> dict[str, Any]:
-    """Write backbone, embeddings and clusters to the run folder; returns the run's numbers. All ranks take part."""
+    """Write backbone, embeddings and clusters to the run folder; returns the run's numbers. All ranks take part.
+
+    `own_clusters`: the method's clusters belong to the network; False where the start network was kept instead.
+    """
     method, folder, device = state.method, state.folder, settings.device
     console.say("embedding all images")
     embed = make_embed(method, loader, None, device=device, precision=settings.precision)
     index, vectors = gather_rows(embed(lambda views: method.encode(views[0])))
-    clusters, distances = assign(method, vectors, device)
+    clusters, distances = assign(method if own_clusters else None, vectors, device)
     if folder is None:
         return {}
     ids, paths = image_names(source, index)
@@ -72,12 +76,13 @@ def finish(
 
 @torch.no_grad()
 def assign(method: Any, vectors: np.ndarray, device: torch.device) -> tuple[np.ndarray, np.ndarray]:
-    """The method's own clusters of encoded images, or k-means' where it has none: (n,) int64 and (n,) float32.
+    """The method's own clusters of encoded images, or k-means' where it has none or is None: (n,) int64, (n,) float32.
 
     All ranks call it, each with all images.
     """
-    method.eval()
-    parts = in_parts(method.assign, vectors, device)
+    parts: list[Any] = [None]
+    if method is not None:
+        parts = in_parts(method.eval().assign, vectors, device)
     if parts[0] is None:
         mine = vectors[distributed.share(len(vectors))]
         kmeans: Any = KMeans(max(2, round((2 * len(vectors)) ** 0.5)), random_state=0).fit(mine)

@@ -14,7 +14,7 @@ from selfcluster.models import pretrained
 from selfcluster.models.backbones import ARCHITECTURE
 from selfcluster.models.pretrained import Network, is_pretrained_word
 from selfcluster.runs.checkpoint import load_newest
-from selfcluster.runs.folder import RunError, check_finished, is_run
+from selfcluster.runs.folder import RunError, check_finished, is_run, read_status
 from selfcluster.settings.files import run_config
 from selfcluster.training.build import assemble
 from selfcluster.training.finish import assign, in_parts
@@ -63,18 +63,30 @@ def has_method(run: Path) -> bool:
 
 
 def own_clusters(run: Path, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The clusters that a run's method gives to embedded images: (n,) and the distances (n,)."""
+    """The clusters that a run's method gives to embedded images: (n,) and the distances (n,).
+
+    Where the run kept its start network, the method's clusters belong to another network, and k-means makes them.
+    """
+    if kept_start(run):
+        return assign(None, vectors, torch.device("cpu"))
     method, device = trained_method(run)
     return assign(method, vectors, device)
+
+
+def kept_start(run: Path) -> bool:
+    """Whether the run hands over the network that it began with, because training did not make it better."""
+    summary = read_status(run).get("summary", {})
+    return summary.get("judgement", {}).get("kept") == "start"
 
 
 @torch.no_grad()
 def projected(run: Path, vectors: np.ndarray) -> np.ndarray:
     """Return embedded images (n, F) as the run's method compares them, (n, D); see `Method.project`.
 
-    A run without training has no method: its images are compared by the network's features.
+    A run without training has no method, and the method of a run that kept its start network belongs to the trained
+    one: there images are compared by the network's features.
     """
-    if not has_method(run):
+    if not has_method(run) or kept_start(run):
         return vectors
     method, device = trained_method(run)
     return torch.cat(in_parts(method.project, vectors, device)).float().cpu().numpy()

@@ -76,11 +76,13 @@ def fit(
     checkpoints: Path | None = None,
     on_row: Callable[[dict[str, Any]], None] = lambda row: None,
     name_of: Callable[[int], str] = str,
+    on_epoch: Callable[[int], dict[str, float]] = lambda epochs: {},
 ) -> RunState:
     """Train `method` to the end, from the newest checkpoint in `checkpoints` where there is one.
 
     `folder` is what rank 0 writes to, None on the others; `on_row` is given each row of metrics; `name_of` turns an
-    image's position into its id for messages. Returns the final state.
+    image's position into its id for messages; `on_epoch` is called by all ranks after each epoch, with the number of
+    epochs done, and returns numbers for the row of metrics. Returns the final state.
     Raises Preempted, Diverged or Collapsed; the run folder then holds a checkpoint to go on from.
     """
     training, device, per_epoch = settings.training, settings.device, loader.steps_per_epoch
@@ -175,6 +177,8 @@ def fit(
                 row |= {**state.reassignment, **health.report(), "skipped_steps": state.skipped}
                 row |= {"images_per_second": round(steps_timed * training.batch_size / seconds, 1)}
                 row |= {"seconds": round(seconds, 3)}
+                if state.step % per_epoch == 0:
+                    row |= on_epoch(state.step // per_epoch)
                 if folder is not None:
                     folder.log(row)
                 on_row(row)

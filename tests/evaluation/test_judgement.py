@@ -1,0 +1,113 @@
+"""What a run hands over is the better of start and end, by a rule that knows no labels; both networks are kept."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from selfcluster.evaluation import judgement
+from selfcluster.evaluation.judgement import decide
+from selfcluster.models.backbones import load_backbone, make_backbone, save_backbone
+from selfcluster.runs.folder import read_metrics, read_status
+from selfcluster.runs.tables import EMBEDDINGS, read_embeddings
+from selfcluster.training.load import kept_start, own_clusters, projected
+
+
+@pytest.fixture
+def start(tmp_path) -> str:
+    torch.manual_seed(3)
+    module = make_backbone("tiny_layout", channels=3, image_size=16)
+    save_backbone(tmp_path / "network", module, (0.5,) * 3, (0.5,) * 3, 16)
+    return str(tmp_path / "network")
+
+
+def weights(folder):
+    return load_backbone(folder)[0].state_dict()
+
+
+def same(first, second) -> bool:
+    return all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+
+
+@pytest.mark.parametrize("better", [False, True])
+def test_the_better_network_is_handed_over(tiny, tmp_path, start, monkeypatch, better):
+    monkeypatch.setattr(judgement, "decide", lambda first, last, pretrained: (better, "as the test says"))
+    run = tmp_path / "run"
+    summary = tiny("swav", run, init=start)
+    assert summary["judgement"]["kept"] == ("end" if better else "start")
+    assert kept_start(run) is not better
+    assert same(weights(run / "start"), weights(start))
+    assert same(weights(run), weights(start)) is not better
+    if not better:  # the trained network is not lost
+        assert not same(weights(run / "end"), weights(start))
+        vectors = read_embeddings(run / EMBEDDINGS).vectors
+        assert np.array_equal(projected(run, vectors), vectors)  # the method's head belongs to the other network
+        assert own_clusters(run, vectors)[0].max() < len(vectors)
+    stored = json.loads((run / "status.json").read_text())["summary"]["judgement"]
+    assert stored["start"]["retrieval"] >= 0
+    assert stored["end"]["start_overlap"] <= 1
+    assert "knn" not in stored["start"]  # no labels were given
+
+
+def test_embeddings_are_the_kept_networks(tiny, tmp_path, start):
+    tiny("byol", tmp_path / "kept", init=start, keep="start", epochs=1)
+    tiny("byol", tmp_path / "still", init=start, learning_rate=0.0, epochs=1, keep="end", freeze_norm="statistics")
+    kept, still = (read_embeddings(tmp_path / name / EMBEDDINGS).vectors for name in ("kept", "still"))
+    # a target network that begins as the start and a rate of 0: the end is the start
+    assert np.allclose(kept, still, atol=1e-5)
+
+
+def test_without_init_the_end_is_kept_and_the_comparison_is_told(tiny, tmp_path):
+    summary = tiny("swav", tmp_path / "run")
+    assert summary["judgement"]["kept"] == "end"
+    assert summary["judgement"]["better"] in (True, False)
+    assert not (tmp_path / "run/start/backbone.safetensors").exists()
+    with pytest.raises(ValueError, match="kept with --init only"):
+        tiny("swav", tmp_path / "other", keep="start")
+
+
+def test_a_resumed_run_compares_with_the_same_start(tiny, tmp_path, start, monkeypatch):
+    from selfcluster.methods import METHODS
+
+    whole = tiny("swav", tmp_path / "whole", init=start)
+    end, seen = METHODS["swav"].on_step_end, []
+
+    def stopped(self, progress, outputs):
+        end(self, progress, outputs)
+        seen.append(progress.step)
+        if progress.step == 5:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(METHODS["swav"], "on_step_end", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            tiny("swav", tmp_path / "cut", init=start)
+    assert read_status(tmp_path / "cut")["state"] == "preempted"
+    again = tiny("swav", tmp_path / "cut", init=start)
+    assert again["judgement"] == whole["judgement"]
+
+
+def test_every_epoch_is_measured_where_asked(tiny, tmp_path):
+    tiny("swav", tmp_path / "run", judge_every=1, epochs=2)
+    rows = read_metrics(tmp_path / "run")
+    measured = [row for row in rows if "judge_retrieval" in row]
+    assert [row["epoch"] for row in measured] == [0, 1]
+    assert 0 <= measured[0]["judge_start_overlap"] <= 1
+
+
+def test_no_comparison_where_none_is_wanted(tiny, tmp_path):
+    assert "judgement" not in tiny("swav", tmp_path / "run", judge_sample=0, epochs=1)
+    assert not (tmp_path / "run/start").exists()
+
+
+def test_labels_add_a_number_and_decide_nothing(tmp_path):
+    rng = np.random.default_rng(0)
+    from selfcluster.evaluation.unlabelled import Crops, measure
+
+    x = rng.standard_normal((60, 8))
+    views = Crops(x, x + 0.3 * rng.standard_normal((60, 8)))
+    plain, labeled = measure(views), measure(views, labels=rng.integers(0, 3, 60))
+    assert "knn" in labeled
+    assert decide(plain, plain, True) == decide(labeled, labeled, True)
+    assert decide(plain, plain, True)[0] is False  # no difference is no gain
