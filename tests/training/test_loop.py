@@ -14,7 +14,8 @@ from selfcluster.data.quarantine import TooManyBadImages
 from selfcluster.methods import METHODS
 from selfcluster.runs.checkpoint import load, load_newest
 from selfcluster.runs.folder import RunError, read_status
-from selfcluster.training.loop import Collapsed, Diverged, Preempted, clip, split
+from selfcluster.training.loop import Collapsed, Diverged, Preempted, split
+from selfcluster.training.optim import clip
 from selfcluster.types import Batch, Training
 from tests.methods.test_contract import assert_same_run
 

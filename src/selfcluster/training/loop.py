@@ -27,7 +27,7 @@ from selfcluster.runs.folder import RunFolder
 from selfcluster.training.embedding import make_embed, to_layout
 from selfcluster.training.freezing import rate_factors
 from selfcluster.training.health import SAMPLE, Health
-from selfcluster.training.optim import forget, learning_rate_at, make_optimizer, set_rates, weight_decay_at
+from selfcluster.training.optim import clip, forget, learning_rate_at, make_optimizer, set_rates, weight_decay_at
 from selfcluster.training.parallel import join_ranks, reducing
 from selfcluster.training.precision import autocast
 from selfcluster.training.signals import StopRequest
@@ -237,15 +237,6 @@ def read(outputs: list[Output], norm: Tensor, stop: bool, due: bool) -> tuple[di
     packed = all_reduce(torch.cat([torch.stack(means).mean(dim=1), flags])) / world_size()
     *numbers, stopping, saving, gradient_norm = torch.cat([packed, norm.reshape(1)]).tolist()
     return {**dict(zip(names, numbers, strict=True)), "gradient_norm": gradient_norm}, stopping > 0, saving > 0
-
-
-def clip(gradients: list[Tensor], norm: Tensor, training: Training) -> None:
-    """Scale gradients down to the run's bounds: `clip` on the norm of all, `clip_each` on each parameter's own."""
-    if training.clip is not None:
-        torch._foreach_mul_(gradients, (training.clip / (norm + 1e-6)).clamp(max=1.0))
-    if training.clip_each is not None:
-        for gradient, own in zip(gradients, torch._foreach_norm(gradients), strict=True):
-            gradient.mul_((training.clip_each / (own + 1e-6)).clamp(max=1.0))
 
 
 def _report_is_near(progress: Progress, steps: int) -> bool:

@@ -165,6 +165,15 @@ def set_rates(optimizer: torch.optim.Optimizer, learning_rate: float, weight_dec
             group["weight_decay"] = weight_decay
 
 
+def clip(gradients: list[Tensor], norm: Tensor, training: Training) -> None:
+    """Scale gradients down to the run's bounds: `clip` for the norm of all, `clip_each` for each parameter's norm."""
+    if training.clip is not None:
+        torch._foreach_mul_(gradients, (training.clip / (norm + 1e-6)).clamp(max=1.0))
+    if training.clip_each is not None:
+        for gradient, length in zip(gradients, torch._foreach_norm(gradients), strict=True):
+            gradient.mul_((training.clip_each / (length + 1e-6)).clamp(max=1.0))
+
+
 def optimizer_tensors(optimizer: torch.optim.Optimizer, module: nn.Module) -> dict[str, Tensor]:
     """The optimizer's state by parameter name, `weight.momentum_buffer`: it does not depend on any order."""
     return {
