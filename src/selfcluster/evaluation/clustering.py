@@ -7,6 +7,7 @@ components; k clusters lie in k - 1 dimensions, and far more of them than that o
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -68,7 +69,11 @@ def cluster_vectors(
     default = max(2, min(_MOST, usual))
     kept = min(default if whiten is None else whiten, width, n - 1)
     rows: Any = Whitening(kept).fit_transform(x) if kept > 0 else x
-    labels = _fit(rows, number, algorithm, seed)
+    with warnings.catch_warnings(record=True) as caught:  # every restart gives the same warning
+        warnings.simplefilter("always")
+        labels = _fit(rows, number, algorithm, seed)
+    for message in dict.fromkeys(str(warning.message) for warning in caught):
+        say(message)
     if algorithm == "hierarchical" and (made := len(np.unique(labels))) != number:
         say(f"hierarchical made {made} clusters, not {number}: it makes equally many in each of its parts")
     return labels, _distances(x, labels), facts

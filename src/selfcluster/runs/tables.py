@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from selfcluster.data.sources import Source
 from selfcluster.files import write_atomically
+from selfcluster.runs.vectors import read_npy, to_matrix
 
 EMBEDDINGS, CLUSTERS = "embeddings.parquet", "clusters.parquet"
 
@@ -48,12 +49,17 @@ def write_embeddings(path: Path, ids: Sequence[str], paths: Sequence[str], vecto
 
 
 def read_embeddings(path: Path) -> EmbeddingTable:
-    """Read the table; raises ValueError where it is not one, naming what is missing."""
+    """Read the table (Parquet with id and vector), or a .npy file (N, F) whose rows have their numbers as ids.
+
+    Raises:
+        ValueError: a column is missing, or a vector cannot be used; the message names the row (see `vectors.py`).
+    """
+    if path.suffix.lower() == ".npy":
+        ids, matrix = read_npy(path)
+        return EmbeddingTable(ids, ids, matrix)
     table = _read(path, {"id", "vector"})
-    vectors = table["vector"].combine_chunks()
-    dim = len(vectors[0]) if len(vectors) else 0
-    matrix = np.array(vectors.flatten(), dtype=np.float32).reshape(len(table), dim)  # a copy: Arrow's is read-only
-    ids = table["id"].to_pylist()
+    ids = [str(value) for value in table["id"].to_pylist()]
+    matrix = to_matrix(table["vector"], ids, str(path))
     return EmbeddingTable(ids, table["path"].to_pylist() if "path" in table.column_names else ids, matrix)
 
 
