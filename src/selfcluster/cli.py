@@ -9,9 +9,13 @@ from __future__ import annotations
 import argparse
 import difflib
 import importlib
+import io
 import json
+import logging
 import os
+import re
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
@@ -35,6 +39,9 @@ COMMANDS = {
     "methods": "what can be trained",
     "recipes": "named settings",
 }
+
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -68,7 +75,8 @@ class _UsageError(Exception):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit status."""
+    """Run a command; return the exit status."""
+    _prepare_output()
     words = [_modern(word) for word in (sys.argv[1:] if argv is None else argv)]
     as_json = "--json" in words
     try:
@@ -88,10 +96,33 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(str(error) or type(error).__name__, 1, as_json)
     try:
         if os.environ.get("RANK", "0") == "0":
-            print(json.dumps({"ok": True, "result": result}, default=str) if as_json else text, flush=True)
+            print(json.dumps({"ok": True, "result": result}, default=str) if as_json else visible(text), flush=True)
     except OSError:  # whoever read our output has gone
         return _closed_pipe()
     return 0
+
+
+def _prepare_output() -> None:
+    """Let every message through: streams that are not UTF-8 get escapes, and a warning is one sentence."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("selfcluster: %(message)s"))
+    logging.getLogger("selfcluster").handlers = [handler]  # library code logs; here it is decided what is shown
+    shown: set[str] = set()
+
+    def show(message: Warning | str, category: object, filename: str, lineno: int, *more: object) -> None:
+        if str(message) not in shown:
+            shown.add(str(message))
+            print(f"selfcluster: {visible(str(message))}", file=sys.stderr)
+
+    warnings.showwarning = show
+
+
+def visible(text: str) -> str:
+    """Return the text with control characters escaped: a file's name must not move the cursor."""
+    return _CONTROL.sub(lambda found: f"\\x{ord(found.group()):02x}", text)
 
 
 def _modern(word: str) -> str:
@@ -109,7 +140,7 @@ def _modern(word: str) -> str:
 def _fail(message: str, code: int, as_json: bool) -> int:
     if as_json:
         print(json.dumps({"ok": False, "error": message, "exit": code}), flush=True)
-    print(f"selfcluster: {message}", file=sys.stderr)
+    print(f"selfcluster: {visible(message)}", file=sys.stderr)
     return code
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from selfcluster.commands.flags import add_network_flags
+from selfcluster.commands.results import Clustered
 from selfcluster.data.sources import open_source
 from selfcluster.files import make_writable
 from selfcluster.runs.folder import RunError, check_finished, is_run
@@ -29,7 +31,7 @@ def cluster(
     seed: int = 0,
     quiet: bool = False,
     **settings: Any,
-) -> dict[str, Any]:
+) -> Clustered:
     """Group images.
 
     Args:
@@ -76,7 +78,7 @@ def _cluster_images(
     seed: int,
     quiet: bool,
     settings: dict[str, Any],
-) -> dict[str, Any]:
+) -> Clustered:
     """Embed images into a run folder, cluster them there and write the page."""
     from selfcluster.evaluation.clustering import check_algorithm
 
@@ -97,7 +99,7 @@ def _cluster_images(
     result = _cluster_table(run, k, algorithm, whiten, None, seed, quiet)
     console.say("writing the page")
     page = write_report(run, source)
-    return {"run": str(run), "report": str(page), **result}
+    return replace(result, run=str(run), report=str(page))
 
 
 def _cluster_table(
@@ -108,7 +110,7 @@ def _cluster_table(
     out: str | os.PathLike[str] | None,
     seed: int,
     quiet: bool,
-) -> dict[str, Any]:
+) -> Clustered:
     """Cluster the images of a run folder or an embeddings file."""
     from selfcluster.evaluation.clustering import cluster_vectors
     from selfcluster.runs import tables
@@ -135,16 +137,19 @@ def _cluster_table(
         clusters, distances, facts = cluster_vectors(rows, k, algorithm, seed, whiten, console.say)
     tables.write_clusters(path, tables.ClusterTable(table.ids, table.paths, clusters, distances))
     sizes = np.unique(clusters[clusters >= 0], return_counts=True)[1]
-    return {
-        "out": str(path),
-        "csv": str(path.with_suffix(".csv")),
-        "images": len(clusters),
-        "clusters": len(sizes),
-        "largest": int(sizes.max(initial=0)),
-        "smallest": int(sizes.min()) if len(sizes) else 0,
-        "none": int((clusters < 0).sum()),
+    return Clustered(
+        out=str(path),
+        csv=str(path.with_suffix(".csv")),
+        images=len(clusters),
+        clusters=len(sizes),
+        largest=int(sizes.max(initial=0)),
+        smallest=int(sizes.min()) if len(sizes) else 0,
+        none=int((clusters < 0).sum()),
+        ids=table.ids,
+        labels=clusters,
+        distances=distances,
         **facts,
-    }
+    )
 
 
 def _holds_vectors(path: Path) -> bool:
@@ -199,4 +204,5 @@ def run_command(**settings: Any) -> tuple[Any, str]:
         lines.append(f"{result['none']} images belong to no cluster; they have the number -1")
     if "report" in result:
         lines.append(f"{result['report']}: open it in a browser")
-    return result, "\n".join(lines)
+    shown = {name: value for name, value in result.items() if isinstance(value, str | int)}
+    return shown, "\n".join(lines)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from selfcluster.commands.flags import add_network_flags
+from selfcluster.commands.results import Embedded
 from selfcluster.data.sources import open_source
 from selfcluster.files import make_writable
 from selfcluster.runs.folder import RunError, is_run
@@ -31,7 +32,7 @@ def embed(
     image_size: int | None = None,
     timeout: float = 600.0,
     **subset: Any,
-) -> dict[str, Any]:
+) -> Embedded:
     """Features of images by a trained network, one row an image, in the order of their ids.
 
     Args:
@@ -80,8 +81,7 @@ def embed(
     if path is not None:
         write_embeddings(path, ids, paths, vectors)
     labels = None if source.labels is None else source.labels[index]
-    found = {"ids": ids, "paths": paths, "vectors": vectors, "labels": labels, "class_names": source.class_names}
-    return {"out": str(path) if path else None, **found}
+    return Embedded(str(path) if path else None, ids, paths, vectors, labels, source.class_names)
 
 
 def add_flags(parser: argparse.ArgumentParser, words: list[str]) -> None:

@@ -8,15 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from selfcluster.commands.embed import embed
+from selfcluster.commands.results import Hits
 from selfcluster.data.ranges import ValueRange
 from selfcluster.settings.files import run_config
 
 HELP = "images of a run that are most like a given one"
 
 
-def search(
-    run: str | os.PathLike[str], image: str | os.PathLike[str], *, k: int = 10, device: str = "auto"
-) -> list[dict[str, Any]]:
+def search(run: str | os.PathLike[str], image: str | os.PathLike[str], *, k: int = 10, device: str = "auto") -> Hits:
     """The images of a run that are most like a given one.
 
     Args:
@@ -33,7 +32,7 @@ def search(
     config = run_config(Path(run))
     picture = read_picture(Path(image), config["image_size"], ValueRange.of(config.get("range")))
     vector = embed(run, picture, device=device)["vectors"][0]
-    return most_similar(Path(run), vector, k)
+    return Hits(most_similar(Path(run), vector, k))
 
 
 def add_flags(parser: argparse.ArgumentParser, words: list[str]) -> None:

@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 from selfcluster.commands.flags import add_option
+from selfcluster.commands.results import Trained
 from selfcluster.data.sources import DataError, check_enough
 from selfcluster.methods import NAMES, canonical
 from selfcluster.runs.folder import RunFolder, has_begun, read_status
@@ -33,7 +34,7 @@ def train(
     config: str | os.PathLike[str] | Mapping[str, Any] | None = None,
     quiet: bool = False,
     **settings: Any,
-) -> dict[str, Any]:
+) -> Trained:
     """Train `method` on the images in `data` and write features and clusters.
 
     Args:
@@ -98,7 +99,7 @@ def train(
     try:
         if status.get("state") == "finished":
             console.say(f"{path} is finished; choose another --out to train again")
-            return {**status["summary"], "run": str(path), "embeddings": str(path / "embeddings.parquet")}
+            return Trained(status["summary"], run=str(path), embeddings=str(path / "embeddings.parquet"))
         if folder is not None:
             folder.status("running")
         again = partial(train, name, data, recipe=recipe, quiet=quiet)
@@ -139,7 +140,7 @@ def train(
         summary["minutes"] = round((time.monotonic() - started) / 60, 2)
         if folder is not None:
             folder.status("finished", summary=summary)
-        return summary
+        return Trained(summary)
     except BaseException as error:
         if folder is not None:
             preempted = isinstance(error, Preempted | KeyboardInterrupt)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,8 @@ from selfcluster.training.shards import Shards
 from selfcluster.training.start import summarize_data
 from selfcluster.training.state import section
 
+_LOG = logging.getLogger("selfcluster")
+
 
 def load_network(
     model: str, image_size: int | None = None, source: Source | None = None, *, allow_partial: bool = False
@@ -39,7 +41,7 @@ def load_network(
         size, channels = image_size or min(224, seen.side), seen.channels
     network = pretrained.load_network(model, image_size=size, channels=channels, allow_partial=allow_partial)
     if not network.trained:
-        print(f"selfcluster: {model} is not trained: its weights are random", file=sys.stderr)
+        _LOG.warning("%s is not trained: its weights are random", model)
     return network
 
 
