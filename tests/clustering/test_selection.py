@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from selfcluster.clustering.selection import _candidates, _within_an_error, choose_k
+from selfcluster.clustering.selection import _candidates, _compressed, _Silhouette, _within_an_error, choose_k
 
 
 def blobs(k: int, seed: int = 0, n: int = 40, d: int = 4) -> np.ndarray:
@@ -70,3 +70,45 @@ def test_errors_name_the_value() -> None:
     spoilt[7, 1] = np.nan
     with pytest.raises(ValueError, match=r"row 7 of \(30, 2\) holds NaN or infinity"):
         choose_k(spoilt)
+
+
+def test_a_quick_pass_finds_where_to_look() -> None:
+    """Twelve groups in many dimensions, and a grid of candidates that is not compared in full."""
+    rng = np.random.default_rng(0)
+    centers = rng.normal(size=(12, 200))
+    X = (centers[np.arange(600) % 12] + 0.4 * rng.normal(size=(600, 200))).astype(np.float32)
+    lines: list[str] = []
+    found = choose_k(X, say=lines.append)
+    grid = _candidates(None, len(X))
+    assert found.low <= 12 <= found.high
+    assert abs(found.k - 12) <= 2
+    assert {row["k"] for row in found.table} < set(grid)
+    assert "trying" in lines[0]
+    assert "comparing k =" in lines[1]
+    assert choose_k(X) == found
+
+
+def test_the_leading_axes_keep_the_distances_between_clusters() -> None:
+    rng = np.random.default_rng(0)
+    X = np.zeros((300, 150), np.float32)
+    X[:, :5] = rng.normal(size=(300, 5))
+    X += 7
+    short = _compressed(X, spherical=False)
+    assert short.shape == (300, 64)
+    direct = ((X[:, None] - X[None, :20]) ** 2).sum(axis=2)
+    np.testing.assert_allclose(((short[:, None] - short[None, :20]) ** 2).sum(axis=2), direct, atol=1e-3)
+    turned = _compressed(X, spherical=True)
+    np.testing.assert_allclose(turned @ turned[:20].T, X @ X[:20].T, rtol=1e-4)
+
+
+def test_the_silhouette_of_shared_distances_is_scikit_learns() -> None:
+    from sklearn.metrics import silhouette_score
+
+    rng = np.random.default_rng(0)
+    X, labels = rng.normal(size=(200, 4)).astype(np.float32), rng.integers(0, 5, 200)
+    labels[0] = 9  # a cluster of one
+    for spherical, metric in ((False, "euclidean"), (True, "cosine")):
+        score = _Silhouette(X, 0, spherical)(labels)
+        assert score == pytest.approx(silhouette_score(X, labels, metric=metric), abs=1e-6)
+    assert _Silhouette(X, 0, False)(np.zeros(200, int)) == -1
+    assert _Silhouette(X, 0, False)(np.arange(200)) == -1

@@ -15,11 +15,14 @@ The recommendation is the middle one of the three votes on the curves averaged o
 smallest and the largest of all single votes, widened to the next candidates not tried. It is `certain` where that range
 is narrow and the silhouette beats the reference's; where it does not beat it, the data show no clusters to k-means,
 and the range is all candidates.
+
+Rows of many dimensions are clustered along their 64 leading principal axes. Where the user names no candidates, a quick
+pass over 1,500 rows finds those worth a full comparison: the ones that it votes for, and their neighbors.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -32,6 +35,11 @@ from selfcluster.clustering.kmeans import KMeans
 
 _SHARE = 0.8  # of the sample that a repeat is fitted to
 _RESTARTS = 3
+_SILHOUETTE_ROWS = 1000
+_DIMS = 64  # of the rows that are clustered; more cost time, and at most 100 clusters are told apart
+_FEW = 8  # candidates that are all compared in full
+_COARSE_ROWS = 1500
+_COARSE_REPEATS = 2
 _STABLE = 0.02
 _BEATEN = 0.03  # a silhouette must exceed the reference's best by this
 _NARROW = 1.5  # high / low of a range that counts as certain
@@ -63,6 +71,7 @@ def choose_k(
     spherical: bool = False,
     sample: int = 5000,
     repeats: int = 5,
+    say: Callable[[str], None] = lambda text: None,
 ) -> KChoice:
     """Recommend a number of clusters for k-means, with its uncertainty.
 
@@ -73,6 +82,7 @@ def choose_k(
         spherical: cluster directions.
         sample: rows used at most. Clusters much smaller than N / sample rows cannot be found.
         repeats: fits a candidate gets, on data and on the reference each.
+        say: called with lines of progress.
 
     Raises:
         ValueError: for fewer than 10 rows, candidates outside 2 to half the sampled rows, or under
@@ -85,19 +95,27 @@ def choose_k(
     if distributed.world_size() > 1:
         raise ValueError(f"choose_k works in one process and this group has {distributed.world_size()}")
     rows = _sampled(X, sample, seed)
-    tried = _candidates(candidates, len(rows))
+    grid = _candidates(candidates, len(rows))
     if repeats < 2:
         raise ValueError(f"repeats={repeats} must be at least 2: stability compares fits")
-    fits = _Fits(rows, tried, repeats, seed, spherical)
+    rows = _compressed(rows, spherical)
+    tried = grid
+    if candidates is None and len(grid) > _FEW:
+        say(
+            f"trying {len(grid)} numbers of clusters, {grid[0]} to {grid[-1]}, on {min(len(rows), _COARSE_ROWS):,} rows"
+        )
+        tried = _promising(rows, grid, seed, spherical)
+    say(f"comparing k = {', '.join(map(str, tried))} on {len(rows):,} rows, {repeats} times")
+    fits = _Fits(rows, tried, repeats, seed, spherical, _RESTARTS)
     votes = fits.votes(np.arange(repeats))
     single = [fits.votes(np.array([r])) for r in range(repeats)]
     k = max(tried[0], sorted(votes.values())[1])
     every = [v for vote in single for v in vote.values()] + [k]
-    low, high = _widened(max(tried[0], min(every)), max(every), tried)
+    low, high = _widened(max(tried[0], min(every)), max(every), grid)
     at = tried.index(k)
     beats = fits.silhouette[:, at].mean() > fits.reference_silhouette[:, at].max() + _BEATEN
     if not beats:
-        certain, low, high = False, tried[0], tried[-1]
+        certain, low, high = False, grid[0], grid[-1]
         reason = f"at k={k} the clusters are no better apart than k-means makes them in data without any"
     elif high > _NARROW * low:
         certain, reason = False, f"the measures and repeats vote for anything from k={low} to k={high}"
@@ -109,7 +127,9 @@ def choose_k(
 class _Fits:
     """Curves (R, C) over R repeats and C candidates, of the data and of the reference; agreements (R, R, C)."""
 
-    def __init__(self, rows: np.ndarray, tried: list[int], repeats: int, seed: int, spherical: bool) -> None:
+    def __init__(
+        self, rows: np.ndarray, tried: list[int], repeats: int, seed: int, spherical: bool, restarts: int
+    ) -> None:
         self.tried, self.repeats = tried, repeats
         shape = repeats, len(tried)
         self.inertia, self.silhouette, self.reference_inertia, self.reference_silhouette = (
@@ -121,13 +141,14 @@ class _Fits:
             random = np.random.default_rng(randomness.key(seed, "choose_k", r))
             part = rows[np.sort(random.permutation(len(rows))[: int(_SHARE * len(rows))])]
             flat = _reference(rows, random)
-            self.one[r], self.reference_one[r] = (_best(x, x, 1, 0, spherical)[1] for x in (rows, flat))
+            self.one[r], self.reference_one[r] = (_best(x, x, 1, 0, spherical, 1)[1] for x in (rows, flat))
+            near, near_flat = (_Silhouette(x, r, spherical) for x in (rows, flat))
             for c, k in enumerate(tried):
                 start = randomness.key(seed, "choose_k", r, k) >> 33
-                labels[r, c], self.inertia[r, c] = _best(part, rows, k, start, spherical)
-                self.silhouette[r, c] = _silhouette(rows, labels[r, c], r, spherical)
-                found, self.reference_inertia[r, c] = _best(flat, flat, k, start, spherical)
-                self.reference_silhouette[r, c] = _silhouette(flat, found, r, spherical)
+                labels[r, c], self.inertia[r, c] = _best(part, rows, k, start, spherical, restarts)
+                self.silhouette[r, c] = near(labels[r, c])
+                found, self.reference_inertia[r, c] = _best(flat, flat, k, start, spherical, restarts)
+                self.reference_silhouette[r, c] = near_flat(found)
         self.stability = np.zeros((repeats, repeats, len(tried)))
         for a, b in combinations(range(repeats), 2):
             for c in range(len(tried)):
@@ -183,6 +204,32 @@ def _sampled(X: Any, sample: int, seed: int) -> np.ndarray:
     return rows
 
 
+def _compressed(rows: np.ndarray, spherical: bool) -> np.ndarray:
+    """Return the rows along their leading principal axes, where they have many dimensions.
+
+    At most 100 clusters lie in 99 dimensions. Directions of cluster centers are not changed by the mean, so rows are
+    centered only where distances count.
+    """
+    if rows.shape[1] <= _DIMS or len(rows) <= _DIMS:
+        return rows
+    middle = np.zeros(rows.shape[1]) if spherical else rows.mean(axis=0, dtype=np.float64)
+    centered = rows - middle.astype(np.float32)
+    values, axes = np.linalg.eigh(centered.T @ centered)
+    return np.ascontiguousarray(centered @ axes[:, np.argsort(values)[-_DIMS:]], dtype=np.float32)
+
+
+def _promising(rows: np.ndarray, grid: list[int], seed: int, spherical: bool) -> list[int]:
+    """Return the candidates that a quick pass over part of the rows votes for, and their neighbors."""
+    part = rows[np.random.default_rng(randomness.key(seed, "coarse")).permutation(len(rows))[:_COARSE_ROWS]]
+    fits = _Fits(part, grid, _COARSE_REPEATS, seed, spherical, 1)
+    chosen: set[int] = set()
+    for which in (np.arange(_COARSE_REPEATS), *(np.array([r]) for r in range(_COARSE_REPEATS))):
+        for k in fits.votes(which).values():
+            at = grid.index(k) if k in grid else 0  # the gap may vote for one cluster
+            chosen |= set(range(max(0, at - 1), min(len(grid), at + 2)))
+    return [grid[at] for at in sorted(chosen)]
+
+
 def _candidates(candidates: Sequence[int] | None, n: int) -> list[int]:
     if candidates is not None:
         tried = sorted({int(k) for k in candidates})
@@ -204,17 +251,43 @@ def _reference(rows: np.ndarray, random: np.random.Generator) -> np.ndarray:
     return (box @ axes.T + middle).astype(np.float32)
 
 
-def _best(part: np.ndarray, rows: np.ndarray, k: int, seed: int, spherical: bool) -> tuple[np.ndarray, float]:
-    """The best of some starts fitted to `part`: labels and mean squared distance of all `rows`."""
-    starts = 1 if k == 1 else _RESTARTS
+def _best(
+    part: np.ndarray, rows: np.ndarray, k: int, seed: int, spherical: bool, starts: int
+) -> tuple[np.ndarray, float]:
+    """Return the best of some starts fitted to `part`: labels and mean squared distance of all `rows`."""
     fits = [KMeans(k, spherical=spherical, init="k-means++", random_state=seed + i).fit(part) for i in range(starts)]
     best = min(fits, key=lambda fit: fit.inertia_)
     return np.asarray(best.predict(rows)), float(-best.score(rows)) / len(rows)
 
 
-def _silhouette(rows: np.ndarray, labels: np.ndarray, seed: int, spherical: bool) -> float:
-    value = scores.silhouette(rows, labels, sample=1000, seed=seed, metric="cosine" if spherical else "euclidean")
-    return -1.0 if np.isnan(value) else value
+class _Silhouette:
+    """Mean silhouette of clusterings of the same rows: the distances of a sample are computed once."""
+
+    def __init__(self, rows: np.ndarray, seed: int, spherical: bool) -> None:
+        random = np.random.default_rng(randomness.key(seed, "silhouette"))
+        self.drawn = np.sort(random.permutation(len(rows))[:_SILHOUETTE_ROWS])
+        x = rows[self.drawn].astype(np.float64)
+        if spherical:
+            x /= np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+            self.distances = np.maximum(1 - x @ x.T, 0)
+        else:
+            squares = (x**2).sum(axis=1)
+            self.distances = np.sqrt(np.maximum(squares[:, None] + squares - 2 * x @ x.T, 0))
+        np.fill_diagonal(self.distances, 0)
+
+    def __call__(self, labels: np.ndarray) -> float:
+        """Return the score of labels (N,); -1 where it is not defined: one cluster, or only clusters of one."""
+        found, own, sizes = np.unique(labels[self.drawn], return_inverse=True, return_counts=True)
+        if not 2 <= len(found) < len(own):
+            return -1.0
+        sums = self.distances @ np.eye(len(found))[own]  # (n, k) of distances to each cluster's members
+        at = np.arange(len(own)), own
+        inside = sums[at] / np.maximum(sizes[own] - 1, 1)
+        means = sums / sizes
+        means[at] = np.inf
+        outside = means.min(axis=1)
+        score = (outside - inside) / np.maximum(np.maximum(inside, outside), 1e-12)
+        return float(np.where(sizes[own] > 1, score, 0).mean())
 
 
 def _log(inertia: np.ndarray) -> np.ndarray:

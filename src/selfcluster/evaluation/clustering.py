@@ -57,7 +57,7 @@ def cluster_vectors(
     x = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
     facts: dict[str, Any] = {}
     if k == "auto":
-        chosen = choose_k(x, seed=seed)
+        chosen = choose_k(x, seed=seed, say=say)
         facts = {"k": chosen.k, "k_low": chosen.low, "k_high": chosen.high}
         say(f"k = {chosen.k} is recommended; anything from {chosen.low} to {chosen.high} fits the data about as well")
         k = chosen.k
