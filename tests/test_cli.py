@@ -126,7 +126,7 @@ def test_a_place_that_cannot_be_written_to_is_refused_before_the_work(
     run, command, name, flags, tmp_path, capsys, monkeypatch
 ):
     (tmp_path / "file").write_text("x")
-    for work in ("training.embedding.make_embed", "runs.tables.read_embeddings", "reporting.page.judge"):
+    for work in ("training.features.make_embed", "runs.tables.read_embeddings", "reporting.page.judge"):
         monkeypatch.setattr(f"selfcluster.{work}", lambda *a, **kw: pytest.fail("the work had begun"))
     assert main([command, str(run), *flags, "--out", str(tmp_path / "file" / name)]) == 2
     assert "cannot be written to" in (said := capsys.readouterr().err)
