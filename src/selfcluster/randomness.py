@@ -1,7 +1,7 @@
-"""Counter-based randomness: every random number is a pure function of what it is for.
+"""Counter-based randomness: every random number is a pure function of its seed, purpose and position.
 
-No generator has state that a worker, a rank or a checkpoint would have to carry: the same key gives the same
-uniforms in NumPy (loader workers) and in torch (the device), in any process and in any order.
+There is no generator state that a worker, a rank or a checkpoint would have to keep. The same key gives the same
+uniforms in NumPy (loader threads) and in torch (the device), in any process and in any order.
 The mixing function is the finalizer of SplitMix64 (Steele, Lea, Flood 2014).
 """
 
@@ -23,7 +23,7 @@ _BITS = 24  # what a float32 in [0, 1) holds exactly
 
 
 def key(seed: int, purpose: str, *counters: int) -> int:
-    """One 64-bit key from a seed, the name of a purpose and any number of counters (step, view, rank, ...)."""
+    """Return a 64-bit key of a seed, the name of a purpose and any number of counters (step, view, rank, ...)."""
     state = _mix(seed & _MASK)
     for part in (zlib.crc32(purpose.encode()), *counters):
         state = _mix((state + _GOLDEN + (int(part) & _MASK)) & _MASK)
@@ -31,7 +31,7 @@ def key(seed: int, purpose: str, *counters: int) -> int:
 
 
 def draw(seed: int, purpose: str, step: int, index: Any, view: int, n: int) -> Any:
-    """Uniforms in [0, 1): row b belongs to sample `index[b]` and to nothing else.
+    """Return uniforms in [0, 1). Row b depends on sample `index[b]` and on no other sample.
 
     Args:
         seed: the run's seed.

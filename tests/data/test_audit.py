@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 
 import numpy as np
@@ -97,6 +98,27 @@ def test_the_command_prints_a_table_or_json(folder, capsys):
     assert len(result["exact_leaks"]) == 28  # unreadable files have bytes, too
     assert result["near_leaks"] == []  # equal files are not counted twice
     assert main(["audit", str(folder), "--near", "0.5"]) == 2
+
+
+def test_row_2_bits_that_flip_are_found_by_their_hash(folder, tmp_path, capsys):
+    hashes = tmp_path / "hashes.txt"
+    assert main(["audit", str(folder), "--hashes", str(hashes)]) == 0
+    assert "28 hashes written" in capsys.readouterr().out
+    first = hashes.read_text().splitlines()[0]
+    assert first == f"{hashlib.sha256((folder / '00.png').read_bytes()).hexdigest()}  00.png"
+    data = bytearray((folder / "small 05.jpg").read_bytes())
+    data[-100] ^= 0x10  # inside the scan: it still decodes
+    (folder / "small 05.jpg").write_bytes(data)
+    (folder / "19.png").rename(folder / "new.png")
+    found = audit(folder, hashes=hashes, quiet=True)
+    assert "small 05.jpg" not in [id for group in found["unreadable"] for id in group["ids"]]
+    assert found["hashes"] == {
+        "file": str(hashes), "changed": ["small 05.jpg"], "missing": ["19.png"], "added": ["new.png"]
+    }  # fmt: skip
+    assert main(["audit", str(folder), "--hashes", str(hashes)]) == 0
+    assert "changed                   1  small 05.jpg" in capsys.readouterr().out
+    hashes.write_text("nonsense\n")
+    assert main(["audit", str(folder), "--hashes", str(hashes)]) == 2
 
 
 def test_row_2_bits_that_flip_inside_the_pixels_are_seen_as_a_copy_that_is_not_equal(folder):

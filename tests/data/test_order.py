@@ -114,7 +114,7 @@ def test_clusters_are_balanced_inside_groups():
 
 
 def test_what_cannot_be_drawn_is_an_error_with_the_numbers():
-    with pytest.raises(ValueError, match="20 images an epoch were asked for, 15 are there"):
+    with pytest.raises(ValueError, match="20 images an epoch are needed, more than the 15 images"):
         epoch_order(15, 10, 2, 0, 0)
     with pytest.raises(ValueError, match="every label is -1"):
         epoch_order(4, 2, 1, 0, 0, EpochPlan(balance=torch.full((4,), -1)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from pathlib import Path
 from typing import Any, TypedDict
 
 from selfcluster.commands.flags import add_option
@@ -31,6 +32,7 @@ class AuditResult(TypedDict):
     second: dict[str, Any] | None  # the same of DATA2
     exact_leaks: list[list[str]]  # [id in DATA, id in DATA2]
     near_leaks: list[list[str]]
+    hashes: dict[str, Any] | None  # file, and written (a number) or changed, missing and added (ids)
 
 
 def audit(
@@ -38,6 +40,7 @@ def audit(
     data2: Any = None,
     *,
     near: float = 0.99,
+    hashes: str | os.PathLike[str] | None = None,
     workers: int | None = None,
     quiet: bool = False,
     **reading: Any,
@@ -48,6 +51,8 @@ def audit(
         data: the images, as in training.
         data2: other images, such as the test set: copies and near copies between both are leaks.
         near: correlation of small gray versions from which on two images are near copies, 0.9 to 1.
+        hashes: a file of SHA-256 of DATA's images: written where it does not exist, else compared. Bits that flip
+            inside an image's pixels often decode without an error; only this finds them.
         workers: threads; default one a core.
         quiet: show no progress.
         **reading: limit, range, max_megapixels, labels_from, as `open_source` takes them.
@@ -102,8 +107,15 @@ def audit(
         one, two = examined
         exact = [[one.ids[a], two.ids[b]] for a, b in looks.exact_leaks(one, two)]
         nearly = [[one.ids[a], two.ids[b]] for a, b in looks.near_leaks(one, two, near)]
+    compared: dict[str, Any] | None = None
+    if hashes is not None:
+        file = Path(hashes)
+        if file.exists():
+            compared = {"file": str(file), **looks.compare_hashes(examined[0], file)}
+        else:
+            compared = {"file": str(file), "written": looks.write_hashes(examined[0], file)}
     second = parts[1] if len(parts) == 2 else None
-    return AuditResult(**parts[0], second=second, exact_leaks=exact, near_leaks=nearly)
+    return AuditResult(**parts[0], second=second, exact_leaks=exact, near_leaks=nearly, hashes=compared)
 
 
 def add_flags(parser: argparse.ArgumentParser, words: list[str]) -> None:
@@ -111,6 +123,9 @@ def add_flags(parser: argparse.ArgumentParser, words: list[str]) -> None:
     parser.add_argument("data2", metavar="DATA2", nargs="?", help="other images: what both share is reported as a leak")
     parser.add_argument(
         "--near", type=float, default=0.99, help="correlation from which on images are near copies, 0.9 to 1"
+    )
+    parser.add_argument(
+        "--hashes", metavar="FILE", help="SHA-256 of the images: written if the file is missing, else compared"
     )
     parser.add_argument("--quiet", action="store_true", help="show no progress")
     for option in SHARED:
@@ -127,6 +142,15 @@ def run_command(**settings: Any) -> tuple[Any, str]:
         for name, words in (("exact_leaks", "equal files"), ("near_leaks", "near copies")):
             pairs = [" = ".join(pair) for pair in result[name]]
             lines.append(_line(words, len(pairs), pairs))
+    if result["hashes"] is not None and "written" in result["hashes"]:
+        lines.append(
+            f"{result['hashes']['file']}: {result['hashes']['written']} hashes written; audit again to compare"
+        )
+    elif result["hashes"] is not None:
+        lines += ["", f"since {result['hashes']['file']} was written"]
+        lines += [
+            _line(name, len(result["hashes"][name]), result["hashes"][name]) for name in ("changed", "missing", "added")
+        ]
     return result, "\n".join(lines)
 
 

@@ -12,16 +12,18 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from selfcluster.data.budget import decoding
 from selfcluster.data.decode import open_image
-from selfcluster.data.errors import BadImage
+from selfcluster.data.errors import BadImage, DataError
 from selfcluster.data.images import CONSTANT, DARK, ArrayImage, range_of
 from selfcluster.data.problems import Finding
 from selfcluster.data.sources import Source
+from selfcluster.files import write_atomically
 
 # of 16 x 16 versions: half the size and JPEG of quality 60 keep 0.997; of scikit-learn's 1,797 digits, all different,
 # one pair reaches it, and 29 reach 0.98
@@ -141,11 +143,38 @@ def near_leaks(one: Examined, two: Examined, near: float = NEAR) -> list[tuple[i
     return sorted((a, b) for b, a in found.items())
 
 
+def write_hashes(examined: Examined, path: Path) -> int:
+    """Write the SHA-256 of each readable image, in the format of `sha256sum`; return how many."""
+    lines = [f"{digest.hex()}  {id}\n" for digest, id in zip(examined.digests, examined.ids) if digest]
+    write_atomically(path, "".join(lines))
+    return len(lines)
+
+
+def compare_hashes(examined: Examined, path: Path) -> dict[str, list[str]]:
+    """Return the ids that are changed, missing or added since `write_hashes` wrote the file.
+
+    Raises:
+        DataError: the file holds anything else.
+    """
+    earlier: dict[str, str] = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1], start=1):
+        digest, _, id = line.partition("  ")
+        if len(digest) != 64 or not id:
+            raise DataError(f"{path} line {number}: a SHA-256, two spaces and an image's id are needed")
+        earlier[id] = digest
+    now = {id: digest.hex() for id, digest in zip(examined.ids, examined.digests)}
+    return {
+        "changed": [id for id in now if id in earlier and now[id] != earlier[id]],
+        "missing": [id for id in earlier if id not in now],
+        "added": [id for id in now if id not in earlier],
+    }
+
+
 def _look(source: Source, row: int, result: Examined) -> Finding | None:
     try:
         data = source.read(row)
         content = data if isinstance(data, bytes) else np.ascontiguousarray(data).tobytes()
-        result.digests[row] = hashlib.blake2b(content, digest_size=16).digest()
+        result.digests[row] = hashlib.sha256(content).digest()
         image = open_image(data, max_pixels=source.max_pixels) if isinstance(data, bytes) else ArrayImage(data)
         if not isinstance(image, ArrayImage) and image.is_deep:
             image.value_range = range_of(source)

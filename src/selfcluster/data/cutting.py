@@ -14,6 +14,7 @@ from torch import Tensor
 
 from selfcluster import randomness
 from selfcluster.data.budget import decoding
+from selfcluster.data.decode import OpenedImage
 from selfcluster.data.errors import BadImage
 from selfcluster.data.images import ArrayImage, open_row
 from selfcluster.data.quarantine import Find, TooManyBadImages
@@ -103,7 +104,7 @@ class Cutter:
 
     def _fill(self, job: Job, slots: list[int], finds: list[Find]) -> list[int]:
         """Read, decode and cut the images `job.shown[slots]`; return the slots whose image was bad."""
-        opened: list[Any] = []
+        opened: list[OpenedImage | ArrayImage | None] = []
         sizes = np.ones((len(slots), 2), dtype=np.int64)
         for k, slot in enumerate(slots):
             row = int(job.shown[slot])
@@ -122,33 +123,34 @@ class Cutter:
             )  # (V, n, 5)
         wrong = []
         for k, slot in enumerate(slots):
+            image = opened[k]
+            opened[k] = None  # its bytes are not needed after this
+            if image is None:
+                wrong.append(slot)
+                continue
             try:
-                if opened[k] is None:
-                    wrong.append(slot)
-                elif boxes is None:
-                    with decoding().hold(opened[k].decode_bytes):
-                        job.pixels[0][slot] = self._center(opened[k])
-                else:
-                    with decoding().hold(opened[k].decode_bytes):
-                        self._crops(opened[k], boxes[:, k], job, slot)
+                with decoding().hold(image.decode_bytes):
+                    if boxes is None:
+                        job.pixels[0][slot] = self._center(image)
+                    else:
+                        self._crops(image, boxes[:, k], job, slot)
             except BadImage as error:
                 finds.append((int(job.shown[slot]), error.reason, error.detail))
                 wrong.append(slot)
-            opened[k] = None  # its bytes are not needed any more
         return wrong
 
-    def _open(self, row: int) -> Any:
+    def _open(self, row: int) -> OpenedImage | ArrayImage:
         if self._images is not None:
             return ArrayImage(self._images[row].numpy())
         with self._watch.reading(row):
             return open_row(self._source, row)
 
-    def _center(self, image: Any) -> np.ndarray:
+    def _center(self, image: OpenedImage | ArrayImage) -> np.ndarray:
         size = self._image_size
         side = decoded_side(size, self._center_options["crop_pct"])
         return center(image.pixels(self._channels, shrink_to=side), size, **self._center_options)
 
-    def _crops(self, image: Any, boxes: np.ndarray, job: Job, slot: int) -> None:
+    def _crops(self, image: OpenedImage | ArrayImage, boxes: np.ndarray, job: Job, slot: int) -> None:
         """Cut all views from one decode; a JPEG is decoded smaller if no view has to be enlarged for it."""
         sides = boxes[:, 2:4].min(axis=1)  # (V,)
         needed = float((np.array(job.plan.sizes) / sides).max()) * min(image.height, image.width)

@@ -28,7 +28,7 @@ from __future__ import annotations
 import io
 import math
 import struct
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 from PIL import (
@@ -171,7 +171,14 @@ class PillowImage(OpenedImage):
 class ValuesImage(OpenedImage):
     """An image of which another library reads the values: `read` returns them as stored."""
 
-    def __init__(self, width: int, height: int, orientation: int, read: Any, frames: Any = None) -> None:
+    def __init__(
+        self,
+        width: int,
+        height: int,
+        orientation: int,
+        read: Callable[[], Stored],
+        frames: Callable[[], int] | None = None,
+    ) -> None:
         super().__init__(width, height, orientation)
         self._read, self._frames = read, frames
         self.decode_bytes = 3 * width * height * _BYTES_A_PIXEL  # the spreading is done with 64 bits a value
@@ -261,7 +268,7 @@ class _Jpeg(JpegImagePlugin.JpegImageFile):
         """Do nothing: the resolution is not used, and a damaged EXIF block would warn."""
 
 
-_PLUGINS: dict[str, Any] = {
+_PLUGINS: dict[str, type[ImageFile.ImageFile]] = {
     "JPEG": _Jpeg,
     "PNG": PngImagePlugin.PngImageFile,
     "WebP": WebPImagePlugin.WebPImageFile,

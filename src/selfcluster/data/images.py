@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 
@@ -71,18 +71,28 @@ def range_of(source: Source) -> ValueRange | None:
         return source.value_range
 
 
-def describe_images(source: Source, sample: int = 256) -> dict[str, Any]:
-    """Look at up to `sample` images, evenly spread over the source, to choose settings by.
+class SampleDescription(TypedDict):
+    """What a sample of images looks like. Sizes are [min, median, max] in pixels, or None where none could be read."""
 
-    Returns:
-        sampled; bad (a share); channels (1 if all sampled are gray). height, width and side (the shorter one), each as
-        [min, median, max]. frames: how many files have more than one (the first is used). dark: how many have no pixel
-        above 24 of 255. constant: in how many all pixels lie within 8 of 255. deep: how many have more than 8 bits.
-        range: of the deep ones, or None. findings: of the bad ones id, reason, detail.
-        `side` is None where no sampled image could be read.
-    """
+    sampled: int
+    bad: float  # share of the sample
+    channels: int  # 1 if all are gray, else 3
+    height: list[int] | None
+    width: list[int] | None
+    side: list[int] | None  # the shorter one
+    frames: int  # files with more than one frame or page; the first is used
+    dark: int  # images without a pixel above 24 of 255
+    constant: int  # images whose pixels all lie within 8 of 255
+    deep: int  # images with more than 8 bits
+    range: ValueRange | None  # of the deep ones
+    findings: list[Finding]  # the bad ones
+
+
+def describe_images(source: Source, sample: int = 256) -> SampleDescription:
+    """Look at up to `sample` images, evenly spread over the source, to choose settings by."""
     rows = np.unique(np.linspace(0, len(source) - 1, min(sample, len(source))).astype(np.int64))
-    sizes, gray = [], True
+    sizes: list[tuple[int, int, int]] = []
+    gray = True
     counts = dict.fromkeys(("frames", "dark", "constant", "deep"), 0)
     findings: list[Finding] = []
     for i in rows.tolist():
@@ -100,22 +110,24 @@ def describe_images(source: Source, sample: int = 256) -> dict[str, Any]:
         counts["dark"] += int(highest.max()) <= DARK
         counts["constant"] += int((highest - lowest).max()) <= CONSTANT
         counts["deep"] += image.is_deep
-    spread = {
-        name: [int(min(values)), int(np.median(values)), int(max(values))]
-        for name, values in zip(("height", "width", "side"), zip(*sizes))
-    } or {"height": None, "width": None, "side": None}
-    return {
-        "sampled": len(rows),
-        "bad": 1 - len(sizes) / len(rows),
-        "channels": 1 if gray else 3,
-        **counts,
-        "range": source.value_range if counts["deep"] else None,
-        "findings": findings,
-        **spread,
-    }
+    height, width, side = (_three(values) for values in (zip(*sizes) if sizes else ((), (), ())))
+    return SampleDescription(
+        sampled=len(rows),
+        bad=1 - len(sizes) / len(rows),
+        channels=1 if gray else 3,
+        height=height,
+        width=width,
+        side=side,
+        frames=counts["frames"],
+        dark=counts["dark"],
+        constant=counts["constant"],
+        deep=counts["deep"],
+        range=source.value_range if counts["deep"] else None,
+        findings=findings,
+    )
 
 
-def remarks(seen: dict[str, Any], where: str) -> tuple[list[str], list[str]]:
+def remarks(seen: SampleDescription, where: str) -> tuple[list[str], list[str]]:
     """Return (notes, warnings) about what `describe_images` saw; raises BadImages where nothing could be read."""
     if seen["side"] is None:
         raise BadImages(
@@ -123,7 +135,7 @@ def remarks(seen: dict[str, Any], where: str) -> tuple[list[str], list[str]]:
         )
     notes, warnings = [], []
     if seen["range"] is not None:
-        used: ValueRange = seen["range"]
+        used = seen["range"]
         notes.append(
             f"images deeper than 8 bits: values {used} become 0..255 ({used.reason or 'as asked'}); "
             "--range LOW HIGH sets other ones"
@@ -131,9 +143,9 @@ def remarks(seen: dict[str, Any], where: str) -> tuple[list[str], list[str]]:
     advice = (
         "check what they show; for images deeper than 8 bits, --range LOW HIGH names the values that become 0 and 255"
     )
-    for name, words in (("dark", "nearly black"), ("constant", "nearly constant")):
-        if seen[name] >= max(1, _WARN_SHARE * (seen["sampled"] - len(seen["findings"]))):
-            warnings.append(f"{seen[name]} of {seen['sampled']} images looked at are {words}: {advice}")
+    for count, words in ((seen["dark"], "nearly black"), (seen["constant"], "nearly constant")):
+        if count >= max(1, _WARN_SHARE * (seen["sampled"] - len(seen["findings"]))):
+            warnings.append(f"{count} of {seen['sampled']} images looked at are {words}: {advice}")
     if seen["dark"] == seen["constant"] and len(warnings) == 2:
         warnings = warnings[1:]  # the same images, most likely
     return notes, warnings
@@ -192,6 +204,11 @@ def survey(
 
     results = list((pool.map if pool is not None else map)(look, chunks))
     return [find for finds, _ in results for find in finds], sum(count for _, count in results)
+
+
+def _three(values: Sequence[int]) -> list[int] | None:
+    """[min, median, max]."""
+    return [int(min(values)), int(np.median(values)), int(max(values))] if values else None
 
 
 def _deep_images(source: Source) -> Iterator[Stored]:

@@ -32,7 +32,7 @@ def load_in_memory(
     """
     shape = _common_shape(source)
     fits = shape is not None and len(source) * shape[0] * shape[1] * channels <= memory(device) // _SHARE
-    # memory may differ between the ranks' devices; what is decoded must not
+    # the ranks' devices may differ in memory, but all ranks must decide alike
     images = _fill(source, (*shape, channels), device, pool, quarantine, watch) if shape and _all(fits) else None
     if not _all(images is not None):
         return None

@@ -1,7 +1,7 @@
-r"""Names of images: one buffer of bytes and an offset each: a million paths are two arrays, not a million objects.
+r"""Names of images in one buffer of bytes with an offset each: a million paths are two arrays, not a million objects.
 
 A name is bytes, as the file system has it. Its id is text: bytes outside UTF-8 are written `\xNN`, and so is a
-backslash that stands before an x (`\x5cx`), which keeps different names different and every id printable and storable.
+backslash before an x (`\x5cx`). Different names have different ids, and every id can be printed and stored.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 
 
 def to_id(name: bytes) -> str:
-    r"""The id of a name.
+    r"""Return the id of a name.
 
     >>> print(to_id(b"caf\xe9.jpg"))
     caf\xe9.jpg
@@ -24,7 +24,7 @@ def to_id(name: bytes) -> str:
 
 
 def to_name(id: str) -> bytes:
-    """The name an id was made from."""
+    """Return the name that an id was made from."""
     return re.sub(rb"\\x([0-9a-f]{2})", lambda hit: bytes([int(hit[1], 16)]), id.encode("utf-8", "surrogateescape"))
 
 
@@ -37,23 +37,23 @@ class Names(Sequence[str]):
 
     @classmethod
     def of(cls, names: Iterable[bytes]) -> Names:
-        """Collect names; each is copied into the buffer and let go."""
+        """Return the names as one buffer."""
         table = NameTable()
         for name in names:
             table.append(name)
         return table.finish()
 
     def raw(self, i: int) -> bytes:
-        """The name's bytes."""
+        """Return the bytes of name i."""
         i = range(len(self))[i]
         return self.buffer[self.offsets[i] : self.offsets[i + 1]]
 
     def take(self, rows: np.ndarray) -> Names:
-        """The names at `rows`, in that order."""
+        """Return the names at `rows`, in that order."""
         return Names.of(self.raw(int(i)) for i in rows)
 
     def order(self) -> np.ndarray:
-        """(N,) int64: the positions in bytewise order of the names; equal names keep theirs."""
+        """Return (N,) int64: the positions in bytewise order of the names; equal names keep their order."""
         return np.array(sorted(range(len(self)), key=self.raw), dtype=np.int64)
 
     def __len__(self) -> int:
@@ -73,7 +73,7 @@ class Names(Sequence[str]):
 
 
 class NameTable:
-    """A growing `Names`."""
+    """Names that are collected one by one."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
@@ -88,7 +88,7 @@ class NameTable:
         return len(self._lengths)
 
     def finish(self) -> Names:
-        """The table as it stands."""
+        """Return the names added so far."""
         return Names(
             self._buffer, np.concatenate([np.zeros(1, np.int64), np.cumsum(np.array(self._lengths, dtype=np.int64))])
         )

@@ -1,25 +1,27 @@
 """The order of an epoch's images: a pure function of (seed, epoch, plan), equal for any number of processes.
 
-N images, B the global batch, S steps, G groups, C clusters. A rank's part of a global batch is a contiguous slice, so
-the ranks' parts in rank order are the batch one process would see.
+N images, B the global batch, S steps, G groups, C clusters. A rank's part of a global batch is a contiguous slice:
+put together in rank order, the parts are the batch that one process would have.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from selfcluster import randomness
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from selfcluster.types import EpochPlan
 
 
 def shuffled(n: int, seed: int, purpose: str, counter: int = 0) -> np.ndarray:
-    """(n,) int64: a permutation of range(n), the same on every machine and NumPy version.
+    """Return (n,) int64: a permutation of range(n), the same on every machine and with every NumPy version.
 
-    Sorts by 48 random bits an element, so that two of a million rarely tie (ties keep their order).
+    It sorts by 48 random bits an element, so that two of a million are rarely equal (equal ones keep their order).
     """
     return np.argsort(_bits(np.arange(n), seed, purpose, counter), kind="stable")
 
@@ -27,12 +29,13 @@ def shuffled(n: int, seed: int, purpose: str, counter: int = 0) -> np.ndarray:
 def epoch_order(
     num_samples: int, batch_size: int, steps: int, seed: int, epoch: int, plan: EpochPlan | None = None
 ) -> np.ndarray:
-    """Which image stands where in an epoch.
+    """Return which image is used at which place of an epoch.
 
-    Without a plan every image comes at most once. `plan.balance` (N,): every cluster gets the same number of draws, to
-    one, without repeats while its images last; images labeled -1 are never drawn. `plan.replace`: draws with
-    replacement. `plan.groups` (N,): every batch has B/G images of each group, the groups one after another, so that G
-    ranks' slices are the groups; -1 is in no group. A cluster's or group's repeats are spread evenly over its images.
+    Without a plan every image is used at most once. `plan.balance` (N,) labels the images: the clusters' numbers of
+    draws differ by at most one, no image is repeated before its whole cluster was drawn, and images labeled -1 are
+    never drawn. `plan.replace` draws with replacement. `plan.groups` (N,): every batch has B/G images of each group,
+    one group after another, so that the slices of G ranks are the groups; -1 is in no group. Repeats within a cluster
+    or a group are spread evenly over its images.
 
     Args:
         num_samples: N.
@@ -71,7 +74,7 @@ def epoch_order(
 
 
 def rank_slice(batch_size: int, rank: int, world: int) -> slice:
-    """A rank's part of a global batch of `batch_size`, which `world` divides."""
+    """Return a rank's part of a global batch; `world` must divide `batch_size`."""
     each = batch_size // world
     return slice(rank * each, (rank + 1) * each)
 
@@ -97,7 +100,7 @@ def _draws(
     if replace:
         return members[_below(len(members), count, seed, purpose + " replace", epoch)]
     if count > len(members) and not repeat:
-        raise ValueError(f"{count} images an epoch were asked for, {len(members)} are there")
+        raise ValueError(f"{count} images an epoch are needed, more than the {len(members)} images")
     return members[_cycled(np.array([len(members)]), np.array([count]), shuffled(len(members), seed, purpose, epoch))][
         shuffled(count, seed, purpose + " mix", epoch) if count > len(members) else slice(None)
     ]
@@ -142,10 +145,10 @@ def _below(bound: int, n: int, seed: int, purpose: str, counter: int) -> np.ndar
     return (_uniform(n, seed, purpose, counter) * bound).astype(np.int64)
 
 
-def _labels(values: Any, num_samples: int, name: str) -> np.ndarray | None:
+def _labels(values: Tensor | np.ndarray | None, num_samples: int, name: str) -> np.ndarray | None:
     if values is None:
         return None
-    values = np.asarray(values.cpu() if hasattr(values, "cpu") else values)
+    values = np.asarray(values) if isinstance(values, np.ndarray) else values.cpu().numpy()
     if values.shape != (num_samples,):
         raise ValueError(f"{name} has shape {values.shape}, ({num_samples},) is needed")
     return values

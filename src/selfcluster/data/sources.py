@@ -225,7 +225,7 @@ def check_enough(num_samples: int, batch_size: int) -> None:
         )
 
 
-def _open(data: Any, labels_from: str | None) -> tuple[Source, list[str] | None]:
+def _open(data: str | os.PathLike[str] | np.ndarray, labels_from: str | None) -> tuple[Source, list[str] | None]:
     if isinstance(data, np.ndarray):
         return _source(open_array(data), "array")
     if isinstance(data, list | tuple):

@@ -116,6 +116,7 @@ def summarize_data(source: Source, given: Mapping[str, Any], console: Console | 
             console.say(note)
         for warning in warnings:
             console.warn(warning)
+    assert seen["side"] is not None  # or `remarks` would have raised
     return DataSummary(len(source), seen["side"][1], seen["channels"], gpu)
 
 
