@@ -14,12 +14,8 @@ import numpy as np
 
 from selfcluster.clustering.scores import effective_clusters
 from selfcluster.runs.contents import Contents, method_of
+from selfcluster.runs.thresholds import AT_CHANCE, FEW_EFFECTIVE, GIANT, THIN
 from selfcluster.settings.schema import read_schema
-
-_AT_CHANCE = 0.01
-_RANK_SHARE = 0.02
-_GIANT = 0.5
-_USED = 0.1  # of the clusters that there are, weighted by size
 
 
 @dataclass(frozen=True)
@@ -46,7 +42,7 @@ def judge(contents: Contents, rank: float | None = None, rows: int | None = None
         dim = contents.vectors.dim
         told = f"the embeddings use {rank:,.0f} of {dim:,} dimensions (RankMe)"
         most = dim if rows is None else min(dim, rows)
-        if dim > 1 and rank < max(1.5, _RANK_SHARE * most):
+        if dim > 1 and rank < max(1.5, THIN * most):
             bad.append(f"The features have collapsed: {told}. Try stronger crops or a lower learning rate.")
         else:
             good.append(_sentence(told))
@@ -85,7 +81,7 @@ def _judge_loss(contents: Contents, bad: list[str], look: list[str], good: list[
     end, chance = float(np.nanmean(np.where(np.isfinite(tail), tail, np.nan))), contents.last("chance_loss")
     if chance is None or chance <= 0:
         good.append(f"The loss ended at {end:.3g}.")
-    elif end >= (1 - _AT_CHANCE) * chance:
+    elif end >= (1 - AT_CHANCE) * chance:
         bad.append(
             f"The loss ended at {end:.3g} and chance is {chance:.3g}: nothing was learned. Train longer. "
             f"{_advice(contents)}"
@@ -111,9 +107,9 @@ def _judge_clusters(cluster: np.ndarray, bad: list[str], look: list[str], good: 
     effective = effective_clusters(cluster)
     if len(share) == 1:
         bad.append("All images are in one cluster.")
-    elif share.max() > _GIANT:
+    elif share.max() > GIANT:
         look.append(f"One cluster holds {share.max():.0%} of the images.")
-    elif effective < _USED * len(sizes):
+    elif effective < FEW_EFFECTIVE * len(sizes):
         look.append(f"The images sit in few clusters: {len(sizes):,} count as {effective:.1f} of equal size.")
     else:
         good.append(

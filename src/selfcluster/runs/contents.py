@@ -18,6 +18,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import yaml
 
+from selfcluster.runs.formats import modern_config
+
 _PROJECTIONS = 8  # numbers that stand for a vector when copies are looked for
 _CELL = 1e-4  # of a projection's standard deviation: wider than rounding, far narrower than two pictures' difference
 
@@ -157,7 +159,7 @@ def _mapping(path: Path) -> dict[str, Any]:
     value = yaml.safe_load(path.read_text("utf-8", "replace"))
     if not isinstance(value, dict):
         raise ValueError(f"it holds a {type(value).__name__}, not settings")
-    return value
+    return modern_config(value)
 
 
 def _status(path: Path) -> dict[str, Any]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -14,6 +14,8 @@ from selfcluster.distributed import all_gather, gather_objects
 from selfcluster.training.precision import autocast
 from selfcluster.types import Embeddings
 from selfcluster.views.plans import ViewPlan
+
+_BLOCK = 65_536  # rows that ranks exchange at once
 
 
 def make_embed(
@@ -25,13 +27,14 @@ def make_embed(
     precision: str,
     seed: int = 0,
     step: int = 0,
+    on_host: bool = False,
 ) -> Callable[..., Embeddings]:
-    """The `embed` that `reassign` is given.
+    """Return the function `embed` that `reassign` is given.
 
     `embed(fn, view="center", train=False)`: `fn` takes a list of (b, C, h, w) views, one center crop or all
-    full-resolution training views of one decode, and returns (b, F); the result is this rank's share, in manifest
-    order. With `train=True` the module stays in training mode, so that batch-norm statistics move as they do in a
-    step, and images come mixed as they do there.
+    full-resolution training views of one decode, and returns (b, F). The result is this rank's share, in manifest
+    order, on the device, or on the host with `on_host`. With `train=True` the module stays in training mode:
+    batch-norm statistics move as they do in a step, and images come in random order as they do there.
     """
 
     @torch.no_grad()
@@ -46,7 +49,8 @@ def make_embed(
                     continue  # in training mode it takes part in the statistics of all ranks
                 torch.manual_seed(randomness.key(seed, "sweep", step, number) >> 1)
                 with autocast(device, precision):
-                    rows.append(fn(to_layout(batch.views)).float())
+                    found = fn(to_layout(batch.views)).float()
+                rows.append(found.cpu() if on_host else found)
                 index.append(batch.index)
         finally:
             module.train(before)
@@ -54,7 +58,8 @@ def make_embed(
         width = int(max(gather_objects(rows[0].shape[1] if rows else 0)))  # a rank may have no image at all
         seen = torch.zeros(loader.num_samples, dtype=torch.bool, device=mine.device)
         seen[all_gather(mine)] = True
-        return Embeddings(torch.cat([torch.zeros(0, width, device=device), *rows]), mine, seen)
+        place = torch.device("cpu") if on_host else device
+        return Embeddings(torch.cat([torch.zeros(0, width, device=place), *rows]), mine, seen)
 
     return embed
 
@@ -64,8 +69,18 @@ def to_layout(views: Sequence[Tensor]) -> list[Tensor]:
     return [view.contiguous(memory_format=torch.channels_last) if view.dim() == 4 else view for view in views]
 
 
-def gather_rows(shares: Embeddings) -> tuple[Any, Any]:
-    """All ranks' rows in manifest order, as NumPy: (index (n,), rows (n, F))."""
-    index, rows = all_gather(shares.index), all_gather(shares.rows)
-    order = index.argsort()
-    return index[order].cpu().numpy(), rows[order].cpu().numpy()
+def gather_rows(shares: Embeddings) -> tuple[np.ndarray, np.ndarray]:
+    """Return all ranks' rows in manifest order on the host: index (n,), rows (n, F) float32.
+
+    Ranks exchange blocks, so a device never holds more than a block of each rank beside its own share.
+    """
+    index = all_gather(shares.index)
+    index = index.sort().values.cpu()  # (n,)
+    out = np.empty((len(index), shares.rows.shape[1]), np.float32)
+    blocks = int(max(gather_objects(-(-len(shares.rows) // _BLOCK))))
+    for start in range(0, blocks * _BLOCK, _BLOCK):
+        part = slice(start, start + _BLOCK)
+        images = all_gather(shares.index[part])
+        rows = all_gather(shares.rows[part].to(shares.index.device))
+        out[torch.searchsorted(index, images.cpu()).numpy()] = rows.cpu().numpy()
+    return index.numpy(), out

@@ -73,7 +73,7 @@ def embed_source(
         on_batch(len(rows))
         return rows
 
-    embed = make_embed(module, loader, None, device=target, precision=pick_precision(precision, target))
+    embed = make_embed(module, loader, None, device=target, precision=pick_precision(precision, target), on_host=True)
     try:
         return gather_rows(embed(features))
     finally:

@@ -25,8 +25,8 @@ from selfcluster.runs.tables import (
     write_clusters,
     write_embeddings,
 )
+from selfcluster.runs.thresholds import AT_CHANCE
 from selfcluster.training.embedding import gather_rows, make_embed
-from selfcluster.training.health import NEAR
 from selfcluster.training.loop import LoopSettings
 from selfcluster.training.state import RunState
 
@@ -46,7 +46,7 @@ def finish(
     """
     method, folder, device = state.method, state.folder, settings.device
     console.say("embedding all images")
-    embed = make_embed(method, loader, None, device=device, precision=settings.precision)
+    embed = make_embed(method, loader, None, device=device, precision=settings.precision, on_host=True)
     index, vectors = gather_rows(embed(lambda views: method.encode(views[0])))
     clusters, distances = assign(method if own_clusters else None, vectors, device)
     if folder is None:
@@ -57,10 +57,10 @@ def finish(
     write_clusters(folder.path / CLUSTERS, ClusterTable(ids, paths, clusters, distances))
     rows = read_metrics(folder.path)
     last = rows[-1] if rows else {}
-    if state.step > 1 and last.get("loss", 0) >= (1 - NEAR) * last.get("chance_loss", float("inf")):
+    if state.step > 1 and last.get("loss", 0) >= (1 - AT_CHANCE) * last.get("chance_loss", float("inf")):
         console.warn(
-            f"the loss ended at {last['loss']:.3f}, and chance is {last['chance_loss']:.3f}: nothing was learned that "
-            f"can be told from it. Train longer. {method.advice}"
+            f"The loss ended at {last['loss']:.3f}, and chance is {last['chance_loss']:.3f}. The loss does not show "
+            f"that anything was learned. Train longer. {method.advice}"
         )
     if folder.lost_rows:
         console.warn(f"{folder.lost_rows} rows of metrics could not be written to {folder.path}")

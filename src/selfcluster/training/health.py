@@ -17,12 +17,11 @@ from torch import Tensor
 
 from selfcluster.clustering.scores import rankme
 from selfcluster.distributed import all_gather, all_reduce
+from selfcluster.runs.thresholds import AT_CHANCE, THIN
 from selfcluster.types import Output
 
 SAMPLE = 1024  # features that the rank is read from
-NEAR = 0.01  # share of the chance level that counts as at it
 _PATIENCE, _FEWEST = 0.05, 200  # share of the planned steps, and the fewest steps, before a warning
-_THIN = 0.02  # share of the dimensions
 _ALIKE = 0.1  # spread of unit features around their mean, where a method logs it: 1 = all directions, 0 = one
 _ONE = 0.95  # share of images in one cluster
 _FEW, _MOST = 0.02, 1000  # share of the clusters, counting so many at most: of 65,536 a small data set uses few
@@ -49,7 +48,7 @@ class Health:
             self._sums[key] = self._sums.get(key, 0.0) + value
         self._sums["steps"] = self._sums.get("steps", 0.0) + 1
         chance = values.get("chance_loss", self.chance)  # a method whose level depends on the batch logs its own
-        near = chance is not None and abs(values["loss"] - chance) <= NEAR * chance
+        near = chance is not None and abs(values["loss"] - chance) <= AT_CHANCE * chance
         self.counts["at_chance"] = self.counts["at_chance"] + 1 if near and step >= self.quiet_steps else 0
         for output in outputs:
             codes = self.tensors["codes"]
@@ -80,7 +79,7 @@ class Health:
         features = self.tensors["features"]
         if len(features) > 1:
             row["rankme"] = rankme(features)
-            thin = row["rankme"] < max(1.5, _THIN * min(features.shape)) or row.get("spread", 1.0) < _ALIKE
+            thin = row["rankme"] < max(1.5, THIN * min(features.shape)) or row.get("spread", 1.0) < _ALIKE
             self.counts["thin"] = self.counts["thin"] + 1 if thin else 0
         self.tensors = {"codes": torch.zeros_like(codes), "features": features[:0]}
         return row
