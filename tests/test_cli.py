@@ -105,7 +105,6 @@ def test_methods_own_settings_show_the_papers_values(capsys):
         (["train", "swav", "builtin:digits", "--teacher", "runs/x"], "no flag --teacher here; clusterfit takes it"),
         (["train", "swav"], "the following arguments are required: DATA"),
         (["train", "--epochs", "3", "swav", "builtin:digits"], "METHOD and DATA come first"),
-        (["train", "rotnet", "builtin:digits", "--recipe", "cifar"], "use --recipe auto"),
         (["embed", "runs/no-such-run", "builtin:digits", "--out", "e.parquet"], "there is no runs/no-such-run"),
         (["cluster", "no-run"], "there is no no-run"),
         (["evaluate", "knm", "no-run"], "no protocol named 'knm'"),

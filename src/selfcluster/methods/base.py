@@ -48,7 +48,6 @@ class Method(nn.Module):
     edge_border: ClassVar[int] = 1  # zeros around an image before --sobel takes its edges; after 2 they fold exactly
     supports_accumulation: ClassVar[bool] = False  # True where one large batch equals several small ones
     small: ClassVar[dict[str, Any]] = {}  # settings for images up to 64 px and short runs, where they differ from paper
-    cifar: ClassVar[dict[str, Any] | None] = None  # its own settings in the common CIFAR setup; None: it has none
     # settings, another setting, and the values of that under which the first have no effect
     idle: ClassVar[tuple[tuple[tuple[str, ...], str, tuple[Any, ...]], ...]] = ()
     advice: ClassVar[str] = "Try a lower --learning-rate, or larger batches."  # what helps when the run collapses

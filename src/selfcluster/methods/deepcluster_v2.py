@@ -48,7 +48,6 @@ class DeepClusterV2Settings:
 
 class DeepClusterV2(Method):
     Settings = DeepClusterV2Settings
-    cifar = {}
     supports_accumulation = True
     advice = "Try fewer --num-prototypes, a lower --learning-rate, or gentler views (fewer --local-crops)."
     small = {"hidden": 512}

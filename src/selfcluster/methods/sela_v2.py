@@ -40,7 +40,6 @@ class SeLaV2Settings:
 class SeLaV2(DeepClusterV2):
     Settings = SeLaV2Settings
     supports_accumulation = True
-    cifar = None
     advice = "Try fewer --num-prototypes, a lower --learning-rate, or gentler views (fewer --local-crops)."
     small = {"hidden": 512}
     paper = Training(

@@ -55,7 +55,6 @@ class SwAVSettings:
 
 class SwAV(Method):
     Settings = SwAVSettings
-    cifar = {"queue_length": 3840, "queue_from_epoch": 50.0, "freeze_epochs": 2.0}
     advice = "Try a lower --epsilon, fewer --num-prototypes, a lower --learning-rate, or larger batches."
     small = {"hidden": 512}
     paper = Training(

@@ -36,7 +36,7 @@ class Schema:
     """All that the command line and the recipes need to know of a method.
 
     `paper`: the arguments of `Training(...)`, with those of `Crops(...)` under "crops". `small`: settings for small
-    images and short runs. `cifar`: the method's own settings in the common CIFAR setup; None: it has none.
+    images and short runs.
     `idle`: settings, another setting, and the values of that under which the first have no effect. `advice`: what to
     try when a run learns nothing.
     """
@@ -47,7 +47,6 @@ class Schema:
     paper: dict[str, Any]
     supports_accumulation: bool = False
     small: dict[str, Any] = dataclasses.field(default_factory=dict)
-    cifar: dict[str, Any] | None = None
     idle: tuple[Idle, ...] = ()
     advice: str = _ADVICE
 
@@ -69,7 +68,7 @@ def schema_of(name: str, method: Any) -> Schema:
     lines = (getattr(__import__(method.__module__, fromlist=["x"]), "__doc__", None) or method.__doc__ or "").split(
         "\n"
     )
-    own = {key: getattr(method, key) for key in ("supports_accumulation", "small", "cifar", "idle", "advice")}
+    own = {key: getattr(method, key) for key in ("supports_accumulation", "small", "idle", "advice")}
     return Schema(name, lines[0], tuple(options_of(method.Settings).values()), paper, **own)
 
 

@@ -7,6 +7,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,10 @@ from selfcluster.runs.folder import RunError, RunFolder, has_begun, is_run
 from selfcluster.runs.formats import FORMAT
 from selfcluster.settings.files import deciding, run_config
 from selfcluster.settings.options import FREE
-from selfcluster.settings.recipes import RECIPES, DataSummary
+from selfcluster.settings.recipes import RECIPES, DataSummary, warning_from_nothing
 from selfcluster.settings.requirements import means_a_path, teachers_in
 from selfcluster.settings.resolve import resolve, validated
+from selfcluster.settings.schema import read_schema
 from selfcluster.training.precision import pick_device
 from selfcluster.training.targets import TARGETS_FILE
 
@@ -62,7 +64,13 @@ def open_run(
         raise RunError(f"{path} is not empty and holds no run; choose another --out")
     recipe = recipe or "auto"
     given, start = _find_start(given, from_file, console)
-    resolved = resolve(method, summarize_data(source, given, console), given, from_file, recipe)
+    facts = summarize_data(source, given, console)
+    if start:
+        facts = replace(facts, start_size=start["input"]["input_size"][1])
+    warning = warning_from_nothing(read_schema(method), facts, recipe, shlex.quote(source.where))
+    if warning:
+        console.warn(warning)
+    resolved = resolve(method, facts, given, from_file, recipe)
     check_name(resolved.config["backbone"])
     about = {
         "format": FORMAT,

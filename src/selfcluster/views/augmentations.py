@@ -33,6 +33,13 @@ def _teacher_and_student() -> tuple[ViewGroup, ...]:
     return first, second, base
 
 
+def _asymmetric() -> tuple[ViewGroup, ...]:
+    """solo-learn's set for 32 px: no blur, and only the second view may be solarized."""
+    first = ViewGroup(interpolation="bicubic", color=_SOFT)
+    second = replace(first, color=replace(_SOFT, solarize_p=0.2))
+    return first, second, first
+
+
 def _layout() -> tuple[ViewGroup, ...]:
     """Grayscale images and fixed layouts: no crop of the large views, no flip, no color."""
     affine = Affine(degrees=12, scale=(0.75, 1.15), shear=0.2, shift=0.12, elastic=0.03, elastic_sigma=0.2)
@@ -46,6 +53,7 @@ AUGMENTATIONS: dict[str, Callable[[], tuple[ViewGroup, ...]]] = {
     "moco_v2": _alike(replace(_BASE, color=Color(jitter=(0.4, 0.4, 0.4, 0.1), jitter_p=0.8, gray_p=0.2, blur_p=0.5))),
     "byol": _teacher_and_student,
     "dino": _teacher_and_student,
+    "asymmetric": _asymmetric,
     "npid": _alike(ViewGroup(color=_NPID)),
     "sela": _alike(ViewGroup(color=_NPID)),
     "odc": _alike(
