@@ -82,6 +82,16 @@ def test_other_numbers_become_bytes_by_one_rule_for_the_whole_array(values, dtyp
     assert [int(open_source(images).read(i)[0, 0, 0]) for i in range(3)] == expected
 
 
+def test_an_array_may_be_given_with_the_range_of_its_values():
+    images = (250 + 80 * np.linspace(0, 1, 3 * 64)).reshape(3, 8, 8)
+    source = open_source(images, range=(250, 330))
+    assert source.read(0)[0, 0, 0] == 0
+    assert source.read(2)[7, 7, 0] == 255
+    with pytest.raises(DataError, match="1 values are NaN"):
+        open_source(np.where(images == 250, np.nan, images), range=(250, 330))
+    assert open_source(images.astype(np.int16)[..., None], range=(0, 1000)).read(2).max() == round(330 * 0.255)
+
+
 @pytest.mark.parametrize(
     ("images", "message"),
     [
@@ -169,6 +179,20 @@ def test_labels_that_are_not_there_are_an_error_that_names_what_is(tmp_path):
         open_source(tmp_path, labels_from="nonsense")
     with pytest.raises(LabelsError, match=r"gone\.csv: No such file"):
         open_source(tmp_path, labels_from="gone.csv")
+
+
+def test_links_to_one_file_and_packed_files_are_named(tmp_path):
+    from selfcluster.data.listing import left_out
+
+    folder(tmp_path, "a.jpg", "notes.txt")
+    for i in range(9):
+        os.link(tmp_path / "a.jpg", tmp_path / f"copy-{i}.jpg")
+    words = "; passed over: 1 .txt; left out: 9 links to images that are used already (same_file)"
+    assert left_out(open_source(tmp_path).passed) == words
+    (tmp_path / "packed").mkdir()
+    (tmp_path / "packed/photos.zip").write_bytes(b"PK")
+    with pytest.raises(DataError, match=r"found 1 \.zip; unpack the \.zip files"):
+        open_source(tmp_path / "packed")
 
 
 def labels_of(source):

@@ -211,6 +211,27 @@ def test_tiles_bigtiff_predictors_and_pages():
         assert np.abs(image.pixels() - 255 * (values / 65535)).max() <= 1
 
 
+@pytest.mark.parametrize("kind", ["uint8", "uint16", "float32"])
+@pytest.mark.parametrize("compression", ["zstd", "lzma", "packbits", "zlib", "lzw", "lerc", "jpegxl", "png", "webp"])
+def test_other_compressions_and_predictors(kind, compression):
+    values, used = stored(kind, 3 if compression == "webp" else 1)
+    for predictor, order in itertools.product((False, True), ORDERS):
+        if predictor and compression not in ("zstd", "lzma", "zlib", "lzw"):
+            continue
+        buffer = io.BytesIO()
+        options = {"photometric": "rgb"} if compression == "webp" else {"photometric": "minisblack"}
+        if compression == "webp":
+            options["compressionargs"] = {"lossless": True}
+        try:
+            tifffile.imwrite(
+                buffer, values.squeeze(), compression=compression, predictor=predictor, byteorder=order, **options
+            )
+        except (ValueError, TypeError):  # no encoder for this kind of number
+            continue
+        pixels = decode(buffer.getvalue(), channels=None, value_range=used)
+        assert np.abs(pixels - expected(values, used, kind, "RGB")).max() <= 1
+
+
 def test_the_value_that_gdal_declares_as_no_data_is_black():
     values = stored("float32", 1)[0]
     for nodata, text in ((-9999.0, b"-9999\0"), (np.nan, b"nan\0")):

@@ -12,6 +12,7 @@ from typing import Any
 
 from selfcluster.commands.flags import add_option
 from selfcluster.commands.results import Trained
+from selfcluster.data.listing import left_out
 from selfcluster.data.sources import DataError, check_enough
 from selfcluster.methods import NAMES, canonical
 from selfcluster.runs.folder import RunFolder, has_begun, read_status
@@ -62,7 +63,7 @@ def train(
     said = validated(name, settings, from_file)
     source, path = open_for(name, data, said, out)
     if len(source) < 2:
-        raise DataError(f"{len(source)} image in {source.where}: training needs at least 2")
+        raise DataError(f"{len(source)} image in {source.where}: training needs at least 2{left_out(source.passed)}")
     if isinstance(said.get("batch_size"), int):
         check_enough(len(source), said["batch_size"])
     if not has_begun(path):  # a run that goes on has had all it needs

@@ -58,6 +58,12 @@ def suffix_of(name: bytes) -> str:
     return os.path.splitext(name)[1].lower().decode("ascii", "replace")
 
 
+def left_out(passed: Counter[str]) -> str:
+    """Return what a scan did not use, as the end of a sentence; empty where it used everything."""
+    note, warning = passed_over(passed)
+    return note + (f"; {warning}" if warning else "")
+
+
 def passed_over(passed: Counter[str]) -> tuple[str, str]:
     """Return a note on the files that a scan left out because of their suffix, and a warning about all others.
 

@@ -30,6 +30,8 @@ from selfcluster.data.readers.rows import LIST_SUFFIXES, read_list
 from selfcluster.data.readers.tars import index_tars
 from selfcluster.data.store import Info, ReadLog
 
+_PACKED_SUFFIXES = (".zip", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar", ".zst")
+
 
 class Source:
     """N images with their ids; made by `open_source`.
@@ -180,7 +182,7 @@ def open_source(
     >>> open_source(np.zeros((20, 8, 8), np.uint8)).ids[3]
     '03'
     """
-    source, texts = _open(data, labels_from)
+    source, texts = _open(data, labels_from, ValueRange.of(range))
     if max_megapixels is not None:
         source.max_pixels = int(max_megapixels * 1e6)
     if range is not None:
@@ -225,9 +227,11 @@ def check_enough(num_samples: int, batch_size: int) -> None:
         )
 
 
-def _open(data: str | os.PathLike[str] | np.ndarray, labels_from: str | None) -> tuple[Source, list[str] | None]:
+def _open(
+    data: str | os.PathLike[str] | np.ndarray, labels_from: str | None, value_range: ValueRange | None
+) -> tuple[Source, list[str] | None]:
     if isinstance(data, np.ndarray):
-        return _source(open_array(data), "array")
+        return _source(open_array(data, value_range=value_range), "array")
     if isinstance(data, list | tuple):
         raise DataError(
             f"data is a {type(data).__name__}: write the paths into a .txt file, a line each, and give that"
@@ -339,7 +343,9 @@ def _known(labels: np.ndarray | None) -> np.ndarray:
 def _nothing_found(source: Source) -> str:
     passed: Counter[str] = source.passed
     others = ", ".join(f"{n} {what}" for what, n in passed.most_common(5)) or "nothing at all"
-    return f"no images in {source.where!r}: looked for {', '.join(IMAGE_SUFFIXES)} and .tar, found {others}"
+    packed = [suffix for suffix in passed if suffix in _PACKED_SUFFIXES]
+    hint = f"; unpack the {' and '.join(packed)} files into the folder first" if packed else ""
+    return f"no images in {source.where!r}: looked for {', '.join(IMAGE_SUFFIXES)} and .tar, found {others}{hint}"
 
 
 __all__ = ["DataError", "LabelsError", "Source", "open_source", "to_id"]

@@ -11,6 +11,7 @@ import numpy as np
 from selfcluster import randomness
 from selfcluster.data.errors import DataError, LabelsError
 from selfcluster.data.order import shuffled
+from selfcluster.data.readers.rows import read_text
 
 
 def read_classes(path: str, class_names: list[str]) -> list[int]:
@@ -20,8 +21,7 @@ def read_classes(path: str, class_names: list[str]) -> list[int]:
         LabelsError: a name that is no class; the message names the classes that exist.
     """
     try:
-        with open(path, encoding="utf-8") as file:
-            names = [line.strip() for line in file if line.strip()]
+        names = [line.strip() for line in read_text(path).splitlines() if line.strip()]
     except OSError as error:
         raise DataError(f"classes from {path}: {error.strerror}") from error
     if unknown := [name for name in names if name not in class_names]:

@@ -34,6 +34,8 @@ _PHOTOMETRIC = {
 }  # fmt: skip
 _UNSIGNED, _SIGNED, _FLOAT, _UNDEFINED = 1, 2, 3, 4
 _JPEG = (6, 7)
+# compressions that Pillow reads: none, fax, LZW, JPEG, deflate, PackBits, LZMA, Zstandard
+_PILLOWS = (1, 2, 3, 4, 5, 6, 7, 8, 32773, 32946, 34925, 50000)
 _MAX_VALUES = 1 << 20  # of one tag; an image of 64 megapixels in strips of a row has fewer
 
 
@@ -142,6 +144,8 @@ def check(header: Header, data: bytes, max_pixels: int) -> None:
 
 def is_plain(header: Header) -> bool:
     """Whether Pillow reads the page right."""
+    if header.compression not in _PILLOWS:
+        return False
     if header.format == _FLOAT:  # Pillow reads compressed big-endian floats wrong
         right_order = header.little or header.compression == 1
         return header.bits == 32 and header.samples == 1 and header.photometric == _MINISBLACK and right_order

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from selfcluster.data.errors import DataError
+from selfcluster.data.errors import BadImage, DataError
 from selfcluster.data.listing import Listing
 from selfcluster.data.names import Names
+from selfcluster.data.ranges import Stored, ValueRange, to_pixels
 from selfcluster.data.readers.base import Opened
 from selfcluster.data.store import ReadLog
 
@@ -35,9 +36,12 @@ class Arrays:
         return np.arange(len(self._rows))
 
 
-def open_array(images: np.ndarray, kind: str = "array") -> Opened:
-    """Return the images of an array; their ids are their positions, padded with zeros."""
-    images = _as_bytes(images)
+def open_array(images: np.ndarray, kind: str = "array", value_range: ValueRange | None = None) -> Opened:
+    """Return the images of an array; their ids are their positions, padded with zeros.
+
+    `value_range` spreads an array of more than 8 bits; without it, the values must use a known range.
+    """
+    images = _as_bytes(images, value_range)
     width = len(str(max(0, len(images) - 1)))
     names = Names.of(f"{i:0{width}d}".encode() for i in range(len(images)))
     sizes = np.full(len(images), images[0].nbytes if len(images) else 0)
@@ -55,7 +59,7 @@ def open_digits() -> Opened:
     return replace(opened, texts=[str(label) for label in digits.target])
 
 
-def _as_bytes(images: np.ndarray) -> np.ndarray:
+def _as_bytes(images: np.ndarray, value_range: ValueRange | None) -> np.ndarray:
     """(N, H, W, C) uint8 from an array of other shape or type; one rule for the whole array, nothing is clipped."""
     if images.ndim == 3 and images.shape[2] == 3:
         raise DataError(
@@ -70,10 +74,18 @@ def _as_bytes(images: np.ndarray) -> np.ndarray:
         return images.astype(np.uint8, copy=False)
     if images.dtype == np.bool_:
         return images.astype(np.uint8) * np.uint8(255)
+    if value_range is not None:
+        try:
+            return np.stack([to_pixels(Stored(image, 8 * image.itemsize), value_range) for image in images])
+        except BadImage as error:
+            raise DataError(f"an array of {images.dtype}: {error.detail}") from error
     if images.dtype == np.uint16:
         return ((images.astype(np.uint32) + 128) // 257).astype(np.uint8)
     low, high = float(images.min()), float(images.max())
     top = 1.0 if images.dtype.kind == "f" and high <= 1 else 255.0
     if not (low >= 0 and high <= top):  # written so that NaN fails
-        raise DataError(f"an array of {images.dtype} with values from {low:g} to {high:g}; scale it to 0..1 or 0..255")
+        raise DataError(
+            f"an array of {images.dtype} with values from {low:g} to {high:g}; scale it to 0..1 or 0..255, "
+            "or give range=(LOW, HIGH)"
+        )
     return np.floor(images * (255.0 / top) + 0.5).astype(np.uint8)

@@ -63,7 +63,7 @@ def read_csv(path: str) -> Iterator[list[str]]:
     """Yield the rows of a .csv in UTF-8 or UTF-16; fields may be long. Raises DataError for a table that is broken."""
     before = csv.field_size_limit(_MAX_FIELD)
     try:
-        yield from csv.reader(io.StringIO(_text(path), newline=""))
+        yield from csv.reader(io.StringIO(read_text(path), newline=""))
     except csv.Error as error:
         raise DataError(f"{path}: {error}") from error
     finally:
@@ -150,7 +150,8 @@ def _columns(path: str, header: list[str], columns: list[str]) -> tuple[int, lis
     return where, [header.index(column) for column in columns]
 
 
-def _text(path: str) -> str:
+def read_text(path: str) -> str:
+    """Return the text of a file in UTF-8 or UTF-16; bytes that are neither become lone surrogates."""
     with store.open_file(os.fsencode(path)) as file:
         data = file.read()
     return data.decode(_encoding(data), "surrogateescape").removeprefix("\ufeff")
