@@ -73,7 +73,7 @@ def test_what_cannot_be_searched_is_refused(run, tmp_path, capsys):
     for words, said in [
         ([str(run), str(tmp_path / "broken.jpg")], "broken.jpg cannot be used"),
         ([str(run), str(tmp_path / "nowhere.png")], "nowhere.png: No such file"),
-        ([str(tmp_path), picture], "holds no run"),
+        ([str(tmp_path / "no-run"), picture], "holds no run"),
         ([str(run), picture, "--k", "49"], "--k 49: "),
         ([str(run), picture, "--k", "0"], "has 48 embedded images"),
     ]:

@@ -81,3 +81,16 @@ def test_without_the_package_the_way_to_it_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(ValueError, match=r"pip install 'selfcluster\[onnx\]'"):
         export_onnx(tmp_path, module, MEAN, STD, 16)
+
+
+def test_normalization_inside_takes_pixels(tmp_path):
+    module = make_backbone("tiny_layout", channels=3, image_size=16).eval()
+    metadata = export_onnx(tmp_path, module, MEAN, STD, 16, normalize_inside=True)
+    assert metadata["normalized_inside"] == "true"
+    assert "pixel values / 255; the image's shorter side resized to 16 px" in metadata["input"]
+    pixels = torch.rand(2, 3, 16, 16)
+    normalized = (pixels - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
+    expected = module(normalized).detach().numpy()
+    np.testing.assert_allclose(
+        features(tmp_path / "backbone.onnx", pixels), expected, atol=1e-4 * np.abs(expected).max()
+    )

@@ -106,3 +106,36 @@ def test_a_few_images_at_a_time_give_the_same_features(monkeypatch):
     images = torch.randn(7, 3, 16, 16)
     monkeypatch.setattr(features, "_TOGETHER", 2 * 16 * 16)
     torch.testing.assert_close(features.run_network(network.module, images), network.module(images))
+
+
+def test_every_command_takes_images_and_a_network(tmp_path, photos, network, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "labels.csv").write_text("id,label\n" + "".join(f"{i:02d},kind {i % 4}\n" for i in range(48)))
+    assert main(["embed", photos, "--model", network, "--out", "e.parquet"]) == 0
+    by_network = api.embed(network, photos)["vectors"]
+    np.testing.assert_allclose(read_embeddings(tmp_path / "e.parquet").vectors, by_network, rtol=1e-6)
+    capsys.readouterr()
+    labeled = ["--labels-from", str(tmp_path / "labels.csv"), "--json"]
+    assert main(["evaluate", "knn", photos, "--model", network, *labeled]) == 0
+    first = capsys.readouterr().out
+    assert main(["evaluate", "knn", network, "--train", photos, *labeled]) == 0
+    assert capsys.readouterr().out == first
+    for words in ([photos, f"{photos}/07.png"], [f"{photos}/07.png", photos]):
+        assert main(["search", *words, "--model", network, "--k", "1"]) == 0
+        assert "07.png" in capsys.readouterr().out
+    assert main(["report", photos, "--model", network]) == 0
+    assert (tmp_path / "runs/cluster-photos-network/report.html").is_file()
+    for words in (
+        ["embed", network, photos, "--model", network, "--out", "e.parquet"],
+        ["search", "runs/cluster-photos-network", f"{photos}/07.png", "--model", network],
+        ["report", "runs/cluster-photos-network", "--model", network],
+        ["evaluate", "knn", photos, "--model", network, "--train", photos],
+    ):
+        assert main(words) == 2, words
+
+
+def test_images_that_cannot_be_read_are_named(tmp_path, network):
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "a.png").write_bytes(b"not an image")
+    with pytest.raises((RunError, RuntimeError), match=r"can be read|bad"):
+        api.cluster(tmp_path / "bad", model=network, out=tmp_path / "run", quiet=True)

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from selfcluster.commands.flags import add_network_flags
+from selfcluster.commands.flags import add_model_flag, add_network_flags, names_images
 from selfcluster.commands.results import Clustered
-from selfcluster.data.sources import open_source
+from selfcluster.data.sources import Source, open_source
 from selfcluster.files import make_writable
 from selfcluster.runs.folder import RunError, check_finished, is_run
 
@@ -83,23 +83,40 @@ def _cluster_images(
     from selfcluster.evaluation.clustering import check_algorithm
 
     check_algorithm(algorithm, k, whiten)
-    subset: dict[str, Any] = {name: settings.pop(name) for name in SUBSET if name in settings} | {"seed": seed}
-    if isinstance(data, str | os.PathLike) and not Path(data).exists() and "://" not in str(data):
-        known = str(data).startswith("builtin:")
-        if not known:
-            raise RunError(f"there is no {data}; give a folder of images, a run folder or an embeddings file")
-    source = open_source(data, **subset)
     from selfcluster.reporting.page import write_report
     from selfcluster.runs.console import Console
-    from selfcluster.training.embed_run import EmbedSettings, embed_run
 
-    chosen = EmbedSettings(**({} if model is None else {"model": os.fspath(model)}), **settings)
+    run, source = embed_images(data, model, out, seed=seed, quiet=quiet, **settings)
     console = Console(quiet)
-    run = embed_run(None if out is None else Path(out), source, chosen, subset, console)
     result = _cluster_table(run, k, algorithm, whiten, None, seed, quiet)
     console.say("writing the page")
     page = write_report(run, source)
     return replace(result, run=str(run), report=str(page))
+
+
+def embed_images(
+    data: Any,
+    model: str | os.PathLike[str] | None = None,
+    out: str | os.PathLike[str] | None = None,
+    *,
+    seed: int = 0,
+    quiet: bool = False,
+    **settings: Any,
+) -> tuple[Path, Source]:
+    """Return a run folder that holds the embeddings of the images, and the images; they are embedded only once.
+
+    The arguments are those of `cluster`.
+    """
+    subset: dict[str, Any] = {name: settings.pop(name) for name in SUBSET if name in settings} | {"seed": seed}
+    is_path = isinstance(data, str | os.PathLike)
+    if is_path and not Path(data).exists() and not names_images(data):
+        raise RunError(f"there is no {data}; give a folder of images, a run folder or an embeddings file")
+    source = open_source(data, **subset)
+    from selfcluster.runs.console import Console
+    from selfcluster.training.embed_run import EmbedSettings, embed_run
+
+    chosen = EmbedSettings(**({} if model is None else {"model": os.fspath(model)}), **settings)
+    return embed_run(None if out is None else Path(out), source, chosen, subset, Console(quiet)), source
 
 
 def _cluster_table(
@@ -167,9 +184,7 @@ def _holds_vectors(path: Path) -> bool:
 
 def add_flags(parser: argparse.ArgumentParser, words: list[str]) -> None:
     parser.add_argument("data", metavar="DATA|RUN|FILE", help="images, a run folder, or an embeddings file")
-    parser.add_argument(
-        "--model", help="for images: starter (default), timm:NAME, FILE, NETWORK=FILE, an export or a run"
-    )
+    add_model_flag(parser)
     parser.add_argument(
         "--k", type=_number_or_auto, help="number of clusters, or auto; default auto, or a trained run's own clusters"
     )

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from selfcluster.commands.flags import add_network_flags
+from selfcluster.commands.flags import add_model_flag, add_network_flags, names_images
 from selfcluster.commands.results import Embedded
 from selfcluster.data.sources import open_source
 from selfcluster.files import make_writable
@@ -16,6 +16,7 @@ from selfcluster.runs.folder import RunError, is_run
 from selfcluster.settings.files import part_of, reading_of, run_config
 
 HELP = "features of images by a trained network"
+STARTER = "starter"  # the word of `selfcluster.models.pretrained`, which would bring torch
 _EMBEDDING = "selfcluster: embedding the images"
 
 
@@ -30,6 +31,7 @@ def embed(
     precision: str = "auto",
     max_bad: float | None = None,
     image_size: int | None = None,
+    model: str | os.PathLike[str] | None = None,
     timeout: float = 600.0,
     **subset: Any,
 ) -> Embedded:
@@ -42,7 +44,9 @@ def embed(
             default RUN/embeddings.parquet for the run's own images, for others none.
         batch_size, workers, device, precision: as in training.
         max_bad: share of the images that may be unreadable; default the run's own, else 0.01.
-        image_size: side in pixels for a timm name; a run knows its own.
+        image_size: side of the images in pixels; default the network's own.
+        model: the network, where `run` names the images instead; see `cluster`. Without it images are embedded by
+            the starter network.
         timeout: seconds after which a read that hangs ends the command.
         **subset: labels_from, limit, classes, long_tail, seed, range, max_megapixels. With any
             of these, features of the run's own images are written to `out` only.
@@ -50,6 +54,10 @@ def embed(
     Returns:
         out, ids, paths, vectors (n, F) float32, labels (n,) int64 or None, and class_names.
     """
+    if data is None and (model is not None or names_images(run)):
+        run, data = STARTER if model is None else model, run
+    elif model is not None:
+        raise ValueError(f"embed: {run} and --model {model} both name the network; give one of them")
     where = Path(run)
     trained = run_config(where) if is_run(where) else {}
     if data is None and not trained:
@@ -85,9 +93,10 @@ def embed(
 
 
 def add_flags(parser: argparse.ArgumentParser, words: list[str]) -> None:
-    parser.add_argument("run", metavar="RUN", help="run folder, exported backbone, or timm name (not trained)")
+    parser.add_argument("run", metavar="RUN", help="run folder, another word for a network, or images")
     parser.add_argument("data", metavar="DATA", nargs="?", help="images; default those of the run")
     parser.add_argument("--out", help="Parquet file; default RUN/embeddings.parquet")
+    add_model_flag(parser)
     add_network_flags(parser, "labels_from", "seed")
     parser.set_defaults(run_command=run_command)
 
@@ -95,6 +104,8 @@ def add_flags(parser: argparse.ArgumentParser, words: list[str]) -> None:
 def run_command(run: str, data: str | None, out: str | None, **settings: Any) -> tuple[Any, str]:
     if out is None and (
         data is not None
+        or settings.get("model") is not None
+        or names_images(run)
         or settings.keys() & {"limit", "classes", "long_tail", "labels_from", "seed", "range", "max_megapixels"}
     ):
         raise ValueError("embed: say with --out FILE where the embeddings go")

@@ -7,7 +7,8 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
-from selfcluster.commands.flags import add_network_flags, add_option
+from selfcluster.commands.embed import STARTER
+from selfcluster.commands.flags import add_model_flag, add_network_flags, add_option, names_images
 from selfcluster.setting import check_names, checked
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ def evaluate(
     image_size: int | None = None,
     limit: int | None = None,
     test_limit: int | None = None,
+    model: str | os.PathLike[str] | None = None,
     **settings: Any,
 ) -> Result:
     """Score a network's features, or a run's clusters, by a protocol.
@@ -45,6 +47,7 @@ def evaluate(
         seed: of the split, and of all else that the protocol draws.
         layer: a module of the network whose output, averaged over positions, is taken for the features.
         image_size: side of the images; default the network's own.
+        model: the network, where `run` names the labeled images instead; see `cluster`. Without it the starter.
         limit, test_limit: use so many training and test images only, drawn by the seed.
         **settings: the protocol's own (`selfcluster evaluate PROTOCOL --help`), and of `embed`: batch_size, workers,
             device, precision, max_bad, timeout, classes, long_tail, range, max_megapixels.
@@ -57,6 +60,10 @@ def evaluate(
     """
     from selfcluster.evaluation.protocols import PROTOCOLS, declarations, known
 
+    if model is not None or (train is None and names_images(run)):
+        if train is not None:
+            raise ValueError(f"evaluate: {run} and --train both name the labeled images; leave one of them out")
+        run, train = STARTER if model is None else model, run
     name = known(protocol)
     options = declarations(name)[1]
     own = {key: value for key, value in settings.items() if key not in (*_EMBEDDING, *_SUBSET)}
@@ -92,7 +99,7 @@ def add_flags(parser: argparse.ArgumentParser, words: list[str]) -> None:
 
     parser.usage = "selfcluster evaluate PROTOCOL RUN [flags]"
     parser.add_argument("protocol", metavar="PROTOCOL", help=", ".join(protocol_names()))
-    parser.add_argument("run", metavar="RUN", help="run folder, exported backbone, or another word for a network")
+    parser.add_argument("run", metavar="RUN", help="run folder, another word for a network, or images")
     name = next((word for word in words if not word.startswith("-")), None)
     if name is None:
         lines = [f"  {each:<12} {declarations(each)[0]}" for each in protocol_names()]
@@ -112,6 +119,7 @@ def add_flags(parser: argparse.ArgumentParser, words: list[str]) -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of the split and of the protocol")
     parser.add_argument("--layer", help="module of the network whose output is taken; default its features")
     parser.add_argument("--test-limit", type=int, metavar="N", help="use N test images only, drawn by the seed")
+    add_model_flag(parser)
     add_network_flags(parser)
     parser.set_defaults(run_command=run_command)
 

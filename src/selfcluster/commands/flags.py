@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from selfcluster.settings.options import SHARED, Option
 
 _TYPES: dict[str, Callable[[str], Any]] = {"int": int, "float": float, "str": str}
+
+_NETWORK_FILES = (
+    "config.yaml",
+    "backbone.json",
+    "model.safetensors",
+    "pytorch_model.bin",
+)  # in a run, export or hub folder
+_WEIGHT_FILES = (".safetensors", ".pt", ".pth", ".pth.tar", ".bin", ".ckpt", "backbone.json")
 
 
 def flag(name: str) -> str:
@@ -32,6 +42,28 @@ def add_option(parser: argparse._ActionsContainer, option: Option, shown: str = 
     if option.choices:
         kwargs["metavar"] = "{" + ",".join(option.choices) + "}"
     parser.add_argument(flag(option.name), **kwargs)
+
+
+def add_model_flag(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model", help="network for images: starter (default), timm:NAME, FILE, NETWORK=FILE, an export or a run"
+    )
+
+
+def names_images(word: Any) -> bool:
+    """Whether an argument names images, rather than a run, an exported backbone or a file of weights.
+
+    >>> names_images("builtin:digits"), names_images("starter")
+    (True, False)
+    """
+    if not isinstance(word, str | os.PathLike):
+        return True  # an array
+    text, path = str(word), Path(word)
+    if text.startswith("builtin:") or "://" in text:
+        return True
+    if path.is_dir():
+        return not any((path / name).exists() for name in _NETWORK_FILES)
+    return path.is_file() and not text.endswith(_WEIGHT_FILES)
 
 
 def add_network_flags(parser: argparse.ArgumentParser, *more: str) -> None:

@@ -1,4 +1,4 @@
-"""`selfcluster search`: the images of a run that are most like a given one."""
+"""`selfcluster search`: the images that are most like a given one."""
 
 from __future__ import annotations
 
@@ -7,28 +7,44 @@ import os
 from pathlib import Path
 from typing import Any
 
+from selfcluster.commands.cluster import embed_images
 from selfcluster.commands.embed import embed
+from selfcluster.commands.flags import add_model_flag, names_images
 from selfcluster.commands.results import Hits
 from selfcluster.data.ranges import ValueRange
 from selfcluster.settings.files import run_config
 
-HELP = "images of a run that are most like a given one"
+HELP = "images that are most like a given one"
 
 
-def search(run: str | os.PathLike[str], image: str | os.PathLike[str], *, k: int = 10, device: str = "auto") -> Hits:
-    """The images of a run that are most like a given one.
+def search(
+    run: str | os.PathLike[str],
+    image: str | os.PathLike[str],
+    *,
+    k: int = 10,
+    device: str = "auto",
+    model: str | os.PathLike[str] | None = None,
+) -> Hits:
+    """Return the images that are most like a given one.
 
     Args:
-        run: a finished run folder.
-        image: an image file, one of the run's or any other.
+        run: a finished run folder, or images. Images are embedded first, once, as `cluster` embeds them.
+        image: an image file, one of those images or any other. The two may be given in either order.
         k: how many.
         device: as in training.
+        model: for images, the network; see `cluster`.
 
     Returns:
         A row an image, most alike first: rank, cosine (of the features), id, path, cluster.
     """
     from selfcluster.evaluation.similar import most_similar, read_picture
 
+    if Path(run).is_file() and Path(image).is_dir():
+        run, image = image, run
+    if names_images(run):
+        run = embed_images(run, model, device=device)[0]
+    elif model is not None:
+        raise ValueError(f"--model has no effect: {run} is embedded already, by its own network")
     config = run_config(Path(run))
     picture = read_picture(Path(image), config["image_size"], ValueRange.of(config.get("range")))
     vector = embed(run, picture, device=device)["vectors"][0]
@@ -36,9 +52,10 @@ def search(run: str | os.PathLike[str], image: str | os.PathLike[str], *, k: int
 
 
 def add_flags(parser: argparse.ArgumentParser, words: list[str]) -> None:
-    parser.add_argument("run", metavar="RUN", help="run folder")
+    parser.add_argument("run", metavar="RUN|DATA", help="run folder, or images")
     parser.add_argument("image", metavar="IMAGE", help="an image file")
     parser.add_argument("--k", type=int, default=10, help="how many images; default 10")
+    add_model_flag(parser)
     parser.add_argument("--device", default="auto", help="cpu, cuda or auto")
     parser.set_defaults(run_command=run_command)
 

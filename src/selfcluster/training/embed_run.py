@@ -103,6 +103,8 @@ def _fill(path: Path, source: Source, network: Network, settings: EmbedSettings,
         timeout=settings.timeout,
         on_batch=_Progress(len(source), console).add,
     )
+    if not len(index):
+        raise RunError(f"none of the {len(source):,} images in {source.where} can be read; see {path / _QUARANTINE}")
     ids, paths = image_names(source, index)
     save_backbone(path, network.module.cpu(), network.mean, network.std, network.image_size)
     write_embeddings(path / EMBEDDINGS, ids, paths, vectors)
