@@ -70,6 +70,33 @@ def test_a_dng_is_a_raw_file(monkeypatch):
         decode(buffer.getvalue())
 
 
+def test_a_raw_file_is_developed():
+    """A DNG with a Bayer pattern, written by hand: smooth gradients come back in the right channels."""
+    tifffile = pytest.importorskip("tifffile", reason="writes a DNG")
+    pytest.importorskip("rawpy", reason="reads raw files (the extra raw)")
+    y, x = np.mgrid[:128, :160]
+    light = np.stack([x / 159, y / 127, (x + y) / 286], axis=2) * 0.8 + 0.1
+    sensor = (light**2.2 * 65535).astype(np.uint16)
+    mosaic = sensor[:, :, 1].copy()
+    mosaic[0::2, 0::2], mosaic[1::2, 1::2] = sensor[0::2, 0::2, 0], sensor[1::2, 1::2, 2]
+    matrix = [3.2406, -1.5372, -0.4986, -0.9689, 1.8758, 0.0415, 0.0557, -0.2040, 1.0570]  # XYZ to sRGB
+    tags = [
+        (50706, 1, 4, bytes((1, 4, 0, 0)), False), (50708, 2, 5, "Test", False), (33421, 3, 2, (2, 2), False),
+        (33422, 1, 4, bytes((0, 1, 1, 2)), False), (50778, 3, 1, 21, False), (50717, 4, 1, 65535, False),
+        (50721, 10, 9, tuple(n for value in matrix for n in (int(value * 10_000), 10_000)), False),
+        (50728, 5, 3, (1, 1, 1, 1, 1, 1), False), (271, 2, 5, "Test", False), (272, 2, 5, "Test", False),
+    ]  # fmt: skip
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, mosaic, photometric=32803, extratags=tags, metadata=None)
+    pixels = decode(buffer.getvalue())
+    assert pixels.shape == (128, 160, 3)
+    for channel in range(3):
+        inner = pixels[8:-8, 8:-8, channel].ravel(), light[8:-8, 8:-8, channel].ravel()
+        assert np.corrcoef(*inner)[0, 1] > 0.99
+    with pytest.raises(BadImage):
+        decode(buffer.getvalue()[:20_000])
+
+
 def test_heic_and_avif_are_read_by_their_content(encode):
     pillow_heif = pytest.importorskip("pillow_heif", reason="writes HEIC (the extra heic)")
     color = np.stack([SMOOTH, 127 - SMOOTH, SMOOTH // 2], axis=2)
@@ -198,7 +225,7 @@ def test_the_count_is_that_of_all_images_and_the_flag_passes(tmp_path, coded):
     share = float(str(caught.value).partition("--max-bad ")[2].split()[0])
     accepting = Loader(open_source(tmp_path), max_bad=share, **options)
     assert sum(len(batch.index) for batch in accepting.iterate_all()) == 64
-    assert accepting.load_report()["bad_images"] == 32
+    assert accepting.reading_report()["bad_images"] == 32
 
 
 def test_a_survey_that_takes_too_long_gives_a_share(tmp_path, coded):
@@ -268,6 +295,14 @@ def test_a_read_that_hangs_is_named_and_ends_the_pass(hanging, monkeypatch, capl
     assert "reading 07.png takes longer than" in caplog.text
     hanging.close()  # does not wait for it
     assert time.monotonic() - started < 3
+
+
+def test_a_read_that_hangs_before_the_loader_starts_is_named(hanging, monkeypatch):
+    monkeypatch.setattr(threads, "_POLL", 0.02)
+    hanging.source.timeout = 0.2
+    for look in (describe_images, lambda source: source.summary()):
+        with pytest.raises(ReadTimeout, match=r"0\.2 s: 07\.png"):
+            look(hanging.source)
 
 
 def test_a_run_that_is_asked_to_stop_does_not_wait_for_a_read(hanging, monkeypatch):

@@ -135,7 +135,7 @@ def train(
         own_clusters = judgement.get("kept") != "start"
         summary |= finish(state, loader, parts.loop, source, parts.images, console, own_clusters)
         summary |= {"judgement": judgement} if judgement else {}
-        summary |= {name: count for name, count in loader.load_report().items() if count and name not in summary}
+        summary |= {name: count for name, count in loader.reading_report().items() if count and name not in summary}
         if source.passed:
             summary["passed_over"] = dict(source.passed)
         summary["minutes"] = round((time.monotonic() - started) / 60, 2)

@@ -45,13 +45,13 @@ class ArrayImage:
         return to_channels(self._array, channels)
 
 
-def open_row(source: Source, i: int) -> OpenedImage | ArrayImage:
-    """Read image i of a source and look at its header.
+def open_row(source: Source, i: int, in_time: bool = False) -> OpenedImage | ArrayImage:
+    """Read image i of a source and look at its header; `in_time` reads in a thread of its own, with a timeout.
 
     Raises:
         BadImage: it cannot be read, or is no usable image.
     """
-    data = source.read(i)
+    data = source.read_in_time(i) if in_time else source.read(i)
     if not isinstance(data, bytes):
         return ArrayImage(data)
     image = open_image(data, max_pixels=source.max_pixels)
@@ -97,7 +97,7 @@ def describe_images(source: Source, sample: int = 256) -> SampleDescription:
     findings: list[Finding] = []
     for i in rows.tolist():
         try:
-            image = open_row(source, i)
+            image = open_row(source, i, in_time=True)
             with decoding().hold(image.decode_bytes):
                 pixels = image.pixels(None, shrink_to=64)
                 lowest, highest = pixels.min(axis=(0, 1)).astype(int), pixels.max(axis=(0, 1)).astype(int)
@@ -215,7 +215,7 @@ def _deep_images(source: Source) -> Iterator[Stored]:
     found = 0
     for row in shuffled(len(source), 0, "range sample")[:_RANGE_LOOKED_AT].tolist():
         try:
-            data = source.read(row)
+            data = source.read_in_time(row)
             image = open_image(data, max_pixels=source.max_pixels) if isinstance(data, bytes) else None
             if image is None or not image.is_deep:
                 continue

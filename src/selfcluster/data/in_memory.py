@@ -54,7 +54,7 @@ def _common_shape(source: Source) -> tuple[int, int] | None:
     shapes = set()
     for i in np.unique(np.linspace(0, len(source) - 1, _PROBES).astype(np.int64)):
         try:
-            image = open_row(source, int(i))
+            image = open_row(source, int(i), in_time=True)
         except BadImage:
             continue
         shapes.add((image.height, image.width))

@@ -31,7 +31,7 @@ from selfcluster.data.in_memory import load_in_memory
 from selfcluster.data.order import epoch_order, rank_slice, shuffled
 from selfcluster.data.quarantine import Find, Quarantine
 from selfcluster.data.sources import Source, check_enough
-from selfcluster.data.threads import DaemonThreads, Watch
+from selfcluster.data.threads import TIMEOUT, DaemonThreads, Watch
 from selfcluster.types import Batch, EpochPlan
 from selfcluster.views.crops import center_batch, cut_batch
 from selfcluster.views.plans import ViewGroup, ViewPlan
@@ -86,7 +86,7 @@ class Loader:
         rank: int = 0,
         world: int = 1,
         in_memory: bool | None = None,
-        timeout: float | None = 600.0,
+        timeout: float | None = TIMEOUT,
     ) -> None:
         if batch_size < 1 or batch_size % world:
             raise ValueError(f"batch_size={batch_size} is no positive multiple of the {world} processes")
@@ -131,7 +131,7 @@ class Loader:
         check_enough(self.num_samples, self.batch_size)
         return self.num_samples // self.batch_size
 
-    def load_report(self) -> dict[str, int]:
+    def reading_report(self) -> dict[str, int]:
         """Return what reading met: bad_images, retried_reads, changed_files, and retried_images of an earlier start."""
         return {
             "bad_images": len(self.quarantine),

@@ -29,6 +29,7 @@ from selfcluster.data.readers.files import Files, scan
 from selfcluster.data.readers.rows import LIST_SUFFIXES, read_list
 from selfcluster.data.readers.tars import index_tars
 from selfcluster.data.store import Info, ReadLog
+from selfcluster.data.threads import TIMEOUT, in_time
 
 _PACKED_SUFFIXES = (".zip", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar", ".zst")
 
@@ -44,6 +45,7 @@ class Source:
         fingerprint: changes when an image is added, removed, edited or dated anew.
         log: retries and changed files met while reading.
         max_pixels: most pixels of an image, as decoded.
+        timeout: seconds that one read outside the loader may take.
         value_range: of the images deeper than 8 bits; None until it is set or measured (`images.range_of`).
     """
 
@@ -68,6 +70,7 @@ class Source:
         self.value_range: ValueRange | None = None
         self.is_range_known = False
         self.range_lock = threading.Lock()
+        self.timeout: float | None = TIMEOUT
         self._summary: dict[str, Any] | None = None
 
     def __len__(self) -> int:
@@ -98,6 +101,15 @@ class Source:
         """
         return self._reader.read(i, self.log)
 
+    def read_in_time(self, i: int) -> bytes | np.ndarray:
+        """Image i as `read` returns it; for reads outside the loader's threads, which have their own timeout.
+
+        Raises:
+            BadImage: as `read`.
+            ReadTimeout: it takes longer than the timeout.
+        """
+        return in_time(lambda: self.read(i), self.ids[i], self.timeout)
+
     def storage_order(self) -> np.ndarray:
         """(N,) the rows in the order in which reading is fastest."""
         return self._reader.storage_order()
@@ -110,7 +122,7 @@ class Source:
     def summary(self) -> dict[str, Any]:
         """What a later run needs to tell whether the data has changed: see `changes.py`."""
         if self._summary is None:
-            self._summary = changes.summarize(self._listing, self.read, self.kind in ("array", "builtin"))
+            self._summary = changes.summarize(self._listing, self.read_in_time, self.kind in ("array", "builtin"))
         return dict(self._summary)
 
     def difference(self, earlier: dict[str, Any]) -> str:

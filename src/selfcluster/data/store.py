@@ -193,7 +193,9 @@ def _remote(location: bytes) -> tuple[Any, str]:
     try:
         import fsspec
     except ImportError as error:
-        raise DataError(f"{text}: reading remote storage needs fsspec; install it with: pip install fsspec") from error
+        raise DataError(
+            f"{text}: reading remote storage needs fsspec; install it with: pip install 'selfcluster[remote]'"
+        ) from error
     try:
         return fsspec.core.url_to_fs(text)
     except (ImportError, ValueError) as error:

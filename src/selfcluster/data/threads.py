@@ -16,6 +16,7 @@ T = TypeVar("T")
 _POLL = 0.5  # seconds between looks at what hangs and at whether to stop
 _WARN_AFTER = 30.0  # seconds until a slow read is reported
 _NAMED = 5
+TIMEOUT = 600.0  # seconds
 
 log = logging.getLogger("selfcluster.data")
 
@@ -68,6 +69,25 @@ class DaemonThreads(Executor):
             except BaseException as error:
                 future.set_exception(error)
             del task, future, call  # or the last result would stay alive while the thread waits
+
+
+def in_time(call: Callable[[], T], name: str, timeout: float | None = TIMEOUT) -> T:
+    """Return `call()`, made in a thread of its own; for reads outside the loader, of which each may hang.
+
+    Raises:
+        ReadTimeout: it takes longer than the timeout; names what is read.
+    """
+    watch = Watch(timeout, lambda row: name)
+    pool = DaemonThreads(1, "selfcluster-read")
+
+    def work() -> T:
+        with watch.reading(0):
+            return call()
+
+    try:
+        return watch.wait(pool.submit(work))
+    finally:
+        pool.shutdown(wait=False)
 
 
 class Watch:
