@@ -147,7 +147,7 @@ class Source:
         if labels is None and self.labels is not None:
             labels = self.labels[rows]
         subset = Source(self._reader.take(rows), listing, self.kind, self.where, labels, self.class_names, self.subset)
-        subset.max_pixels = self.max_pixels
+        subset.max_pixels, subset.timeout = self.max_pixels, self.timeout
         if self.is_range_known:
             subset.set_range(self.value_range)
         return subset
@@ -164,6 +164,7 @@ def open_source(
     seed: int = 0,
     range: Sequence[float] | None = None,
     max_megapixels: float | None = None,
+    timeout: float | None = TIMEOUT,
 ) -> Source:
     """Open a set of images.
 
@@ -183,6 +184,7 @@ def open_source(
         range: (LOW, HIGH), the values of images deeper than 8 bits that become 0 and 255; None measures them in a
             sample (see `ranges.py`).
         max_megapixels: most pixels of an image, in millions; default 64.
+        timeout: seconds that one read outside the loader may take.
 
     Returns:
         the images in bytewise order of their ids.
@@ -195,6 +197,7 @@ def open_source(
     '03'
     """
     source, texts = _open(data, labels_from, ValueRange.of(range))
+    source.timeout = timeout
     if max_megapixels is not None:
         source.max_pixels = int(max_megapixels * 1e6)
     if range is not None:

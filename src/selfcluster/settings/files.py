@@ -18,7 +18,7 @@ from selfcluster.settings.options import FREE, options_for
 from selfcluster.settings.schema import read_schema
 
 # how a run opens its images: which of them, and how their values are read
-_SUBSET = ("labels_from", "limit", "classes", "long_tail", "label_noise", "seed", "range", "max_megapixels")
+_SUBSET = ("labels_from", "limit", "classes", "long_tail", "label_noise", "seed", "range", "max_megapixels", "timeout")
 _NOT_FLAGS = ("method", "data", "recipe", "about")  # what a config.yaml holds beside the flags
 
 
