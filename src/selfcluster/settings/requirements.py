@@ -75,8 +75,10 @@ def _check_labels(who: str, source: Source) -> None:
         raise ValueError(
             f"{who} learns from labels: say where they are with --labels-from (folders, column:NAME or a CSV file)"
         )
-    if len(np.unique(source.labels)) < 2:
-        name = (source.class_names or ["?"])[int(source.labels[0])]
+    if source.labels.ndim != 1:
+        raise ValueError(f"{who} learns from one label an image; --labels-from gives several")
+    if len(np.unique(source.labels[source.labels >= 0])) < 2:
+        name = (source.class_names or ["?"])[int(source.labels.max())]
         raise ValueError(f"{who} needs two labels or more: by --labels-from all {len(source)} images are {name!r}")
 
 

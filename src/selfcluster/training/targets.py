@@ -52,7 +52,9 @@ def make_targets(config: Config, source: Source, run: Path, console: Console, tr
         train(config={**config, "rounds": config["rounds"] - 1}, out=before)
         distributed.broadcast_object(None)  # the first rank has written that round's network
         config = {**config, "teacher": str(before), "teacher_layer": None}
-    labels = np.full(len(source), -1) if source.labels is None else source.labels
+    labels = np.full(len(source), -1)
+    if source.labels is not None and source.labels.ndim == 1:
+        labels = source.labels
     if config.get("target") == "per_label":
         allot(np.bincount(labels[labels >= 0]), config["num_prototypes"])  # refused before the teacher is asked
     targets = labels[None]
