@@ -8,8 +8,6 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from selfcluster.models.registration import register_with_timm
-
 __version__ = "0.1.0"
 
 _HOME = {
@@ -33,6 +31,7 @@ _HOME = {
     "nearest": "clustering.neighbors",
     "choose_k": "clustering.selection",
     "consensus": "clustering.consensus",
+    "register_with_timm": "models.registration",
 }
 
 
@@ -46,6 +45,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted([*globals(), *_HOME])
-
-
-register_with_timm()

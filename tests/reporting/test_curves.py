@@ -53,3 +53,10 @@ def test_drawings_are_bounded_and_equal_each_time(tmp_path):
 
 def test_no_loss_no_curve(tmp_path):
     assert loss_curve(contents(tmp_path, [{"step": 0, "loss": None}])) is None
+
+
+def test_one_point_is_no_curve_and_steps_that_were_never_skipped_are_left_out(tmp_path):
+    rows = [{"step": s, "loss": 1.0, "skipped_steps": 0, "rankme": 3.0 + s} for s in (1, 2)]
+    rows[1]["nmi_previous"] = 0.5
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert [curve.title for curve in other_curves(read_contents(tmp_path))] == ["Feature rank (RankMe)"]

@@ -181,7 +181,7 @@ def test_long_names_keep_both_ends():
 def test_an_empty_folder_says_what_to_run(tmp_path):
     page = written(tmp_path, None)
     assert "There are no clusters here yet." in page.text
-    assert f"selfcluster cluster {tmp_path}" in page.text
+    assert f"selfcluster cluster {tmp_path.name}" in page.text  # no path of this machine
     assert "selfcluster embed" in page.text
     assert json.loads(page.data) == {"n": 0}
     assert tag_count(page, "article") == 0
@@ -284,3 +284,23 @@ def test_what_is_there_to_be_copied_is_not_shortened():
     assert environment.from_string("{{ a|whole }}").render(a=long) == long
     assert environment.from_string("{{ a|shell }}").render(a="/" + long).endswith("x" * 600 + "&#39;")
     assert "…" in environment.from_string("{{ a }}").render(a=long)
+
+
+def test_no_absolute_path_reaches_the_page(tmp_path, images):
+    run = make_run(tmp_path / "home" / "ann" / "runs" / "swav", names())
+    config = (run / "config.yaml").read_text().replace("train swav photos", "train swav /home/ann/private/photos")
+    (run / "config.yaml").write_text(config)
+    page = written(run, Pictures(names(), images))
+    assert "ann" not in page.text
+    assert "…/private/photos" in page.text
+
+
+def test_evaluations_are_on_the_page(tmp_path, images):
+    from selfcluster.evaluation.protocol import Result
+
+    run = make_run(tmp_path / "run", names())
+    Result("knn", {"top1": 0.61234, "k": 20}, settings={"k": 20}, subject={"seed": 0, "layer": None}).write(run)
+    page = written(run, Pictures(names(), images))
+    assert "knn" in page.text
+    assert "0.6123" in page.text
+    assert "layer" not in page.text

@@ -29,6 +29,8 @@ _TITLES = {
     "effective_clusters": ("Effective clusters", "how many clusters of equal size would be as even"),
     "largest_share": ("Share of the largest cluster", "a rise towards 1 is collapse"),
     "rankme": ("Feature rank (RankMe)", "how many dimensions the features of the last views in training use"),
+    "gradient_norm": ("Gradient norm", "length of all gradients together; a rise by orders of magnitude is divergence"),
+    "skipped_steps": ("Skipped steps", "steps so far whose loss or gradient was not finite"),
     "nmi_previous": ("Agreement with the last assignment", "NMI; towards 1 the clusters stand still"),
 }
 
@@ -59,7 +61,7 @@ def loss_curve(contents: Contents) -> Curve | None:
 
 def other_curves(contents: Contents) -> list[Curve]:
     """Learning rate and health first, then whatever else was logged, at most a dozen."""
-    names = [name for name in contents.metrics if name not in _NOT_CURVES and contents.last(name) is not None]
+    names = [name for name in contents.metrics if name not in _NOT_CURVES and _is_curve(contents, name)]
     names.sort(key=lambda name: _FIRST.index(name) if name in _FIRST else len(_FIRST))
     return [
         Curve(
@@ -69,6 +71,13 @@ def other_curves(contents: Contents) -> list[Curve]:
         )
         for n, name in enumerate(names[:_MOST_CURVES])
     ]
+
+
+def _is_curve(contents: Contents, name: str) -> bool:
+    """One point is no curve, and a count of skipped steps that stays 0 says nothing."""
+    steps, values = contents.metrics[name]
+    finite = values[np.isfinite(values) & np.isfinite(steps)]
+    return len(finite) > 1 and not (name == "skipped_steps" and not finite.any())
 
 
 def _as_logarithm(chance: float) -> str:

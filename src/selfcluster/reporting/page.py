@@ -12,6 +12,7 @@ import base64
 import functools
 import hashlib
 import json
+import re
 import shlex
 from collections import Counter
 from collections.abc import Iterable
@@ -26,6 +27,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup, escape
 
 from selfcluster.clustering.scores import rankme
+from selfcluster.evaluation.protocol import read_results
 from selfcluster.files import make_writable, write_atomically
 from selfcluster.reporting.colors import cluster_colors
 from selfcluster.reporting.curves import loss_curve, other_curves
@@ -38,6 +40,7 @@ from selfcluster.runs.contents import Contents, method_of, read_contents
 _CARDS = 60
 _MOST_ROWS = 2_000  # clusters without pictures
 _MOST_BAD = 500
+_ABSOLUTE = re.compile(r"(?<![\w.…/:])(/)((?:[^\s/'\"]+/)+[^\s/'\"]+)")
 _LONGEST = 300  # characters of a name or a value; file systems allow 4,096
 _CARD_PIXELS = 104
 _MAP_PIXELS = 72
@@ -116,19 +119,30 @@ def write_report(
         settings=_settings(contents.config),
         about=about,
         about_rows=list(_flat(about)),
+        evaluations=_evaluations(run),
+        place=run if not run.is_absolute() else Path(run.name),
     )
     # a lone surrogate can reach us in a command line; it is shown as its number
     write_atomically(path, text.encode("utf-8", "backslashreplace"))
     return path
 
 
-def visible(value: Any, longest: int = _LONGEST) -> str:
+def shareable(text: str) -> str:
+    """Text in which an absolute path keeps its last two parts only: a page is shared, home folders are private.
+
+    >>> shareable("selfcluster train swav /home/ann/photos/2024")
+    'selfcluster train swav …/photos/2024'
+    """
+    return _ABSOLUTE.sub(lambda found: "…/" + "/".join(found.group(2).split("/")[-2:]), text)
+
+
+def visible(value: Any, longest: int = _LONGEST, *, private: bool = False) -> str:
     """Text with every character to be seen: newlines, controls and direction marks as escapes, long names shortened.
 
     >>> visible("a" + chr(10) + chr(0x202E) + "gpj.b")
     'a\\\\n\\\\u202egpj.b'
     """
-    text = str(value)
+    text = str(value) if private else shareable(str(value))
     if len(text) > longest:
         text = f"{text[: longest // 3]} … {text[-longest * 2 // 3 :]}"
     if text.isprintable():
@@ -267,6 +281,17 @@ def _settings(config: dict[str, Any]) -> list[tuple[str, list[tuple[str, Any]]]]
     return [(name, rows) for name, rows in [("run", top), *sections] if rows and name != "about"]
 
 
+def _evaluations(run: Path) -> list[dict[str, Any]]:
+    """The results that `selfcluster evaluate` kept: protocol, numbers as text, settings that differ from null."""
+    shown = []
+    for result in read_results(run):
+        numbers = {k: f"{v:.4g}" if isinstance(v, float) else str(v) for k, v in result["numbers"].items()}
+        settings, subject = (result.get(part) or {} for part in ("settings", "subject"))
+        chosen = {k: v for k, v in {**settings, **subject}.items() if v is not None and k != "model"}
+        shown.append({"protocol": result["protocol"], "numbers": numbers, "chosen": chosen})
+    return shown
+
+
 def _flat(section: dict[Any, Any], before: str = "") -> Iterable[tuple[str, Any]]:
     for key, value in section.items():
         if isinstance(value, dict):
@@ -306,6 +331,7 @@ def _environment() -> Environment:
     environment.filters["short"] = lambda value: f"{value:,.3g}" if abs(value) < 1000 else f"{value:,.0f}"
     environment.filters["minutes"] = lambda value: f"{value:,.0f} min" if value >= 1.5 else f"{value * 60:,.0f} s"
     whole = environment.filters["whole"] = lambda value: escape(visible(value, 1 << 20))  # to be copied
+    environment.filters["copied"] = lambda value: escape(visible(value, 1 << 20, private=True))  # on unfinished pages
     environment.filters["python"] = lambda value: whole(repr(value))
     environment.filters["shell"] = lambda value: whole(shlex.quote(str(value)))
     return environment
