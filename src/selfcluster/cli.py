@@ -24,6 +24,7 @@ from selfcluster.commands.flags import flag
 from selfcluster.methods import NAMES
 from selfcluster.runs.formats import RENAMED
 from selfcluster.settings.schema import read_schema
+from selfcluster.waiting import let_threads_sleep
 
 COMMANDS = {
     "demo": "the digits, without their labels, in a table",
@@ -77,6 +78,7 @@ class _UsageError(Exception):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; return the exit status."""
     _prepare_output()
+    let_threads_sleep()
     words = [_modern(word) for word in (sys.argv[1:] if argv is None else argv)]
     as_json = "--json" in words
     try:

@@ -21,10 +21,42 @@ def with_losses(tmp_path, losses):
     return read_contents(run)
 
 
-def test_a_good_run_is_healthy_and_says_why(tmp_path):
+def test_without_a_comparison_it_says_what_was_checked(tmp_path):
     verdict = judge(read_contents(make_run(tmp_path / "run", IDS)), rank=4.0)
-    assert verdict.level == "good"
-    assert len(verdict.reasons) == 3
+    assert (verdict.level, verdict.headline) == ("good", "No collapse was seen")
+    assert len(verdict.reasons) == 4
+    assert "was not compared" in verdict.reasons[-1]
+
+
+def judged(tmp_path, **changes):
+    """The verdict on a run whose comparison with its start came out as `changes` say."""
+    run = make_run(tmp_path / "run", IDS)
+    judgement = {"images": 30, "kept": "end", "better": True}
+    judgement |= {"start": {"retrieval": 0.8, "by_color": 0.05}, "end": {"retrieval": 0.85, "by_color": 0.05}}
+    status = {"state": "finished", "summary": {"judgement": judgement | changes}}
+    (run / "status.json").write_text(json.dumps(status))
+    return judge(read_contents(run), rank=4.0)
+
+
+def test_better_than_the_start(tmp_path):
+    verdict = judged(tmp_path)
+    assert (verdict.level, verdict.headline) == ("good", "Better than the start by 5.0 points of crop retrieval")
+    assert any("85.0% of the images" in reason and "80.0% before" in reason for reason in verdict.reasons)
+
+
+@pytest.mark.parametrize("kept", ["start", "end"])
+def test_not_better_than_the_start(tmp_path, kept):
+    verdict = judged(tmp_path, better=False, kept=kept, end={"retrieval": 0.7, "by_color": 0.05})
+    assert (verdict.level, verdict.headline) == ("look", "Not better than the start")
+    assert ("so the start was kept" in verdict.reasons[0]) is (kept == "start")
+
+
+def test_clusters_that_follow_color(tmp_path):
+    verdict = judged(tmp_path, end={"retrieval": 0.85, "by_color": 0.3})
+    assert (verdict.level, verdict.headline) == ("look", "Closer to color than to content")
+    # the kept network counts, and not the one that was given up
+    kept = judged(tmp_path, kept="start", better=False, end={"retrieval": 0.7, "by_color": 0.3})
+    assert kept.headline == "Not better than the start"
 
 
 def test_nothing_known_is_unknown(tmp_path):

@@ -1,4 +1,10 @@
-"""Is the run healthy? The answer in words, from the numbers that the run left behind.
+"""What was checked of a run, and what came out: in words, from the numbers that the run left behind.
+
+The verdict never says more than was checked. Without a comparison with the start it says that no collapse was seen.
+With one (`evaluation/judgement.py`) it says whether the trained network is better than the start, and whether the
+clusters follow color, file size or aspect ratio: an adjusted mutual information of 0.2 or more counts as such (on 600
+photographs of clothes, clusters of an untrained network and of one trained from nothing have 0.24 with color, clusters
+of a pretrained network 0.06).
 
 The thresholds are those at which training speaks of collapse: a loss within 1 % of chance, or above it at the end,
 features that use less than 2 % of their dimensions (RankMe, Garrido et al. 2023, arXiv 2210.02885), one cluster that
@@ -16,6 +22,9 @@ from selfcluster.clustering.scores import effective_clusters
 from selfcluster.runs.contents import Contents, method_of
 from selfcluster.runs.thresholds import AT_CHANCE, FEW_EFFECTIVE, GIANT, THIN
 from selfcluster.settings.schema import read_schema
+
+_FOLLOWS = 0.2  # adjusted mutual information of clusters and a grouping by something else
+_SURFACE = {"by_color": "color", "by_file_size": "file size", "by_aspect": "aspect ratio"}
 
 
 @dataclass(frozen=True)
@@ -40,31 +49,65 @@ def judge(contents: Contents, rank: float | None = None, rows: int | None = None
     _judge_loss(contents, bad, look, good)
     if rank is not None and contents.vectors is not None:
         dim = contents.vectors.dim
-        told = f"the embeddings use {rank:,.0f} of {dim:,} dimensions (RankMe)"
+        rank_text = f"the embeddings use {rank:,.0f} of {dim:,} dimensions (RankMe)"
         most = dim if rows is None else min(dim, rows)
         if dim > 1 and rank < max(1.5, THIN * most):
-            bad.append(f"The features have collapsed: {told}. Try stronger crops or a lower learning rate.")
+            bad.append(f"The features have collapsed: {rank_text}. Try stronger crops or a lower learning rate.")
         else:
-            good.append(_sentence(told))
+            good.append(_sentence(rank_text))
     if contents.clusters is not None:
         _judge_clusters(contents.clusters.cluster, bad, look, good)
+    headline = _judge_start(contents, look, good)
     if bad:
         return Verdict("bad", "Something went wrong", (*bad, *look))
     if look:
-        return Verdict("look", "Worth a closer look", (*look, *good))
+        return Verdict("look", headline or "Worth a closer look", (*look, *good))
     if good:
-        return Verdict("good", "Healthy", tuple(good))
-    return Verdict("unknown", "Health unknown", ("There is nothing here to judge it by.",))
+        return Verdict("good", headline or "No collapse was seen", tuple(good))
+    return Verdict("unknown", "Nothing was checked", ("The folder holds nothing to judge the run by.",))
+
+
+def _judge_start(contents: Contents, look: list[str], good: list[str]) -> str | None:
+    """Add what the comparison with the start says; returns the headline, or None where nothing was compared."""
+    summary = contents.status.get("summary")
+    judgement = summary.get("judgement") if isinstance(summary, dict) else None
+    if not isinstance(judgement, dict) or not isinstance(judgement.get("start"), dict):
+        if good:
+            good.append("The network was not compared with the one that training began with.")
+        return None
+    kept = "start" if judgement.get("kept") == "start" else "end"
+    start, end = judgement["start"], judgement.get("end", {})
+    measures = start if kept == "start" else end
+    surface = [words for name, words in _SURFACE.items() if measures.get(name, 0.0) >= _FOLLOWS]
+    for words in surface:
+        look.append(f"The clusters follow {words} more than the content of the images.")
+    better = judgement.get("better") is True
+    of = f", on a sample of {judgement.get('images', 0):,} images"
+    finds = f"{end.get('retrieval', 0.0):.1%} of the images find their own other crop ({start['retrieval']:.1%} before)"
+    if better:
+        good.append(f"The trained network is better than the start: {finds}{of}.")
+    elif kept == "start":
+        look.append(f"The trained network is not better than the start, so the start was kept: {finds}{of}.")
+    else:
+        look.append(f"The trained network is not better than the one that training began with: {finds}{of}.")
+    if "knn" in start and "knn" in end:
+        good.append(f"20-NN on the labels: {start['knn']:.1%} before training, {end['knn']:.1%} after it.")
+    if surface:
+        return f"Closer to {surface[0]} than to content"
+    gain = end.get("retrieval", 0.0) - start["retrieval"]
+    return (
+        f"Better than the start by {100 * gain:.1f} points of crop retrieval" if better else "Not better than the start"
+    )
 
 
 def _judge_state(contents: Contents, bad: list[str], look: list[str]) -> None:
     state = str(contents.status.get("state", ""))
     message = str(contents.status.get("message") or "")
-    told = f": {message}" if message else ""
+    detail = f": {message}" if message else ""
     if state in ("failed", "collapsed", "diverged"):
-        bad.append(f"The run {state if state != 'failed' else 'has failed'}{told}")
+        bad.append(f"The run {state if state != 'failed' else 'has failed'}{detail}")
     elif state and state not in ("finished", "done", "complete", "completed"):
-        look.append(f"The run has not finished (state “{state}”){told}")
+        look.append(f"The run has not finished (state “{state}”){detail}")
 
 
 def _judge_loss(contents: Contents, bad: list[str], look: list[str], good: list[str]) -> None:
