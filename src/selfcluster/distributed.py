@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+_alone = False
 
 
 def start(device: torch.device | str = "cpu", timeout_seconds: float = 1800) -> None:
@@ -28,14 +32,28 @@ def stop() -> None:
         dist.destroy_process_group()
 
 
+@contextmanager
+def alone() -> Iterator[None]:
+    """Let this process work as if it were the only one, for the duration of the `with` block.
+
+    For work of one rank that the others do not join, such as a small k-means: a collective there would wait for ever.
+    """
+    global _alone
+    before, _alone = _alone, True
+    try:
+        yield
+    finally:
+        _alone = before
+
+
 def rank(group: Any = None) -> int:
     """This process's number in the group, from 0."""
-    return dist.get_rank(group) if dist.is_initialized() else 0
+    return dist.get_rank(group) if dist.is_initialized() and not _alone else 0
 
 
 def world_size(group: Any = None) -> int:
     """How many processes the group has; 1 without one."""
-    return dist.get_world_size(group) if dist.is_initialized() else 1
+    return dist.get_world_size(group) if dist.is_initialized() and not _alone else 1
 
 
 def share(n: int, r: int | None = None, world: int | None = None) -> slice:

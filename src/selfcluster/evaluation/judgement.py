@@ -83,7 +83,10 @@ class Judge:
         """Measure the network as it is now; returns numbers for a row of metrics."""
         index, views = self._embed()
         start = self._start(index)
-        measured = unlabelled.measure(views, None, start, self._labels(index), self.loop.seed) if self.writes else {}
+        measured: dict[str, float] = {}
+        if self.writes:
+            with distributed.alone():  # the other ranks do not measure
+                measured = unlabelled.measure(views, None, start, self._labels(index), self.loop.seed)
         return {f"judge_{name}": value for name, value in measured.items() if name not in ("images", "clusters")}
 
     def after(self, keep: str | None) -> dict[str, Any]:
@@ -102,7 +105,8 @@ class Judge:
         index, views = self._embed()
         judgement: dict[str, Any] = {}
         if self.writes:
-            judgement = self._compare(index, views)
+            with distributed.alone():  # the other ranks do not measure
+                judgement = self._compare(index, views)
             judgement["kept"] = keep if keep != "best" else END if judgement["better"] is not False else START
             judgement["rule"] = keep
         judgement = distributed.broadcast_object(judgement)
