@@ -69,6 +69,11 @@ def test_a_declared_no_data_value_that_the_type_cannot_hold_means_nothing():
     assert to_pixels(Stored(floats, 32, nodata=-3.40282346638528e38), ValueRange(0, 3))[0, :, 0].tolist() == [0, 255]
 
 
+def test_kinds_that_share_a_range_are_named():
+    found = choose_range([stored((RAMP * 65535).astype(np.uint16)), stored(RAMP.astype(np.float32))])
+    assert "16-bit and float32 images share it, so keep them apart" in found.reason
+
+
 def test_few_levels_are_classes_and_none_of_them_is_no_data():
     assert chosen(np.array([0, 1, 200] * 100, np.uint16)) == (0, 255)
 

@@ -140,6 +140,8 @@ def choose_range(samples: Iterable[Stored], per_image: int = 16_384) -> ValueRan
     low, high = (float(x) for x in np.percentile(values, _PERCENTILES))
     floats = all(kind.startswith("float") for kind in kinds)
     note = "".join(f", {value:g} means no data" for value in dropped)
+    if len(kinds) > 1:
+        note += f"; {' and '.join(sorted(kinds))} images share it, so keep them apart if their values mean other things"
     for top in ((1.0,) if floats else ()) + _COMMON:
         if values[0] >= 0 and values[-1] <= top and high - low > top / 2:
             return ValueRange(0.0, top, f"{', '.join(sorted(kinds))} images use most of it{note}")
