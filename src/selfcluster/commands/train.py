@@ -7,6 +7,7 @@ import os
 import shlex
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -74,6 +75,7 @@ def train(
     from selfcluster.evaluation.judgement import make_judge
     from selfcluster.runs.console import Console
     from selfcluster.training.build import assemble
+    from selfcluster.training.duration import plan_duration
     from selfcluster.training.finish import finish
     from selfcluster.training.loop import Preempted, fit
     from selfcluster.training.precision import pick_device
@@ -118,6 +120,12 @@ def train(
             world=distributed.world_size(),
             **{key: resolved[key] for key in ("batch_size", "seed", "workers", "max_bad")},
         )
+        if not any((path / "checkpoints").glob("step-*")):
+            loop = plan_duration(parts, loader, resolved, console)
+            if loop is not parts.loop:
+                parts = replace(parts, loop=loop)
+                if folder is not None:
+                    folder.write_config(resolved)
         judge = make_judge(resolved, source, parts, path, console)
         if judge is not None:
             judge.before()

@@ -68,13 +68,13 @@ class Console:
         text = f"loss {loss:.3f}  {images_per_second:,.0f} images/s  {self._health}"
         self._bar.update(self._task, completed=done, description=text)
 
-    def report(self, row: dict[str, Any], total_steps: int) -> None:
+    def report(self, row: dict[str, Any], total_steps: int, seconds_left: float = 0.0) -> None:
         """A row of metrics, in a line."""
         self._health = _health_line(row)
         if self._bar is None:
             self.say(
                 f"step {row['step']}/{total_steps}  epoch {row['epoch']}  {_loss(row)}  "
-                f"{row['images_per_second']:,.0f} images/s  {self._health}"
+                f"{row['images_per_second']:,.0f} images/s  {self._health}{_left(seconds_left)}"
             )
 
     def stop(self) -> None:
@@ -82,6 +82,12 @@ class Console:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+
+def _left(seconds: float) -> str:
+    if seconds <= 0:
+        return ""
+    return f"  {seconds:.0f} s left" if seconds < 90 else f"  {seconds / 60:.0f} min left"
 
 
 def _loss(row: dict[str, Any]) -> str:

@@ -36,6 +36,14 @@ SHARED = (
     Option("augment", "str", "color", "named set of view operations", auto=True),
     Option("epochs", "float", 100.0, "passes over the images", auto=True, least=0),
     Option("images_seen", "int", None, "length of the run in images, instead of --epochs", least=1),
+    Option(
+        "minutes",
+        "float",
+        None,
+        "length of the run in minutes on this machine, instead of --epochs",
+        auto=True,
+        least=0.01,
+    ),
     Option("batch_size", "int", 256, "images a step, over all processes", auto=True, least=1),
     Option("optimizer", "str", "sgd", "optimizer", ("sgd", "adamw", "larc", "lars"), auto=True),
     Option(

@@ -73,6 +73,8 @@ def auto(schema: Schema, facts: DataSummary, said: Mapping[str, Any]) -> dict[st
         choose("backbone", "resnet18_small", "images up to 64 px: no down-sampling in the first layers")
     else:
         choose("backbone", "resnet50" if facts.gpu else "resnet18", where)
+    if facts.gpu and "epochs" not in said and "images_seen" not in said:
+        choose("minutes", 30.0, "a GPU's time budget; --epochs sets the length instead")
     epochs = choose("epochs", float(max(20, min(400, round(400_000 / n)))), f"{n} images")
     short = epochs * n < _SHORT
     length = f"{epochs * n:,.0f} images in all are few to learn from"

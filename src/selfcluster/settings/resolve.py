@@ -101,6 +101,8 @@ def resolve(
 def _check(schema: Schema, config: dict[str, Any], facts: DataSummary) -> None:
     if config["epochs"] <= 0:
         raise ValueError(f"--epochs {config['epochs']}: must be above 0")
+    if config["minutes"] is not None and config["images_seen"] is not None:
+        raise ValueError("--minutes and --images-seen both set the length of the run; leave one of them out")
     if config["global_crops"] < 2 <= schema.paper.get("crops", {}).get("global_crops", 2):
         raise ValueError(f"--global-crops {config['global_crops']}: {schema.name} compares two full views of an image")
     if config["local_crops"] and config["local_size"] >= config["image_size"]:

@@ -86,8 +86,7 @@ def fit(
     Raises Preempted, Diverged or Collapsed; the run folder then holds a checkpoint to go on from.
     """
     training, device, per_epoch = settings.training, settings.device, loader.steps_per_epoch
-    images = training.epochs * per_epoch * training.batch_size if settings.images_seen is None else settings.images_seen
-    total = max(1, round(images / training.batch_size))
+    total = planned_steps(settings, per_epoch)
     optimizer = make_optimizer(method.groups(), training, rate_factors(method, training.layer_decay))
     quiet = per_epoch * max(training.warmup_epochs, getattr(method.settings, "freeze_epochs", 0))
     health = Health(
@@ -182,7 +181,7 @@ def fit(
                 if folder is not None:
                     folder.log(row)
                 on_row(row)
-                console.report(row, total)
+                console.report(row, total, seconds / steps_timed * (total - state.step))
                 verdict = health.verdict(row)
                 if verdict:
                     console.warn(verdict)
@@ -208,6 +207,13 @@ def fit(
                 )
     console.stop()
     return state
+
+
+def planned_steps(settings: LoopSettings, steps_per_epoch: int) -> int:
+    """Return the number of steps of a run: of its epochs, or of the images that it sees."""
+    batch = settings.training.batch_size
+    images = settings.images_seen
+    return max(1, round(settings.training.epochs * steps_per_epoch if images is None else images / batch))
 
 
 def split(batch: Batch, parts: int) -> list[Batch]:

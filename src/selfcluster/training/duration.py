@@ -1,0 +1,105 @@
+"""How long a run will take: a step is timed before the first one, and the run's length is set by it where asked."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from selfcluster import distributed
+from selfcluster.data.loader import Loader
+from selfcluster.methods.base import Method
+from selfcluster.runs.console import Console
+from selfcluster.training.build import Parts
+from selfcluster.training.embedding import to_layout
+from selfcluster.training.loop import LoopSettings, planned_steps
+from selfcluster.training.precision import autocast
+from selfcluster.types import Batch, Progress
+from selfcluster.views.plans import ViewPlan
+
+_LONG = 5.0  # seconds: a first step that takes longer is not followed by a second one
+_WARMUP = 0.1  # share of a run of given minutes that the warm-up takes at most
+
+
+def seconds_per_step(method: Method, loader: Loader, views: ViewPlan, loop: LoopSettings) -> float | None:
+    """Return how long a step takes, loading included and the optimizer's part excluded. All ranks call it together.
+
+    One or two batches go forward and backward, and the method is left as it was. None where the method cannot learn
+    before its first reassignment.
+    """
+    statistics = [b for m in method.modules() if isinstance(m, nn.modules.batchnorm._NormBase) for b in m.buffers()]
+    before = [b.clone() for b in statistics]
+    was_training = method.training
+    batches = loader.batches(views, method.plan(), 0, 0, loader.steps_per_epoch, 0)
+    progress = Progress(0, planned_steps(loop, loader.steps_per_epoch), 0, loader.steps_per_epoch, loop.seed)
+    seconds = float("inf")
+    method.train()
+    try:
+        for _ in range(min(2, loader.steps_per_epoch)):  # the first one also warms up
+            started = time.monotonic()
+            batch: Batch = next(batches)
+            with autocast(loop.device, loop.precision):
+                output = method(replace(batch, views=to_layout(batch.views)), progress)
+            output.loss.backward()
+            float(output.loss.detach())  # waits for the device
+            seconds = min(seconds, time.monotonic() - started)
+            if distributed.broadcast_object(seconds > _LONG):
+                break
+    except (RuntimeError, ValueError, IndexError):
+        return None
+    finally:
+        batches.close()  # pyright: ignore[reportAttributeAccessIssue]
+        method.zero_grad(set_to_none=True)
+        if statistics:
+            with torch.no_grad():
+                torch._foreach_copy_(statistics, before)
+        method.train(was_training)
+    return distributed.broadcast_object(seconds)
+
+
+def plan_duration(parts: Parts, loader: Loader, config: dict[str, Any], console: Console) -> LoopSettings:
+    """Return the loop settings of a new run, and print how long it will take.
+
+    With `minutes` in `config` the number of epochs is set so that the run takes about that long; `config` follows.
+    """
+    loop, per_epoch = parts.loop, loader.steps_per_epoch
+    seconds = seconds_per_step(parts.method, loader, parts.views, loop)
+    minutes = config.get("minutes")
+    if seconds is None:
+        ignored = f"; --minutes {minutes:g} is ignored" if minutes else ""
+        console.say(f"the duration cannot be estimated before the first reassignment{ignored}")
+        return loop
+    if minutes:
+        loop = spend(minutes, seconds, config, loop, per_epoch)
+        console.say(f"  --epochs {config['epochs']:.2f}: as many as fit into --minutes {minutes:g}")
+    steps = planned_steps(loop, per_epoch)
+    more = ", and the reassignments" if type(parts.method).reassign is not Method.reassign else ""
+    console.say(f"about {in_words(steps * seconds)} of training: {steps} steps of {seconds:.2g} s{more}")
+    return loop
+
+
+def spend(minutes: float, seconds: float, config: dict[str, Any], loop: LoopSettings, per_epoch: int) -> LoopSettings:
+    """Return the loop of a run that takes about so many minutes at so many seconds a step; `config` follows it.
+
+    The run has at least one step. A longer warm-up than a tenth of it is shortened.
+    """
+    steps = max(1, round(60 * minutes / seconds))
+    epochs = steps / per_epoch
+    config["epochs"] = epochs
+    config["warmup_epochs"] = min(config["warmup_epochs"], _WARMUP * epochs)
+    training = replace(loop.training, epochs=epochs, warmup_epochs=config["warmup_epochs"])
+    return replace(loop, training=training, images_seen=None)
+
+
+def in_words(seconds: float) -> str:
+    """Return a duration as a person says it.
+
+    >>> in_words(50), in_words(1000), in_words(40_000)
+    ('50 s', '17 min', '11.1 h')
+    """
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
