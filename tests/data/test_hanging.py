@@ -59,7 +59,7 @@ def test_row_19_a_hung_read_ends_the_run_with_the_name_of_the_image(tmp_path, en
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 1
     assert "reading did not end within 1 s: 07.png" in errors
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 20  # about 4 s alone; the machine that tests may be busy
     assert json.loads((tmp_path / "run/status.json").read_text())["state"] == "failed"
 
 

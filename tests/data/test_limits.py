@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import subprocess
 import sys
 import threading
 import time
@@ -311,6 +312,19 @@ def test_a_run_that_is_asked_to_stop_does_not_wait_for_a_read(hanging, monkeypat
     with hanging.watch.stopping(lambda: True), pytest.raises(ReadingStopped):
         list(hanging.iterate_all())
     hanging.close()
+
+
+def test_threads_that_work_while_the_program_ends_do_not_abort_it():
+    program = (
+        "import torch\n"
+        "from selfcluster.data.threads import DaemonThreads\n"
+        "pool = DaemonThreads(2, 'test')\n"
+        "x = torch.rand(200, 200)\n"
+        "futures = [pool.submit(lambda: [x @ x for _ in range(100)]) for _ in range(200)]\n"
+        "futures[0].result()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_the_threads_run_everything_once_in_any_order_and_pass_errors_on():

@@ -76,7 +76,7 @@ def audit(
         examined = [looks.examine(source, pool, _progress(source.where, len(source), quiet)) for source in sources]
     finally:
         if pool is not None:
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.end()
     parts: list[dict[str, Any]] = []
     for source, seen in zip(sources, examined):
 

@@ -16,7 +16,7 @@ import os
 import weakref
 from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Executor, Future
+from concurrent.futures import Future
 from dataclasses import replace
 
 import numpy as np
@@ -96,7 +96,7 @@ class Loader:
         self.device = torch.device(device)
         self.rank, self.world = rank, world
         self.workers = _default_workers() if workers is None else workers
-        self._pool: Executor | None = None
+        self._pool: DaemonThreads | None = None
         self.watch = Watch(timeout, source.ids.__getitem__)
         self.quarantine = Quarantine(source.ids, quarantine, max_bad, rank, self._survey)
         self._images: Tensor | None = None  # (N, H, W, C) uint8 on the device
@@ -275,10 +275,10 @@ class Loader:
 
     # threads
 
-    def _threads(self) -> Executor | None:
+    def _threads(self) -> DaemonThreads | None:
         if self.workers > 0 and self._pool is None:
             self._pool = DaemonThreads(self.workers, "selfcluster-loader")
-            weakref.finalize(self, self._pool.shutdown, wait=False, cancel_futures=True)
+            weakref.finalize(self, self._pool.end)
         return self._pool
 
     def _loaded(self, jobs: Iterator[Job]) -> Iterator[Job]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import queue
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager
@@ -29,6 +31,15 @@ class ReadingStopped(RuntimeError):
     """The wait for images was given up because the run was asked to stop."""
 
 
+_pools: weakref.WeakSet[DaemonThreads] = weakref.WeakSet()
+
+
+@atexit.register
+def _end_pools() -> None:
+    for pool in list(_pools):
+        pool.end()
+
+
 class DaemonThreads(Executor):
     """A pool of daemon threads. Python's own pool joins its threads at exit, so that one hung read hangs the exit."""
 
@@ -37,6 +48,8 @@ class DaemonThreads(Executor):
         self._threads = [threading.Thread(target=self._work, name=f"{name}-{k}", daemon=True) for k in range(workers)]
         for thread in self._threads:
             thread.start()
+        self._ended = False
+        _pools.add(self)
 
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
         """Return the future of `fn(*args, **kwargs)`."""
@@ -58,6 +71,20 @@ class DaemonThreads(Executor):
         if wait:
             for thread in self._threads:
                 thread.join()
+
+    def end(self, seconds: float = 2.0) -> None:
+        """Cancel what has not begun, and wait for what has, but for `seconds` at most: a read may hang.
+
+        A daemon thread that is inside a C++ library while the interpreter ends would abort the process.
+        """
+        if self._ended:
+            return
+        self._ended = True
+        self.shutdown(wait=False, cancel_futures=True)
+        until = time.monotonic() + seconds
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join(max(0.0, until - time.monotonic()))
 
     def _work(self) -> None:
         while (task := self._queue.get()) is not None:
