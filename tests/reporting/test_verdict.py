@@ -106,3 +106,12 @@ def test_how_the_run_ended(tmp_path, state, level):
     verdict = judge(read_contents(run))
     assert verdict.level == level
     assert level == "good" or "step 7" in verdict.reasons[0]
+
+
+def test_a_folder_without_training_says_so(tmp_path):
+    run = make_run(tmp_path / "run", [f"{i}.jpg" for i in range(30)])
+    (run / "metrics.jsonl").unlink()
+    (run / "config.yaml").write_text("model: starter\ndata: photos\nabout: {}\n")
+    contents = read_contents(run)
+    assert not contents.missing
+    assert "Nothing was trained" in judge(contents, rank=5.0).reasons[-1]

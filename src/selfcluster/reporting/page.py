@@ -35,7 +35,7 @@ from selfcluster.reporting.gallery import Gallery, build_gallery
 from selfcluster.reporting.map import lay_out, sample_rows
 from selfcluster.reporting.thumbnails import data_uri, is_pixel_art, read_squares, sprite
 from selfcluster.reporting.verdict import Verdict, judge
-from selfcluster.runs.contents import Contents, method_of, read_contents
+from selfcluster.runs.contents import Contents, is_untrained, method_of, read_contents
 
 _CARDS = 60
 _MOST_ROWS = 2_000  # clusters without pictures
@@ -104,6 +104,7 @@ def write_report(
         sprite=Markup(sheet[0]) if sheet else None,
         contents=contents,
         method=method_of(contents.config),
+        untrained=is_untrained(contents.config),
         verdict=verdict,
         facts=_facts(contents, gallery, verdict),
         gallery=gallery,

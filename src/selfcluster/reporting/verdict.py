@@ -19,7 +19,7 @@ from typing import Literal
 import numpy as np
 
 from selfcluster.clustering.scores import effective_clusters
-from selfcluster.runs.contents import Contents, method_of
+from selfcluster.runs.contents import Contents, is_untrained, method_of
 from selfcluster.runs.thresholds import AT_CHANCE, FEW_EFFECTIVE, GIANT, THIN
 from selfcluster.settings.schema import read_schema
 
@@ -72,7 +72,9 @@ def _judge_start(contents: Contents, look: list[str], good: list[str]) -> str | 
     summary = contents.status.get("summary")
     judgement = summary.get("judgement") if isinstance(summary, dict) else None
     if not isinstance(judgement, dict) or not isinstance(judgement.get("start"), dict):
-        if good:
+        if good and is_untrained(contents.config):
+            good.append("Nothing was trained: the features are those of a network as it came.")
+        elif good:
             good.append("The network was not compared with the one that training began with.")
         return None
     kept = "start" if judgement.get("kept") == "start" else "end"

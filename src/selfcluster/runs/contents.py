@@ -140,13 +140,19 @@ def read_contents(run: Path) -> Contents:
     data, method = shlex.quote(contents.data), shlex.quote(method_of(contents.config) or "METHOD")
     train = f"train {method} {data} --out {place}"
     contents.status = read("status.json", "how the run ended", train, _status) or {}
-    contents.metrics = read("metrics.jsonl", "the curves", train, _metrics) or {}
+    if not is_untrained(contents.config) or (run / "metrics.jsonl").exists():
+        contents.metrics = read("metrics.jsonl", "the curves", train, _metrics) or {}
     embed = f"embed {place} {data} --out {shlex.quote(str(run / 'embeddings.parquet'))}"
     contents.vectors = read("embeddings.parquet", "the map", embed, Vectors)
     contents.clusters = read("clusters.parquet", "the gallery of clusters", f"cluster {place}", _clusters)
     if (run / "quarantine.jsonl").exists():  # no file: nothing was wrong
         contents.quarantine = read("quarantine.jsonl", "the bad files", train, _lines) or []
     return contents
+
+
+def is_untrained(config: dict[str, Any]) -> bool:
+    """Return whether the images of a run were only embedded, by the network that `model` names."""
+    return "model" in config and "method" not in config
 
 
 def method_of(config: dict[str, Any]) -> str | None:

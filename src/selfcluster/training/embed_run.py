@@ -21,6 +21,7 @@ from selfcluster.models.backbones import save_backbone
 from selfcluster.models.pretrained import STARTER, Network, describe
 from selfcluster.runs.console import Console
 from selfcluster.runs.folder import RunError, RunFolder, is_run, read_config, read_status
+from selfcluster.runs.formats import FORMAT
 from selfcluster.runs.tables import EMBEDDINGS, image_names, write_embeddings
 from selfcluster.settings.files import default_out
 from selfcluster.training.features import embed_source
@@ -167,6 +168,7 @@ def _is_reusable(path: Path, model: str, image_size: int | None, source: Source)
 
 def _config(model: str, network: Network, source: Source, subset: Mapping[str, Any]) -> dict[str, Any]:
     about = {
+        "format": FORMAT,
         "selfcluster": __version__,
         "torch": str(torch.__version__),
         "python": platform.python_version(),
