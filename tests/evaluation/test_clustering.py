@@ -152,3 +152,16 @@ def test_hdbscan_leaves_what_belongs_nowhere_in_a_group_of_its_own():
     noise = rng.normal(size=(60, 8)).astype(np.float32)
     labels, distances, _ = cluster_vectors(noise, None, "hdbscan")
     assert np.isfinite(distances).all()
+
+
+def test_a_number_is_chosen_along_whitened_axes_where_features_are_wide():
+    """Two loud axes split the rows in two; eight groups lie along quieter ones."""
+    rng = np.random.default_rng(0)
+    truth = np.arange(480) % 8
+    rows = np.zeros((480, 300))
+    rows[:, :8] = np.eye(8)[truth] + 0.05 * rng.normal(size=(480, 8))
+    rows[:, 8] = 6 * rng.integers(0, 2, 480)
+    rows[:, 9:] = 0.02 * rng.normal(size=(480, 291))
+    facts = cluster_vectors(rows.astype(np.float32), "auto")[2]
+    assert facts["k_low"] <= 16
+    assert facts["k"] >= 6
