@@ -32,6 +32,7 @@ _HOME = {
     "choose_k": "clustering.selection",
     "consensus": "clustering.consensus",
     "register_with_timm": "models.registration",
+    "load_network": "models.pretrained",
 }
 
 

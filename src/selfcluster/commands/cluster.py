@@ -35,7 +35,7 @@ def cluster(
     """Group images.
 
     Args:
-        data: images (a folder, for example), a run folder, or an embeddings file (Parquet). Images are embedded into
+        data: images (a folder, for example), a run folder, or an embeddings file (Parquet or .npy). Images are embedded into
             a new run folder first, without training. A run's images are compared as its method does (behind SwAV's
             projection, say); embeddings are compared as they are.
         model: for images, the network: "starter" (the default), "timm:NAME", a weights file, "NETWORK=FILE", an
@@ -45,7 +45,7 @@ def cluster(
         algorithm: kmeans, hierarchical, pic or hdbscan. hdbscan finds the number itself and leaves images that
             belong to no group in a group of their own, number -1.
         whiten: principal components that are kept and whitened first; default 3 k / 2 (pic: a quarter of the images;
-            hdbscan: 32), at most 256; 0: none.
+            hdbscan: n / 20, at most 32), at most 256; 0: none.
         out: for images the run folder, default runs/cluster-DATANAME. Else the Parquet file (id, path, cluster,
             distance), with a CSV twin of the same name; default clusters.parquet beside the embeddings.
         seed: of the clustering.
@@ -170,13 +170,13 @@ def _cluster_table(
 
 
 def _holds_vectors(path: Path) -> bool:
-    """Whether a file is a Parquet table of vectors; a table of images is data."""
+    """Whether a file is a table of vectors (Parquet, or an array in a .npy file); a table of images is data."""
     from selfcluster.runs.tables import is_parquet
 
     if not path.is_file():
         return False
     if not is_parquet(path):
-        return path.suffix == ".parquet"  # reading it says what is wrong
+        return path.suffix in (".parquet", ".npy")  # reading it says what is wrong
     import pyarrow.parquet as pq
 
     return "vector" in pq.read_schema(path).names
@@ -192,7 +192,7 @@ def add_flags(parser: argparse.ArgumentParser, words: list[str]) -> None:
     parser.add_argument(
         "--whiten",
         type=int,
-        help="principal components kept and whitened first; default 3 k / 2 (pic: n / 4; hdbscan: 32); 0: none",
+        help="principal components kept and whitened first; default 3 k / 2 (pic: n / 4; hdbscan: n / 20); 0: none",
     )
     parser.add_argument(
         "--out", help="run folder, for images; else a Parquet file with a CSV twin. Default: runs/cluster-DATANAME"

@@ -150,6 +150,7 @@ def save_backbone(
         ValueError: a module of other origin, or mean and std of another length than the channels.
 
     >>> json_file, weights = "run/backbone.json", "run/backbone.safetensors"
+    >>> selfcluster.register_with_timm()  # for networks that timm lacks  # doctest: +SKIP
     >>> timm.create_model(**json.load(open(json_file)), checkpoint_path=weights)  # doctest: +SKIP
     """
     import safetensors.torch
