@@ -14,6 +14,14 @@ if not torch.cuda.is_available():  # before Triton is imported: without a GPU it
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def networks() -> None:
+    """Tests make selfcluster's networks through timm."""
+    from selfcluster.models.registration import register_with_timm
+
+    register_with_timm()
+
+
 def _serve(rank: int, world: int, port: int, requests, answers) -> None:
     """One rank of the pool: run what is asked for, in the group, until told to stop."""
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
