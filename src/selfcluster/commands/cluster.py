@@ -36,8 +36,8 @@ def cluster(
 
     Args:
         data: images (a folder, for example), a run folder, or an embeddings file (Parquet or .npy). Images are
-            embedded into a new run folder first, without training. A run's images are compared as its method does (behind SwAV's
-            projection, say); embeddings are compared as they are.
+            embedded into a new run folder first, without training. A run's images are compared as its method does
+            (behind SwAV's projection, say); embeddings are compared as they are.
         model: for images, the network: "starter" (the default), "timm:NAME", a weights file, "NETWORK=FILE", an
             exported backbone or a run.
         k: how many clusters; "auto" recommends a number with its uncertainty. None: a trained run's own clusters
