@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+CLEAR = 0.005  # of 600 images: three of them
 METHODS = ("swav", "dino", "deepcluster_v2", "simclr", "byol")
 PHOTOGRAPHS = {"init": "starter", "limit": 600, "image_size": 96}
 DAMAGE = {"freeze_norm": "no", "freeze_layers": 0.0, "learning_rate": 1e-3}
@@ -82,6 +83,12 @@ def table(rows: list[dict[str, Any]]) -> str:
     for verdict, name in ((True, "better"), (False, "not better")):
         lines.append(f"| {name} | {counts[verdict, 'up']} | {counts[verdict, 'down']} | {counts[verdict, 'equal']} |")
     lines += ["", f"The verdict agrees with the sign in {right} of {len(rows)} runs ({right / max(1, len(rows)):.0%})."]
+    clear = [row for row in rows if abs(row["end"] - row["start"]) > CLEAR]
+    right = sum(row["better"] == (row["end"] > row["start"]) for row in clear)
+    lines.append(
+        f"Of the {len(clear)} runs in which 20-NN changed by more than {100 * CLEAR:.1f} points it agrees in {right} "
+        f"({right / max(1, len(clear)):.0%})."
+    )
     return "\n".join(lines)
 
 
