@@ -141,7 +141,7 @@ def _from_network(schema: Schema, facts: DataSummary, said: Mapping[str, Any]) -
         "batch_size": (batch, f"{n} images"),
         "optimizer": ("adamw", "forgiving of short runs"),
         "learning_rate": (1e-4, "low: the start network is trained already"),
-        "final_learning_rate": (1e-7, "a thousandth of the highest"),
+        "final_learning_rate": (said.get("learning_rate", 1e-4) / 1000, "a thousandth of the highest"),
         "weight_decay": (1e-4, "for adamw"),
         "schedule": ("cosine", "ends well at any length"),
         "milestones": ((), "a cosine has none"),

@@ -84,7 +84,7 @@ def rate_factors(method: Method, decay: float) -> dict[Tensor, float]:
 
 def backbones(method: Method) -> list[nn.Module]:
     """Return the backbone and every other network of its class in the method."""
-    found = [module for module in method.modules() if type(module) is type(method.backbone)]
+    found: list[nn.Module] = [m for m in method.modules() if type(m) is type(method.backbone)]
     return found or [method.backbone]
 
 
