@@ -36,7 +36,7 @@ START, END = "start", "end"  # folders of the two networks
 _SAMPLE = "sample.safetensors"
 _CROP = (0.25, 0.75)  # share of the image's area in the crop that is compared with the center view
 _FEWEST = 16  # images
-_REMEMBERED = 0.35  # share of neighbors below which a pretrained network has been damaged
+_REMEMBERED = 0.65  # share of neighbors below which a pretrained network has been damaged
 
 
 @dataclass
@@ -210,7 +210,7 @@ def decide(start: Mapping[str, float], end: Mapping[str, float], pretrained: boo
     """Return whether the end is better than the start, and why, in words.
 
     The rule: the trained network is better if more images find their own other crop than at the start. A pretrained
-    network must also keep most of what it knew: an image's neighbors must share at least 0.35 with the start's. No
+    network must also keep most of what it knew: an image's neighbors must share at least 0.65 with the start's. No
     difference is no gain. In `docs/pretrained.md` the rule is compared with the change of 20-NN.
     """
     first, last = start["retrieval"], end["retrieval"]
