@@ -103,7 +103,7 @@ def test_no_comparison_where_none_is_wanted(tiny, tmp_path):
 
 def test_labels_add_a_number_and_decide_nothing(tmp_path):
     rng = np.random.default_rng(0)
-    from selfcluster.evaluation.unlabelled import Crops, measure
+    from selfcluster.evaluation.unlabeled import Crops, measure
 
     x = rng.standard_normal((60, 8))
     views = Crops(x, x + 0.3 * rng.standard_normal((60, 8)))

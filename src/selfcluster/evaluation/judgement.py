@@ -1,7 +1,7 @@
 """Training against its start: is the trained network better than the one that training began with?
 
 A run embeds a seeded sample of its images before the first step and again at the end, and compares the two by measures
-that need no labels (`unlabelled.py`). The sample's features and, with `--init`, the start network are kept in
+that need no labels (`unlabeled.py`). The sample's features and, with `--init`, the start network are kept in
 `RUN/start/`, so that a resumed run compares with the same start. Labels, where there are any, only add a number to the
 report: the choice never depends on them.
 """
@@ -20,8 +20,8 @@ from selfcluster import distributed
 from selfcluster.data.loader import Loader
 from selfcluster.data.order import shuffled
 from selfcluster.data.sources import Source
-from selfcluster.evaluation import unlabelled
-from selfcluster.evaluation.unlabelled import Crops
+from selfcluster.evaluation import unlabeled
+from selfcluster.evaluation.unlabeled import Crops
 from selfcluster.files import write_atomically
 from selfcluster.methods.base import Method
 from selfcluster.models.backbones import WEIGHTS, save_backbone
@@ -86,7 +86,7 @@ class Judge:
         measured: dict[str, float] = {}
         if self.writes:
             with distributed.alone():  # the other ranks do not measure
-                measured = unlabelled.measure(views, None, start, self._labels(index), self.loop.seed)
+                measured = unlabeled.measure(views, None, start, self._labels(index), self.loop.seed)
         return {f"judge_{name}": value for name, value in measured.items() if name not in ("images", "clusters")}
 
     def after(self, keep: str | None) -> dict[str, Any]:
@@ -121,14 +121,14 @@ class Judge:
         start = self._start(index)
         if start is None:
             return {"images": 0, "better": None, "reason": "the start was not embedded, so nothing was compared"}
-        rows, surface = unlabelled.read_surface(self.loader.source, index)
+        rows, surface = unlabeled.read_surface(self.loader.source, index)
         if len(rows) < len(index):  # an image vanished between the two readings
             keep = np.isin(index, rows)
             index = index[keep]
             views, start = (Crops(v.center[keep], v.crop[keep]) for v in (views, start))
         labels, seed = self._labels(index), self.loop.seed
-        first = unlabelled.measure(start, surface, None, labels, seed)
-        last = unlabelled.measure(views, surface, start, labels, seed)
+        first = unlabeled.measure(start, surface, None, labels, seed)
+        last = unlabeled.measure(views, surface, start, labels, seed)
         better, reason = decide(first, last, self.pretrained)
         return {
             "images": len(index),
