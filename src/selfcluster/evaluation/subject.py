@@ -134,6 +134,20 @@ class Subject:
             return self.all_features.take(kept), self.all_features.take(held)
         return self.all_features, renumbered(self.features("test"), self.all_features.class_names)
 
+    @functools.cached_property
+    def sources(self) -> tuple[Source, Source]:
+        """Labeled training and test images themselves, numbered as those of `parts`; nothing is embedded."""
+        train = self.source("train")
+        if train.labels is None:
+            raise ValueError(f"{train.where} has no labels; say where they are with --labels-from")
+        if self.test is None:
+            kept, held = held_out(len(train), self.split, self.seed)
+            return train.take(kept), train.take(held)
+        test = self.source("test")
+        if test.labels is not None and test.class_names is not None and train.class_names is not None:
+            test.labels, test.class_names = renumbered_labels(test.labels, test.class_names, train.class_names)
+        return train, test
+
     def features(self, part: str = "train", layer: str | None = None) -> LabeledFeatures:
         """Return features of the images of a part; those of a run are kept in its folder and reused."""
         source, layer = self.source(part), layer or self.layer
@@ -207,11 +221,16 @@ def renumbered(features: LabeledFeatures, class_names: list[str] | None) -> Labe
     """Return the features with labels numbered by `class_names`; classes that are not among them come after."""
     if features.labels is None or class_names is None or features.class_names is None:
         return features
+    labels, names = renumbered_labels(features.labels, features.class_names, class_names)
+    return replace(features, labels=labels, class_names=names)
+
+
+def renumbered_labels(labels: np.ndarray, names: list[str], class_names: list[str]) -> tuple[np.ndarray, list[str]]:
+    """Return labels (n,) or (n, L) of `names` numbered by `class_names`, and the names, new ones at the end."""
     numbers = {name: number for number, name in enumerate(class_names)}
-    place = np.array([numbers.setdefault(name, len(numbers)) for name in features.class_names])
-    if features.labels.ndim == 2:
-        labels = np.zeros((len(features.labels), len(numbers)), features.labels.dtype)
-        labels[:, place] = features.labels
-    else:
-        labels = np.where(features.labels >= 0, place[features.labels], -1)
-    return replace(features, labels=labels, class_names=list(numbers))
+    place = np.array([numbers.setdefault(name, len(numbers)) for name in names])
+    if labels.ndim == 2:
+        wide = np.zeros((len(labels), len(numbers)), labels.dtype)
+        wide[:, place] = labels
+        return wide, list(numbers)
+    return np.where(labels >= 0, place[labels], -1), list(numbers)
