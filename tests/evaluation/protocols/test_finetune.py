@@ -21,7 +21,7 @@ FP32 = {"precision": "fp32", "device": "cpu", "workers": 1}
 
 
 @pytest.fixture(scope="module")
-def kinds(tmp_path_factory, pictures):
+def folders(tmp_path_factory, pictures):
     folder = tmp_path_factory.mktemp("kinds")
     for i, picture in enumerate(pictures):
         (folder / f"kind{i % 4}").mkdir(exist_ok=True)
@@ -40,11 +40,11 @@ def test_factors_of_the_rates_by_hand():
     assert replace(dino, warmup_epochs=0).factor(50, 100) == pytest.approx(0.5)
 
 
-def test_a_frozen_network_is_a_linear_probe_in_float64(kinds):
+def test_a_frozen_network_is_a_linear_probe_in_float64(folders):
     recipe = Recipe(epochs=3, trunk_rate=0.0, head_rate=2.0, batch=12, weight_decay=0.01, milestones=(2,))
     network = load_network("tiny_layout", 16)
     before = {name: value.clone() for name, value in network.module.state_dict().items()}
-    source = open_source(kinds, labels_from="folders")
+    source = open_source(folders, labels_from="folders")
     targets = torch.as_tensor(source.labels)
     model, _ = fine_tune(network, source, targets, recipe, 3, FP32)
     assert all(torch.equal(before[name], value) for name, value in network.module.state_dict().items())
@@ -95,9 +95,9 @@ def test_ten_crops_of_a_numbered_image():
     assert [crop[0][0] for crop in crops[::2]] == [0, 2, 8, 10, 5]
 
 
-def test_ten_crops_average_probabilities(kinds):
+def test_ten_crops_average_probabilities(folders):
     recipe = Recipe(epochs=1, trunk_rate=0.0, head_rate=1.0, test_crops=10)
-    source = open_source(kinds, labels_from="folders")
+    source = open_source(folders, labels_from="folders")
     network = load_network("tiny_layout", 16)
     model = Classifier(network, 4, recipe, 0)
     _, scores = predict(model, network, source, recipe, FP32)
@@ -120,12 +120,12 @@ def test_average_precision_by_hand_with_ties_against_the_positive():
 
 
 @pytest.mark.parametrize("preset", ["odc", "dino", "deepercluster"])
-def test_a_network_learns_kinds_and_the_result_is_kept(preset, kinds, tiny, tmp_path):
+def test_a_network_learns_kinds_and_the_result_is_kept(preset, folders, tiny, tmp_path):
     tiny("swav", tmp_path / "run")
     settings = {"preset": preset, "epochs": 12, "tune_batch": 12, "trunk_rate": 0.1, "head_rate": 1.0, **FP32}
     if preset == "dino":
         settings |= {"trunk_rate": 0.05, "head_rate": 0.05}
-    result = api.evaluate("finetune", tmp_path / "run", train=kinds, labels_from="folders", split=0.25, **settings)
+    result = api.evaluate("finetune", tmp_path / "run", train=folders, labels_from="folders", split=0.25, **settings)
     assert (result["classes"], result["n_train"], result["n_test"]) == (4, 36, 12)
     assert result["top1"] >= 0.7
     file = next((tmp_path / "run/evaluations").glob("finetune-*.json"))
@@ -133,9 +133,9 @@ def test_a_network_learns_kinds_and_the_result_is_kept(preset, kinds, tiny, tmp_
     assert sum(row["images"] for row in result.table) == 12
 
 
-def test_several_labels_an_image(kinds, tmp_path):
+def test_several_labels_an_image(folders, tmp_path):
     rows = ["path,left,top"]
-    for file in sorted(kinds.rglob("*.png")):
+    for file in sorted(folders.rglob("*.png")):
         kind = int(file.parent.name[-1])
         rows.append(f"{file},{int(kind in (1, 2))},{int(kind in (0, 2))}")
     (tmp_path / "list.csv").write_text("\n".join(rows))
@@ -147,14 +147,14 @@ def test_several_labels_an_image(kinds, tmp_path):
     assert [row["class"] for row in result.table] == ["left", "top"]
 
 
-def test_a_class_absent_from_train_is_an_error_and_settings_without_effect_are_refused(kinds, tmp_path):
+def test_a_class_absent_from_train_is_an_error_and_settings_without_effect_are_refused(folders, tmp_path):
     two, one = tmp_path / "two", tmp_path / "one"
     for folder, names in ((two, ("kind0", "kind1")), (one, ("kind0",))):
         folder.mkdir()
         for name in names:
-            (folder / name).symlink_to(kinds / name)
+            (folder / name).symlink_to(folders / name)
     common = {"labels_from": "folders", "image_size": 16, "epochs": 1, "tune_batch": 12, **FP32}
-    result = api.evaluate("finetune", "tiny_layout", train=two, test=kinds, **common)
+    result = api.evaluate("finetune", "tiny_layout", train=two, test=folders, **common)
     assert (result["classes"], result["n_test"]) == (2, 48)
     assert result["top1"] <= 0.5  # half of the test images are of kinds that train lacks
     with pytest.raises(ValueError, match="--layer fc has no effect"):

@@ -89,7 +89,7 @@ def chosen(recipe: Recipe, settings: Any) -> Recipe:
     """Return the recipe with the values that the user has set."""
     names = {"tune_batch": "batch"}
     fields = ("tune", "epochs", "trunk_rate", "head_rate", "weight_decay", "dropout", "tune_batch", "test_crops")
-    own = {names.get(f, f): getattr(settings, f) for f in fields if getattr(settings, f) is not None}
+    own = {names.get(f, f): value for f in fields if (value := getattr(settings, f, None)) is not None}
     if own.get("test_crops", 1) not in (1, 10):
         raise ValueError(f"--test-crops {own['test_crops']}: choose 1 or 10")
     return replace(recipe, **own)

@@ -1,0 +1,54 @@
+"""The classifier that a supervised run trained, scored on images with the labels it learned.
+
+Test accuracy of `selfcluster train supervised`: no probe is fitted. The weights are those of the last epoch.
+
+M test images, L classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from selfcluster.evaluation.labeled import labeled, top
+from selfcluster.evaluation.protocol import Protocol, Result, result_of
+from selfcluster.evaluation.subject import Subject
+from selfcluster.setting import setting
+from selfcluster.training.load import kept_start, trained_method
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierSettings:
+    head: int = setting(0, "which of the run's targets is scored, from 0", least=0)
+
+
+class Classifier(Protocol):
+    Settings = ClassifierSettings
+
+    def run(self, subject: Subject, settings: ClassifierSettings) -> Result:
+        run = subject.run
+        if run is None or subject.config.get("method") != "supervised":
+            raise ValueError(
+                f"{subject.model} trained no classifier; train one with: "
+                "selfcluster train supervised DATA --labels-from folders"
+            )
+        if kept_start(run):
+            raise ValueError(f"{subject.model} hands over the network it began with, which has no classifier")
+        if subject.train is not None or subject.layer is not None:
+            raise ValueError("the classifier is trained already: give --test alone, without --train and --layer")
+        method, device = trained_method(run)
+        heads = list(method.heads)  # pyright: ignore[reportArgumentType]
+        if settings.head >= len(heads):
+            raise ValueError(
+                f"--head {settings.head}: {subject.model} has {len(heads)} targets; choose 0 or more below"
+            )
+        own = subject.test is None
+        test = subject.all_features if own else subject.parts[1]
+        x, y = labeled(test.vectors, test.labels, "test")
+        with torch.no_grad():
+            scores = heads[settings.head](method.final_relu(x.to(device))).float().cpu()
+        numbers = {"top1": top(scores, y.cpu(), 1)} | ({"top5": top(scores, y.cpu(), 5)} if scores.shape[1] > 5 else {})
+        numbers |= {"classes": scores.shape[1], "n_test": len(y)}
+        notes = ("These are the images that the run was trained on: name others with --test.",) if own else ()
+        return result_of("classifier", numbers, subject, settings, notes=notes)
