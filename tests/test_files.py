@@ -1,10 +1,13 @@
 """A file is complete or absent, whatever happens while it is written."""
 
+import errno
 import os
+import subprocess
+import sys
 
 import pytest
 
-from selfcluster.files import write_atomically
+from selfcluster.files import remove_temporaries, write_atomically, write_together
 
 
 @pytest.mark.parametrize("content", ["später", "später".encode(), lambda path: path.write_text("später", "utf-8")])
@@ -43,3 +46,36 @@ def test_it_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
     write_atomically(tmp_path / "file", "new")
     ((before,),) = seen
     assert before.name != "file"
+
+
+def test_files_that_belong_together_are_all_on_the_disk_before_one_has_its_name(tmp_path):
+    def fail(path):
+        raise OSError("broken")
+
+    write_together({tmp_path / "a": "old", tmp_path / "b": "old"})
+    with pytest.raises(OSError, match="broken"):
+        write_together({tmp_path / "a": "new", tmp_path / "b": fail})
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a": "old", "b": "old"}
+
+
+def test_a_full_disk_is_reported_with_the_file_and_the_bytes(tmp_path):
+    def full(path):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(
+        OSError, match=r"table cannot be written, the disk is full: about 1,234 bytes .* [\d,]+ are free"
+    ):
+        write_atomically(tmp_path / "table", full, size=1234)
+    assert not list(tmp_path.iterdir())
+
+
+def test_only_the_temporaries_of_dead_processes_are_removed(tmp_path):
+    (tmp_path / "sub").mkdir()
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    stays = {".selfcluster-1-status.json", ".hidden", ".config.yaml.123", "sub"}
+    for name in (f".selfcluster-{dead.pid}-a", f"sub/.selfcluster-{dead.pid}-b", *stays - {"sub"}):
+        (tmp_path / name).write_text("")
+    remove_temporaries(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == stays
+    assert not list((tmp_path / "sub").iterdir())

@@ -2,33 +2,88 @@
 
 from __future__ import annotations
 
+import errno
 import os
-from collections.abc import Callable
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+from selfcluster.faults import fault_point
 
-def write_atomically(path: Path, content: str | bytes | Callable[[Path], object]) -> None:
+Content = str | bytes | Callable[[Path], object]
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_TEMPORARY = re.compile(r"\.selfcluster-(\d+)-.*")
+
+
+def write_atomically(path: Path, content: Content, size: int | None = None) -> None:
     """Write under a temporary name in the same folder, flush to the disk, rename.
 
     Args:
         path: in a folder that exists.
         content: text (as UTF-8), bytes, or a function that writes the file at the path it is given. If that fails,
             nothing of it stays.
+        size: about how many bytes a function writes, for the message when the disk is full.
+
+    Raises:
+        OSError: the file cannot be written. A full disk is reported with the bytes needed and free.
 
     >>> write_atomically(Path("status.json"), "{}")  # doctest: +SKIP
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    write_together({path: content}, size)
+
+
+def write_together(contents: Mapping[Path, Content], size: int | None = None) -> None:
+    """Write several files that belong together: all are on the disk before the first gets its name.
+
+    A kill between two renames leaves a new file beside an old one, so one of them must name the other's hash.
+    """
+    temporaries = {path: _temporary(path) for path in contents}
     try:
-        if callable(content):
-            content(temporary)
-        else:
-            temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())  # before the rename, or a crash leaves the new name on an empty file
-        temporary.replace(path)
+        for path, content in contents.items():
+            try:
+                _write(temporaries[path], content)
+            except OSError as error:
+                raise disk_full(path, error, _size(content, size)) from error
+            fault_point("files.before_rename")
+        for path, temporary in temporaries.items():
+            temporary.replace(path)
+            fault_point("files.after_rename")
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        for temporary in temporaries.values():
+            temporary.unlink(missing_ok=True)
         raise
+
+
+def disk_full(path: Path, error: OSError, needed: int | None = None) -> OSError:
+    """Return `error`, or where the disk is full one that names the file, the bytes needed and the bytes free."""
+    if error.errno not in _FULL:
+        return error
+    needs = "" if needed is None else f"about {needed:,} bytes are needed and "
+    message = f"{path} cannot be written, the disk is full: {needs}{free_bytes(path.parent):,} are free"
+    return OSError(error.errno, message + ". Free some space or choose another --out.")
+
+
+def free_bytes(folder: Path) -> int:
+    """Return how many bytes may still be written to a folder's disk, the folder made or not."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def temporaries(folder: Path) -> Iterator[Path]:
+    """Yield the files in a folder that were begun and not finished: by a killed process, or one that still works."""
+    return (path for path in folder.iterdir() if _TEMPORARY.fullmatch(path.name))
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Remove the files that killed processes left unfinished in a folder and in the folders directly below it."""
+    for place in (folder, *(path for path in folder.iterdir() if path.is_dir() and not path.is_symlink())):
+        for path in list(temporaries(place)):
+            match = _TEMPORARY.fullmatch(path.name)
+            if match is not None and not _is_alive(int(match[1])):
+                path.unlink(missing_ok=True)
 
 
 def make_writable(folder: Path) -> None:
@@ -39,8 +94,39 @@ def make_writable(folder: Path) -> None:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".probe.{os.getpid()}"
-        write_atomically(probe, "x")
+        probe = _temporary(folder / "probe")
+        _write(probe, "x")
         probe.unlink()
     except OSError as error:
         raise ValueError(f"{folder}: cannot be written to ({error}); choose another --out") from error
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".selfcluster-{os.getpid()}-{path.name}")
+
+
+def _write(path: Path, content: Content) -> None:
+    if callable(content):
+        content(path)
+    else:
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())  # before the rename, or a crash leaves the new name on an empty file
+
+
+def _size(content: Content, size: int | None) -> int | None:
+    if callable(content):
+        return size
+    return len(content.encode() if isinstance(content, str) else content)
+
+
+def _is_alive(process: int) -> bool:
+    if process == os.getpid():
+        return False  # an earlier process of that number, since this one holds nothing open here
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True

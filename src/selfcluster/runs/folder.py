@@ -14,7 +14,7 @@ from typing import IO, Any
 
 import yaml
 
-from selfcluster.files import make_writable, write_atomically
+from selfcluster.files import make_writable, remove_temporaries, temporaries, write_atomically
 from selfcluster.runs.formats import FormatError, modern_config
 
 CONFIG, STATUS, METRICS = "config.yaml", "status.json", "metrics.jsonl"
@@ -39,6 +39,7 @@ class RunFolder:
         self._lost = 0
         make_writable(path)
         self._lock = self._acquire()
+        remove_temporaries(path)
 
     def _acquire(self) -> IO[str]:
         file = (self.path / ".lock").open("a+")
@@ -119,6 +120,13 @@ class RunFolder:
 def is_run(path: Path) -> bool:
     """A folder with a `config.yaml` is a run."""
     return (path / CONFIG).is_file()
+
+
+def is_unused(path: Path) -> bool:
+    """Whether a folder is missing, is empty, or holds only what a run that was killed in its first moments left."""
+    if not path.exists():
+        return True
+    return path.is_dir() and {p.name for p in path.iterdir()} <= {".lock"} | {p.name for p in temporaries(path)}
 
 
 def has_begun(path: Path) -> bool:

@@ -20,7 +20,7 @@ from selfcluster.data.sources import Source
 from selfcluster.models.backbones import save_backbone
 from selfcluster.models.pretrained import STARTER, Network, describe
 from selfcluster.runs.console import Console
-from selfcluster.runs.folder import RunError, RunFolder, is_run, read_config, read_status
+from selfcluster.runs.folder import RunError, RunFolder, is_run, is_unused, read_config, read_status
 from selfcluster.runs.formats import FORMAT
 from selfcluster.runs.tables import EMBEDDINGS, image_names, write_embeddings
 from selfcluster.settings.files import default_out
@@ -68,7 +68,7 @@ def embed_run(
     """
     model = absolute_word(settings.model)
     path = _default_folder(source, settings.model) if path is None else path
-    if path.is_file() or (path.is_dir() and not is_run(path) and any(path.iterdir())):
+    if not is_run(path) and not is_unused(path):
         raise RunError(f"{path} is not empty and holds no run; choose another --out")
     if is_run(path) and _is_reusable(path, model, settings.image_size, source):
         console.say(f"{path} has the embeddings of {len(source):,} images by {settings.model}; they are used again")

@@ -21,7 +21,7 @@ from selfcluster.models.backbones import check_name
 from selfcluster.models.pretrained import STARTER, find_origin
 from selfcluster.runs.checkpoint import load_newest, newest_settings
 from selfcluster.runs.console import Console
-from selfcluster.runs.folder import RunError, RunFolder, has_begun, is_run
+from selfcluster.runs.folder import RunError, RunFolder, has_begun, is_run, is_unused
 from selfcluster.runs.formats import FORMAT
 from selfcluster.settings.files import deciding, run_config
 from selfcluster.settings.options import FREE
@@ -60,7 +60,7 @@ def open_run(
         return RunFolder(path, deciding(run_config(path))), config
     if path.exists() and not path.is_dir():
         raise RunError(f"{path} is a file; choose another --out")
-    if not is_run(path) and path.exists() and any(p.name != ".lock" for p in path.iterdir()):
+    if not is_run(path) and not is_unused(path):
         raise RunError(f"{path} is not empty and holds no run; choose another --out")
     recipe = recipe or "auto"
     given, start = _find_start(given, from_file, console)
