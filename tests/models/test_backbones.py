@@ -134,3 +134,50 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
     assert weights.read_bytes() == before
     with safetensors.safe_open(weights, "pt") as file:
         assert set(file.keys()) == set(module.state_dict())
+
+
+@pytest.fixture
+def exported(tmp_path):
+    module = make_backbone("tiny_layout", channels=3, image_size=16)
+    save_backbone(tmp_path, module, [0.5] * 3, [0.5] * 3, 16)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("place", "entries"),
+    [
+        ("", {"pretrained": True}),
+        ("", {"checkpoint_path": "/tmp/other.pth"}),
+        ("", {"pretrained_cfg": {"url": "http://127.0.0.1:9/w.pth"}}),
+        ("pretrained_cfg_overlay", {"url": "http://127.0.0.1:9/w.pth"}),
+        ("pretrained_cfg_overlay", {"hf_hub_id": "somebody/weights"}),
+    ],
+)
+def test_a_description_never_makes_a_network_request(exported, monkeypatch, place, entries):
+    import socket
+
+    path = exported / "backbone.json"
+    spec = json.loads(path.read_text())
+    (spec[place] if place else spec).update(entries)
+    path.write_text(json.dumps(spec))
+    monkeypatch.setattr(socket.socket, "connect", lambda *unused: pytest.fail("a network request"))
+    with pytest.raises(ValueError, match=next(iter(entries))):
+        load_backbone(exported)
+
+
+def test_a_description_of_other_weights_is_refused(exported):
+    path = exported / "backbone.json"
+    path.write_text(path.read_text() + "\n")  # the same content
+    load_backbone(exported)
+    spec = json.loads(path.read_text())
+    spec["pretrained_cfg_overlay"]["mean"] = [0.1] * 3
+    path.write_text(json.dumps(spec))
+    with pytest.raises(ValueError, match="do not belong together"):
+        load_backbone(exported)
+
+
+@pytest.mark.parametrize("text", ["[]", "{", "[" * 100_000, '{"model_name": "resnet18"}'])
+def test_a_description_of_another_shape_is_refused_in_words(exported, text):
+    (exported / "backbone.json").write_text(text)
+    with pytest.raises(ValueError, match=r"backbone\.json (cannot be read|does not describe)"):
+        load_backbone(exported)

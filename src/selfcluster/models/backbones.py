@@ -9,6 +9,7 @@ B images, C channels, F features.
 from __future__ import annotations
 
 import difflib
+import hashlib
 import json
 import re
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from selfcluster.files import write_atomically
+from selfcluster.files import write_together
 from selfcluster.models.folding import full_name, parts_of
 from selfcluster.models.initialize import initialize
 from selfcluster.models.preprocessing import Preprocessing, default_preprocessing, from_config
@@ -30,6 +31,11 @@ WEIGHTS = "backbone.safetensors"
 ARCHITECTURE = "backbone.json"
 SMALL = 64  # pixels: up to here a residual network gets the stem for small images
 _EDGES = "input: Sobel edges of the normalized image, two channels; zeros around the image:"
+_HASH = "sha256 of backbone.json"  # in the header of the weights: it shows that the two files belong together
+# entries of timm's `pretrained_cfg` that describe a network; the others say where weights are downloaded or loaded from
+_DESCRIBING = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode", "license", "notes")
+_DESCRIBING += ("num_classes", "first_conv", "classifier", "pool_size", "description", "paper_ids", "paper_name")
+_LOADING = ("checkpoint_path", "cache_dir", "scriptable", "exportable", "no_jit")
 _SMALL_STEM = ("resnet18", "resnet34", "resnet50")
 
 
@@ -168,9 +174,56 @@ def save_backbone(
     state = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in module.state_dict().items()}
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / ARCHITECTURE, json.dumps(_plain(spec), indent=2) + "\n")
-    write_atomically(folder / WEIGHTS, safetensors.torch.save(state))
+    description = json.dumps(_plain(spec), indent=2) + "\n"
+    weights = safetensors.torch.save(state, {_HASH: _digest(spec)})
+    write_together({folder / ARCHITECTURE: description, folder / WEIGHTS: weights})
     return folder / WEIGHTS
+
+
+def read_description(folder: Path) -> dict[str, Any]:
+    """Return the content of `backbone.json`: arguments of `timm.create_model` that load nothing from elsewhere.
+
+    Raises:
+        ValueError: not such a description, an entry that names other weights, or one that belongs to other weights.
+    """
+    path = folder / ARCHITECTURE
+    try:
+        spec = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} cannot be read: {error}. Export the network again.") from error
+    overlay = spec.get("pretrained_cfg_overlay") if isinstance(spec, dict) else None
+    if not isinstance(overlay, dict) or not isinstance(spec.get("model_name"), str) or "input_size" not in overlay:
+        raise ValueError(f"{path} does not describe a network: it needs model_name, and pretrained_cfg_overlay")
+    foreign = [n for n in spec if n in _LOADING or (n.startswith("pretrained") and n != "pretrained_cfg_overlay")]
+    foreign += [f"pretrained_cfg_overlay.{name}" for name in overlay if name not in _DESCRIBING]
+    if foreign:
+        raise ValueError(
+            f"{path}: selfcluster does not write {', '.join(foreign)} there; such entries may load other files or "
+            "use the network. Remove them, or export the network again."
+        )
+    if (folder / WEIGHTS).is_file():
+        expected = _header(folder / WEIGHTS).get(_HASH)
+        if expected is not None and expected != _digest(spec):
+            raise ValueError(
+                f"{path} and {WEIGHTS} beside it do not belong together: one was edited, or an export was "
+                "interrupted. Export the network again."
+            )
+    return spec
+
+
+def _digest(spec: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()
+
+
+def _header(weights: Path) -> dict[str, str]:
+    """The texts in the header of a safetensors file; empty where it cannot be read, which loading reports."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(weights, "pt") as file:
+            return file.metadata() or {}
+    except (SafetensorError, OSError):
+        return {}
 
 
 def load_backbone(path: str | Path) -> tuple[Backbone, tuple[float, ...], tuple[float, ...], int]:
@@ -184,12 +237,13 @@ def load_backbone(path: str | Path) -> tuple[Backbone, tuple[float, ...], tuple[
 
     Raises:
         FileNotFoundError: one of the two files is missing.
+        ValueError: the two do not belong together, or the description would load something else.
     """
     folder = Path(path) if Path(path).is_dir() else Path(path).parent
     for needed in (folder / ARCHITECTURE, folder / WEIGHTS):
         if not needed.is_file():
             raise FileNotFoundError(f"{path} is no saved backbone: {needed} is missing")
-    spec = json.loads((folder / ARCHITECTURE).read_text(encoding="utf-8"))
+    spec = read_description(folder)
     check_name(full_name(spec))
     overlay = spec["pretrained_cfg_overlay"]
     channels, size, _ = overlay["input_size"]

@@ -24,6 +24,7 @@ from selfcluster.models.backbones import (
     load_backbone,
     make_backbone,
     probe,
+    read_description,
 )
 from selfcluster.models.folding import full_name
 from selfcluster.models.guess import Candidate, guess_network
@@ -275,7 +276,7 @@ def _export(folder: Path) -> Origin:
         if not needed.is_file():
             unfinished = "; its run has not finished" if (folder / "config.yaml").is_file() else ""
             raise FileNotFoundError(f"{folder} is no saved backbone: {needed} is missing{unfinished}")
-    spec = json.loads(path.read_text(encoding="utf-8"))
+    spec = read_description(folder)
     overlay = spec["pretrained_cfg_overlay"]
     return Origin(full_name(spec), from_config(overlay), folder / WEIGHTS, license=overlay.get("license"))
 

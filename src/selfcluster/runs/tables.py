@@ -1,7 +1,13 @@
-"""The tables a user takes away: `embeddings.parquet` (id, path, vector) and `clusters.parquet` with its CSV twin."""
+"""The tables a user takes away: `embeddings.parquet` (id, path, vector) and `clusters.parquet` with its CSV twin.
+
+A Parquet file carries the hash of its own content, and the hash of its twin where it has one.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import io
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,10 +20,13 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from selfcluster.data.sources import Source
-from selfcluster.files import write_atomically
+from selfcluster.files import write_atomically, write_together
 from selfcluster.runs.vectors import read_npy, to_matrix
 
 EMBEDDINGS, CLUSTERS = "embeddings.parquet", "clusters.parquet"
+_CONTENT, _TWIN = b"selfcluster.sha256", b"selfcluster.twin.sha256"
+
+log = logging.getLogger("selfcluster.runs")
 
 
 @dataclass(frozen=True)
@@ -44,8 +53,9 @@ def write_embeddings(path: Path, ids: Sequence[str], paths: Sequence[str], vecto
     dim = vectors.shape[1]
     flat = pa.array(np.ascontiguousarray(vectors, dtype=np.float32).reshape(-1))
     table = pa.table({"id": list(ids), "path": list(paths), "vector": pa.FixedSizeListArray.from_arrays(flat, dim)})
+    table = table.replace_schema_metadata({_CONTENT: _digest(table)})
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, lambda temporary: pq.write_table(table, temporary))
+    write_atomically(path, lambda temporary: pq.write_table(table, temporary), size=table.nbytes)
 
 
 def read_embeddings(path: Path) -> EmbeddingTable:
@@ -73,17 +83,28 @@ def table_name(out: str | os.PathLike[str] | None, default: Any, *endings: str) 
 
 
 def write_clusters(path: Path, table: ClusterTable) -> None:
-    """Write `path` (Parquet) and the same as CSV beside it."""
+    """Write `path` (Parquet) and the same as CSV beside it: either both are new, or a reader can tell."""
     columns = {"id": table.ids, "path": table.paths, "cluster": table.clusters, "distance": table.distances}
     arrow = pa.table(columns)
+    text = io.BytesIO()
+    pyarrow.csv.write_csv(arrow, text)
+    twin = hashlib.sha256(text.getvalue()).hexdigest()
+    arrow = arrow.replace_schema_metadata({_CONTENT: _digest(arrow), _TWIN: twin})
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, lambda temporary: pq.write_table(arrow, temporary))
-    write_atomically(path.with_suffix(".csv"), lambda temporary: pyarrow.csv.write_csv(arrow, temporary))
+    contents = {path: lambda temporary: pq.write_table(arrow, temporary), path.with_suffix(".csv"): text.getvalue()}
+    write_together(contents, size=arrow.nbytes)
 
 
 def read_clusters(path: Path) -> ClusterTable:
-    """Read what `write_clusters` wrote."""
+    """Read what `write_clusters` wrote; warn where its CSV twin is another table's."""
     table = _read(path, {"id", "cluster", "distance"})
+    if wrong_twin(path, table):
+        log.warning(
+            "%s is not the twin of %s: it was edited, or an interrupted command left the older one. "
+            "`selfcluster cluster` writes both again",
+            path.with_suffix(".csv"),
+            path,
+        )
     ids = table["id"].to_pylist()
     paths = table["path"].to_pylist() if "path" in table.column_names else ids
     return ClusterTable(ids, paths, np.array(table["cluster"]), np.array(table["distance"]))
@@ -105,6 +126,48 @@ def is_parquet(path: Path) -> bool:
         return False
     with path.open("rb") as file:
         return file.read(4) == b"PAR1"
+
+
+def wrong_twin(path: Path, table: pa.Table) -> bool:
+    """Whether a table's CSV twin is there and is not the one that was written with it."""
+    expected, twin = (table.schema.metadata or {}).get(_TWIN), path.with_suffix(".csv")
+    if expected is None or not twin.is_file():
+        return False
+    with twin.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest().encode() != expected
+
+
+def check_table(path: Path) -> str:
+    """Return what is wrong with a Parquet table and its twin, in words; empty where nothing is.
+
+    A table that another program wrote has no hash: it can only be read.
+    """
+    try:
+        table = pq.read_table(path)
+        expected = (table.schema.metadata or {}).get(_CONTENT)
+        if expected is not None and _digest(table).encode() != expected:
+            return "its values are not those that were written"
+    except (OSError, pa.ArrowException, ValueError) as error:
+        return f"cannot be read ({' '.join(str(error).split())})"
+    return f"{path.with_suffix('.csv').name} beside it is not its twin" if wrong_twin(path, table) else ""
+
+
+def _digest(table: pa.Table) -> str:
+    """SHA-256 of names and values, however the table is divided and stored."""
+    digest = hashlib.sha256()
+    for name in table.column_names:
+        column: Any = table[name].combine_chunks()
+        digest.update(f"{name}:{len(column)};".encode())
+        if pa.types.is_fixed_size_list(column.type):  # its type's text changes on the way through a file
+            column = column.flatten()
+        digest.update(f"{column.type}:{len(column)};".encode())
+        if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+            for text in column.to_pylist():
+                value = text.encode("utf-8", "surrogatepass")
+                digest.update(len(value).to_bytes(8, "little") + value)
+        else:
+            digest.update(np.ascontiguousarray(column.to_numpy(zero_copy_only=False)).tobytes())
+    return digest.hexdigest()
 
 
 def _read(path: Path, needed: set[str]) -> pa.Table:
