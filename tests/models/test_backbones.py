@@ -160,7 +160,8 @@ def test_a_description_never_makes_a_network_request(exported, monkeypatch, plac
     spec = json.loads(path.read_text())
     (spec[place] if place else spec).update(entries)
     path.write_text(json.dumps(spec))
-    monkeypatch.setattr(socket.socket, "connect", lambda *unused: pytest.fail("a network request"))
+    for owner, name in ((socket, "getaddrinfo"), (socket.socket, "connect")):
+        monkeypatch.setattr(owner, name, lambda *unused, **named: pytest.fail("a network request"))
     with pytest.raises(ValueError, match=next(iter(entries))):
         load_backbone(exported)
 
