@@ -397,7 +397,7 @@ def keep(section: str, table: list[Row], options: argparse.Namespace) -> None:
         "hardware": {
             "processor": _processor(),
             "threads": options.threads,
-            "kernel": ["none", "AVX512-VNNI", "AMX"][native._kernel().level] if native.available() else "none",
+            "kernel": native.instructions() or "none",
             "torch": torch.__version__,
         },
         "rows": table,

@@ -178,12 +178,12 @@ class TestNative:
         for n, d, k in [(200, 70, 130), (65, 256, 64), (97, 3, 5)]:
             x, c = torch.randn(n, d, generator=g), torch.randn(k, d, generator=g)
             labels, distances = torch.empty(n, dtype=torch.int64), torch.empty(n)
-            kernel.nearest(x, c, labels, distances, level=2)
+            kernel.nearest(x, c, labels, distances, level=native.INSTRUCTIONS["amx"])
             true_labels, true_distances = reference(x, c)
             assert (labels.numpy() == true_labels).all()
             np.testing.assert_allclose(distances.numpy(), true_distances, rtol=1e-5)
             values, indices = torch.full((n, 1), -torch.inf, dtype=torch.float64), torch.full((n, 1), -1)
-            kernel.call("neighbors", x, n, d, c, k, 0, 1, 0, 2, 2, values, indices)
+            kernel.call("neighbors", x, n, d, c, k, 0, 1, 0, native.INSTRUCTIONS["amx"], 2, values, indices)
             assert (indices[:, 0].numpy() == true_labels).all()
 
     def test_a_compiler_that_fails_means_no_kernel(self, tmp_path, monkeypatch):

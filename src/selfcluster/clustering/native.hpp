@@ -2,7 +2,7 @@
 //
 // One library, loaded with ctypes and built on first use by native.py: native_pack (rounding to 8 bits),
 // native_multiply (products), native_settle (bounds and exact distances), native_assign, native_neighbors and
-// native_sinkhorn (what Python calls).
+// native_sinkhorn (what Python calls). native_vectors.hpp has the instructions.
 //
 // Letters: n rows, d dimensions, p = d rounded up to 64, k centroids; a panel is 64 centroids.
 
@@ -19,15 +19,7 @@
 #include <thread>
 #include <vector>
 
-#include <immintrin.h>
-
-#if defined(__clang__)
-#define VECTOR_CODE _Pragma("clang attribute push(__attribute__((target(\"avx512f,avx512bw,avx512vl,avx512dq,avx512vnni\"))), apply_to=function)")
-#define END_VECTOR_CODE _Pragma("clang attribute pop")
-#else
-#define VECTOR_CODE _Pragma("GCC push_options") _Pragma("GCC target(\"avx512f,avx512bw,avx512vl,avx512dq,avx512vnni\")")
-#define END_VECTOR_CODE _Pragma("GCC pop_options")
-#endif
+#include "native_vectors.hpp"
 
 namespace selfcluster {
 
@@ -36,10 +28,12 @@ constexpr int WIDE = 1024;         // centroids whose scores are held at once: 4
 constexpr int STRIDE = WIDE + 16;  // rows 4,096 bytes apart would fight for the same cache lines
 constexpr float UNIT = 5.9604645e-8f;  // 2^-24, float32's unit roundoff
 constexpr float INFINITE = std::numeric_limits<float>::infinity();
-constexpr int VNNI_ROWS = 6, AMX_ROWS = 32;  // rows of a product; 6 x 64 centroids are 24 accumulators in registers
+constexpr int PAIRS_ROWS = 4, VNNI_ROWS = 6, AMX_ROWS = 32;  // rows of a product: what fits the registers
 
 enum Score { DISTANCE, PRODUCT };  // s = u.v - |v|^2 / 2, or u.v + m.v
-enum Level { NONE = 0, VNNI = 1, AMX = 2 };
+// What multiplies 8-bit numbers. PAIRS: `vpmaddubsw`, in 256 bits or, WIDE_PAIRS, in 512; NARROW_VNNI: `vpdpbusd` in 256
+// bits (AVX-VNNI). A library built with -DNARROW has the first two, one without it the last three.
+enum Level { NONE = 0, PAIRS = 1, NARROW_VNNI = 2, WIDE_PAIRS = 3, VNNI = 4, AMX = 5 };
 
 template <class T>
 struct Aligned {  // 64-byte aligned storage
@@ -55,16 +49,18 @@ struct Aligned {  // 64-byte aligned storage
 
 struct Centroids {
     int64_t k, d, p, panels;
+    int reach;  // numbers are rounded to [-reach, reach]: two pairs of products of 7 bits fit in 16, of 8 bits not
     const float* raw;       // (all k, d)
     const int64_t* names = nullptr;  // of a selection: the number of each in `raw`, rising
     Aligned<float> middle;  // (d,)
     Aligned<int8_t> packed; // per panel: 4 groups of [p / 4][16 centroids][4 dimensions]
-    Aligned<int32_t> bias;  // -128 times the sum of the rounded centroid: rows are stored with 128 added
+    Aligned<int32_t> bias;  // -(reach + 1) times the sum of the rounded centroid: rows are stored with that added
     Aligned<float> scale, half, length;  // (k,): step, what s subtracts, |v|
     float worst = 0;        // largest |v - v'| / |v|
     float largest = 0;      // largest |half|
-    Centroids(const float* c, int64_t k_, int64_t d_)
-        : k(k_), d(d_), p((d_ + 63) / 64 * 64), panels((k_ + PANEL - 1) / PANEL), raw(c), middle(d_),
+    Centroids(const float* c, int64_t k_, int64_t d_, int level)
+        : k(k_), d(d_), p((d_ + 63) / 64 * 64), panels((k_ + PANEL - 1) / PANEL),
+          reach(level == PAIRS || level == WIDE_PAIRS ? 63 : 127), raw(c), middle(d_),
           packed(panels * PANEL * p), bias(panels * PANEL), scale(panels * PANEL), half(panels * PANEL),
           length(panels * PANEL) {}
     int64_t number(int64_t j) const { return names ? names[j] : j; }
@@ -106,7 +102,7 @@ inline void fetch(const float* row, int64_t d) {
     for (int64_t l = 0; l < d; l += 16) __builtin_prefetch(row + l);
 }
 
-inline __mmask16 lanes(int64_t left) { return left >= 16 ? 0xffff : (1u << left) - 1; }
+inline Mask lanes(int64_t left) { return left >= 16 ? 0xffff : (1u << left) - 1; }
 
 template <class F>
 void in_threads(int threads, F&& run) {
@@ -124,11 +120,12 @@ void round_row(const float* x, const Centroids& c, float* u, uint8_t* to, Rounde
 
 // native_multiply.cpp
 // Rows beyond those wanted are multiplied, too: storage of rounded rows is a multiple of both heights.
-int level_here();
+int level_here(int most);
 void tile_configure();
 void tile_release();
 void multiply(int level, const uint8_t* a, const Centroids& c, int64_t panel, int32_t* product);
-inline int rows_of_a_product(int level) { return level == AMX ? AMX_ROWS : VNNI_ROWS; }
+inline bool in_pairs(int level) { return level == PAIRS || level == WIDE_PAIRS; }
+inline int rows_of_a_product(int level) { return level == AMX ? AMX_ROWS : in_pairs(level) ? PAIRS_ROWS : VNNI_ROWS; }
 
 // native_settle.cpp
 void bound(const int32_t* product, int rows, const Centroids& c, int64_t panel, const Candidates* row, float* upper,

@@ -2,6 +2,7 @@
 
 Installing needs no compiler and nothing here ever fails: without a compiler, on another processor, or with
 SELFCLUSTER_NATIVE=0 in the environment they are not `available()` and torch does the work, with the same results.
+SELFCLUSTER_NATIVE=avx2, or another of `INSTRUCTIONS`, switches the better instructions off; labels stay the same.
 The library lives in the user's cache folder, named by a hash of its source, and is checked against float64 on loading.
 
 Letters: n rows, d dimensions, k centroids (of Sinkhorn: clusters).
@@ -32,7 +33,9 @@ _MAX_DIMENSIONS = 65_536  # 255 * 127 * d must fit 32 bits
 _PROBE_ROWS = 1024
 _SMALL = 1 << 17  # entries of a score matrix that one thread is done with before another has started
 _MUCH = 1 / 16  # share of the centroids compared exactly above which plain products are faster
-
+# what multiplies 8-bit numbers, by the levels of native.hpp, the best last
+INSTRUCTIONS = {"avx2": 1, "avxvnni": 2, "avx512": 3, "avx512vnni": 4, "amx": 5}
+_BEST = max(INSTRUCTIONS.values())
 
 _SIZE, _POINTER, _INT, _FLOAT = ctypes.c_int64, ctypes.c_void_p, ctypes.c_int, ctypes.c_float
 _SCORES = [_POINTER, _SIZE, _SIZE, _SIZE, _FLOAT, _FLOAT]  # n, k, the rows' distance, 1 / epsilon, least exponent
@@ -52,9 +55,9 @@ _SIGNATURES = {
 
 
 class _Kernel:
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, most: int = _BEST) -> None:
         library = ctypes.CDLL(str(path))
-        self.level = int(library.selfcluster_level())
+        self.level = int(library.selfcluster_level(most))
         self._functions: dict[str, Any] = {}
         for name, types in _SIGNATURES.items():
             function = self._functions[name] = getattr(library, f"selfcluster_{name}")
@@ -75,7 +78,13 @@ class _Kernel:
 
 def available() -> bool:
     """Whether the kernel runs here; the first call may compile it (some seconds, once for a user)."""
-    return os.environ.get("SELFCLUSTER_NATIVE", "1") != "0" and _kernel() is not None
+    return _chosen() is not None
+
+
+def instructions() -> str | None:
+    """Return the one of `INSTRUCTIONS` that the kernels multiply with here; None: the kernels are not available."""
+    kernel = _chosen()
+    return None if kernel is None else next(name for name, level in INSTRUCTIONS.items() if level == kernel.level)
 
 
 def takes(x: Tensor) -> bool:
@@ -102,9 +111,9 @@ def nearest(x: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor, int]:
     Raises:
         ValueError: the kernel cannot take this.
     """
-    kernel = _kernel()
+    kernel = _chosen()
     if kernel is None or not takes(x):
-        raise ValueError("engine='native' needs float32 rows on a CPU with AVX512-VNNI or AMX, and a C++ compiler")
+        raise ValueError("engine='native' needs float32 rows on a CPU with AVX2 or better, and a C++ compiler")
     x, centroids = x.contiguous(), centroids.contiguous()
     n, k = len(x), len(centroids)
     labels, distances = torch.empty(n, dtype=torch.int64), torch.empty(n)
@@ -120,7 +129,7 @@ def nearest(x: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor, int]:
 
 def nearly_nearest(x: Tensor, centroids: Tensor) -> Tensor:
     """Labels (n,) by 8-bit products alone: right but where two centroids are within a percent of one another."""
-    kernel = _kernel()
+    kernel = _chosen()
     if kernel is None or not takes(x):
         raise ValueError("the compiled kernel cannot take this")
     x, centroids = x.contiguous(), centroids.contiguous()
@@ -138,7 +147,7 @@ def nearest_listed(
     Those are lists[g], and the row's own last[i] where `last` is given: a row leaves it for a nearer one only. `order`
     and `last` (n,), `begin` (g + 1,), `lists` (g, m), rising in each row; all int64.
     """
-    kernel = _kernel()
+    kernel = _chosen()
     if kernel is None or not takes(x):
         raise ValueError("the compiled kernel cannot take this")
     x, centroids, order, begin, lists = (t.contiguous() for t in (x, centroids, order, begin, lists))
@@ -154,7 +163,7 @@ def nearest_listed(
 
 def add(sums: Tensor, x: Tensor, labels: Tensor, weight: Tensor | None) -> None:
     """sums[labels[i]] += weight[i] x[i], in float64, in an order that does not depend on the number of threads."""
-    kernel = _kernel()
+    kernel = _chosen()
     if kernel is None:
         raise ValueError("the compiled kernel is not available")
     weight = None if weight is None else weight.double().contiguous()
@@ -173,7 +182,7 @@ def improve_neighbors(
         indices: (n, k) int64, at first -1.
         inner_product: the score; squared distances otherwise.
     """
-    kernel = _kernel()
+    kernel = _chosen()
     if kernel is None or not takes(x):
         raise ValueError("the compiled kernel cannot take this")
     x, database = x.contiguous(), database.contiguous()
@@ -192,7 +201,7 @@ class Exponentials:
     """
 
     def __init__(self, scores: Tensor, epsilon: float, lowest: float) -> None:
-        kernel = _kernel()
+        kernel = _chosen()
         if kernel is None:
             raise ValueError("the compiled kernel is not available")
         scores = scores if scores.stride(1) == 1 else scores.contiguous()
@@ -220,22 +229,36 @@ class Exponentials:
         self._call("sinkhorn_codes", *self._scores, self.top, u, self._threads, out)
 
 
+def _chosen() -> _Kernel | None:
+    """The kernel that the environment allows.
+
+    Raises:
+        ValueError: SELFCLUSTER_NATIVE is neither 0 nor 1 nor one of `INSTRUCTIONS`.
+    """
+    limit = os.environ.get("SELFCLUSTER_NATIVE", "1")
+    if limit == "0":
+        return None
+    if limit != "1" and limit not in INSTRUCTIONS:
+        raise ValueError(f"SELFCLUSTER_NATIVE={limit}: set it to 0, 1, {' or '.join(INSTRUCTIONS)}, or unset it")
+    return _kernel(INSTRUCTIONS.get(limit, _BEST))
+
+
 @functools.cache
-def _kernel() -> _Kernel | None:
+def _kernel(most: int = _BEST) -> _Kernel | None:
+    """The best kernel at or below a level. Two builds of the same source have the levels from AVX512 on, and AVX2's."""
     if not sys.platform.startswith("linux") or platform.machine() != "x86_64":
         return None
     compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
-    try:
-        path = _library(compiler)
-        kernel = _Kernel(path) if path else None
-    except (
-        OSError,
-        subprocess.SubprocessError,
-        AttributeError,
-        RuntimeError,
-    ):  # the last: no home folder
-        return None
-    return kernel if kernel is not None and kernel.level and _agrees(kernel) else None
+    wide = most >= INSTRUCTIONS["avx512"] and "avx512bw" in Path("/proc/cpuinfo").read_text()
+    for defines in ((), ("-DNARROW",)) if wide else (("-DNARROW",),):
+        try:
+            path = _library(compiler, *defines)
+            kernel = _Kernel(path, most) if path else None
+        except (OSError, subprocess.SubprocessError, AttributeError, RuntimeError):  # the last: no home folder
+            continue
+        if kernel is not None and kernel.level and _agrees(kernel):
+            return kernel
+    return None
 
 
 def _library(compiler: str | None, *defines: str) -> Path | None:

@@ -5,7 +5,7 @@
 // reaches the best lower bound is compared again in float32, and in float64 where float32 cannot tell. The label is
 // that of float64 arithmetic, the lowest number among equals.
 //
-// Two multiplying loops share one layout: AVX512-VNNI (6 rows x 64 centroids in registers) and AMX (32 x 32 in tiles).
+// The multiplying loops share one layout (native_multiply.cpp).
 // Letters: n rows, d dimensions, p = d rounded up to 64, k centroids; a panel is 64
 // centroids, a block 96 rows.
 
@@ -121,13 +121,14 @@ struct NearWorker : Worker {
 
 extern "C" {
 
-int selfcluster_level() { return level_here(); }
+// The best level at or below `most` that this library has and this processor runs; 0: none.
+int selfcluster_level(int most) { return level_here(most); }
 
 // labels (n,), distances (n,) of rows x (n, d) against c (k, d); returns how many distances were computed, -1: no
 // memory.
 int64_t selfcluster_nearest(const float* x, int64_t n, int64_t d, const float* c, int64_t k, int level, int threads,
                             int64_t* labels, float* distances) try {
-    Centroids centroids(c, k, d);
+    Centroids centroids(c, k, d, level);
     pack(centroids);
     std::atomic<int64_t> next{0}, compared{0};
     in_threads(static_cast<int>(std::min<int64_t>(threads, n / BLOCK)), [&] {
@@ -142,7 +143,7 @@ int64_t selfcluster_nearest(const float* x, int64_t n, int64_t d, const float* c
 // labels (n,) by the rounded product alone: right but for near ties.
 int64_t selfcluster_nearly_nearest(const float* x, int64_t n, int64_t d, const float* c, int64_t k, int level,
                                    int threads, int64_t* labels) try {
-    Centroids centroids(c, k, d);
+    Centroids centroids(c, k, d, level);
     pack(centroids);
     std::atomic<int64_t> next{0};
     in_threads(static_cast<int>(std::min<int64_t>(threads, n / BLOCK)), [&] {
@@ -161,12 +162,12 @@ int64_t selfcluster_nearly_nearest(const float* x, int64_t n, int64_t d, const f
 int64_t selfcluster_nearest_listed(const float* x, int64_t d, const float* c, int64_t k, const int64_t* order,
                                    const int64_t* begin, int64_t regions, const int64_t* lists, int64_t m,
                                    const int64_t* last, int level, int threads, int64_t* labels, float* distances) try {
-    Centroids all(c, k, d);
+    Centroids all(c, k, d, level);
     pack(all);
     std::atomic<int64_t> next{0};
     in_threads(threads, [&] {
         NearWorker worker(x, all, level);
-        Centroids some(c, m, d);
+        Centroids some(c, m, d, level);
         pad(some);
         int64_t found[BLOCK];
         for (int64_t g; (g = next.fetch_add(1)) < regions;) {

@@ -1,4 +1,4 @@
-// Products of rounded rows with a panel of rounded centroids: AVX512-VNNI in registers, AMX in tiles.
+// Products of rounded rows with a panel of rounded centroids: AVX2 or AVX512, with VNNI or without, and AMX in tiles.
 
 #include "native.hpp"
 
@@ -8,40 +8,108 @@
 
 namespace selfcluster {
 
+#ifdef NARROW
+#define PRODUCT_SET VECTOR_SET ",avxvnni"
+#else
+#define PRODUCT_SET VECTOR_SET ",avx512vnni"
+#endif
+
 VECTOR_CODE
 
-// (6, 64) products in registers.
-void multiply_vnni(const uint8_t* a, const Centroids& c, int64_t panel, int32_t* product) {
-    const int8_t* b = c.packed.data + panel * PANEL * c.p;
-    const int64_t group = TILE * c.p;
-    __m512i sum[VNNI_ROWS][4];
-#pragma GCC unroll 4
-    for (int g = 0; g < 4; g++) {
-        __m512i start = _mm512_load_si512(c.bias.data + panel * PANEL + 16 * g);
-#pragma GCC unroll 6
-        for (int r = 0; r < VNNI_ROWS; r++) sum[r][g] = start;
-    }
-    for (int64_t l = 0; l < c.p; l += 4, b += 64) {
-        __m512i b0 = _mm512_load_si512(b), b1 = _mm512_load_si512(b + group);
-        __m512i b2 = _mm512_load_si512(b + 2 * group), b3 = _mm512_load_si512(b + 3 * group);
-#pragma GCC unroll 6
-        for (int r = 0; r < VNNI_ROWS; r++) {
-            int32_t four;
-            std::memcpy(&four, a + r * c.p + l, 4);
-            __m512i x = _mm512_set1_epi32(four);
-            sum[r][0] = _mm512_dpbusd_epi32(sum[r][0], x, b0);
-            sum[r][1] = _mm512_dpbusd_epi32(sum[r][1], x, b1);
-            sum[r][2] = _mm512_dpbusd_epi32(sum[r][2], x, b2);
-            sum[r][3] = _mm512_dpbusd_epi32(sum[r][3], x, b3);
-        }
-    }
-#pragma GCC unroll 6
-    for (int r = 0; r < VNNI_ROWS; r++)
-#pragma GCC unroll 4
-        for (int g = 0; g < 4; g++) _mm512_store_si512(product + r * PANEL + 16 * g, sum[r][g]);
+INLINE I16 four(const uint8_t* a) {  // the same four numbers in every lane
+    int32_t all;
+    std::memcpy(&all, a, 4);
+    return set1_epi32(all);
 }
 
 END_VECTOR_CODE
+
+#ifdef NARROW
+constexpr int GROUPS = 1;  // of 16 centroids side by side; 16 registers of 256 bits
+#else
+constexpr int GROUPS = 4;  // 32 registers of 512 bits
+#endif
+
+PUSH_TARGET(PRODUCT_SET)
+
+#ifdef NARROW
+INLINE I16 dpbusd_epi32(I16 sum, I16 x, I16 y) {
+    return {_mm256_dpbusd_avx_epi32(sum.a, x.a, y.a), _mm256_dpbusd_avx_epi32(sum.b, x.b, y.b)};
+}
+#else
+INLINE I16 dpbusd_epi32(I16 sum, I16 x, I16 y) { return _mm512_dpbusd_epi32(sum, x, y); }
+#endif
+
+// (6, 64) products, the sum of four products an instruction.
+void multiply_vnni(const uint8_t* a, const Centroids& c, int64_t panel, int32_t* product) {
+    const int64_t group = TILE * c.p;
+    for (int first = 0; first < 4; first += GROUPS) {
+        const int8_t* b = c.packed.data + panel * PANEL * c.p + first * group;
+        I16 sum[VNNI_ROWS][GROUPS];
+#pragma GCC unroll 4
+        for (int g = 0; g < GROUPS; g++) {
+            const I16 start = load_si(c.bias.data + panel * PANEL + 16 * (first + g));
+#pragma GCC unroll 6
+            for (int r = 0; r < VNNI_ROWS; r++) sum[r][g] = start;
+        }
+        for (int64_t l = 0; l < c.p; l += 4, b += 64) {
+            I16 y[GROUPS];
+#pragma GCC unroll 4
+            for (int g = 0; g < GROUPS; g++) y[g] = load_si(b + g * group);
+#pragma GCC unroll 6
+            for (int r = 0; r < VNNI_ROWS; r++) {
+                const I16 x = four(a + r * c.p + l);
+#pragma GCC unroll 4
+                for (int g = 0; g < GROUPS; g++) sum[r][g] = dpbusd_epi32(sum[r][g], x, y[g]);
+            }
+        }
+#pragma GCC unroll 6
+        for (int r = 0; r < VNNI_ROWS; r++)
+#pragma GCC unroll 4
+            for (int g = 0; g < GROUPS; g++) store_si(product + r * PANEL + 16 * (first + g), sum[r][g]);
+    }
+}
+
+END_VECTOR_CODE
+
+VECTOR_CODE
+
+// (4, 64) products without that instruction: numbers of 7 bits, of which two sums of two products fit in 16.
+void multiply_pairs(const uint8_t* a, const Centroids& c, int64_t panel, int32_t* product) {
+    constexpr int SIDE = GROUPS > 1 ? 2 : 1;
+    const int64_t group = TILE * c.p;
+    const I16 ones = set1_epi16(1);
+    for (int first = 0; first < 4; first += SIDE) {
+        const int8_t* b = c.packed.data + panel * PANEL * c.p + first * group;
+        I16 sum[PAIRS_ROWS][SIDE];
+#pragma GCC unroll 2
+        for (int g = 0; g < SIDE; g++) {
+            const I16 start = load_si(c.bias.data + panel * PANEL + 16 * (first + g));
+#pragma GCC unroll 4
+            for (int r = 0; r < PAIRS_ROWS; r++) sum[r][g] = start;
+        }
+        for (int64_t l = 0; l < c.p; l += 8, b += 128) {
+#pragma GCC unroll 2
+            for (int g = 0; g < SIDE; g++) {
+                const I16 y = load_si(b + g * group), z = load_si(b + g * group + 64);
+#pragma GCC unroll 4
+                for (int r = 0; r < PAIRS_ROWS; r++) {
+                    const I16 low = maddubs_epi16(four(a + r * c.p + l), y);
+                    const I16 high = maddubs_epi16(four(a + r * c.p + l + 4), z);
+                    sum[r][g] = add_epi32(sum[r][g], madd_epi16(add_epi16(low, high), ones));
+                }
+            }
+        }
+#pragma GCC unroll 4
+        for (int r = 0; r < PAIRS_ROWS; r++)
+#pragma GCC unroll 2
+            for (int g = 0; g < SIDE; g++) store_si(product + r * PANEL + 16 * (first + g), sum[r][g]);
+    }
+}
+
+END_VECTOR_CODE
+
+#ifndef NARROW
 
 #ifdef EMULATE_TILES  // the tile instructions in plain code, so that tests reach this path on any processor
 thread_local uint8_t tiles[8][16][64];
@@ -107,12 +175,6 @@ TILE_CODE void multiply_amx(const uint8_t* a, const Centroids& c, int64_t panel,
     }
 }
 
-bool has_vnni() {
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-           __builtin_cpu_supports("avx512vnni");
-}
-
 bool has_amx() {
 #ifdef EMULATE_TILES
     return true;
@@ -123,12 +185,40 @@ bool has_amx() {
 #endif
 }
 
-int level_here() { return !has_vnni() ? NONE : has_amx() ? AMX : VNNI; }
+#endif
+
+bool has(int level) {
+#ifdef NARROW
+    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return false;
+    unsigned a = 0, b, c, d;  // compilers do not know AVX-VNNI's name in __builtin_cpu_supports yet
+    return level == PAIRS || (level == NARROW_VNNI && __get_cpuid_count(7, 1, &a, &b, &c, &d) && ((a >> 4) & 1));
+#else
+    for (bool here : {__builtin_cpu_supports("avx512f"), __builtin_cpu_supports("avx512bw"),
+                      __builtin_cpu_supports("avx512vl"), __builtin_cpu_supports("avx512dq")})
+        if (!here) return false;
+    return level == WIDE_PAIRS || (level == VNNI && __builtin_cpu_supports("avx512vnni")) ||
+           (level == AMX && __builtin_cpu_supports("avx512vnni") && has_amx());
+#endif
+}
+
+int level_here(int most) {
+    for (int level = most; level > NONE; level--)
+        if (has(level)) return level;
+    return NONE;
+}
 
 // (rows_of_a_product(level), 64) products of the rows at `a` with one panel.
 void multiply(int level, const uint8_t* a, const Centroids& c, int64_t panel, int32_t* product) {
-    if (level == AMX) multiply_amx(a, c, panel, product);
-    else multiply_vnni(a, c, panel, product);
+    if (in_pairs(level)) return multiply_pairs(a, c, panel, product);
+#ifndef NARROW
+    if (level == AMX) return multiply_amx(a, c, panel, product);
+#endif
+    multiply_vnni(a, c, panel, product);
 }
+
+#ifdef NARROW
+void tile_configure() {}
+void tile_release() {}
+#endif
 
 }  // namespace selfcluster

@@ -14,7 +14,7 @@ using namespace selfcluster;
 
 namespace {
 
-constexpr int64_t BLOCK = 480;         // queries, a multiple of 6 and 32
+constexpr int64_t BLOCK = 480;         // queries, a multiple of 4, 6 and 32
 constexpr int64_t BLOCK_BYTES = 1 << 18;  // of rounded queries: a quarter of a second-level cache
 
 struct Database {
@@ -23,8 +23,9 @@ struct Database {
     Score score;
     Centroids packed;
     float blur;  // rounding of what all scores add
-    Database(const float* y_, int64_t m, int64_t d_, int64_t first_, int64_t k_, Score score_, int threads)
-        : y(y_), first(first_), d(d_), k(k_), score(score_), packed(y_, m, d_) {
+    Database(const float* y_, int64_t m, int64_t d_, int64_t first_, int64_t k_, Score score_, int level,
+             int threads)
+        : y(y_), first(first_), d(d_), k(k_), score(score_), packed(y_, m, d_, level) {
         pack(packed, score, threads);
         blur = 16 * UNIT * packed.largest;
     }
@@ -111,30 +112,30 @@ void screen(const int32_t* product, int rows, const Database& base, int64_t pane
             std::vector<float>& scratch) {
     const Centroids& c = base.packed;
     const int64_t first = panel * PANEL;
-    __m512 scale[4], half[4], length[4], upper[4];
+    F16 scale[4], half[4], length[4], upper[4];
 #pragma GCC unroll 4
     for (int g = 0; g < 4; g++) {
-        scale[g] = _mm512_load_ps(c.scale.data + first + 16 * g);
-        half[g] = _mm512_load_ps(c.half.data + first + 16 * g);
-        length[g] = _mm512_load_ps(c.length.data + first + 16 * g);
+        scale[g] = load_ps(c.scale.data + first + 16 * g);
+        half[g] = load_ps(c.half.data + first + 16 * g);
+        length[g] = load_ps(c.length.data + first + 16 * g);
     }
     for (int r = 0; r < rows; r++, product += PANEL, query++) {
-        const __m512 step = _mm512_set1_ps(query->step), slack = _mm512_set1_ps(query->slack);
-        const __m512 floor = _mm512_set1_ps(query->floor);
+        const F16 step = set1_ps(query->step), slack = set1_ps(query->slack);
+        const F16 floor = set1_ps(query->floor);
         uint64_t mask = 0;
 #pragma GCC unroll 4
         for (int g = 0; g < 4; g++) {
-            const __m512 s = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_load_si512(product + 16 * g)), scale[g]);
-            upper[g] = _mm512_fmadd_ps(slack, length[g], _mm512_fmsub_ps(s, step, half[g]));
-            mask |= static_cast<uint64_t>(_mm512_cmp_ps_mask(upper[g], floor, _CMP_GE_OQ)) << (16 * g);
+            const F16 s = mul_ps(cvtepi32_ps(load_si(product + 16 * g)), scale[g]);
+            upper[g] = fmadd_ps(slack, length[g], fmsub_ps(s, step, half[g]));
+            mask |= static_cast<uint64_t>(cmp_ps_mask<_CMP_GE_OQ>(upper[g], floor)) << (16 * g);
         }
         if (!mask) continue;
         alignas(64) float high[PANEL], low[PANEL];
 #pragma GCC unroll 4
         for (int g = 0; g < 4; g++) {
-            const __m512 twice = _mm512_mul_ps(_mm512_set1_ps(-2), slack);
-            _mm512_store_ps(high + 16 * g, upper[g]);
-            _mm512_store_ps(low + 16 * g, _mm512_fmadd_ps(twice, length[g], upper[g]));
+            const F16 twice = mul_ps(set1_ps(-2), slack);
+            store_ps(high + 16 * g, upper[g]);
+            store_ps(low + 16 * g, fmadd_ps(twice, length[g], upper[g]));
         }
         for (; mask; mask &= mask - 1) {
             const int lane = __builtin_ctzll(mask);
@@ -198,7 +199,7 @@ extern "C" {
 // Values are inner products, or negative squared distances; start from minus infinity and -1.
 int64_t selfcluster_neighbors(const float* x, int64_t n, int64_t d, const float* y, int64_t m, int64_t first,
                                int64_t k, int inner, int level, int threads, double* values, int64_t* indices) try {
-    const Database base(y, m, d, first, k, inner ? PRODUCT : DISTANCE, threads);
+    const Database base(y, m, d, first, k, inner ? PRODUCT : DISTANCE, level, threads);
     const int64_t most = std::max<int64_t>(AMX_ROWS, std::min(BLOCK, BLOCK_BYTES / base.packed.p));
     const int64_t blocks = ((n + most - 1) / most + threads - 1) / threads * threads;  // as many for each thread
     const int64_t size = (n + blocks - 1) / blocks;

@@ -1,4 +1,4 @@
-// Rounding to 8 bits: centroids (or a database's rows) into panels, rows one by one.
+// Rounding to 8 bits, or 7: centroids (or a database's rows) into panels, rows one by one.
 
 #include "native.hpp"
 
@@ -50,76 +50,76 @@ namespace {
 // One centroid, v in `v` (p,); raises `worst`.
 void pack_one(Centroids& c, int64_t j, Score score, float* v, float& worst) {
     const float* raw = c.raw + j * c.d;
-    __m512 largest = _mm512_setzero_ps();
-    __m512d square = _mm512_setzero_pd(), along = _mm512_setzero_pd();
+    F16 largest = setzero_ps();
+    D8 square = setzero_pd(), along = setzero_pd();
     for (int64_t l = 0; l < c.d; l += 16) {
-        const __mmask16 m = lanes(c.d - l);
-        const __m512 middle = _mm512_maskz_loadu_ps(m, c.middle.data + l);
-        const __m512 gap = _mm512_sub_ps(_mm512_maskz_loadu_ps(m, raw + l), middle);
-        _mm512_storeu_ps(v + l, gap);
-        largest = _mm512_max_ps(largest, _mm512_abs_ps(gap));
-        const __m512d low = _mm512_cvtps_pd(_mm512_castps512_ps256(gap)),
-                      high = _mm512_cvtps_pd(_mm512_extractf32x8_ps(gap, 1));
-        square = _mm512_fmadd_pd(low, low, _mm512_fmadd_pd(high, high, square));
-        along = _mm512_fmadd_pd(low, _mm512_cvtps_pd(_mm512_castps512_ps256(middle)), along);
-        along = _mm512_fmadd_pd(high, _mm512_cvtps_pd(_mm512_extractf32x8_ps(middle, 1)), along);
+        const Mask m = lanes(c.d - l);
+        const F16 middle = maskz_loadu_ps(m, c.middle.data + l);
+        const F16 gap = sub_ps(maskz_loadu_ps(m, raw + l), middle);
+        storeu_ps(v + l, gap);
+        largest = max_ps(largest, abs_ps(gap));
+        const D8 low = low_pd(gap),
+                      high = high_pd(gap);
+        square = fmadd_pd(low, low, fmadd_pd(high, high, square));
+        along = fmadd_pd(low, low_pd(middle), along);
+        along = fmadd_pd(high, high_pd(middle), along);
     }
-    const float most = _mm512_reduce_max_ps(largest);
-    const float step = most / 127, inverse = most > 1e-30f ? 127 / most : 0;
-    const __m512 by = _mm512_set1_ps(inverse), back = _mm512_set1_ps(step);
-    __m512 lost = _mm512_setzero_ps();
-    __m512i total = _mm512_setzero_si512();
+    const float most = reduce_max_ps(largest);
+    const float step = most / c.reach, inverse = most > 1e-30f ? c.reach / most : 0;
+    const F16 by = set1_ps(inverse), back = set1_ps(step);
+    F16 lost = setzero_ps();
+    I16 total = setzero_si();
     int8_t* to = c.packed.data + (j / TILE) * TILE * c.p + (j % TILE) * 4;
     for (int64_t l = 0; l < c.p; l += 16, to += 256) {
-        const __m512 gap = _mm512_loadu_ps(v + l);  // zero beyond d
-        const __m512i q = _mm512_cvtps_epi32(_mm512_mul_ps(gap, by));
-        const __m512 off = _mm512_fnmadd_ps(_mm512_cvtepi32_ps(q), back, gap);
-        lost = _mm512_fmadd_ps(off, off, lost);
-        total = _mm512_add_epi32(total, q);
+        const F16 gap = loadu_ps(v + l);  // zero beyond d
+        const I16 q = cvtps_epi32(mul_ps(gap, by));
+        const F16 off = fnmadd_ps(cvtepi32_ps(q), back, gap);
+        lost = fmadd_ps(off, off, lost);
+        total = add_epi32(total, q);
         alignas(16) int8_t bytes[16];
-        _mm_store_si128(reinterpret_cast<__m128i*>(bytes), _mm512_cvtepi32_epi8(q));
+        _mm_store_si128(reinterpret_cast<__m128i*>(bytes), cvtepi32_epi8(q));
         for (int g = 0; g < 4; g++) std::memcpy(to + 64 * g, bytes + 4 * g, 4);
     }
-    const double all = _mm512_reduce_add_pd(square);
-    c.bias.data[j] = -128 * _mm512_reduce_add_epi32(total);
+    const double all = reduce_add_pd(square);
+    c.bias.data[j] = -(c.reach + 1) * reduce_add_epi32(total);
     c.scale.data[j] = step;
-    c.half.data[j] = static_cast<float>(score == DISTANCE ? all / 2 : -_mm512_reduce_add_pd(along));
+    c.half.data[j] = static_cast<float>(score == DISTANCE ? all / 2 : -reduce_add_pd(along));
     c.length.data[j] = static_cast<float>(std::sqrt(all) * (1 + 1e-6));
     if (all > 0)  // v is a float32 difference, `lost` a float32 sum
-        worst = std::max(worst, static_cast<float>(std::sqrt(_mm512_reduce_add_ps(lost) / all) * (1 + (c.d + 16) * UNIT)
+        worst = std::max(worst, static_cast<float>(std::sqrt(reduce_add_ps(lost) / all) * (1 + (c.d + 16) * UNIT)
                                                    + 4 * UNIT));
 }
 
 }  // namespace
 
-// One row: u = x - m rounded to q, stored as q + 128.
+// One row: u = x - m rounded to q, stored as q + reach + 1.
 void round_row(const float* x, const Centroids& c, float* u, uint8_t* to, Rounded& row) {
-    __m512 largest = _mm512_setzero_ps(), square = _mm512_setzero_ps();
+    F16 largest = setzero_ps(), square = setzero_ps();
     for (int64_t l = 0; l < c.d; l += 16) {
-        const __mmask16 m = lanes(c.d - l);
-        __m512 v = _mm512_sub_ps(_mm512_maskz_loadu_ps(m, x + l), _mm512_maskz_loadu_ps(m, c.middle.data + l));
-        _mm512_storeu_ps(u + l, v);
-        largest = _mm512_max_ps(largest, _mm512_abs_ps(v));
-        square = _mm512_fmadd_ps(v, v, square);
+        const Mask m = lanes(c.d - l);
+        F16 v = sub_ps(maskz_loadu_ps(m, x + l), maskz_loadu_ps(m, c.middle.data + l));
+        storeu_ps(u + l, v);
+        largest = max_ps(largest, abs_ps(v));
+        square = fmadd_ps(v, v, square);
     }
-    float most = _mm512_reduce_max_ps(largest);
-    float step = most / 127, inverse = most > 1e-30f ? 127 / most : 0;
-    __m512 by = _mm512_set1_ps(inverse), back = _mm512_set1_ps(step);
-    __m512 lost = _mm512_setzero_ps(), kept = _mm512_setzero_ps();
+    float most = reduce_max_ps(largest);
+    float step = most / c.reach, inverse = most > 1e-30f ? c.reach / most : 0;
+    F16 by = set1_ps(inverse), back = set1_ps(step);
+    F16 lost = setzero_ps(), kept = setzero_ps();
     for (int64_t l = 0; l < c.p; l += 16) {
-        __m512 v = _mm512_loadu_ps(u + l);  // zero beyond d
-        __m512i q = _mm512_cvtps_epi32(_mm512_mul_ps(v, by));
-        __m512 rounded = _mm512_mul_ps(_mm512_cvtepi32_ps(q), back), gap = _mm512_sub_ps(v, rounded);
-        lost = _mm512_fmadd_ps(gap, gap, lost);
-        kept = _mm512_fmadd_ps(rounded, rounded, kept);
-        __m128i bytes = _mm512_cvtepi32_epi8(_mm512_add_epi32(q, _mm512_set1_epi32(128)));
+        F16 v = loadu_ps(u + l);  // zero beyond d
+        I16 q = cvtps_epi32(mul_ps(v, by));
+        F16 rounded = mul_ps(cvtepi32_ps(q), back), gap = sub_ps(v, rounded);
+        lost = fmadd_ps(gap, gap, lost);
+        kept = fmadd_ps(rounded, rounded, kept);
+        __m128i bytes = cvtepi32_epi8(add_epi32(q, set1_epi32(c.reach + 1)));
         _mm_store_si128(reinterpret_cast<__m128i*>(to + l), bytes);
     }
     const float safe = 1 + (c.d + 16) * UNIT;  // the norms are float32 sums themselves
-    float length = std::sqrt(_mm512_reduce_add_ps(kept)) * safe;
-    row.square = _mm512_reduce_add_ps(square);
+    float length = std::sqrt(reduce_add_ps(kept)) * safe;
+    row.square = reduce_add_ps(square);
     row.step = step;
-    row.slack = std::sqrt(_mm512_reduce_add_ps(lost)) * safe + length * (c.worst + 16 * UNIT);
+    row.slack = std::sqrt(reduce_add_ps(lost)) * safe + length * (c.worst + 16 * UNIT);
 }
 
 END_VECTOR_CODE

@@ -11,24 +11,24 @@ VECTOR_CODE
 void bound(const int32_t* product, int rows, const Centroids& c, int64_t panel, const Candidates* row, float* upper,
            float* best) {
     const int64_t first = panel * PANEL;
-    __m512 scale[4], half[4], length[4];
+    F16 scale[4], half[4], length[4];
 #pragma GCC unroll 4
     for (int g = 0; g < 4; g++) {
-        scale[g] = _mm512_load_ps(c.scale.data + first + 16 * g);
-        half[g] = _mm512_load_ps(c.half.data + first + 16 * g);
-        length[g] = _mm512_load_ps(c.length.data + first + 16 * g);
+        scale[g] = load_ps(c.scale.data + first + 16 * g);
+        half[g] = load_ps(c.half.data + first + 16 * g);
+        length[g] = load_ps(c.length.data + first + 16 * g);
     }
     for (int r = 0; r < rows; r++, product += PANEL, upper += STRIDE, best += 16) {
-        const __m512 step = _mm512_set1_ps(row[r].step), slack = _mm512_set1_ps(row[r].slack);
-        __m512 most = _mm512_load_ps(best);
+        const F16 step = set1_ps(row[r].step), slack = set1_ps(row[r].slack);
+        F16 most = load_ps(best);
 #pragma GCC unroll 4
         for (int g = 0; g < 4; g++) {
-            __m512 s = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_load_si512(product + 16 * g)), scale[g]);
-            s = _mm512_fmsub_ps(s, step, half[g]);
-            _mm512_store_ps(upper + 16 * g, _mm512_fmadd_ps(slack, length[g], s));
-            most = _mm512_max_ps(most, _mm512_fnmadd_ps(slack, length[g], s));
+            F16 s = mul_ps(cvtepi32_ps(load_si(product + 16 * g)), scale[g]);
+            s = fmsub_ps(s, step, half[g]);
+            store_ps(upper + 16 * g, fmadd_ps(slack, length[g], s));
+            most = max_ps(most, fnmadd_ps(slack, length[g], s));
         }
-        _mm512_store_ps(best, most);
+        store_ps(best, most);
     }
 }
 
@@ -37,48 +37,51 @@ void bound(const int32_t* product, int rows, const Centroids& c, int64_t panel, 
 void raise_best(const int32_t* product, int rows, const Centroids& c, int64_t panel, const Rounded* row, float* best,
                 int32_t* where) {
     const int64_t first = panel * PANEL;
-    __m512 scale[4], half[4];
+    F16 scale[4], half[4];
 #pragma GCC unroll 4
     for (int g = 0; g < 4; g++) {
-        scale[g] = _mm512_load_ps(c.scale.data + first + 16 * g);
-        half[g] = _mm512_load_ps(c.half.data + first + 16 * g);
+        scale[g] = load_ps(c.scale.data + first + 16 * g);
+        half[g] = load_ps(c.half.data + first + 16 * g);
     }
     for (int r = 0; r < rows; r++, product += PANEL, best += 16, where += 16) {
-        const __m512 step = _mm512_set1_ps(row[r].step);
-        __m512 most = _mm512_load_ps(best);
-        __m512i from = _mm512_load_si512(where);
+        const F16 step = set1_ps(row[r].step);
+        F16 most = load_ps(best);
+        I16 from = load_si(where);
 #pragma GCC unroll 4
         for (int g = 0; g < 4; g++) {
-            __m512 s = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_load_si512(product + 16 * g)), scale[g]);
-            s = _mm512_fmsub_ps(s, step, half[g]);
-            const __mmask16 better = _mm512_cmp_ps_mask(s, most, _CMP_GT_OQ);
-            most = _mm512_mask_mov_ps(most, better, s);
-            from = _mm512_mask_set1_epi32(from, better, static_cast<int32_t>(first + 16 * g));
+            F16 s = mul_ps(cvtepi32_ps(load_si(product + 16 * g)), scale[g]);
+            s = fmsub_ps(s, step, half[g]);
+            const Mask better = cmp_ps_mask<_CMP_GT_OQ>(s, most);
+            most = mask_mov_ps(most, better, s);
+            from = mask_set1_epi32(from, better, static_cast<int32_t>(first + 16 * g));
         }
-        _mm512_store_ps(best, most);
-        _mm512_store_si512(where, from);
+        store_ps(best, most);
+        store_si(where, from);
     }
 }
 
 // The centroid of the highest of 16 lanes, the lowest number among equals.
 int32_t best_lane(const float* best, const int32_t* where) {
-    const __m512 most = _mm512_load_ps(best);
-    const __mmask16 equal = _mm512_cmp_ps_mask(most, _mm512_set1_ps(_mm512_reduce_max_ps(most)), _CMP_EQ_OQ);
-    const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    const __m512i number = _mm512_add_epi32(_mm512_load_si512(where), lane);
-    return equal ? _mm512_mask_reduce_min_epi32(equal, number) : 0;  // none: a row with NaN
+    const F16 most = load_ps(best);
+    const Mask equal = cmp_ps_mask<_CMP_EQ_OQ>(most, set1_ps(reduce_max_ps(most)));
+    int32_t least = equal ? std::numeric_limits<int32_t>::max() : 0;  // none: a row with NaN
+    for (uint32_t left = equal; left; left &= left - 1) {
+        const int lane = __builtin_ctz(left);
+        least = std::min(least, where[lane] + lane);
+    }
+    return least;
 }
 
 // Keep the centroids [first, first + width) whose upper bound reaches the best lower bound.
 void screen(const float* upper, const float* best, const Centroids& c, int64_t first, int width, Candidates& row) {
     const float blur = 16 * UNIT * c.largest;  // rounding of |v|^2 / 2 in both bounds
-    row.floor = std::max(row.floor, _mm512_reduce_max_ps(_mm512_load_ps(best)) - blur);
-    const __m512 floor = _mm512_set1_ps(row.floor);
+    row.floor = std::max(row.floor, reduce_max_ps(load_ps(best)) - blur);
+    const F16 floor = set1_ps(row.floor);
     for (int at = 0; at < width; at += PANEL) {
         uint64_t mask = 0;
 #pragma GCC unroll 4
         for (int g = 0; g < 4; g++)
-            mask |= static_cast<uint64_t>(_mm512_cmp_ps_mask(_mm512_load_ps(upper + at + 16 * g), floor, _CMP_GE_OQ))
+            mask |= static_cast<uint64_t>(cmp_ps_mask<_CMP_GE_OQ>(load_ps(upper + at + 16 * g), floor))
                     << (16 * g);
         for (; mask; mask &= mask - 1) {
             const int lane = at + __builtin_ctzll(mask);
@@ -88,41 +91,41 @@ void screen(const float* upper, const float* best, const Centroids& c, int64_t f
 }
 
 float distance32(const float* x, const float* y, int64_t d) {
-    __m512 even = _mm512_setzero_ps(), odd = _mm512_setzero_ps();
+    F16 even = setzero_ps(), odd = setzero_ps();
     int64_t l = 0;
     for (; l + 32 <= d; l += 32) {
-        __m512 gap = _mm512_sub_ps(_mm512_loadu_ps(x + l), _mm512_loadu_ps(y + l));
-        __m512 next = _mm512_sub_ps(_mm512_loadu_ps(x + l + 16), _mm512_loadu_ps(y + l + 16));
-        even = _mm512_fmadd_ps(gap, gap, even);
-        odd = _mm512_fmadd_ps(next, next, odd);
+        F16 gap = sub_ps(loadu_ps(x + l), loadu_ps(y + l));
+        F16 next = sub_ps(loadu_ps(x + l + 16), loadu_ps(y + l + 16));
+        even = fmadd_ps(gap, gap, even);
+        odd = fmadd_ps(next, next, odd);
     }
     for (; l < d; l += 16) {
-        const __mmask16 m = lanes(d - l);
-        __m512 gap = _mm512_sub_ps(_mm512_maskz_loadu_ps(m, x + l), _mm512_maskz_loadu_ps(m, y + l));
-        even = _mm512_fmadd_ps(gap, gap, even);
+        const Mask m = lanes(d - l);
+        F16 gap = sub_ps(maskz_loadu_ps(m, x + l), maskz_loadu_ps(m, y + l));
+        even = fmadd_ps(gap, gap, even);
     }
-    return _mm512_reduce_add_ps(_mm512_add_ps(even, odd));
+    return reduce_add_ps(add_ps(even, odd));
 }
 
 double distance64(const float* x, const float* y, int64_t d) {
-    __m512d sum = _mm512_setzero_pd();
+    D8 sum = setzero_pd();
     for (int64_t l = 0; l < d; l += 8) {
-        __mmask8 m = d - l >= 8 ? 0xff : (1u << (d - l)) - 1;
-        __m512d gap = _mm512_sub_pd(_mm512_cvtps_pd(_mm256_maskz_loadu_ps(m, x + l)),
-                                    _mm512_cvtps_pd(_mm256_maskz_loadu_ps(m, y + l)));
-        sum = _mm512_fmadd_pd(gap, gap, sum);
+        Mask m = d - l >= 8 ? 0xff : (1u << (d - l)) - 1;
+        D8 gap = sub_pd(maskz_loadu_pd(m, x + l),
+                                    maskz_loadu_pd(m, y + l));
+        sum = fmadd_pd(gap, gap, sum);
     }
-    return _mm512_reduce_add_pd(sum);
+    return reduce_add_pd(sum);
 }
 
 double product64(const float* x, const float* y, int64_t d) {
-    __m512d sum = _mm512_setzero_pd();
+    D8 sum = setzero_pd();
     for (int64_t l = 0; l < d; l += 8) {
-        __mmask8 m = d - l >= 8 ? 0xff : (1u << (d - l)) - 1;
-        sum = _mm512_fmadd_pd(_mm512_cvtps_pd(_mm256_maskz_loadu_ps(m, x + l)),
-                              _mm512_cvtps_pd(_mm256_maskz_loadu_ps(m, y + l)), sum);
+        Mask m = d - l >= 8 ? 0xff : (1u << (d - l)) - 1;
+        sum = fmadd_pd(maskz_loadu_pd(m, x + l),
+                              maskz_loadu_pd(m, y + l), sum);
     }
-    return _mm512_reduce_add_pd(sum);
+    return reduce_add_pd(sum);
 }
 
 // Ask for a row's first candidates before they are needed: centroids in float32 seldom fit the second-level cache.

@@ -27,64 +27,64 @@ struct Scores {
 VECTOR_CODE
 
 // 2^x for x in [-126, 0]: 2^n 2^r with |r| <= 1/2, Taylor's series to (r ln 2)^7 / 7!, 5e-9 off.
-inline __m512 power(__m512 x) {
+inline F16 power(F16 x) {
     constexpr float L = 0.693147181f;
-    const __m512 n = _mm512_roundscale_ps(x, 8), r = _mm512_sub_ps(x, n);
-    __m512 p = _mm512_set1_ps(L * L * L * L * L * L * L / 5040);
+    const F16 n = round_ps(x), r = sub_ps(x, n);
+    F16 p = set1_ps(L * L * L * L * L * L * L / 5040);
     for (float c : {L * L * L * L * L * L / 720, L * L * L * L * L / 120, L * L * L * L / 24, L * L * L / 6, L * L / 2, L, 1.0f})
-        p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(c));
-    return _mm512_scalef_ps(p, n);
+        p = fmadd_ps(p, r, set1_ps(c));
+    return scalef_ps(p, n);
 }
 
 // Of 16 scores. NaN comes through: the second operand of max is what it returns then.
-inline __m512 entries(const Scores& s, __m512 scores, __m512 top) {
-    const __m512 x = _mm512_mul_ps(_mm512_sub_ps(scores, top), _mm512_set1_ps(s.by));
-    return power(_mm512_max_ps(_mm512_set1_ps(s.lowest), x));
+inline F16 entries(const Scores& s, F16 scores, F16 top) {
+    const F16 x = mul_ps(sub_ps(scores, top), set1_ps(s.by));
+    return power(max_ps(set1_ps(s.lowest), x));
 }
 
 float highest(const float* row, int64_t k) {
-    __m512 even = _mm512_set1_ps(-INFINITE), odd = even;
+    F16 even = set1_ps(-INFINITE), odd = even;
     int64_t j = 0;
     for (; j + 32 <= k; j += 32) {
-        even = _mm512_max_ps(even, _mm512_loadu_ps(row + j));
-        odd = _mm512_max_ps(odd, _mm512_loadu_ps(row + j + 16));
+        even = max_ps(even, loadu_ps(row + j));
+        odd = max_ps(odd, loadu_ps(row + j + 16));
     }
     for (; j < k; j += 16) {
-        const __mmask16 m = lanes(k - j);
-        even = _mm512_mask_max_ps(even, m, even, _mm512_maskz_loadu_ps(m, row + j));
+        const Mask m = lanes(k - j);
+        even = max_ps(even, mask_mov_ps(set1_ps(-INFINITE), m, maskz_loadu_ps(m, row + j)));
     }
-    return _mm512_reduce_max_ps(_mm512_max_ps(even, odd));
+    return reduce_max_ps(max_ps(even, odd));
 }
 
 // The entries of a row of M into `held`; the sum of their products with u.
 float expand(const Scores& s, int64_t i, float top, const float* u, float* held) {
     const float *row = s.row(i), *later = s.row(std::min(i + AHEAD, s.n - 1));
-    const __m512 shift = _mm512_set1_ps(top);
-    __m512 sum = _mm512_setzero_ps();
+    const F16 shift = set1_ps(top);
+    F16 sum = setzero_ps();
     int64_t j = 0;
     for (; j + 16 <= s.k; j += 16) {
         __builtin_prefetch(later + j);
-        const __m512 e = entries(s, _mm512_loadu_ps(row + j), shift);
-        _mm512_store_ps(held + j, e);
-        sum = _mm512_fmadd_ps(e, _mm512_loadu_ps(u + j), sum);
+        const F16 e = entries(s, loadu_ps(row + j), shift);
+        store_ps(held + j, e);
+        sum = fmadd_ps(e, loadu_ps(u + j), sum);
     }
     if (j < s.k) {
-        const __mmask16 m = lanes(s.k - j);
-        const __m512 e = entries(s, _mm512_maskz_loadu_ps(m, row + j), shift);
-        _mm512_store_ps(held + j, e);
-        sum = _mm512_mask3_fmadd_ps(e, _mm512_maskz_loadu_ps(m, u + j), sum, m);
+        const Mask m = lanes(s.k - j);
+        const F16 e = entries(s, maskz_loadu_ps(m, row + j), shift);
+        store_ps(held + j, e);
+        sum = fmadd_ps(mask_mov_ps(setzero_ps(), m, e), maskz_loadu_ps(m, u + j), sum);
     }
-    return _mm512_reduce_add_ps(sum);
+    return reduce_add_ps(sum);
 }
 
 // total += the rows' sum weighted by v.
 void gather(const float* held, int64_t width, int64_t k, int count, const float* v, float* total) {
-    __m512 by[ROWS];
-    for (int r = 0; r < ROWS; r++) by[r] = _mm512_set1_ps(r < count ? v[r] : 0);
+    F16 by[ROWS];
+    for (int r = 0; r < ROWS; r++) by[r] = set1_ps(r < count ? v[r] : 0);
     for (int64_t j = 0; j < k; j += 16) {
-        __m512 sum = _mm512_mul_ps(by[0], _mm512_load_ps(held + j));
-        for (int r = 1; r < ROWS; r++) sum = _mm512_fmadd_ps(by[r], _mm512_load_ps(held + r * width + j), sum);
-        _mm512_store_ps(total + j, _mm512_add_ps(_mm512_load_ps(total + j), sum));
+        F16 sum = mul_ps(by[0], load_ps(held + j));
+        for (int r = 1; r < ROWS; r++) sum = fmadd_ps(by[r], load_ps(held + r * width + j), sum);
+        store_ps(total + j, add_ps(load_ps(total + j), sum));
     }
 }
 
@@ -149,16 +149,16 @@ float start(const Scores& s, int64_t first, int64_t last, float* top, const floa
 
 // held times u over the sum of those.
 void codes_of(const float* held, const float* u, float sum, int64_t k, float* codes) {
-    const __m512 by = _mm512_set1_ps(1 / sum);
-    auto code = [&](int64_t j, __mmask16 m) {
-        return _mm512_mul_ps(_mm512_mul_ps(_mm512_loadu_ps(held + j), _mm512_maskz_loadu_ps(m, u + j)), by);
+    const F16 by = set1_ps(1 / sum);
+    auto code = [&](int64_t j, Mask m) {
+        return mul_ps(mul_ps(loadu_ps(held + j), maskz_loadu_ps(m, u + j)), by);
     };
     // what will not be read again soon goes past the cache, whole lines at a time
     const int64_t head = std::min<int64_t>(k, -(reinterpret_cast<uintptr_t>(codes) / sizeof(float)) & 15);
     int64_t j = head;
-    if (head) _mm512_mask_storeu_ps(codes, lanes(head), code(0, lanes(head)));
-    for (; j + 16 <= k; j += 16) _mm512_stream_ps(codes + j, code(j, 0xffff));
-    if (j < k) _mm512_mask_storeu_ps(codes + j, lanes(k - j), code(j, lanes(k - j)));
+    if (head) mask_storeu_ps(codes, lanes(head), code(0, lanes(head)));
+    for (; j + 16 <= k; j += 16) stream_ps(codes + j, code(j, 0xffff));
+    if (j < k) mask_storeu_ps(codes + j, lanes(k - j), code(j, lanes(k - j)));
 }
 
 void finish(const Scores& s, int64_t first, int64_t last, const float* top, const float* u, float* codes) {
