@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from selfcluster.commands.embed import STARTER
@@ -127,5 +128,19 @@ def add_flags(parser: argparse.ArgumentParser, words: list[str]) -> None:
 def run_command(**settings: Any) -> tuple[Any, str]:
     print("selfcluster: embedding the images", file=sys.stderr)
     result = evaluate(**settings)
-    lines = [f"{k:>16}  {v:.4f}" if isinstance(v, float) else f"{k:>16}  {v}" for k, v in result.items()]
-    return dict(result), "\n".join([*lines, *(("", *result.notes) if result.notes else ())])
+    parts = ["\n".join(f"{name:>16}  {_cell(value)}" for name, value in result.items()), _table(result.table)]
+    parts.append("\n".join(result.notes))
+    shown = dict(result) | ({"table": [dict(row) for row in result.table]} if result.table else {})
+    return shown, "\n\n".join(part for part in parts if part)
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else "" if value is None else str(value)
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows as aligned text below the names of their columns."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    cells = [names, *([_cell(row.get(name)) for name in names] for row in rows)]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(names))]
+    return "\n".join("  ".join(f"{cell:>{w}}" for cell, w in zip(line, widths, strict=True)) for line in cells if names)

@@ -27,7 +27,13 @@ def labeled(features: Any, labels: Any, what: str) -> tuple[Tensor, Tensor]:
     Raises:
         ValueError: shapes that do not belong together, no labels at all, or features that are not finite.
     """
+    if labels is None:
+        raise ValueError(f"{what}: the images have no labels; say where they are with --labels-from")
     x, y = torch.as_tensor(features), torch.as_tensor(labels)
+    if y.dim() == 2:
+        raise ValueError(
+            f"{what}: the images have several labels each; this protocol takes one (svm and knn take more)"
+        )
     if x.dim() != 2 or y.dim() != 1 or len(x) != len(y):
         raise ValueError(f"{what}: features {tuple(x.shape)} and labels {tuple(y.shape)}; needed are (N, F) and (N,)")
     if y.is_floating_point() or y.is_complex():
@@ -41,6 +47,34 @@ def labeled(features: Any, labels: Any, what: str) -> tuple[Tensor, Tensor]:
     if bad:
         raise ValueError(f"{what}: the features of {bad} of {len(y)} labeled images are not finite")
     return x, y
+
+
+def with_tags(features: Any, labels: Any, what: str) -> tuple[Tensor, Tensor]:
+    """Features and several labels of each image, checked.
+
+    Args:
+        features: (N, F), NumPy or torch, finite. float64 stays so, everything else becomes float32.
+        labels: (N, L) of 1 (has the class), 0 (does not) and -1 (does not count).
+        what: "train" or "test", for the messages.
+
+    Returns:
+        Features (N, F) and labels (N, L) int8 on the features' device.
+
+    Raises:
+        ValueError: no labels, shapes or values that do not fit, or features that are not finite.
+    """
+    if labels is None:
+        raise ValueError(f"{what}: the images have no labels; say where they are with --labels-from")
+    x, y = torch.as_tensor(features), torch.as_tensor(labels)
+    if x.dim() != 2 or y.dim() != 2 or len(x) != len(y) or not y.shape[1]:
+        raise ValueError(f"{what}: features {tuple(x.shape)} and labels {tuple(y.shape)}; needed are (N, F) and (N, L)")
+    if y.is_floating_point() or y.is_complex() or (len(y) and (int(y.min()) < -1 or int(y.max()) > 1)):
+        raise ValueError(f"{what}: several labels an image are 1, 0 or -1; these are {y.dtype} up to {y.max()}")
+    x = x if x.dtype == torch.float64 else x.float()
+    bad = int((~x.isfinite()).any(dim=1).sum())
+    if bad:
+        raise ValueError(f"{what}: the features of {bad} of {len(y)} labeled images are not finite")
+    return x, y.to(x.device, torch.int8)
 
 
 def same_width(train: Tensor, test: Tensor) -> None:

@@ -7,9 +7,11 @@ import math
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import average_precision_score
 
 from selfcluster.evaluation.labeled import top
-from selfcluster.evaluation.protocols.knn import knn, vote
+from selfcluster.evaluation.protocols import knn as module
+from selfcluster.evaluation.protocols.knn import knn, knn_map, knn_sweep, parse_numbers, rank_of, sweep_votes
 
 
 def at(*degrees: float) -> np.ndarray:
@@ -20,8 +22,68 @@ def at(*degrees: float) -> np.ndarray:
 
 def test_votes_by_hand():
     cosines = torch.tensor([[1.0, 0.9, 0.8]], dtype=torch.float64)
-    found = vote(cosines, torch.tensor([[1, 0, 0]]), 3, 0.1)
-    torch.testing.assert_close(found, torch.tensor([[math.exp(-1) + math.exp(-2), 1.0, 0.0]], dtype=torch.float64))
+    one, three = sweep_votes(cosines, torch.tensor([[1, 0, 0]]), 3, (1, 3), 0.1)
+    none = -math.inf
+    torch.testing.assert_close(one, torch.tensor([[none, 1.0, none]], dtype=torch.float64))
+    torch.testing.assert_close(three, torch.tensor([[math.exp(-1) + math.exp(-2), 1.0, none]], dtype=torch.float64))
+
+
+def test_ranks_by_hand():
+    scores = torch.tensor([[0.5, -math.inf, 0.9, 0.5]]).expand(5, 4)
+    assert rank_of(scores, torch.tensor([0, 1, 2, 3, -1])).tolist() == [1, 4, 0, 2, 4]
+
+
+def test_a_class_without_a_vote_is_not_among_the_five_best():
+    """Two of six classes have a vote: the third best is a class that no neighbor has."""
+    train, labels = at(0, 20, 100, 120, 140, 160), [0, 1, 2, 3, 4, 5]
+    found = knn(train, labels, at(5, 5, 5), [0, 1, 2], k=2)
+    assert found["top1"] == pytest.approx(1 / 3)
+    assert found["top5"] == pytest.approx(2 / 3)
+
+
+def test_a_sweep_is_the_same_as_one_k_after_the_other_whatever_the_tile(monkeypatch):
+    rng = np.random.default_rng(2)
+    train, test = rng.normal(size=(200, 5)), rng.normal(size=(60, 5))
+    labels, wanted = rng.integers(0, 7, 200), rng.integers(0, 8, 60)
+    ks = (1, 3, 20, 50)
+    apart = [knn(train, labels, test, wanted, k=k) for k in ks]
+    assert knn_sweep(train, labels, test, wanted, ks=ks) == apart
+    assert len({row["top1"] for row in apart}) > 1
+    monkeypatch.setattr(module, "_HELD", 7 * 11)  # 11 test images a tile
+    assert knn_sweep(train, labels, test, wanted, ks=ks) == apart
+
+
+def test_several_labels_are_scored_by_average_precision_of_the_share_of_votes(monkeypatch):
+    rng = np.random.default_rng(3)
+    train, test = rng.normal(size=(90, 4)), rng.normal(size=(40, 4))
+    tags, truth = (rng.integers(0, 2, size=(n, 3)) for n in (90, 40))
+    truth = np.c_[truth, np.zeros((40, 2), int)]
+    truth[7, 3] = 1  # a class that train lacks: all scores are 0, and precision is the share of positive images
+    unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (train, test)]
+    cosines = unit[1] @ unit[0].T
+    nearest = np.argsort(-cosines, axis=1)[:, :9]
+    weights = np.exp((np.take_along_axis(cosines, nearest, 1) - 1) / 0.07)
+    shares = (weights[:, :, None] * tags[nearest]).sum(1) / weights.sum(1, keepdims=True)
+    steps = [average_precision_score(truth[:, c], shares[:, c]) for c in range(3)] + [1 / 40]
+    for held in (1 << 24, 9 * 5 * 4):
+        monkeypatch.setattr(module, "_HELD", held)
+        monkeypatch.setattr(module, "class_precisions", lambda s, y, form="steps": _steps(s, y))
+        found = knn_map(train, tags, test, truth, ks=(1, 9))[1]
+        assert found["map"] == pytest.approx(np.mean(steps))
+        assert (found["k"], found["classes"]) == (9, 4)
+
+
+def _steps(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    from selfcluster.evaluation.average_precision import class_precisions
+
+    return class_precisions(scores, labels, "steps")
+
+
+def test_the_list_of_k_is_read_and_nonsense_refused():
+    assert parse_numbers("10,20, 10") == (10, 20)
+    for wrong in ("", "10,", "ten", "0", "-3", "1.5"):
+        with pytest.raises(ValueError, match="give whole numbers of at least 1"):
+            parse_numbers(wrong)
 
 
 def test_one_near_neighbor_outvotes_two_far_ones_only_at_a_low_temperature():
@@ -45,7 +107,7 @@ def test_agrees_with_a_float64_reference_whatever_the_lengths_of_the_features():
             votes[labels[i] // 3] += math.exp(row[i] / 0.07)
         order = list(np.argsort(-votes))
         right += order[0] * 3 == label
-        among_five += label // 3 in order[:5]
+        among_five += label // 3 in [c for c in order[:5] if votes[c] > 0]
     scaled = train * rng.uniform(0.1, 9, (300, 1))
     found = knn(scaled, labels, torch.tensor(test), torch.tensor(wanted))
     assert found["top1"] == pytest.approx(right / 80)
@@ -92,10 +154,19 @@ def test_what_cannot_be_judged_is_refused():
         knn(x, [0, 1, 1])
     with pytest.raises(ValueError, match="k=0"):
         knn(x, [0, 1], k=0)
+    with pytest.raises(ValueError, match="no labels; say where they are with --labels-from"):
+        knn(x, None)
+    with pytest.raises(ValueError, match="this protocol takes one"):
+        knn(x, np.ones((2, 3), int))
+    with pytest.raises(ValueError, match="not one image has a label"):
+        knn_map(x, [[1, 0], [0, 1]], x, [[0, 0], [-1, 0]], ks=(1,))
+    with pytest.raises(ValueError, match="several labels an image are 1, 0 or -1"):
+        knn_map(x, [[3, 0], [0, 1]], x, [[0, 0], [1, 0]], ks=(1,))
 
 
 def test_a_low_temperature_is_the_nearest_neighbor_and_equal_votes_go_to_the_lowest_class():
     far = torch.tensor([[0.3, 0.25, 0.2]])  # exp((0.3 - 1) / 0.001) would be zero in float32
-    assert vote(far, torch.tensor([[2, 1, 0]]), 3, 0.001).argmax(dim=1).tolist() == [2]
+    (votes,) = sweep_votes(far, torch.tensor([[2, 1, 0]]), 3, (3,), 0.001)
+    assert votes.argsort(dim=1, descending=True).tolist() == [[2, 1, 0]]
     assert top(torch.zeros(4, 12), torch.zeros(4, dtype=torch.int64), 1) == 1.0
     assert top(torch.zeros(4, 12), torch.full((4,), 5), 5) == 0.0
