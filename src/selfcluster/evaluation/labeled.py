@@ -31,9 +31,7 @@ def labeled(features: Any, labels: Any, what: str) -> tuple[Tensor, Tensor]:
         raise ValueError(f"{what}: the images have no labels; say where they are with --labels-from")
     x, y = torch.as_tensor(features), torch.as_tensor(labels)
     if y.dim() == 2:
-        raise ValueError(
-            f"{what}: the images have several labels each; this protocol takes one (svm and knn take more)"
-        )
+        raise ValueError(f"{what}: the images have several labels each; this protocol takes one (knn takes several)")
     if x.dim() != 2 or y.dim() != 1 or len(x) != len(y):
         raise ValueError(f"{what}: features {tuple(x.shape)} and labels {tuple(y.shape)}; needed are (N, F) and (N,)")
     if y.is_floating_point() or y.is_complex():
