@@ -61,3 +61,18 @@ def test_small_shapes_are_laid_out(shape):
     places = lay_out(np.random.default_rng(0).standard_normal(shape).astype(np.float32))
     assert places is not None
     assert np.isfinite(places).all()
+
+
+def test_images_beyond_the_landmarks_stand_with_their_cluster():
+    rng = np.random.default_rng(0)
+    cluster = np.arange(300) % 3
+    vectors = (30 * rng.standard_normal((3, 20))[cluster] + rng.standard_normal((300, 20))).astype(np.float32)
+    places = lay_out(vectors, cluster, landmarks=90)
+    assert places is not None
+    assert places.min() == 0
+    assert places.max() == 1
+    centers = np.stack([places[cluster == c].mean(axis=0) for c in range(3)])
+    away = np.linalg.norm(places[:, None] - centers[None], axis=2)
+    assert (away.argmin(axis=1) == cluster).all()
+    assert len(np.unique(places, axis=0)) == 300  # no image hides another one
+    np.testing.assert_array_equal(places, lay_out(vectors, cluster, landmarks=90))

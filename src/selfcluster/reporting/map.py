@@ -1,6 +1,8 @@
-"""The embeddings as a plane: which images to draw, and where.
+"""The embeddings as a plane: a place for every image.
 
-N images, n drawn, F features. PCA to 50 dimensions, then t-SNE (van der Maaten and Hinton 2008) for the neighborhoods.
+N images, n landmarks, F features. PCA to 50 dimensions, then t-SNE (van der Maaten and Hinton 2008) for the
+neighborhoods. Above `LANDMARKS` images t-SNE places a sample, and every other image stands where its nearest ones of
+the sample stand (as openTSNE starts points that are added to a map; Policar et al. 2019).
 """
 
 from __future__ import annotations
@@ -12,6 +14,9 @@ _PERPLEXITY = 30.0
 _ITERATIONS = 500  # half of the usual number: neighbors move little after that, and a page should not take minutes
 _TOO_FEW_FOR_NEIGHBORHOODS = 12
 _EACH = 3  # points that every cluster gets, so that small ones are not lost
+LANDMARKS = 6_000  # t-SNE of so many takes about 13 s on one core
+_BESIDE = 5  # landmarks whose median is the place of another image
+_JITTER = 0.004  # of the map's side: images with the same landmarks stay apart
 
 
 def sample_rows(n: int, at_most: int, cluster: np.ndarray | None = None, seed: int = 0) -> np.ndarray:
@@ -36,15 +41,19 @@ def sample_rows(n: int, at_most: int, cluster: np.ndarray | None = None, seed: i
     return np.sort(shuffled[:at_most])
 
 
-def lay_out(vectors: np.ndarray, seed: int = 0) -> np.ndarray | None:
+def lay_out(
+    vectors: np.ndarray, cluster: np.ndarray | None = None, seed: int = 0, landmarks: int = LANDMARKS
+) -> np.ndarray | None:
     """Places in the unit square.
 
     Args:
-        vectors: (n, F) finite float32.
-        seed: of t-SNE; the same vectors always give the same map.
+        vectors: (N, F) finite float32.
+        cluster: (N,) cluster numbers, so that the landmarks hold some of every cluster; None: all at random.
+        seed: of the landmarks and of t-SNE; the same vectors always give the same map.
+        landmarks: above so many images t-SNE places so many only.
 
     Returns:
-        (n, 2) float64 in [0, 1], or None where there is nothing to see: no rows, or all vectors equal.
+        (N, 2) float64 in [0, 1], or None where there is nothing to see: no rows, or all vectors equal.
     """
     if not len(vectors) or not vectors.shape[1]:
         return None
@@ -52,7 +61,11 @@ def lay_out(vectors: np.ndarray, seed: int = 0) -> np.ndarray | None:
     size = np.linalg.norm(centered, axis=1).max()
     if size <= 1e-6 * np.linalg.norm(vectors.astype(np.float64), axis=1).max():
         return None
-    places = _plane(centered / size, seed)
+    scaled = centered / size
+    chosen = sample_rows(len(scaled), landmarks, cluster, seed)
+    places = _plane(scaled[chosen], seed)
+    if len(chosen) < len(scaled):
+        places = _beside(scaled.astype(np.float32), chosen, places, seed)
     low, high = places.min(axis=0), places.max(axis=0)
     span = np.where(high > low, high - low, 1.0)
     return np.where(high > low, (places - low) / span, 0.5)
@@ -73,3 +86,16 @@ def _plane(x: np.ndarray, seed: int) -> np.ndarray:
     )
     with threadpool_limits(1):  # its threads meet a thousand times a second: on a busy machine they wait, not work
         return tsne.fit_transform(x.astype(np.float32)).astype(np.float64)
+
+
+def _beside(x: np.ndarray, chosen: np.ndarray, places: np.ndarray, seed: int) -> np.ndarray:
+    """(N, 2) places: the landmarks' own, and the median of the nearest landmarks' places for every other image."""
+    from selfcluster.clustering.neighbors import nearest
+
+    others = np.setdiff1d(np.arange(len(x)), chosen)
+    near = nearest(x[others], x[chosen], min(_BESIDE, len(chosen)), metric="l2").indices
+    out = np.empty((len(x), 2))
+    out[chosen] = places
+    out[others] = np.median(places[near], axis=1)
+    out[others] += np.random.default_rng(seed).normal(scale=_JITTER, size=(len(others), 2)) * np.ptp(places, axis=0)
+    return out

@@ -86,7 +86,7 @@ class Vectors:
         self.dim = 0
         projected = np.empty((len(self.ids), _PROJECTIONS), np.float32)
         directions = np.empty(0)
-        for start, batch in self._batches():
+        for start, batch in self.batches():
             if not self.dim:
                 self.dim = batch.shape[1]
                 directions = np.random.default_rng(0).standard_normal((self.dim, _PROJECTIONS)).astype(np.float32)
@@ -101,12 +101,13 @@ class Vectors:
     def take(self, rows: np.ndarray) -> np.ndarray:
         """(n, F) float32, the vectors at the sorted positions `rows` (n,)."""
         out = np.empty((len(rows), self.dim), np.float32)
-        for start, batch in self._batches():
+        for start, batch in self.batches():
             first, last = np.searchsorted(rows, [start, start + len(batch)])
             out[first:last] = batch[rows[first:last] - start]
         return out
 
-    def _batches(self) -> Iterator[tuple[int, np.ndarray]]:
+    def batches(self) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield (first row, (n, F) float32) for all rows in order."""
         start = 0
         with pq.ParquetFile(self._path) as file:
             for batch in file.iter_batches(batch_size=8192, columns=["vector"]):
