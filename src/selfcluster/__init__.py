@@ -20,6 +20,8 @@ _HOME = {
     "attention": "api",
     "audit": "api",
     "export": "api",
+    "sort": "api",
+    "sample": "api",
     "demo": "api",
     "METHODS": "methods",
     "KMeans": "clustering.kmeans",

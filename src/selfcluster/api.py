@@ -8,7 +8,22 @@ from selfcluster.commands.embed import embed
 from selfcluster.commands.evaluate import evaluate
 from selfcluster.commands.export import export
 from selfcluster.commands.report import report
+from selfcluster.commands.sample import sample
 from selfcluster.commands.search import search
+from selfcluster.commands.sort import sort
 from selfcluster.commands.train import train
 
-__all__ = ["attention", "audit", "cluster", "demo", "embed", "evaluate", "export", "report", "search", "train"]
+__all__ = [
+    "attention",
+    "audit",
+    "cluster",
+    "demo",
+    "embed",
+    "evaluate",
+    "export",
+    "report",
+    "sample",
+    "search",
+    "sort",
+    "train",
+]

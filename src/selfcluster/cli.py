@@ -36,7 +36,9 @@ COMMANDS = {
     "search": "images of a run that are most like a given one",
     "attention": "what a vision transformer looks at",
     "audit": "duplicates, dark, blurred, constant and unreadable images; leaks between two sets",
-    "export": "the trained network for other tools",
+    "export": "a network, or the clusters, for other tools",
+    "sort": "the images in folders, one a cluster",
+    "sample": "a small balanced part of the images, to label by hand",
     "methods": "what can be trained",
     "recipes": "named settings",
 }

@@ -152,6 +152,8 @@ def _cluster_table(
             k = "auto"
         rows = projected(where, table.vectors) if trained else table.vectors
         clusters, distances, facts = cluster_vectors(rows, k, algorithm, seed, whiten, console.say)
+    if path == where / tables.CLUSTERS:
+        _keep_decisions(where, table.ids, clusters, console)
     tables.write_clusters(path, tables.ClusterTable(table.ids, table.paths, clusters, distances))
     sizes = np.unique(clusters[clusters >= 0], return_counts=True)[1]
     return Clustered(
@@ -167,6 +169,20 @@ def _cluster_table(
         distances=distances,
         **facts,
     )
+
+
+def _keep_decisions(run: Path, ids: list[str], clusters: np.ndarray, console: Any) -> None:
+    """Rename `curation.jsonl` where new clusters replace those that its rows speak of."""
+    from selfcluster.runs.curation import CURATION, set_aside
+    from selfcluster.runs.tables import CLUSTERS, read_clusters
+
+    if not (run / CURATION).exists():
+        return
+    if (run / CLUSTERS).is_file():
+        before = read_clusters(run / CLUSTERS)
+        if before.ids == ids and np.array_equal(before.clusters, clusters):
+            return
+    console.say(f"the clusters are new: {set_aside(run)} keeps the names and merges of the old ones")
 
 
 def _holds_vectors(path: Path) -> bool:

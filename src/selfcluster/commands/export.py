@@ -1,16 +1,27 @@
-"""`selfcluster export`: a network for other tools."""
+"""`selfcluster export`: a network, or the clusters, for other tools."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 from pathlib import Path
 from typing import Any
 
-from selfcluster.files import make_writable
+from selfcluster.data.sources import Source, open_source
+from selfcluster.files import make_writable, write_atomically
 from selfcluster.runs.folder import check_finished
 
-HELP = "a network for other tools"
+HELP = "a network, or the clusters, for other tools"
+_NETWORK = ("safetensors", "onnx")
+_CLUSTERS = {  # of each format the file or folder in RUN/export
+    "csv": "clusters.csv",
+    "parquet": "clusters.parquet",
+    "coco": "coco.json",
+    "fiftyone": "labels.json",
+    "label-studio": "label-studio.json",
+    "contact-sheets": "contact-sheets",
+}
 
 
 def export(
@@ -19,26 +30,34 @@ def export(
     *,
     format: str = "safetensors",
     normalize_inside: bool = False,
+    data: Any = None,
 ) -> dict[str, Any]:
-    """Write a network for other tools: `timm.create_model(**json, checkpoint_path=weights)` rebuilds it.
+    """Write a network for other tools (`timm.create_model(**json, checkpoint_path=weights)` rebuilds it), or clusters.
 
     Args:
         run: a run folder, or another word for a network ("starter", "timm:NAME", a weights file).
-        out: folder for what is written; default RUN/export.
+        out: folder for what is written; default RUN/export. For clusters the file, or the folder of the sheets.
         format: safetensors for `backbone.safetensors` and `backbone.json`; onnx for `backbone.onnx`, whose metadata
-            say how its images are prepared (needs the extra `onnx`).
+            say how its images are prepared (needs the extra `onnx`). The clusters, with the names, merges and splits
+            of `curation.jsonl`: csv, parquet, coco, fiftyone (labels.json of a FiftyOneImageClassificationDataset),
+            label-studio (tasks with predictions, and the interface as .xml), contact-sheets (PNG and PDF).
         normalize_inside: with onnx: the file takes pixels in 0..1 and normalizes them itself.
+        data: the images, if they have moved; used by coco and contact-sheets.
 
     Returns:
         weights, architecture, a note ("" but for networks of edges: whether the filters could be folded into the first
-        layer, and where that is exact), and the arguments of `create_model`.
+        layer, and where that is exact), and the arguments of `create_model`. For clusters: out, images, clusters.
     """
-    if format not in ("safetensors", "onnx"):
-        raise ValueError(f"--format {format}: choose safetensors or onnx")
+    if format not in (*_NETWORK, *_CLUSTERS):
+        raise ValueError(f"--format {format}: choose one of {', '.join((*_NETWORK, *_CLUSTERS))}")
     if normalize_inside and format != "onnx":
         raise ValueError("--normalize-inside needs --format onnx: safetensors hold weights, and no operations")
     if out is None and not Path(run).is_dir():
         raise ValueError(f"export: {run} is no folder; name the folder of the export with --out")
+    if format in _CLUSTERS:
+        return _export_clusters(
+            Path(run), Path(run) / "export" / _CLUSTERS[format] if out is None else Path(out), format, data
+        )
     from selfcluster.models.backbones import save_backbone
     from selfcluster.models.folding import for_images
     from selfcluster.training.load import load_network
@@ -59,10 +78,74 @@ def export(
     return {"weights": str(weights), "architecture": str(folder / "backbone.json"), "note": account, **module.spec}
 
 
+def _export_clusters(run: Path, out: Path, format: str, data: Any) -> dict[str, Any]:
+    from selfcluster.runs import exchange
+    from selfcluster.runs.groups import read_groups
+
+    ending = Path(_CLUSTERS[format]).suffix
+    if out.suffix != ending and ending:
+        raise ValueError(f"--out {out}: the file name must end in {ending}")
+    groups = read_groups(run)
+    result = {"out": str(out), "images": len(groups), "clusters": sum(number >= 0 for number in groups.numbers)}
+    make_writable(out.parent)
+    if format in ("csv", "parquet"):
+        exchange.write_table(groups, out)
+    elif format == "contact-sheets":
+        from selfcluster.reporting.contact import write_contact_sheets
+
+        files = write_contact_sheets(groups, _source(run, data), out)
+        return result | {"files": [str(file) for file in files]}
+    elif format == "coco":
+        write_atomically(out, json.dumps(exchange.coco(groups, _sizes(_source(run, data), groups.ids))))
+    elif format == "fiftyone":
+        write_atomically(out, json.dumps(exchange.fiftyone(groups)))
+    else:
+        write_atomically(out, json.dumps(exchange.label_studio(groups)))
+        write_atomically(out.with_suffix(".xml"), exchange.label_studio_interface(groups))
+    return result
+
+
+def _source(run: Path, data: Any) -> Source:
+    from selfcluster.settings.files import part_of, run_config
+
+    config = run_config(run)
+    return open_source(config["data"] if data is None else data, **part_of(config))
+
+
+def _sizes(source: Source, ids: list[str]) -> list[tuple[int, int]]:
+    """Width and height of each image as it is stored."""
+    import io
+
+    import numpy as np
+    from PIL import Image
+
+    place = {name: row for row, name in enumerate(source.ids)}
+    sizes = []
+    for name in ids:
+        if name not in place:
+            raise ValueError(f"image {name!r} of the run is not in {source.where}; name the images with --data")
+        content = source.read_in_time(place[name])
+        if isinstance(content, np.ndarray):
+            sizes.append((content.shape[1], content.shape[0]))
+            continue
+        try:
+            with Image.open(io.BytesIO(content)) as image:
+                sizes.append(image.size)
+        except OSError:  # a format that Pillow does not know
+            from selfcluster.data.decode import decode
+
+            pixels = decode(content)
+            sizes.append((pixels.shape[1], pixels.shape[0]))
+    return sizes
+
+
 def add_flags(parser: argparse.ArgumentParser, words: list[str]) -> None:
     parser.add_argument("run", metavar="RUN", help="run folder, or another word for a network")
-    parser.add_argument("--out", help="folder; default RUN/export")
-    parser.add_argument("--format", default="safetensors", help="safetensors (default) or onnx")
+    parser.add_argument("--out", help="folder or file; default in RUN/export")
+    parser.add_argument(
+        "--format", default="safetensors", help=", ".join((*_NETWORK, *_CLUSTERS)) + "; default safetensors"
+    )
+    parser.add_argument("--data", help="images, if they have moved; for coco and contact-sheets")
     parser.add_argument(
         "--normalize-inside", action="store_true", help="onnx: take pixels in 0..1 and normalize them in the file"
     )
@@ -71,4 +154,6 @@ def add_flags(parser: argparse.ArgumentParser, words: list[str]) -> None:
 
 def run_command(run: str, out: str | None, **settings: Any) -> tuple[Any, str]:
     result = export(run, out, **settings)
+    if "out" in result:
+        return result, f"{result['out']}: {result['images']:,} images in {result['clusters']} clusters"
     return result, "\n".join(result[name] for name in ("weights", "architecture", "note") if result.get(name))

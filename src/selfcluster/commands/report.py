@@ -21,6 +21,7 @@ def report(
     *,
     out: str | os.PathLike[str] | None = None,
     model: str | os.PathLike[str] | None = None,
+    apply: str | os.PathLike[str] | None = None,
 ) -> Path:
     """Write the page that shows the clusters: one HTML file that opens offline. Return its path.
 
@@ -29,6 +30,10 @@ def report(
         data: the images, for the thumbnails; default where the run found them.
         out: default RUN/report.html.
         model: for images, the network; see `cluster`.
+        apply: a file of curation rows; those that RUN/curation.jsonl lacks are added to it first.
+
+    Raises:
+        CurationError: a row of the file does not fit the run's clusters; nothing was added.
     """
     from selfcluster.reporting.page import write_report
 
@@ -39,6 +44,8 @@ def report(
     elif model is not None:
         raise ValueError(f"--model has no effect: {run} is embedded already, by its own network")
     where = Path(run)
+    if apply is not None:
+        apply_rows(where, Path(apply))
     config = run_config(where)
     try:
         source = open_source(config["data"] if data is None else data, **part_of(config))
@@ -50,14 +57,28 @@ def report(
     return write_report(where, source, out=None if out is None else Path(out))
 
 
+def apply_rows(run: Path, file: Path) -> int:
+    """Add the rows of a file to RUN/curation.jsonl where it lacks them; return how many were new."""
+    from selfcluster.runs.curation import merge_rows, parse_rows
+    from selfcluster.runs.folder import RunError
+    from selfcluster.runs.tables import CLUSTERS, read_clusters
+
+    if not (run / CLUSTERS).is_file():
+        raise RunError(f"{run} has no {CLUSTERS}; make it with: selfcluster cluster {run}")
+    table = read_clusters(run / CLUSTERS)
+    rows = parse_rows(file.read_bytes(), str(file))
+    return len(merge_rows(run, rows, dict(zip(table.ids, table.clusters.tolist(), strict=True)), str(file)))
+
+
 def add_flags(parser: argparse.ArgumentParser, words: list[str]) -> None:
     parser.add_argument("run", metavar="RUN|DATA", help="run folder, or images")
     parser.add_argument("--data", help="images, if they have moved")
     parser.add_argument("--out", help="HTML file; default RUN/report.html")
+    parser.add_argument("--apply", metavar="FILE", help="first add the curation rows of this file to the run's")
     add_model_flag(parser)
     parser.set_defaults(run_command=run_command)
 
 
-def run_command(run: str, data: str | None, out: str | None, model: str | None) -> tuple[Any, str]:
-    path = report(run, data, out=out, model=model)
+def run_command(run: str, data: str | None, **settings: Any) -> tuple[Any, str]:
+    path = report(run, data, **settings)
     return {"out": str(path)}, f"{path}: open it in a browser"

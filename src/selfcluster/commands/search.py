@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from selfcluster.commands.embed import embed
 from selfcluster.commands.flags import add_model_flag, names_images
 from selfcluster.commands.results import Hits
 from selfcluster.data.ranges import ValueRange
+from selfcluster.files import write_atomically
+from selfcluster.runs.tables import table_name
 from selfcluster.settings.files import run_config
 
 HELP = "images that are most like a given one"
@@ -24,6 +27,7 @@ def search(
     k: int = 10,
     device: str = "auto",
     model: str | os.PathLike[str] | None = None,
+    out: str | os.PathLike[str] | None = None,
 ) -> Hits:
     """Return the images that are most like a given one.
 
@@ -33,10 +37,12 @@ def search(
         k: how many.
         device: as in training.
         model: for images, the network; see `cluster`.
+        out: also write the rows to this file: .csv, .parquet or .json.
 
     Returns:
         A row an image, most alike first: rank, cosine (of the features), id, path, cluster.
     """
+    file = table_name(out, None, ".csv", ".parquet", ".json")
     from selfcluster.evaluation.similar import most_similar, read_picture
 
     if Path(run).is_file() and Path(image).is_dir():
@@ -48,13 +54,32 @@ def search(
     config = run_config(Path(run))
     picture = read_picture(Path(image), config["image_size"], ValueRange.of(config.get("range")))
     vector = embed(run, picture, device=device)["vectors"][0]
-    return Hits(most_similar(Path(run), vector, k))
+    hits = Hits(most_similar(Path(run), vector, k))
+    if file is not None:
+        _write(file, hits)
+    return hits
+
+
+def _write(file: Path, hits: Hits) -> None:
+    if file.suffix == ".json":
+        write_atomically(file, json.dumps(list(hits), indent=2) + "\n")
+        return
+    import pyarrow as pa
+    import pyarrow.csv
+    import pyarrow.parquet as pq
+
+    table = pa.Table.from_pylist(list(hits))
+    if file.suffix == ".csv":
+        write_atomically(file, lambda temporary: pyarrow.csv.write_csv(table, temporary))
+    else:
+        write_atomically(file, lambda temporary: pq.write_table(table, temporary))
 
 
 def add_flags(parser: argparse.ArgumentParser, words: list[str]) -> None:
     parser.add_argument("run", metavar="RUN|DATA", help="run folder, or images")
     parser.add_argument("image", metavar="IMAGE", help="an image file")
     parser.add_argument("--k", type=int, default=10, help="how many images; default 10")
+    parser.add_argument("--out", help="also write the rows to this .csv, .parquet or .json file")
     add_model_flag(parser)
     parser.add_argument("--device", default="auto", help="cpu, cuda or auto")
     parser.set_defaults(run_command=run_command)

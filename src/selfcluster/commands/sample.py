@@ -1,0 +1,118 @@
+"""`selfcluster sample`: a small balanced part of the images, to label by hand."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from selfcluster.files import write_atomically
+from selfcluster.runs.folder import RunError
+from selfcluster.runs.groups import read_groups
+from selfcluster.runs.tables import EMBEDDINGS, read_embeddings, table_name
+
+HELP = "a small balanced part of the images, to label by hand"
+
+
+def sample(
+    run: str | os.PathLike[str],
+    n: int,
+    *,
+    by: str = "clusters",
+    out: str | os.PathLike[str] | None = None,
+    seed: int = 0,
+) -> list[dict[str, Any]]:
+    """Return images that stand for all: from every cluster as many, and unlike one another within a cluster.
+
+    The first image of a cluster is the one nearest to its center, each next one the farthest from those before
+    (Gonzalez 1985). Clusters that are marked as rubbish, and images in no cluster, take no part.
+
+    Args:
+        run: a run folder with clusters and embeddings.
+        n: how many images, fewer than there are.
+        by: clusters; random draws from all images alike, to compare with.
+        out: a .csv file for the rows, or a .txt file for the paths alone, which `train` and `label` tools read.
+        seed: of the random draw.
+
+    Returns:
+        A row an image: id, path, cluster, name; clusters in order, each from its center outwards.
+
+    Raises:
+        ValueError: n is not between 1 and the number of images.
+    """
+    if by not in ("clusters", "random"):
+        raise ValueError(f"--by {by}: choose clusters or random")
+    path = table_name(out, None, ".csv", ".txt")
+    groups = read_groups(Path(run)).without_rubbish()
+    groups = groups.take(np.flatnonzero(groups.clusters >= 0))
+    if not 1 <= n <= len(groups):
+        raise ValueError(f"--n {n}: {run} has {len(groups)} images in clusters to choose from")
+    if by == "random":
+        rows = np.sort(np.random.default_rng(seed).choice(len(groups), n, replace=False))
+    else:
+        rows = _balanced(Path(run), groups.ids, groups.clusters, groups.distances, n)
+    chosen = [
+        {
+            "id": groups.ids[row],
+            "path": groups.paths[row],
+            "cluster": int(groups.clusters[row]),
+            "name": groups.name_of(int(groups.clusters[row])),
+        }
+        for row in rows
+    ]
+    if path is not None:
+        write_atomically(path, _text(chosen, path))
+    return chosen
+
+
+def _balanced(run: Path, ids: list[str], clusters: np.ndarray, distances: np.ndarray, n: int) -> np.ndarray:
+    from selfcluster.clustering.representatives import equal_shares, farthest_points
+
+    if not (run / EMBEDDINGS).is_file():
+        raise RunError(f"{run} has no {EMBEDDINGS}; make it with: selfcluster embed {run}")
+    table = read_embeddings(run / EMBEDDINGS)
+    place = {name: row for row, name in enumerate(table.ids)}
+    missing = next((name for name in ids if name not in place), None)
+    if missing is not None:
+        raise RunError(f"{run / EMBEDDINGS} lacks the image {missing!r}; embed again with: selfcluster embed {run}")
+    numbers, sizes = np.unique(clusters, return_counts=True)
+    rows = []
+    for number, share in zip(numbers, equal_shares(sizes, n), strict=True):
+        members = np.flatnonzero(clusters == number)
+        vectors = table.vectors[[place[ids[row]] for row in members]]
+        norm = np.linalg.norm(vectors, axis=1, keepdims=True)
+        unit = vectors / np.where(norm > 0, norm, 1)  # likeness is the angle, as in `search`
+        rows.append(members[farthest_points(unit, int(share), int(distances[members].argmin()))])
+    return np.concatenate(rows)
+
+
+def _text(rows: list[dict[str, Any]], path: Path) -> str:
+    if path.suffix == ".txt":
+        return "".join(f"{row['path']}\n" for row in rows)
+    text = io.StringIO()
+    table = csv.DictWriter(text, ["id", "path", "cluster", "name"], lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows)
+    return text.getvalue()
+
+
+def add_flags(parser: argparse.ArgumentParser, words: list[str]) -> None:
+    parser.add_argument("run", metavar="RUN", help="run folder with clusters and embeddings")
+    parser.add_argument("--n", type=int, required=True, help="how many images")
+    parser.add_argument("--by", default="clusters", help="clusters (default) or random")
+    parser.add_argument("--out", help=".csv file, or .txt file with the paths alone; default: only printed")
+    parser.add_argument("--seed", type=int, default=0, help="of the random draw")
+    parser.set_defaults(run_command=run_command)
+
+
+def run_command(**settings: Any) -> tuple[Any, str]:
+    rows = sample(**settings)
+    if settings["out"] is not None:
+        clusters = len({row["cluster"] for row in rows})
+        return rows, f"{settings['out']}: {len(rows):,} images of {clusters} clusters"
+    return rows, "\n".join(f"{row['cluster']:>7}  {row['path']}" for row in rows)

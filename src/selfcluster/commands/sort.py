@@ -1,0 +1,220 @@
+"""`selfcluster sort`: the images of a run in folders, one a cluster."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import filecmp
+import io
+import os
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+import numpy as np
+
+from selfcluster.data.names import to_id, to_name
+from selfcluster.data.sources import Source, open_source
+from selfcluster.files import make_writable, write_atomically
+from selfcluster.runs.groups import Groups, read_groups, safe_name
+from selfcluster.settings.files import part_of, run_config
+
+HELP = "the images in folders, one a cluster"
+PLAN = "sorted.csv"
+How = Literal["link", "copy", "move"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """Image `id` goes to `target`, relative to the folder. `origin` is its file; None: inside an archive or table."""
+
+    id: str
+    origin: Path | None
+    target: PurePosixPath
+
+
+def sort(
+    run: str | os.PathLike[str],
+    into: str | os.PathLike[str],
+    *,
+    how: How = "link",
+    data: Any = None,
+    rubbish: bool = False,
+    dry_run: bool = False,
+) -> dict[str, Any]:
+    """Put the images of a run into folders named by its clusters. Nothing is overwritten; a second run changes nothing.
+
+    `INTO/sorted.csv` holds the plan: id, origin, target. An interrupted command goes on where it stopped.
+
+    Args:
+        run: a run folder with clusters. Names, merges and splits of `curation.jsonl` count.
+        into: the folder; it is made where it is missing.
+        how: link (symbolic links), copy, or move. Images inside archives and tables can only be copied.
+        data: the images, if they have moved.
+        rubbish: whether clusters that are marked as rubbish take part.
+        dry_run: only return the plan.
+
+    Returns:
+        into, images, folders (images of each), done (steps carried out now), kept (done before).
+
+    Raises:
+        ValueError: a target exists and is another file, or the folder was sorted by another plan. Nothing was changed.
+    """
+    where, folder = Path(run), Path(into)
+    groups = read_groups(where)
+    groups = groups if rubbish else groups.without_rubbish()
+    targets = plan(groups)
+    origins = _earlier_origins(folder, targets)
+    source = None
+    if origins is None or any(origin is None for origin in origins):
+        config = run_config(where)
+        source = open_source(config["data"] if data is None else data, **part_of(config))
+        origins = origins or [_origin(source, name) for name in groups.ids]
+    steps = [Step(*parts) for parts in zip(groups.ids, origins, targets, strict=True)]
+    inside = next((step.id for step in steps if step.origin is None), None)
+    if how != "copy" and inside is not None:
+        raise ValueError(f"--{how}: {inside!r} is no file of its own but inside an archive or table; use --copy")
+    place = {} if source is None else {name: row for row, name in enumerate(source.ids)}
+    unknown = next((step.id for step in steps if step.origin is None and step.id not in place), None)
+    if source is not None and unknown is not None:
+        raise ValueError(f"image {unknown!r} of the run is not in {source.where}; name the images with --data")
+    waiting = [step for step in steps if not _is_done(step, folder, source, place, how)]
+    folders = Counter(step.target.parts[0] for step in steps)
+    result = {"into": str(folder), "images": len(steps), "folders": dict(folders)}
+    if not dry_run:
+        make_writable(folder)
+        write_atomically(folder / PLAN, _plan_text(steps))
+        for step in waiting:
+            _carry_out(step, folder, source, place, how)
+    return result | {"done": 0 if dry_run else len(waiting), "kept": len(steps) - len(waiting)}
+
+
+def plan(groups: Groups) -> list[PurePosixPath]:
+    """Return where each image goes. A file keeps its name, with its folders before it where a cluster has it twice."""
+    folders = groups.folder_names()
+    short = [_file_name(name, whole=False) for name in groups.ids]
+    clusters = [int(number) for number in groups.clusters]
+    often = Counter((number, name.casefold()) for number, name in zip(clusters, short, strict=True))
+    targets: list[PurePosixPath] = []
+    taken: set[tuple[int, str]] = set()
+    for name, number, brief in zip(groups.ids, clusters, short, strict=True):
+        file = brief if often[number, brief.casefold()] == 1 else _file_name(name, whole=True)
+        stem, dot, ending = file.rpartition(".")
+        copy = 2
+        while (number, file.casefold()) in taken:  # names that differ only in what file systems do not tell apart
+            file, copy = f"{stem or ending} ({copy}){dot}{ending if stem else ''}", copy + 1
+        taken.add((number, file.casefold()))
+        targets.append(PurePosixPath(folders[number], file))
+    return targets
+
+
+def _file_name(name: str, whole: bool) -> str:
+    parts = name.split("/")
+    text = safe_name("--".join(part for part in parts if part not in ("", ".", "..")) if whole else parts[-1])
+    return text or "image"
+
+
+def _origin(source: Source, name: str) -> Path | None:
+    if source.root is None:
+        return None
+    path = Path(os.fsdecode(os.path.join(to_name(source.root), to_name(name))))
+    return path if path.is_file() else None
+
+
+def _plan_text(steps: list[Step]) -> str:
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(("id", "origin", "target"))
+    for step in steps:
+        origin = "" if step.origin is None else to_id(os.fsencode(step.origin))
+        rows.writerow((step.id, origin, str(step.target)))
+    return text.getvalue()
+
+
+def _earlier_origins(folder: Path, targets: list[PurePosixPath]) -> list[Path | None] | None:
+    """Where the images were before an earlier run of the same plan, which may have moved some; None: no earlier run."""
+    if not (folder / PLAN).exists():
+        return None
+    rows = list(csv.DictReader(io.StringIO((folder / PLAN).read_text("utf-8"))))
+    if [row.get("target") for row in rows] != [str(target) for target in targets]:
+        raise ValueError(f"{folder} was sorted by other clusters, as {folder / PLAN} shows; choose another --into")
+    return [Path(os.fsdecode(to_name(row["origin"]))) if row.get("origin") else None for row in rows]
+
+
+def _is_done(step: Step, folder: Path, source: Source | None, place: Mapping[str, int], how: How) -> bool:
+    """Whether the target is there already; raise ValueError where it is another file."""
+    target = folder / step.target
+    if not target.parent.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f"{target.parent} leads out of {folder}; remove that link, or choose another --into")
+    if not os.path.lexists(target):
+        return False
+    if how == "link":
+        same = target.is_symlink() and os.readlink(target) == os.path.abspath(os.fspath(step.origin or ""))
+    elif how == "move":
+        same = (folder / PLAN).exists() and step.origin is not None and not step.origin.exists()
+    else:
+        same = target.is_file() and not target.is_symlink() and _same_content(step, target, source, place)
+    if not same:
+        raise ValueError(f"{target} exists and is not the image {step.id!r}; choose another --into")
+    return True
+
+
+def _same_content(step: Step, target: Path, source: Source | None, place: Mapping[str, int]) -> bool:
+    if step.origin is not None:
+        return filecmp.cmp(step.origin, target, shallow=False)
+    return source is not None and target.read_bytes() == _content(source, place[step.id])
+
+
+def _carry_out(step: Step, folder: Path, source: Source | None, place: Mapping[str, int], how: How) -> None:
+    target = folder / step.target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if how == "link":
+        target.symlink_to(os.path.abspath(step.origin or ""))
+    elif how == "move" and step.origin is not None:
+        shutil.move(step.origin, target)
+    elif step.origin is not None:
+        write_atomically(target, lambda temporary: shutil.copy2(step.origin or "", temporary))
+    elif source is not None:
+        write_atomically(target, _content(source, place[step.id]))
+
+
+def _content(source: Source, row: int) -> bytes:
+    """The bytes of an image's file; pixels that have no file become a PNG."""
+    data = source.read_in_time(row)
+    if isinstance(data, np.ndarray):
+        from PIL import Image
+
+        text = io.BytesIO()
+        Image.fromarray(data.squeeze()).save(text, "PNG")
+        return text.getvalue()
+    return data
+
+
+def add_flags(parser: argparse.ArgumentParser, words: list[str]) -> None:
+    parser.add_argument("run", metavar="RUN", help="run folder with clusters")
+    parser.add_argument("--into", required=True, metavar="FOLDER", help="where the folders go")
+    ways = parser.add_mutually_exclusive_group()
+    ways.add_argument("--link", dest="how", action="store_const", const="link", help="symbolic links (default)")
+    ways.add_argument("--copy", dest="how", action="store_const", const="copy", help="copies")
+    ways.add_argument("--move", dest="how", action="store_const", const="move", help="move the files; needs --yes")
+    parser.add_argument("--data", help="images, if they have moved")
+    parser.add_argument("--rubbish", action="store_true", help="sort clusters that are marked as rubbish, too")
+    parser.add_argument("--dry-run", action="store_true", help="print the plan and change nothing")
+    parser.add_argument("--yes", action="store_true", help="allow --move")
+    parser.set_defaults(run_command=run_command, how="link")
+
+
+def run_command(run: str, into: str, how: How, yes: bool, dry_run: bool, **settings: Any) -> tuple[Any, str]:
+    planned = sort(run, into, how=how, dry_run=True, **settings)
+    lines = [f"{count:>8,}  {name}/" for name, count in planned["folders"].items()]
+    print("\n".join([f"selfcluster: {how} {planned['images']:,} images into {into}", *lines]), file=sys.stderr)
+    if dry_run:
+        return planned, "nothing was changed (--dry-run)"
+    if how == "move" and not yes:
+        raise ValueError(f"--move takes the images out of their folders, where {run} expects them; add --yes to do so")
+    result = sort(run, into, how=how, **settings)
+    return result, f"{into}: {result['done']:,} done, {result['kept']:,} were there already"

@@ -1,0 +1,73 @@
+"""Contact sheets: the images of a cluster side by side, a picture (PNG) a cluster, and all of them as one PDF."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from selfcluster.data.sources import Source
+from selfcluster.files import make_writable, write_atomically
+from selfcluster.reporting.thumbnails import read_squares
+from selfcluster.runs.groups import Groups
+
+_COLUMNS, _SIDE, _GAP, _HEAD = 8, 160, 8, 44  # pixels but for the first
+_PAPER, _INK, _ABSENT = (255, 255, 255), (32, 32, 32), (214, 214, 214)
+
+
+def write_contact_sheets(groups: Groups, source: Source, folder: Path, most: int = 64) -> list[Path]:
+    """Write `NAME.png` for each cluster and `contact-sheets.pdf` with all of them; return the files.
+
+    Args:
+        groups: the clusters.
+        source: the images.
+        folder: it is made where it is missing.
+        most: images of a cluster, those nearest to its center. An image that cannot be read leaves a gray square.
+    """
+    make_writable(folder)
+    place = {name: row for row, name in enumerate(source.ids)}
+    names, files, sheets = groups.folder_names(), [], []
+    for number in groups.numbers:
+        rows = np.flatnonzero(groups.clusters == number)
+        rows = rows[np.argsort(groups.distances[rows], kind="stable")]
+        title = f"{groups.name_of(number)}: {len(rows):,} images"
+        if len(rows) > most:
+            title += f", the {most} nearest to the center"
+        sheets.append(draw_sheet(title, _pictures([groups.ids[row] for row in rows[:most]], source, place)))
+        files.append(folder / f"{names[number]}.png")
+        write_atomically(files[-1], lambda temporary, sheet=sheets[-1]: sheet.save(temporary, "PNG"))
+    if sheets:
+        files.append(folder / "contact-sheets.pdf")
+        first, *others = sheets
+
+        def write(temporary: Path) -> None:
+            first.save(temporary, "PDF", save_all=True, append_images=others, resolution=150)
+
+        write_atomically(files[-1], write)
+    return files
+
+
+def draw_sheet(title: str, pictures: Sequence[Image.Image | None]) -> Image.Image:
+    """Return the pictures in rows of eight under a title."""
+    columns = min(_COLUMNS, max(1, len(pictures)))
+    rows = -(-len(pictures) // columns)
+    width = max(columns * (_SIDE + _GAP) + _GAP, 4 * (_SIDE + _GAP))  # wide enough for the title
+    sheet = Image.new("RGB", (width, _HEAD + rows * (_SIDE + _GAP) + _GAP), _PAPER)
+    draw = ImageDraw.Draw(sheet)
+    draw.text((_GAP, _GAP), title, fill=_INK, font=ImageFont.load_default(22))
+    for n, picture in enumerate(pictures):
+        x, y = _GAP + n % columns * (_SIDE + _GAP), _HEAD + n // columns * (_SIDE + _GAP)
+        if picture is None:
+            draw.rectangle((x, y, x + _SIDE - 1, y + _SIDE - 1), fill=_ABSENT)
+        else:
+            smooth = Image.Resampling.NEAREST if picture.width <= 64 else Image.Resampling.LANCZOS
+            sheet.paste(picture.convert("RGB").resize((_SIDE, _SIDE), smooth), (x, y))
+    return sheet
+
+
+def _pictures(ids: Sequence[str], source: Source, place: Mapping[str, int]) -> list[Image.Image | None]:
+    known = [name for name in ids if name in place]
+    pictures = dict(zip(known, read_squares(source, [place[name] for name in known], _SIDE), strict=True))
+    return [pictures.get(name) for name in ids]
