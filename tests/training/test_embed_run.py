@@ -139,3 +139,11 @@ def test_images_that_cannot_be_read_are_named(tmp_path, network):
     (tmp_path / "bad" / "a.png").write_bytes(b"not an image")
     with pytest.raises((RunError, RuntimeError), match=r"can be read|bad"):
         api.cluster(tmp_path / "bad", model=network, out=tmp_path / "run", quiet=True)
+
+
+def test_a_first_look_at_some_images_is_not_in_the_way_of_all(tmp_path, photos, network, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    some = api.cluster(photos, model=network, k=2, limit=20)
+    every = api.cluster(photos, model=network, k=2)
+    assert (some["run"], some["images"]) == ("runs/cluster-photos-limit-20-network", 20)
+    assert (every["run"], every["images"]) == ("runs/cluster-photos-network", 48)

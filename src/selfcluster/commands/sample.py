@@ -13,8 +13,6 @@ import numpy as np
 
 from selfcluster.files import write_atomically
 from selfcluster.runs.folder import RunError
-from selfcluster.runs.groups import read_groups
-from selfcluster.runs.tables import EMBEDDINGS, read_embeddings, table_name
 
 HELP = "a small balanced part of the images, to label by hand"
 
@@ -47,6 +45,9 @@ def sample(
     """
     if by not in ("clusters", "random"):
         raise ValueError(f"--by {by}: choose clusters or random")
+    from selfcluster.runs.groups import read_groups
+    from selfcluster.runs.tables import table_name
+
     path = table_name(out, None, ".csv", ".txt")
     groups = read_groups(Path(run)).without_rubbish()
     groups = groups.take(np.flatnonzero(groups.clusters >= 0))
@@ -72,6 +73,7 @@ def sample(
 
 def _balanced(run: Path, ids: list[str], clusters: np.ndarray, distances: np.ndarray, n: int) -> np.ndarray:
     from selfcluster.clustering.representatives import equal_shares, farthest_points
+    from selfcluster.runs.tables import EMBEDDINGS, read_embeddings
 
     if not (run / EMBEDDINGS).is_file():
         raise RunError(f"{run} has no {EMBEDDINGS}; make it with: selfcluster embed {run}")

@@ -14,7 +14,6 @@ from selfcluster.commands.flags import add_model_flag, names_images
 from selfcluster.commands.results import Hits
 from selfcluster.data.ranges import ValueRange
 from selfcluster.files import write_atomically
-from selfcluster.runs.tables import table_name
 from selfcluster.settings.files import run_config
 
 HELP = "images that are most like a given one"
@@ -42,6 +41,8 @@ def search(
     Returns:
         A row an image, most alike first: rank, cosine (of the features), id, path, cluster.
     """
+    from selfcluster.runs.tables import table_name
+
     file = table_name(out, None, ".csv", ".parquet", ".json")
     from selfcluster.evaluation.similar import most_similar, read_picture
 

@@ -13,15 +13,17 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from selfcluster.data.names import to_id, to_name
 from selfcluster.data.sources import Source, open_source
 from selfcluster.files import make_writable, write_atomically
-from selfcluster.runs.groups import Groups, read_groups, safe_name
 from selfcluster.settings.files import part_of, run_config
+
+if TYPE_CHECKING:
+    from selfcluster.runs.groups import Groups
 
 HELP = "the images in folders, one a cluster"
 PLAN = "sorted.csv"
@@ -64,6 +66,8 @@ def sort(
     Raises:
         ValueError: a target exists and is another file, or the folder was sorted by another plan. Nothing was changed.
     """
+    from selfcluster.runs.groups import read_groups
+
     where, folder = Path(run), Path(into)
     groups = read_groups(where)
     groups = groups if rubbish else groups.without_rubbish()
@@ -113,6 +117,8 @@ def plan(groups: Groups) -> list[PurePosixPath]:
 
 
 def _file_name(name: str, whole: bool) -> str:
+    from selfcluster.runs.groups import safe_name
+
     parts = name.split("/")
     text = safe_name("--".join(part for part in parts if part not in ("", ".", "..")) if whole else parts[-1])
     return text or "image"
@@ -210,7 +216,7 @@ def add_flags(parser: argparse.ArgumentParser, words: list[str]) -> None:
 
 def run_command(run: str, into: str, how: How, yes: bool, dry_run: bool, **settings: Any) -> tuple[Any, str]:
     planned = sort(run, into, how=how, dry_run=True, **settings)
-    lines = [f"{count:>8,}  {name}/" for name, count in planned["folders"].items()]
+    lines = [f"{count:>8,}  {name}/" for name, count in sorted(planned["folders"].items())]
     print("\n".join([f"selfcluster: {how} {planned['images']:,} images into {into}", *lines]), file=sys.stderr)
     if dry_run:
         return planned, "nothing was changed (--dry-run)"

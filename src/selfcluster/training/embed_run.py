@@ -53,8 +53,8 @@ def embed_run(
     """Embed the images of `source` into a run folder, unless the folder has their embeddings by this network already.
 
     Args:
-        path: the run folder; None: runs/cluster-DATANAME, or runs/cluster-DATANAME-MODEL for another network than the
-            starter.
+        path: the run folder; None: runs/cluster-DATANAME. The name of a network other than the starter, and what the
+            subset leaves of the images, are added to it.
         source: the images.
         settings: the network, and how it is run.
         subset: which images of the data these are, as `open_source` was told; written to the folder.
@@ -67,7 +67,7 @@ def embed_run(
         RunError: the folder holds another run, other images, or another network's embeddings.
     """
     model = absolute_word(settings.model)
-    path = _default_folder(source, settings.model) if path is None else path
+    path = _default_folder(source, settings.model, subset) if path is None else path
     if not is_run(path) and not is_unused(path):
         raise RunError(f"{path} is not empty and holds no run; choose another --out")
     if is_run(path) and _is_reusable(path, model, settings.image_size, source):
@@ -140,12 +140,17 @@ class _Progress:
         self.console.say(f"  {self.done:,} of {self.total:,} images, {speed:,.0f} images/s, {left:,.0f} s left")
 
 
-def _default_folder(source: Source, model: str) -> Path:
+def _default_folder(source: Source, model: str, subset: Mapping[str, Any]) -> Path:
+    """A limited set has a folder of its own, so that a first look at some images is not in the way of all of them."""
+    folder = default_out("cluster", source)
+    for name in ("limit", "classes", "long_tail"):
+        if subset.get(name) is not None:
+            word = Path(str(subset[name])).stem if name == "classes" else f"{subset[name]:g}"
+            folder = folder.with_name(f"{folder.name}-{name.replace('_', '-')}-{word}")
     if model == STARTER:
-        return default_out("cluster", source)
+        return folder
     word = Path(model.rpartition("=")[0] or model).stem if "/" in model else model.rpartition("=")[0] or model
     name = "".join(letter if letter.isalnum() or letter in "._" else "-" for letter in word)
-    folder = default_out("cluster", source)
     return folder.with_name(f"{folder.name}-{name}")
 
 
