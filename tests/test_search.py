@@ -97,4 +97,4 @@ def test_export_as_onnx(run, tmp_path, capsys):
     (features,) = ReferenceEvaluator(said["weights"]).run(None, {"images": given})
     np.testing.assert_allclose(features, table.vectors[:4], atol=1e-4 * np.abs(features).max())
     assert main(["export", str(run), "--format", "onyx"]) == 2
-    assert "--format onyx: choose safetensors or onnx" in capsys.readouterr().err
+    assert "--format onyx: choose one of safetensors, onnx, csv" in capsys.readouterr().err
