@@ -8,10 +8,11 @@ import torch
 
 from selfcluster.evaluation import judgement
 from selfcluster.evaluation.judgement import decide
+from selfcluster.evaluation.unlabeled import Crops, measure
 from selfcluster.models.backbones import load_backbone, make_backbone, save_backbone
 from selfcluster.runs.folder import read_metrics, read_status
 from selfcluster.runs.tables import EMBEDDINGS, read_embeddings
-from selfcluster.training.load import kept_start, own_clusters, projected
+from selfcluster.training.load import kept_other, own_clusters, projected
 
 
 @pytest.fixture
@@ -30,20 +31,23 @@ def same(first, second) -> bool:
     return all(torch.equal(tensor, second[name]) for name, tensor in first.items())
 
 
-@pytest.mark.parametrize("better", [False, True])
-def test_the_better_network_is_handed_over(tiny, tmp_path, start, monkeypatch, better):
-    monkeypatch.setattr(judgement, "decide", lambda first, last, pretrained: (better, "as the test says"))
+@pytest.mark.parametrize("verdict", ["worse", "unclear", "better"])
+def test_the_better_network_is_handed_over(tiny, tmp_path, start, monkeypatch, verdict):
+    monkeypatch.setattr(judgement, "decide", lambda *networks: (verdict, "as the test says"))
     run = tmp_path / "run"
     summary = tiny("swav", run, init=start)
-    assert summary["judgement"]["kept"] == ("end" if better else "start")
-    assert kept_start(run) is not better
-    assert same(weights(run / "start"), weights(start))
-    assert same(weights(run), weights(start)) is not better
-    if not better:  # the trained network is not lost
-        assert not same(weights(run / "end"), weights(start))
-        vectors = read_embeddings(run / EMBEDDINGS).vectors
-        assert np.array_equal(projected(run, vectors), vectors)  # the method's head belongs to the other network
-        assert own_clusters(run, vectors)[0].max() < len(vectors)
+    better = verdict == "better"
+    assert summary["judgement"]["kept"] == ("half" if better else "start")
+    assert kept_other(run)
+    first, last, kept = weights(run / "start"), weights(run / "end"), weights(run)
+    assert same(first, weights(start))
+    assert not same(last, first)  # the trained network is not lost
+    expected = {name: (first[name] + last[name]) / 2 if last[name].is_floating_point() else last[name] for name in last}
+    for name, tensor in kept.items():
+        torch.testing.assert_close(tensor, expected[name] if better else first[name])
+    vectors = read_embeddings(run / EMBEDDINGS).vectors
+    assert np.array_equal(projected(run, vectors), vectors)  # the method's head belongs to the other network
+    assert own_clusters(run, vectors)[0].max() < len(vectors)
     stored = json.loads((run / "status.json").read_text())["summary"]["judgement"]
     assert stored["start"]["retrieval"] >= 0
     assert stored["end"]["start_overlap"] <= 1
@@ -101,13 +105,52 @@ def test_no_comparison_where_none_is_wanted(tiny, tmp_path):
     assert not (tmp_path / "run/start").exists()
 
 
+def views(hits: list[int], small: list[int]) -> Crops:
+    """Features by which image i finds its crop, and its smaller crop, where the lists say 1."""
+    n = len(hits)
+    center = np.eye(n, n + 1)
+    elsewhere = np.zeros(n + 1)
+    elsewhere[n] = 1.0
+    crop, little = (np.where(np.array(found)[:, None] == 1, center, elsewhere) for found in (hits, small))
+    return Crops(center, crop[None], little[None])
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "small_before", "small_after", "pretrained", "verdict"),
+    [
+        (50, 70, 40, 50, True, "better"),
+        (50, 70, 50, 40, True, "worse"),  # the crops that training did not aim at were lost
+        (50, 70, 40, 40, True, "unclear"),  # the measures disagree
+        (50, 52, 40, 50, True, "unclear"),  # 2 of 100 images: within the noise
+        (50, 50, 40, 40, True, "unclear"),  # no difference is no gain
+        (70, 50, 40, 50, True, "worse"),
+        (50, 70, 50, 40, False, "better"),  # an untrained network knows nothing that could be lost
+    ],
+)
+def test_the_rule(before, after, small_before, small_after, pretrained, verdict):
+    first, last = (
+        views([1] * large + [0] * (100 - large), [1] * small + [0] * (100 - small))
+        for large, small in ((before, small_before), (after, small_after))
+    )
+    found, reason = decide(first, last, pretrained)
+    assert found == verdict
+    assert f"{before / 100:.1%} before, {after / 100:.1%} now" in reason
+
+
+def test_without_given_weights_best_is_the_end(tiny, tmp_path):
+    assert tiny("swav", tmp_path / "run", keep="best", epochs=1)["judgement"]["kept"] == "end"
+
+
+def test_half_way_may_be_asked_for(tiny, tmp_path, start):
+    summary = tiny("swav", tmp_path / "run", init=start, keep="half", epochs=1)
+    assert summary["judgement"]["kept"] == summary["judgement"]["compared"] == "half"
+    assert {"start", "half", "end"} <= summary["judgement"].keys()
+
+
 def test_labels_add_a_number_and_decide_nothing(tmp_path):
     rng = np.random.default_rng(0)
-    from selfcluster.evaluation.unlabeled import Crops, measure
-
     x = rng.standard_normal((60, 8))
-    views = Crops(x, x + 0.3 * rng.standard_normal((60, 8)))
-    plain, labeled = measure(views), measure(views, labels=rng.integers(0, 3, 60))
+    sample = Crops(x, x + 0.3 * rng.standard_normal((60, 8)))
+    plain, labeled = measure(sample), measure(sample, labels=rng.integers(0, 3, 60))
     assert "knn" in labeled
-    assert decide(plain, plain, True) == decide(labeled, labeled, True)
-    assert decide(plain, plain, True)[0] is False  # no difference is no gain
+    assert plain == {name: value for name, value in labeled.items() if name != "knn"}

@@ -142,3 +142,19 @@ def test_too_few_images_are_refused():
     x = np.eye(4)
     with pytest.raises(ValueError, match="at least 8"):
         unlabeled.measure(Crops(x, x))
+
+
+def test_the_change_and_its_interval_by_hand():
+    before, after = np.array([0.0, 0.0, 1.0, 1.0]), np.array([1.0, 0.0, 1.0, 1.0])
+    change = unlabeled.paired_change(before, after)
+    error = np.sqrt(((np.array([1, 0, 0, 0]) - 0.25) ** 2).sum() / 3 / 4)
+    assert change.mean == 0.25
+    assert (change.low, change.high) == pytest.approx((0.25 - 1.96 * error, 0.25 + 1.96 * error))
+
+
+def test_hits_of_several_crops_are_their_mean():
+    rng = np.random.default_rng(3)
+    center, crops = rng.standard_normal((30, 4)), rng.standard_normal((3, 30, 4))
+    hits = unlabeled.retrieval_hits(center, crops)
+    assert hits == pytest.approx(np.mean([unlabeled.retrieval_hits(center, crop) for crop in crops], axis=0))
+    assert hits.mean() == pytest.approx(np.mean([unlabeled.retrieval(center, crop) for crop in crops]))

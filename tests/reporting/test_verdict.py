@@ -28,10 +28,12 @@ def test_without_a_comparison_it_says_what_was_checked(tmp_path):
     assert "was not compared" in verdict.reasons[-1]
 
 
-def judged(tmp_path, **changes):
+def judged(tmp_path, init="starter", **changes):
     """The verdict on a run whose comparison with its start came out as `changes` say."""
     run = make_run(tmp_path / "run", IDS)
-    judgement = {"images": 30, "kept": "end", "better": True}
+    with (run / "config.yaml").open("a") as file:
+        file.write(f"init: {init}\n" if init else "init: null\n")
+    judgement = {"images": 30, "kept": "end", "compared": "end", "verdict": "better", "better": True}
     judgement |= {"start": {"retrieval": 0.8, "by_color": 0.05}, "end": {"retrieval": 0.85, "by_color": 0.05}}
     status = {"state": "finished", "summary": {"judgement": judgement | changes}}
     (run / "status.json").write_text(json.dumps(status))
@@ -40,22 +42,44 @@ def judged(tmp_path, **changes):
 
 def test_better_than_the_start(tmp_path):
     verdict = judged(tmp_path)
-    assert (verdict.level, verdict.headline) == ("good", "Better than the start by 5.0 points of crop retrieval")
+    assert (verdict.level, verdict.headline) == ("good", "Crop retrieval is 5.0 points above the start's")
     assert any("85.0% of the images" in reason and "80.0% before" in reason for reason in verdict.reasons)
 
 
+def test_the_network_half_way_is_named(tmp_path):
+    verdict = judged(tmp_path, kept="half", compared="half", half={"retrieval": 0.9})
+    assert any("mean of the start's and the trained weights" in r and "90.0%" in r for r in verdict.reasons)
+
+
 @pytest.mark.parametrize("kept", ["start", "end"])
-def test_not_better_than_the_start(tmp_path, kept):
-    verdict = judged(tmp_path, better=False, kept=kept, end={"retrieval": 0.7, "by_color": 0.05})
-    assert (verdict.level, verdict.headline) == ("look", "Not better than the start")
+@pytest.mark.parametrize(
+    ("outcome", "headline"),
+    [("worse", "Not better than the start"), ("unclear", "No clear difference from the start")],
+)
+def test_not_better_than_the_start(tmp_path, kept, outcome, headline):
+    end = {"retrieval": 0.7, "by_color": 0.05}
+    verdict = judged(tmp_path, better=False, verdict=outcome, kept=kept, end=end)
+    assert (verdict.level, verdict.headline) == ("look", headline)
     assert ("so the start was kept" in verdict.reasons[0]) is (kept == "start")
 
 
-def test_clusters_that_follow_color(tmp_path):
-    verdict = judged(tmp_path, end={"retrieval": 0.85, "by_color": 0.3})
-    assert (verdict.level, verdict.headline) == ("look", "Closer to color than to content")
+@pytest.mark.parametrize(
+    ("init", "before", "after", "follows"),
+    [
+        ("starter", 0.05, 0.3, True),  # training made it so
+        ("starter", 0.4, 0.4, False),  # stained cells: color is content, and training changed nothing
+        ("starter", 0.05, 0.15, False),  # little
+        (None, 0.24, 0.24, True),  # no better than an untrained network
+        (None, 0.4, 0.3, False),  # content was learned
+    ],
+)
+def test_clusters_that_follow_color(tmp_path, init, before, after, follows):
+    start, end = {"retrieval": 0.8, "by_color": before}, {"retrieval": 0.85, "by_color": after}
+    verdict = judged(tmp_path, init, start=start, end=end)
+    assert (verdict.headline == "The clusters follow color") is follows
+    assert verdict.level == ("look" if follows else "good")
     # the kept network counts, and not the one that was given up
-    kept = judged(tmp_path, kept="start", better=False, end={"retrieval": 0.7, "by_color": 0.3})
+    kept = judged(tmp_path, init, kept="start", better=False, start=start, end=end)
     assert kept.headline == "Not better than the start"
 
 

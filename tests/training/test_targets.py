@@ -185,7 +185,6 @@ def test_what_is_needed_is_asked_for_by_its_flag(tmp_path, pictures, kinds):
         ("clusterfit", {"teacher": running}, plain, "that run is running; finish it first"),
         ("clusterfit", {"teacher": "runs/nothing"}, plain, "there is no runs/nothing"),
         ("clusterfit", {"teacher": "resnet18=gone.pth"}, plain, "there is no gone.pth"),
-        ("clusterfit", {"teacher": str(weights)}, plain, "name it: --teacher NETWORK="),
         ("clusterfit", {"teacher": rotnet, "target": "per-label"}, labeled, "did you mean per_label"),
         ("clusterfit", {"teacher": rotnet, "target": "per_label"}, plain, "--target per_label learns from labels"),
         ("clusterfit", {"teacher": rotnet, "target": "prototypes"}, plain, "--labels-from"),

@@ -62,6 +62,7 @@ def train(
     name = canonical(method)
     from_file = read_settings(config)
     said = validated(name, settings, from_file)
+    _check_words(said, recipe)
     source, path = open_for(name, data, said, out)
     if len(source) < 2:
         raise DataError(f"{len(source)} image in {source.where}: training needs at least 2{left_out(source.passed)}")
@@ -140,7 +141,7 @@ def train(
             state = fit(parts.method, loader, parts.views, parts.loop, console, *where, *shown)
         judgement = judge.after(resolved.get("keep")) if judge is not None else {}
         summary = {"run": str(path), "method": name, "images": len(source), "steps": state.step}
-        own_clusters = judgement.get("kept") != "start"
+        own_clusters = judgement.get("kept", "end") == "end"
         summary |= finish(state, loader, parts.loop, source, parts.images, console, own_clusters)
         summary |= {"judgement": judgement} if judgement else {}
         summary |= {name: count for name, count in loader.reading_report().items() if count and name not in summary}
@@ -159,6 +160,22 @@ def train(
         console.stop()
         if folder is not None:
             folder.close()
+
+
+def _check_words(said: Mapping[str, Any], recipe: str | None) -> None:
+    """Raise ValueError for names that are unknown, before the images are looked at and a folder is made."""
+    if recipe is not None and recipe not in RECIPES:
+        raise ValueError(f"no recipe named {recipe!r}; there are {', '.join(RECIPES)}")
+    if said.get("augment") is not None:  # other packages may add names, so the set itself is asked
+        from selfcluster.views.augmentations import check_augmentation
+
+        check_augmentation(said["augment"])
+    if said.get("backbone") is not None:
+        from selfcluster.models.backbones import check_name
+        from selfcluster.models.registration import register_with_timm
+
+        register_with_timm()
+        check_name(said["backbone"])
 
 
 def add_flags(parser: argparse.ArgumentParser, words: list[str]) -> None:

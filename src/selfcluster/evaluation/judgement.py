@@ -1,9 +1,10 @@
 """Training against its start: is the trained network better than the one that training began with?
 
 A run embeds a seeded sample of its images before the first step and again at the end, and compares the two by measures
-that need no labels (`unlabeled.py`). The sample's features and, with `--init`, the start network are kept in
-`RUN/start/`, so that a resumed run compares with the same start. Labels, where there are any, only add a number to the
-report: the choice never depends on them.
+that need no labels (`unlabeled.py`). With given weights the network half-way between the two is compared and handed
+over: the mean of their weights (Wortsman et al. 2022, arXiv 2109.01903). The sample's features and, with `--init`, the
+start network are kept in `RUN/start/`, so that a resumed run compares with the same start. Labels, where there are any,
+only add a number to the report: the choice never depends on them.
 """
 
 from __future__ import annotations
@@ -32,11 +33,12 @@ from selfcluster.training.embedding import gather_rows, make_embed
 from selfcluster.training.loop import LoopSettings
 from selfcluster.views.plans import ViewGroup, ViewPlan
 
-START, END = "start", "end"  # folders of the two networks
+START, HALF, END = "start", "half", "end"  # START and END are folders of the two networks, too
 _SAMPLE = "sample.safetensors"
-_CROP = (0.25, 0.75)  # share of the image's area in the crop that is compared with the center view
+_CROP = (0.25, 0.75)  # share of the image's area in the crops that are compared with the center view
+_SMALL = (0.1, 0.25)  # in the smaller ones: less than a training view shows, so that training does not aim at them
+_COUNT = 2  # crops of each kind
 _FEWEST = 16  # images
-_REMEMBERED = 0.65  # share of neighbors below which a pretrained network has been damaged
 
 
 @dataclass
@@ -74,7 +76,7 @@ class Judge:
             return
         if self.pretrained:
             self._save(START)
-        tensors = {"index": index, "center": views.center, "crop": views.crop}
+        tensors = {"index": index, "center": views.center, "crop": views.crop, "small": views.small}
         (self.run / START).mkdir(exist_ok=True)
         content = safetensors.torch.save({k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in tensors.items()})
         write_atomically(self.run / START / _SAMPLE, content)
@@ -90,61 +92,78 @@ class Judge:
         return {f"judge_{name}": value for name, value in measured.items() if name not in ("images", "clusters")}
 
     def after(self, keep: str | None) -> dict[str, Any]:
-        """Compare the network with the start, and put the start's weights back where they are to be kept.
+        """Compare the network with the start, and load the weights that are to be kept.
 
         Args:
-            keep: "start", "end" or "best" (the better of the two); None: best where training began with given weights,
-                else end.
+            keep: "start", "half" (the mean of the weights of start and end), "end", or "best": half where it is better
+                than the start beyond noise, else the start. Without given weights "best" is the end, whose comparison
+                is only told. None: best where training began with given weights, else end.
 
         Returns:
-            The judgement for the run's summary: images, kept, better (True, False, or None where nothing was
-            compared), reason, start and end (the measures of both).
+            The judgement for the run's summary. images: how many; kept; compared: "half" or "end". verdict: "better",
+            "worse" or "unclear", or None where nothing was compared; better: whether it is "better", or None. reason:
+            in words. start, end and, where it was compared, half: the measures of each.
         """
         if keep is None:
             keep = "best" if self.pretrained else END
         index, views = self._embed()
+        found, end = {END: views}, None
+        if self.pretrained and keep != END:
+            end = {name: tensor.cpu().clone() for name, tensor in self.method.exported().state_dict().items()}
+            self._load(mixed(self._start_weights(), end))
+            found[HALF] = self._embed()[1]
         judgement: dict[str, Any] = {}
         if self.writes:
             with distributed.alone():  # the other ranks do not measure
-                judgement = self._compare(index, views)
-            judgement["kept"] = keep if keep != "best" else END if judgement["better"] is not False else START
+                judgement = self._compare(index, found)
+            best = END if not self.pretrained else HALF if judgement["better"] else START
+            judgement["kept"] = best if keep == "best" else keep
             judgement["rule"] = keep
         judgement = distributed.broadcast_object(judgement)
-        if judgement["kept"] == START:
+        if end is not None:
+            self._load(end)
+        if judgement["kept"] != END:
             if self.writes:
                 self._save(END)
-            self._restore()
+            first = self._start_weights()
+            self._load(
+                first if judgement["kept"] == START else mixed(first, end or self.method.exported().state_dict())
+            )
         self.console.say(describe(judgement))
         return judgement
 
-    def _compare(self, index: np.ndarray, views: Crops) -> dict[str, Any]:
+    def _compare(self, index: np.ndarray, found: dict[str, Crops]) -> dict[str, Any]:
         start = self._start(index)
         if start is None:
-            return {"images": 0, "better": None, "reason": "the start was not embedded, so nothing was compared"}
+            reason = "the start was not embedded, so nothing was compared"
+            return {"images": 0, "verdict": None, "better": None, "reason": reason}
         rows, surface = unlabeled.read_surface(self.loader.source, index)
         if len(rows) < len(index):  # an image vanished between the two readings
-            keep = np.isin(index, rows)
-            index = index[keep]
-            views, start = (Crops(v.center[keep], v.crop[keep]) for v in (views, start))
+            keep = np.flatnonzero(np.isin(index, rows))
+            index, start, found = index[keep], start.take(keep), {name: v.take(keep) for name, v in found.items()}
         labels, seed = self._labels(index), self.loop.seed
-        first = unlabeled.measure(start, surface, None, labels, seed)
-        last = unlabeled.measure(views, surface, start, labels, seed)
-        better, reason = decide(first, last, self.pretrained)
+        compared = HALF if HALF in found else END
+        verdict, reason = decide(start, found[compared], self.pretrained)
+        measured = {name: unlabeled.measure(v, surface, start, labels, seed) for name, v in found.items()}
         return {
             "images": len(index),
-            "better": better,
+            "compared": compared,
+            "verdict": verdict,
+            "better": verdict == "better",
             "reason": reason,
-            "start": _rounded(first),
-            "end": _rounded(last),
+            "start": _rounded(unlabeled.measure(start, surface, None, labels, seed)),
+            **{name: _rounded(values) for name, values in measured.items()},
         }
 
     def _embed(self) -> tuple[np.ndarray, Crops]:
+        encode = self.method.encode
         embed = make_embed(
             self.method, self.loader, _plan(self.images), device=self.loop.device, precision=self.loop.precision
         )
-        index, center = gather_rows(embed(lambda views: self.method.encode(views[0])))
-        _, crop = gather_rows(embed(lambda views: self.method.encode(views[0]), view="train"))
-        return index, Crops(center, crop)
+        index, center = gather_rows(embed(lambda views: encode(views[0])))
+        crops = embed(lambda views: torch.cat([encode(view) for view in views], dim=1), view="train")  # one decode
+        rows = gather_rows(crops)[1].reshape(len(index), 2 * _COUNT, -1).swapaxes(0, 1)
+        return index, Crops(center, rows[:_COUNT], rows[_COUNT:])
 
     def _start(self, index: np.ndarray) -> Crops | None:
         """The start's features of the images `index`; None where they were not kept or an image is not among them."""
@@ -156,7 +175,9 @@ class Judge:
         kept = safetensors.numpy.load(path.read_bytes())
         place = {int(row): at for at, row in enumerate(kept["index"])}
         rows = [place[int(row)] for row in index if int(row) in place]
-        return Crops(kept["center"][rows], kept["crop"][rows]) if len(rows) == len(index) else None
+        if len(rows) < len(index) or "small" not in kept:  # a run of an older release has no smaller crops
+            return None
+        return Crops(kept["center"], kept["crop"], kept["small"]).take(rows)
 
     def _labels(self, index: np.ndarray) -> np.ndarray | None:
         labels = self.loader.source.labels
@@ -166,14 +187,30 @@ class Judge:
         images = self.images
         save_backbone(self.run / folder, self.method.exported(), images.mean, images.std, images.image_size)
 
-    def _restore(self) -> None:
-        """Load the start's weights into the network that is exported. All ranks can read the run folder."""
+    def _start_weights(self) -> dict[str, torch.Tensor]:
+        """The start's weights. All ranks can read the run folder."""
         import safetensors.torch
 
         path = self.run / START / WEIGHTS
         if not path.is_file():
-            raise ValueError(f"--keep start: {path} does not exist; the start's weights are kept with --init only")
-        self.method.exported().load_state_dict(safetensors.torch.load_file(path))
+            raise ValueError(
+                f"--keep start and half: {path} does not exist; the start's weights are kept with --init only"
+            )
+        return safetensors.torch.load_file(path)
+
+    def _load(self, weights: Mapping[str, torch.Tensor]) -> None:
+        self.method.exported().load_state_dict(weights)
+
+
+def mixed(start: Mapping[str, torch.Tensor], end: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the network half-way: the mean of the weights of two networks, by name; counters are those of `end`.
+
+    >>> mixed({"w": torch.tensor([0.0])}, {"w": torch.tensor([1.0])})["w"]
+    tensor([0.5000])
+    """
+    return {
+        name: start[name].to(last).lerp(last, 0.5) if last.is_floating_point() else last for name, last in end.items()
+    }
 
 
 def make_judge(config: Mapping[str, Any], source: Source, parts: Parts, run: Path, console: Console) -> Judge | None:
@@ -206,29 +243,45 @@ def make_judge(config: Mapping[str, Any], source: Source, parts: Parts, run: Pat
     return Judge(parts.method, loader, loop, parts.images, run, pretrained, writes, console)
 
 
-def decide(start: Mapping[str, float], end: Mapping[str, float], pretrained: bool) -> tuple[bool, str]:
-    """Return whether the end is better than the start, and why, in words.
+def decide(start: Crops, end: Crops, pretrained: bool) -> tuple[str, str]:
+    """Return the verdict "better", "worse" or "unclear", and the reason in words.
 
-    The rule: the trained network is better if more images find their own other crop than at the start. A pretrained
-    network must also keep most of what it knew: an image's neighbors must share at least 0.65 with the start's. No
-    difference is no gain. In `docs/pretrained.md` the rule is compared with the change of 20-NN.
+    Better: more images find their own crops than at the start, and the 95 % interval of the paired difference lies
+    above zero. Against a pretrained network the smaller crops must agree: more images must find them, too. Worse: the
+    interval of either lies below zero. All else is unclear: the difference is within the noise, or the two disagree.
+    `docs/pretrained.md` compares the verdict with the change of 20-NN.
     """
-    first, last = start["retrieval"], end["retrieval"]
-    told = f"{last:.1%} of the images find their own other crop, {first:.1%} did at the start"
-    overlap = end.get("start_overlap", 1.0)
-    if last <= first:
-        return False, f"not better than the start: {told}"
-    if pretrained and overlap < _REMEMBERED:
-        return False, f"not better than the start: only {overlap:.0%} of the images' neighbors are those of the start"
-    return True, f"better than the start: {told}"
+    measures = [("crops", start.crops, end.crops)]
+    if pretrained and start.small is not None and end.small is not None:
+        measures.append(("smaller crops", start.small, end.small))
+    changes, told = [], []
+    for name, before, after in measures:
+        hits = [unlabeled.retrieval_hits(v.center, crops) for v, crops in ((start, before), (end, after))]
+        change = unlabeled.paired_change(*hits)
+        changes.append(change)
+        told.append(
+            f"images that find their own {name}: {hits[0].mean():.1%} before, {hits[1].mean():.1%} now "
+            f"({100 * change.mean:+.1f} points, 95 % interval {100 * change.low:+.1f} to {100 * change.high:+.1f})"
+        )
+    if changes[0].low > 0 and all(change.mean > 0 for change in changes):
+        verdict, words = "better", "better than the start by the crops"
+    elif any(change.high < 0 for change in changes):
+        verdict, words = "worse", "not better than the start"
+    else:
+        verdict, words = "unclear", "no clear difference from the start"
+    return verdict, f"{words}; {'; '.join(told)}"
 
 
 def describe(judgement: Mapping[str, Any]) -> str:
     """Return the judgement as lines for the console."""
-    kept = {START: "the start network is kept", END: "the trained network is kept"}[judgement["kept"]]
+    kept = {
+        START: "the start network is kept",
+        HALF: "the mean of the weights of start and end is kept",
+        END: "the trained network is kept",
+    }[judgement["kept"]]
     lines = [f"{judgement['reason']}; {kept}"]
     if "start" in judgement:
-        first, last = judgement["start"], judgement["end"]
+        first, last = judgement["start"], judgement[judgement["compared"]]
         names = [name for name in _SHOWN if name in first and name in last]
         lines += [f"  {_SHOWN[name]:<46}{first[name]:>8.3f} -> {last[name]:.3f}" for name in names]
         if "start_overlap" in last:
@@ -237,7 +290,8 @@ def describe(judgement: Mapping[str, Any]) -> str:
 
 
 _SHOWN = {
-    "retrieval": "images that find their own other crop",
+    "retrieval": "images that find their own crops",
+    "small_retrieval": "images that find their own smaller crops",
     "crop_overlap": "neighbors shared by two crops of an image",
     "rankme": "dimensions in use (RankMe)",
     "agreement": "agreement of clusterings over seeds (AMI)",
@@ -249,9 +303,9 @@ _SHOWN = {
 
 
 def _plan(images: Preprocessing) -> ViewPlan:
-    """One crop of the image, without flip or color: what is left of the content must do."""
-    group = ViewGroup(count=1, size=images.image_size, scale=_CROP, flip_p=0.0, interpolation=images.interpolation)
-    return ViewPlan(groups=(group,))
+    """Crops of the image, without flip or color: what is left of the content must do."""
+    shared = {"count": _COUNT, "size": images.image_size, "flip_p": 0.0, "interpolation": images.interpolation}
+    return ViewPlan(groups=tuple(ViewGroup(scale=scale, **shared) for scale in (_CROP, _SMALL)))
 
 
 def _rounded(values: Mapping[str, float]) -> dict[str, float]:

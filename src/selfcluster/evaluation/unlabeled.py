@@ -28,6 +28,7 @@ NEIGHBORS = 10
 SEEDS = 3
 _HUES, _SATURATIONS, _VALUES = 12, 3, 4
 _THUMBNAIL = 32  # pixels of the side from which a color histogram is read
+_NORMAL_95 = 1.96  # standard errors
 _FEWEST = 8  # images; fewer tell nothing
 
 
@@ -48,10 +49,57 @@ class Surface:
 
 @dataclass(frozen=True)
 class Crops:
-    """Features of two views of the same N images: the center view and a random crop, each (N, F)."""
+    """Features of views of the same N images.
+
+    Attributes:
+        center: (N, F), of the center view.
+        crop: (V, N, F), of V random crops; or (N, F) of one.
+        small: (W, N, F), of W smaller crops, which show less than the training views do; or (N, F). None: none.
+    """
 
     center: np.ndarray
     crop: np.ndarray
+    small: np.ndarray | None = None
+
+    @property
+    def crops(self) -> np.ndarray:
+        """(V, N, F)."""
+        return self.crop if self.crop.ndim == 3 else self.crop[None]
+
+    def take(self, rows: np.ndarray | list[int]) -> Crops:
+        """The features of some of the images."""
+        small = None if self.small is None else self.small[..., rows, :]
+        return Crops(self.center[rows], self.crop[..., rows, :], small)
+
+
+@dataclass(frozen=True)
+class Change:
+    """How a measure that every image has changed from one network to another.
+
+    Attributes:
+        mean: over the images.
+        low, high: the 95 % interval of the mean, from the standard error of the paired differences.
+    """
+
+    mean: float
+    low: float
+    high: float
+
+
+def paired_change(before: np.ndarray, after: np.ndarray) -> Change:
+    """Return the mean change over images and its 95 % interval.
+
+    Args:
+        before: (N,) values of N images, N >= 2.
+        after: (N,) values of the same images.
+
+    >>> paired_change(np.zeros(4), np.ones(4))
+    Change(mean=1.0, low=1.0, high=1.0)
+    """
+    difference = np.asarray(after, dtype=np.float64) - np.asarray(before, dtype=np.float64)
+    mean = float(difference.mean())
+    margin = _NORMAL_95 * float(difference.std(ddof=1)) / len(difference) ** 0.5
+    return Change(mean, mean - margin, mean + margin)
 
 
 def retrieval(first: Any, second: Any) -> float:
@@ -66,13 +114,27 @@ def retrieval(first: Any, second: Any) -> float:
     >>> retrieval(np.eye(3), np.eye(3))
     1.0
     """
-    a, b = _unit(first), _unit(second)
-    _check_pair(a, b)
-    cosines = a @ b.T  # (N, N)
-    own = np.diag(cosines).copy()
-    np.fill_diagonal(cosines, -np.inf)
-    hits = (own > cosines.max(axis=1)).mean() + (own > cosines.max(axis=0)).mean()
-    return float(hits / 2)
+    return float(retrieval_hits(first, second).mean())
+
+
+def retrieval_hits(center: Any, crops: Any) -> np.ndarray:
+    """Return how often each image finds its own other view, (N,) from 0 to 1; `retrieval` is the mean.
+
+    Args:
+        center: (N, F) features.
+        crops: (V, N, F) or (N, F) features of other views of the same images.
+    """
+    a, others = _unit(center), np.asarray(crops)
+    others = others if others.ndim == 3 else others[None]
+    hits = np.zeros(len(a))
+    for other in others:
+        b = _unit(other)
+        _check_pair(a, b)
+        cosines = a @ b.T  # (N, N)
+        own = np.diag(cosines).copy()
+        np.fill_diagonal(cosines, -np.inf)
+        hits += (own > cosines.max(axis=1)).astype(float) + (own > cosines.max(axis=0))
+    return hits / (2 * len(others))
 
 
 def neighbor_overlap(first: Any, second: Any, k: int = NEIGHBORS) -> float:
@@ -209,10 +271,10 @@ def measure(
         seed: of the clusterings.
 
     Returns:
-        retrieval, crop_overlap (neighbor lists of center view and crop), rankme, agreement (AMI of clusterings over
-        seeds), start_overlap (neighbor lists, with `start`), by_color, by_file_size, by_aspect (AMI of clusters with
-        groups of these; left out where all images are equal in it), knn (leave one out, with `labels`), images,
-        clusters.
+        By name. retrieval, and small_retrieval with the smaller crops, where there are any. crop_overlap: neighbor
+        lists of center view and crop. rankme. agreement: AMI of clusterings over seeds. start_overlap: neighbor lists,
+        with `start`. by_color, by_file_size, by_aspect: AMI of clusters with groups of these, left out where all images
+        are equal in it. knn: leave one out, with `labels`. images, clusters: how many.
 
     Raises:
         ValueError: fewer than 8 images, or features that are not finite.
@@ -225,11 +287,13 @@ def measure(
     result = {
         "images": float(n),
         "clusters": float(k),
-        "retrieval": retrieval(views.center, views.crop),
-        "crop_overlap": neighbor_overlap(views.center, views.crop),
+        "retrieval": float(retrieval_hits(views.center, views.crop).mean()),
+        "crop_overlap": neighbor_overlap(views.center, views.crops[0]),
         "rankme": rankme(views.center),
         "agreement": agreement(labelings),
     }
+    if views.small is not None:
+        result["small_retrieval"] = float(retrieval_hits(views.center, views.small).mean())
     if start is not None:
         result["start_overlap"] = neighbor_overlap(views.center, start.center)
     if surface is not None:

@@ -35,7 +35,9 @@ from selfcluster.types import Assignment, Crops, DatasetInfo, Training
 @dataclass(frozen=True, kw_only=True)
 class ClusterFitSettings:
     teacher: str | None = setting(
-        None, "run, exported backbone, NETWORK=WEIGHTS-FILE or timm name; repeat it for several", repeat=True
+        None,
+        "starter, timm:NAME, a run, an export, FILE, NETWORK=FILE or an untrained network; repeat it for several",
+        repeat=True,
     )
     teacher_layer: str | None = setting(
         None, "layer that is clustered, e.g. layer3, or one a teacher: layer3,blocks.11"

@@ -15,7 +15,7 @@ from selfcluster.runs.folder import is_run, read_config, read_status
 # what ClusterFit's heads learn, and whether labels are needed for it
 TARGETS = {"kmeans": False, "per_label": True, "prototypes": True, "distill": True, "regress": False}
 AT_EACH_STEP = ("distill", "regress")  # the teacher is asked at each step
-_TEACHER = "a run folder, an exported backbone, NETWORK=WEIGHTS-FILE or a timm name"
+_TEACHER = "starter, timm:NAME, a run folder, an exported backbone, FILE, NETWORK=FILE or an untrained network's name"
 
 
 def check_needs(method: str, said: Mapping[str, Any], source: Source) -> None:
@@ -98,10 +98,6 @@ def _check_teacher(teacher: str, target: str) -> None:
         state = read_status(path).get("state", "not begun")
         if state != "finished":
             raise ValueError(f"--teacher {teacher}: that run is {state}; finish it first")
-    elif path.is_file() and not path.with_name("backbone.json").is_file():
-        raise ValueError(
-            f"--teacher {teacher}: weights do not say whose they are; name it: --teacher NETWORK={teacher}"
-        )
     elif file and not path.exists() and Path(file).is_dir():
         raise ValueError(f"--teacher {teacher}: {file} is a folder, which says whose its weights are; give it alone")
     elif not path.exists() and (file or "/" in teacher) and not Path(file).is_file():

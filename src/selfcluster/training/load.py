@@ -67,28 +67,28 @@ def has_method(run: Path) -> bool:
 def own_clusters(run: Path, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The clusters that a run's method gives to embedded images: (n,) and the distances (n,).
 
-    Where the run kept its start network, the method's clusters belong to another network, and k-means makes them.
+    Where the run handed over another network than the trained one, k-means makes the clusters.
     """
-    if kept_start(run):
+    if kept_other(run):
         return assign(None, vectors, torch.device("cpu"))
     method, device = trained_method(run)
     return assign(method, vectors, device)
 
 
-def kept_start(run: Path) -> bool:
-    """Whether the run hands over the network that it began with, because training did not make it better."""
+def kept_other(run: Path) -> bool:
+    """Whether the run hands over its start or a mean of start and end, which the method's head does not fit."""
     summary = read_status(run).get("summary", {})
-    return summary.get("judgement", {}).get("kept") == "start"
+    return summary.get("judgement", {}).get("kept", "end") != "end"
 
 
 @torch.no_grad()
 def projected(run: Path, vectors: np.ndarray) -> np.ndarray:
     """Return embedded images (n, F) as the run's method compares them, (n, D); see `Method.project`.
 
-    A run without training has no method, and the method of a run that kept its start network belongs to the trained
-    one: there images are compared by the network's features.
+    A run without training has no method, and the method of a run that hands over another network than the trained
+    one belongs to the latter: there images are compared by the network's features.
     """
-    if not has_method(run) or kept_start(run):
+    if not has_method(run) or kept_other(run):
         return vectors
     method, device = trained_method(run)
     return torch.cat(in_parts(method.project, vectors, device)).float().cpu().numpy()

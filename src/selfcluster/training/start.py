@@ -25,7 +25,7 @@ from selfcluster.runs.folder import RunError, RunFolder, has_begun, is_run, is_u
 from selfcluster.runs.formats import FORMAT
 from selfcluster.settings.files import deciding, run_config
 from selfcluster.settings.options import FREE
-from selfcluster.settings.recipes import RECIPES, DataSummary, warning_from_nothing
+from selfcluster.settings.recipes import DataSummary, warning_from_nothing
 from selfcluster.settings.requirements import means_a_path, teachers_in
 from selfcluster.settings.resolve import resolve, validated
 from selfcluster.settings.schema import read_schema
@@ -53,8 +53,6 @@ def open_run(
     console.say(f"{len(source)} images in {source.where}" + note)
     if warning:
         console.warn(warning)
-    if recipe is not None and recipe not in RECIPES:
-        raise ValueError(f"no recipe named {recipe!r}; there are {', '.join(RECIPES)}")
     if has_begun(path):
         config = _same_run(path, method, source, {**from_file, **given}, recipe)
         return RunFolder(path, deciding(run_config(path))), config

@@ -23,9 +23,10 @@ from selfcluster.data.loader import Loader
 from selfcluster.data.sources import Source
 from selfcluster.files import write_atomically
 from selfcluster.methods.clusterfit import allot, cluster, cluster_by_label, prototypes
-from selfcluster.models.backbones import load_backbone, make_backbone
+from selfcluster.models.backbones import ARCHITECTURE, load_backbone, make_backbone, preprocessing_of
 from selfcluster.models.frozen import Frozen
 from selfcluster.models.initialize import OtherInput
+from selfcluster.models.pretrained import STARTER, TIMM, describe, load_network
 from selfcluster.runs.checkpoint import load_newest
 from selfcluster.runs.console import Console
 from selfcluster.runs.folder import RunError, is_run
@@ -95,12 +96,19 @@ def open_teacher(
     std: Sequence[float] | None = None,
     console: Console | None = None,
 ) -> Frozen:
-    """A run's network, an exported one, NETWORK=WEIGHTS-FILE in timm's size for it, or an untrained one by timm's name.
+    """The network that a word of `--model` names, or an untrained one by its timm name.
+
+    The words: starter, timm:NAME, a run, an export, FILE, NETWORK=FILE in timm's size for it.
 
     `mean` and `std` normalized the views that it will be asked about, where it is.
     """
     classifier = None
-    if Path(name).exists():
+    if name == STARTER or name.startswith(TIMM) or (Path(name).exists() and not _is_saved(Path(name))):
+        found = load_network(name)
+        network = found.module
+        if console is not None:
+            console.say(f"{name}: {describe(found)}")
+    elif Path(name).exists():
         network = load_backbone(name)[0]
         classifier = _classifier(Path(name)) if config["target"] == "distill" else None
     else:
@@ -130,6 +138,11 @@ def open_teacher(
         elif console is not None:
             console.warn(f"{name} is a network without training; give --teacher {name}=WEIGHTS-FILE for a trained one")
     return Frozen(network, layer=layer, classifier=classifier, mean=mean, std=std)
+
+
+def _is_saved(path: Path) -> bool:
+    """Whether selfcluster saved this network, as a run or an export: a description lies with the weights."""
+    return ((path if path.is_dir() else path.parent) / ARCHITECTURE).is_file() or is_run(path)
 
 
 def _classifier(run: Path) -> torch.nn.Linear | None:
@@ -174,10 +187,7 @@ def teacher_rows(teacher: Frozen, source: Source, config: Config) -> tuple[Tenso
     device = pick_device(config["device"])
     loader = Loader(
         source,
-        image_size=teacher.size,
-        channels=len(teacher.mean),
-        mean=teacher.mean,
-        std=teacher.std,
+        **preprocessing_of(teacher.network).loader_arguments(),
         device=device,
         rank=distributed.rank(),
         world=distributed.world_size(),

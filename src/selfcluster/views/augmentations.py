@@ -89,6 +89,14 @@ def register_augmentation(name: str, views: Callable[[], tuple[ViewGroup, ViewGr
     AUGMENTATIONS[name] = views
 
 
+def check_augmentation(name: str) -> None:
+    """Raise ValueError where no set of view operations has this name; the message names the nearest."""
+    if name not in AUGMENTATIONS:
+        near = difflib.get_close_matches(name, AUGMENTATIONS, n=1, cutoff=0.0)[0]
+        known = ", ".join(sorted(AUGMENTATIONS))
+        raise ValueError(f"augment={name!r} is unknown; did you mean {near!r}? There are: {known}")
+
+
 def plan_from_crops(crops: Crops, channels: int = 3) -> ViewPlan:
     """Return the plan that the shared crop flags describe.
 
@@ -102,10 +110,7 @@ def plan_from_crops(crops: Crops, channels: int = 3) -> ViewPlan:
     >>> plan_from_crops(Crops(local_crops=6), channels=3).num_views
     8
     """
-    if crops.augment not in AUGMENTATIONS:
-        near = difflib.get_close_matches(crops.augment, AUGMENTATIONS, n=1, cutoff=0.0)[0]
-        known = ", ".join(sorted(AUGMENTATIONS))
-        raise ValueError(f"augment={crops.augment!r} is unknown; did you mean {near!r}? There are: {known}")
+    check_augmentation(crops.augment)
     if crops.global_crops < 1 or crops.local_crops < 0:
         raise ValueError(
             f"global_crops={crops.global_crops}, local_crops={crops.local_crops}: "

@@ -15,7 +15,7 @@ from selfcluster.evaluation.labeled import labeled, top
 from selfcluster.evaluation.protocol import Protocol, Result, result_of
 from selfcluster.evaluation.subject import Subject
 from selfcluster.setting import setting
-from selfcluster.training.load import kept_start, trained_method
+from selfcluster.training.load import kept_other, trained_method
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ class Classifier(Protocol):
                 f"{subject.model} trained no classifier; train one with: "
                 "selfcluster train supervised DATA --labels-from folders"
             )
-        if kept_start(run):
+        if kept_other(run):
             raise ValueError(f"{subject.model} hands over the network it began with, which has no classifier")
         if subject.train is not None or subject.layer is not None:
             raise ValueError("the classifier is trained already: give --test alone, without --train and --layer")
