@@ -17,6 +17,7 @@ _HOME = {
     "evaluate": "api",
     "search": "api",
     "report": "api",
+    "compare": "api",
     "attention": "api",
     "audit": "api",
     "export": "api",

@@ -3,6 +3,7 @@
 from selfcluster.commands.attention import attention
 from selfcluster.commands.audit import audit
 from selfcluster.commands.cluster import cluster
+from selfcluster.commands.compare import compare
 from selfcluster.commands.demo import demo
 from selfcluster.commands.embed import embed
 from selfcluster.commands.evaluate import evaluate
@@ -17,6 +18,7 @@ __all__ = [
     "attention",
     "audit",
     "cluster",
+    "compare",
     "demo",
     "embed",
     "evaluate",

@@ -33,6 +33,7 @@ COMMANDS = {
     "cluster": "clusters of embedded images",
     "evaluate": "score features or clusters against labels",
     "report": "a page that shows the clusters",
+    "compare": "results of several runs in one table",
     "search": "images of a run that are most like a given one",
     "attention": "what a vision transformer looks at",
     "audit": "duplicates, dark, blurred, constant and unreadable images; leaks between two sets",

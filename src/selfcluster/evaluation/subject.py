@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
+from selfcluster import randomness
 from selfcluster.data.sources import Source, open_source
 from selfcluster.files import make_writable, write_atomically
 from selfcluster.models.pretrained import Network
@@ -115,8 +117,10 @@ class Subject:
         return open_source(images, **{**chosen, **self.subset, **limits, "labels_from": labels_from})
 
     def network(self, source: Source | None = None) -> Network:
-        """Return the network, new at each call; `source` sizes a network without training."""
-        return load_network(self.model, self.image_size, source)
+        """Return the network, new at each call; `source` sizes an untrained one, whose weights the seed draws."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(randomness.key(self.seed, "untrained") >> 1)
+            return load_network(self.model, self.image_size, source)
 
     @functools.cached_property
     def all_features(self) -> LabeledFeatures:

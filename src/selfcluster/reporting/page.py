@@ -93,12 +93,12 @@ def write_report(
     colors = _colors(gallery)
     about = contents.config.get("about")
     about = about if isinstance(about, dict) else {}
-    script = _package_file("page.js")
-    page = _environment().from_string(_package_file("template.html.j2"))
+    script = package_file("page.js")
+    page = _environment().from_string(package_file("template.html.j2"))
     text = page.render(
         title=title or run.resolve().name,
         policy=_policy(script),
-        style=Markup(_package_file("style.css")),
+        style=Markup(package_file("style.css")),
         script=Markup(script),
         data=_json_for_script(_map_data(contents, drawn, sheet, colors)),
         sprite=Markup(sheet[0]) if sheet else None,
@@ -317,7 +317,8 @@ def _policy(script: str) -> str:
 
 
 @functools.cache
-def _package_file(name: str) -> str:
+def package_file(name: str) -> str:
+    """Return a file of this folder as text."""
     return resources.files("selfcluster.reporting").joinpath(name).read_text("utf-8")
 
 

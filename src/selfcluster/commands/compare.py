@@ -1,0 +1,124 @@
+"""`selfcluster compare`: results of several runs in one table, beside the untrained network and the start."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from selfcluster.commands.flags import add_network_flags
+
+if TYPE_CHECKING:
+    from selfcluster.evaluation.comparison import Comparison
+
+HELP = "results of several runs in one table"
+
+
+def compare(
+    *runs: str | os.PathLike[str],
+    protocol: str | None = None,
+    train: Any = None,
+    out: str | os.PathLike[str] | None = None,
+    **settings: Any,
+) -> Comparison:
+    """Return the kept results of runs in one table; with labeled images, measure what is missing first.
+
+    Runs that differ only in their seed share a row. Numbers of other settings or images never share a column.
+
+    Args:
+        *runs: run folders.
+        protocol: show this protocol only; with `train`, evaluate it where a run, its untrained network or its start
+            has no result of it yet.
+        train: labeled images to measure on.
+        out: an HTML file for the table.
+        **settings: as of `evaluate`: test, split, labels_from, seed, limit, the protocol's own.
+
+    Raises:
+        ValueError: no run, nothing to compare, or settings that no protocol is named for.
+    """
+    from selfcluster.evaluation.comparison import compare_runs
+    from selfcluster.runs.folder import RunError, is_run
+
+    folders = [Path(run) for run in runs]
+    if not folders:
+        raise ValueError("name the run folders to compare: selfcluster compare RUN RUN")
+    for folder in folders:
+        if not is_run(folder):
+            raise RunError(f"{folder} is not a run folder: compare shows runs of selfcluster train")
+    given = {name: value for name, value in settings.items() if value is not None}
+    if train is not None and protocol is None:
+        raise ValueError("--train measures a protocol: name it, such as --protocol knn")
+    if train is None and given:
+        raise ValueError(f"--{next(iter(given)).replace('_', '-')} has no effect without --protocol and --train")
+    if out is not None and Path(out).suffix.lower() not in (".html", ".htm"):
+        raise ValueError(f"--out {out}: the file name must end in .html")
+    if protocol is not None:
+        from selfcluster.evaluation.protocols import known
+
+        protocol = known(protocol)
+        for folder in folders if train is not None else ():
+            _measure(folder, protocol, train, given)
+    result = compare_runs(folders, protocol)
+    if out is not None:
+        from selfcluster.reporting.comparison import write_comparison
+
+        write_comparison(result, Path(out))
+    return result
+
+
+def _measure(run: Path, protocol: str, train: Any, settings: dict[str, Any]) -> None:
+    """Evaluate the run, its untrained network and its start; keep the three results in its folder."""
+    from selfcluster.commands.evaluate import evaluate
+    from selfcluster.evaluation.protocol import read_results
+    from selfcluster.settings.files import run_config
+
+    config = run_config(run)
+    models = {"run": str(run)}
+    if config.get("backbone"):
+        models["untrained"] = str(config["backbone"])
+    if config.get("init"):
+        models["start"] = str(config["init"])
+    size = {"image_size": config["image_size"]} if config.get("image_size") else {}
+    kept = [
+        (r["protocol"], s.get("role", "run"), {**(r.get("settings") or {}), **s})
+        for r in read_results(run)
+        if isinstance(s := r.get("subject"), dict)
+    ]
+    every = {"seed": 0, **size, **settings, "train": str(train)}
+    asked = {name: str(every[name]) if name == "test" else every[name] for name in every if name not in _READING}
+    for role, model in models.items():
+        if any(p == protocol and r == role and asked.items() <= of.items() for p, r, of in kept):
+            continue
+        print(f"selfcluster: {protocol} of {model}", file=sys.stderr)
+        result = evaluate(protocol, model, train=train, **{**size, **settings})
+        subject = {**result.subject, "role": role}
+        dataclasses.replace(result, subject=result.subject if role == "run" else subject).write(run)
+
+
+_READING = ("batch_size", "workers", "device", "precision", "max_bad", "timeout")
+
+
+def add_flags(parser: argparse.ArgumentParser, words: list[str]) -> None:
+    parser.usage = "selfcluster compare RUN... [flags]"
+    parser.add_argument("runs", metavar="RUN", nargs="+", help="run folders; those that differ in the seed share a row")
+    parser.add_argument("--out", help="write the table to this HTML file too")
+    parser.add_argument("--protocol", help="show this protocol only; with --train, evaluate it where it is missing")
+    parser.add_argument("--train", help="labeled images to evaluate the runs, untrained networks and starts on")
+    parser.add_argument("--test", help="labeled images to score on; default a held-out share of --train")
+    parser.add_argument("--labels-from", help="folders, column:NAME or a CSV file; default folders")
+    parser.add_argument("--seed", type=int, help="seed of the split and of the protocol")
+    parser.add_argument("--test-limit", type=int, metavar="N", help="use N test images only, drawn by the seed")
+    add_network_flags(parser)
+    parser.set_defaults(run_command=run_command, batch_size=None)
+
+
+def run_command(runs: list[str], **settings: Any) -> tuple[Any, str]:
+    from selfcluster.reporting.comparison import comparison_text
+
+    result = compare(*runs, **settings)
+    out = settings.get("out")
+    text = comparison_text(result) + (f"\n{out}: open it in a browser" if out else "")
+    return dataclasses.asdict(result), text

@@ -1,0 +1,116 @@
+"""Results of several runs side by side: groups by hand, and nothing unlike in one column."""
+
+import json
+import shutil
+from statistics import mean, stdev
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from selfcluster import api
+from selfcluster.cli import main
+from selfcluster.evaluation.comparison import compare_runs
+from selfcluster.reporting.comparison import comparison_text, write_comparison
+from tests.conftest import TINY, TINY_SETTINGS
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, pictures):
+    root = tmp_path_factory.mktemp("compare")
+    for i, picture in enumerate(pictures):
+        (root / f"photos/{i % 4}").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture).save(root / f"photos/{i % 4}/{i:02d}.png")
+    api.train("swav", root / "photos", out=root / "one", **(TINY | TINY_SETTINGS["swav"]))
+    return root
+
+
+@pytest.fixture
+def root(trained, tmp_path):
+    """Runs that are copies: `two` and `three` have other seeds, `other` another learning rate."""
+    for name, changed in (
+        ("one", {}),
+        ("two", {"seed": 7}),
+        ("three", {"seed": 8}),
+        ("other", {"learning_rate": 0.123}),
+    ):
+        shutil.copytree(trained / "one", tmp_path / name)
+        file = tmp_path / name / "config.yaml"
+        file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | changed))
+    return tmp_path
+
+
+def result(run, top1, role=None, protocol="knn", name=None, **settings):
+    subject = {"model": str(run), "train": "photos", "seed": 0} | ({"role": role} if role else {})
+    value = {"protocol": protocol, "numbers": {"top1": top1, "images": 9}, "settings": settings, "subject": subject}
+    (run / "evaluations").mkdir(exist_ok=True)
+    count = len(list((run / "evaluations").iterdir()))
+    (run / "evaluations" / f"{name or count}.json").write_text(json.dumps(value))
+
+
+def test_runs_that_differ_in_the_seed_share_a_row(root):
+    scores = {"one": 0.5, "two": 0.6, "three": 0.8, "other": 0.4}
+    for name, score in scores.items():
+        result(root / name, score, k=20)
+        result(root / name, score / 2, role="untrained", k=20)
+    table = compare_runs([root / name for name in scores])
+    assert [(row.runs, row.cells[0].runs) for row in table.rows] == [
+        (tuple(str(root / name) for name in ("one", "two", "three")), 3),
+        ((str(root / "other"),), 1),
+    ]
+    first, last = (row.cells[0] for row in table.rows)
+    assert first.mean == pytest.approx(mean([0.5, 0.6, 0.8]))
+    assert first.spread == pytest.approx(stdev([0.5, 0.6, 0.8]))
+    assert first.untrained == pytest.approx(mean([0.25, 0.3, 0.4]))
+    assert (last.mean, last.spread, last.untrained, last.start) == (0.4, None, 0.2, None)
+
+
+def test_numbers_of_other_settings_have_a_column_of_their_own(root):
+    result(root / "one", 0.5, k=20)
+    result(root / "one", 0.7, k=5)
+    result(root / "one", 0.9, protocol="logistic")
+    table = compare_runs([root / "one"])
+    assert [cell.mean for cell in table.rows[0].cells] == [0.5, 0.7, 0.9]
+    assert [column.protocol for column in compare_runs([root / "one"], "logistic").columns] == ["logistic"]
+
+
+def test_missing_numbers_leave_a_gap_and_no_number_at_all_is_an_error(root):
+    result(root / "one", 0.5)
+    assert compare_runs([root / "one", root / "other"]).rows[1].cells == (None,)
+    with pytest.raises(ValueError, match=r"there is no result to compare\. Add --protocol knn --train DATA"):
+        compare_runs([root / "other"])
+
+
+def test_names_never_become_markup(root):
+    evil = root / "<img src=x onerror=alert(1)>"
+    shutil.copytree(root / "one", evil)
+    result(evil, 0.5, word="<script>alert(2)</script>")
+    text = write_comparison(compare_runs([evil]), root / "page.html").read_text()
+    assert "<img" not in text
+    assert "<script" not in text
+    assert "0.500" in comparison_text(compare_runs([evil]))
+
+
+def test_what_is_missing_is_measured_once(trained, capsys):
+    run, photos = trained / "one", str(trained / "photos")
+    words = ["compare", str(run), "--protocol", "knn", "--train", photos, "--out", str(trained / "page.html")]
+    assert main(words) == 0
+    out = capsys.readouterr()
+    assert "untrained" in out.out
+    assert out.err.count("knn of") == 2
+    assert main(words) == 0
+    assert "knn of" not in capsys.readouterr().err
+    table = api.compare(run)
+    own = api.evaluate("knn", run, train=photos)["top1"]
+    assert table.rows[0].cells[0].mean == pytest.approx(own)
+    assert np.isfinite(table.rows[0].cells[0].untrained)
+    assert main(["compare", str(trained / "photos")]) == 2
+    assert "is not a run folder" in capsys.readouterr().err
+
+
+def test_an_untrained_network_is_drawn_by_the_seed(trained):
+    """Two evaluations of the same untrained network agree."""
+    words = {"train": str(trained / "photos"), "image_size": 16}
+    first, second = (api.evaluate("knn", "tiny_layout", **words)["top1"] for _ in range(2))
+    assert first == second
