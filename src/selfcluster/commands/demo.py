@@ -39,7 +39,7 @@ def demo(out: str | os.PathLike[str] = "runs", *, seed: int = 0, quiet: bool = F
     pixels = np.stack([np.asarray(source.read(i), dtype=np.float32).ravel() for i in range(len(source))])
     rows = [{"features": "raw pixels", **score_digits(pixels, labels, seed), "seconds": 0.0}]
     runs = [("untrained network", "swav", {"images_seen": 1, "learning_rate": 0.0})]
-    runs += [("SwAV", "swav", {"epochs": 50, "num_prototypes": 100, "learning_rate": 3e-3})]
+    runs += [("SwAV", "swav", {"epochs": 50, "num_prototypes": 100, "learning_rate": 2e-3})]
     runs += [("DeepCluster-v2", "deepcluster_v2", {"epochs": 16})]
     for title, method, settings in runs:
         run = Path(out) / f"demo-{title.split()[0].lower()}"
