@@ -7,7 +7,6 @@ from statistics import mean, stdev
 import numpy as np
 import pytest
 import yaml
-from PIL import Image
 
 from selfcluster import api
 from selfcluster.cli import main
@@ -17,11 +16,9 @@ from tests.conftest import TINY, TINY_SETTINGS
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory, pictures):
+def trained(tmp_path_factory, folders):
     root = tmp_path_factory.mktemp("compare")
-    for i, picture in enumerate(pictures):
-        (root / f"photos/{i % 4}").mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture).save(root / f"photos/{i % 4}/{i:02d}.png")
+    shutil.copytree(folders, root / "photos")
     api.train("swav", root / "photos", out=root / "one", **(TINY | TINY_SETTINGS["swav"]))
     return root
 

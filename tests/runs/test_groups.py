@@ -76,8 +76,8 @@ def test_folders_are_told_apart_without_case():
 
 def test_tables_hold_every_image(run, tmp_path):
     groups = curate(run, {"action": "rename", "cluster": 1, "name": 'say "hi", all'})
-    exchange.write_table(groups, tmp_path / "x.csv")
-    exchange.write_table(groups, tmp_path / "x.parquet")
+    exchange.write_groups(tmp_path / "x.csv", groups)
+    exchange.write_groups(tmp_path / "x.parquet", groups)
     columns = pq.read_table(tmp_path / "x.parquet").to_pydict()
     assert columns["id"] == IDS
     assert columns["name"] == ["cluster 0", 'say "hi", all', "cluster 2", "no cluster"]

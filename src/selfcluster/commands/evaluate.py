@@ -126,7 +126,7 @@ def add_flags(parser: argparse.ArgumentParser, words: list[str]) -> None:
 
 
 def run_command(**settings: Any) -> tuple[Any, str]:
-    print("selfcluster: embedding the images", file=sys.stderr)
+    print(f"selfcluster: evaluating by {settings['protocol']}", file=sys.stderr)
     result = evaluate(**settings)
     parts = ["\n".join(f"{name:>16}  {_cell(value)}" for name, value in result.items()), _table(result.table)]
     parts.append("\n".join(result.notes))

@@ -6,11 +6,14 @@ import argparse
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from selfcluster.data.sources import Source, open_source
 from selfcluster.files import make_writable, write_atomically
 from selfcluster.runs.folder import check_finished
+from selfcluster.settings.files import run_source
+
+if TYPE_CHECKING:
+    from selfcluster.data.sources import Source
 
 HELP = "a network, or the clusters, for other tools"
 _NETWORK = ("safetensors", "onnx")
@@ -89,14 +92,14 @@ def _export_clusters(run: Path, out: Path, format: str, data: Any) -> dict[str, 
     result = {"out": str(out), "images": len(groups), "clusters": sum(number >= 0 for number in groups.numbers)}
     make_writable(out.parent)
     if format in ("csv", "parquet"):
-        exchange.write_table(groups, out)
+        exchange.write_groups(out, groups)
     elif format == "contact-sheets":
         from selfcluster.reporting.contact import write_contact_sheets
 
-        files = write_contact_sheets(groups, _source(run, data), out)
+        files = write_contact_sheets(groups, run_source(run, data), out)
         return result | {"files": [str(file) for file in files]}
     elif format == "coco":
-        write_atomically(out, json.dumps(exchange.coco(groups, _sizes(_source(run, data), groups.ids))))
+        write_atomically(out, json.dumps(exchange.coco(groups, _sizes(run_source(run, data), groups.ids))))
     elif format == "fiftyone":
         write_atomically(out, json.dumps(exchange.fiftyone(groups)))
     else:
@@ -105,38 +108,15 @@ def _export_clusters(run: Path, out: Path, format: str, data: Any) -> dict[str, 
     return result
 
 
-def _source(run: Path, data: Any) -> Source:
-    from selfcluster.settings.files import part_of, run_config
-
-    config = run_config(run)
-    return open_source(config["data"] if data is None else data, **part_of(config))
-
-
 def _sizes(source: Source, ids: list[str]) -> list[tuple[int, int]]:
     """Width and height of each image as it is stored."""
-    import io
-
-    import numpy as np
-    from PIL import Image
+    from selfcluster.data.images import open_row
 
     place = {name: row for row, name in enumerate(source.ids)}
-    sizes = []
-    for name in ids:
-        if name not in place:
-            raise ValueError(f"image {name!r} of the run is not in {source.where}; name the images with --data")
-        content = source.read_in_time(place[name])
-        if isinstance(content, np.ndarray):
-            sizes.append((content.shape[1], content.shape[0]))
-            continue
-        try:
-            with Image.open(io.BytesIO(content)) as image:
-                sizes.append(image.size)
-        except OSError:  # a format that Pillow does not know
-            from selfcluster.data.decode import decode
-
-            pixels = decode(content)
-            sizes.append((pixels.shape[1], pixels.shape[0]))
-    return sizes
+    missing = next((name for name in ids if name not in place), None)
+    if missing is not None:
+        raise ValueError(f"image {missing!r} of the run is not in {source.where}; name the images with --data")
+    return [open_row(source, place[name], in_time=True).stored_size for name in ids]
 
 
 def add_flags(parser: argparse.ArgumentParser, words: list[str]) -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from selfcluster.commands.flags import add_model_flag, names_images
-from selfcluster.data.sources import DataError, open_source
-from selfcluster.settings.files import part_of, run_config
+from selfcluster.data.sources import DataError
+from selfcluster.settings.files import run_source
 
 HELP = "a page that shows the clusters"
 
@@ -46,9 +46,8 @@ def report(
     where = Path(run)
     if apply is not None:
         apply_rows(where, Path(apply))
-    config = run_config(where)
     try:
-        source = open_source(config["data"] if data is None else data, **part_of(config))
+        source = run_source(where, data)
     except DataError as error:
         if data is not None:
             raise
@@ -60,14 +59,10 @@ def report(
 def apply_rows(run: Path, file: Path) -> int:
     """Add the rows of a file to RUN/curation.jsonl where it lacks them; return how many were new."""
     from selfcluster.runs.curation import merge_rows, parse_rows
-    from selfcluster.runs.folder import RunError
-    from selfcluster.runs.tables import CLUSTERS, read_clusters
+    from selfcluster.runs.tables import clusters_of
 
-    if not (run / CLUSTERS).is_file():
-        raise RunError(f"{run} has no {CLUSTERS}; make it with: selfcluster cluster {run}")
-    table = read_clusters(run / CLUSTERS)
-    rows = parse_rows(file.read_bytes(), str(file))
-    return len(merge_rows(run, rows, dict(zip(table.ids, table.clusters.tolist(), strict=True)), str(file)))
+    start = clusters_of(run).by_id()
+    return len(merge_rows(run, parse_rows(file.read_bytes(), str(file)), start, str(file)))
 
 
 def add_flags(parser: argparse.ArgumentParser, words: list[str]) -> None:

@@ -72,12 +72,13 @@ def sample(
 
 
 def _balanced(run: Path, ids: list[str], clusters: np.ndarray, distances: np.ndarray, n: int) -> np.ndarray:
-    from selfcluster.clustering.representatives import equal_shares, farthest_points
-    from selfcluster.runs.tables import EMBEDDINGS, read_embeddings
+    import torch
 
-    if not (run / EMBEDDINGS).is_file():
-        raise RunError(f"{run} has no {EMBEDDINGS}; make it with: selfcluster embed {run}")
-    table = read_embeddings(run / EMBEDDINGS)
+    from selfcluster.clustering.assign import unit_rows
+    from selfcluster.clustering.representatives import equal_shares, farthest_points
+    from selfcluster.runs.tables import EMBEDDINGS, embeddings_of
+
+    table = embeddings_of(run)
     place = {name: row for row, name in enumerate(table.ids)}
     missing = next((name for name in ids if name not in place), None)
     if missing is not None:
@@ -87,8 +88,7 @@ def _balanced(run: Path, ids: list[str], clusters: np.ndarray, distances: np.nda
     for number, share in zip(numbers, equal_shares(sizes, n), strict=True):
         members = np.flatnonzero(clusters == number)
         vectors = table.vectors[[place[ids[row]] for row in members]]
-        norm = np.linalg.norm(vectors, axis=1, keepdims=True)
-        unit = vectors / np.where(norm > 0, norm, 1)  # likeness is the angle, as in `search`
+        unit = unit_rows(torch.from_numpy(vectors)).numpy()  # likeness is the angle, as in `search`
         rows.append(members[farthest_points(unit, int(share), int(distances[members].argmin()))])
     return np.concatenate(rows)
 

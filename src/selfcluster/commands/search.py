@@ -66,14 +66,10 @@ def _write(file: Path, hits: Hits) -> None:
         write_atomically(file, json.dumps(list(hits), indent=2) + "\n")
         return
     import pyarrow as pa
-    import pyarrow.csv
-    import pyarrow.parquet as pq
 
-    table = pa.Table.from_pylist(list(hits))
-    if file.suffix == ".csv":
-        write_atomically(file, lambda temporary: pyarrow.csv.write_csv(table, temporary))
-    else:
-        write_atomically(file, lambda temporary: pq.write_table(table, temporary))
+    from selfcluster.runs.tables import write_table
+
+    write_table(file, pa.Table.from_pylist(list(hits)))
 
 
 def add_flags(parser: argparse.ArgumentParser, words: list[str]) -> None:

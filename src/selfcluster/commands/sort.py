@@ -10,7 +10,6 @@ import os
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,9 +17,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from selfcluster.data.names import to_id, to_name
-from selfcluster.data.sources import Source, open_source
+from selfcluster.data.sources import Source
 from selfcluster.files import make_writable, write_atomically
-from selfcluster.settings.files import part_of, run_config
+from selfcluster.settings.files import run_source
 
 if TYPE_CHECKING:
     from selfcluster.runs.groups import Groups
@@ -66,35 +65,98 @@ def sort(
     Raises:
         ValueError: a target exists and is another file, or the folder was sorted by another plan. Nothing was changed.
     """
-    from selfcluster.runs.groups import read_groups
+    sorting = Sorting(Path(run), Path(into), how, data, rubbish)
+    return sorting.summary() | {"done": 0 if dry_run else sorting.carry_out()}
 
-    where, folder = Path(run), Path(into)
-    groups = read_groups(where)
-    groups = groups if rubbish else groups.without_rubbish()
-    targets = plan(groups)
-    origins = _earlier_origins(folder, targets)
-    source = None
-    if origins is None or any(origin is None for origin in origins):
-        config = run_config(where)
-        source = open_source(config["data"] if data is None else data, **part_of(config))
-        origins = origins or [_origin(source, name) for name in groups.ids]
-    steps = [Step(*parts) for parts in zip(groups.ids, origins, targets, strict=True)]
-    inside = next((step.id for step in steps if step.origin is None), None)
-    if how != "copy" and inside is not None:
-        raise ValueError(f"--{how}: {inside!r} is no file of its own but inside an archive or table; use --copy")
-    place = {} if source is None else {name: row for row, name in enumerate(source.ids)}
-    unknown = next((step.id for step in steps if step.origin is None and step.id not in place), None)
-    if source is not None and unknown is not None:
-        raise ValueError(f"image {unknown!r} of the run is not in {source.where}; name the images with --data")
-    waiting = [step for step in steps if not _is_done(step, folder, source, place, how)]
-    folders = Counter(step.target.parts[0] for step in steps)
-    result = {"into": str(folder), "images": len(steps), "folders": dict(folders)}
-    if not dry_run:
-        make_writable(folder)
-        write_atomically(folder / PLAN, _plan_text(steps))
-        for step in waiting:
-            _carry_out(step, folder, source, place, how)
-    return result | {"done": 0 if dry_run else len(waiting), "kept": len(steps) - len(waiting)}
+
+class Sorting:
+    """The steps from a run to its sorted images; nothing is changed before `carry_out`.
+
+    Attributes:
+        steps: all of them, an image each.
+        waiting: those that are not done yet.
+    """
+
+    def __init__(self, run: Path, folder: Path, how: How, data: Any = None, rubbish: bool = False) -> None:
+        from selfcluster.runs.groups import read_groups
+
+        self.folder, self.how = folder, how
+        groups = read_groups(run)
+        groups = groups if rubbish else groups.without_rubbish()
+        targets = plan(groups)
+        origins = _earlier_origins(folder, targets)
+        self.source: Source | None = None
+        if origins is None or any(origin is None for origin in origins):
+            self.source = run_source(run, data)
+            origins = origins or [_origin(self.source, name) for name in groups.ids]
+        self.steps = [Step(*parts) for parts in zip(groups.ids, origins, targets, strict=True)]
+        inside = next((step.id for step in self.steps if step.origin is None), None)
+        if how != "copy" and inside is not None:
+            raise ValueError(f"--{how}: {inside!r} is no file of its own but inside an archive or table; use --copy")
+        self.place = {} if self.source is None else {name: row for row, name in enumerate(self.source.ids)}
+        unknown = next((step.id for step in self.steps if step.origin is None and step.id not in self.place), None)
+        if self.source is not None and unknown is not None:
+            raise ValueError(f"image {unknown!r} of the run is not in {self.source.where}; name the images with --data")
+        self.waiting = [step for step in self.steps if not self._is_done(step)]
+
+    def summary(self) -> dict[str, Any]:
+        """Return into, images, folders (images of each) and kept (steps that were done before)."""
+        folders = Counter(step.target.parts[0] for step in self.steps)
+        kept = len(self.steps) - len(self.waiting)
+        return {"into": str(self.folder), "images": len(self.steps), "folders": dict(folders), "kept": kept}
+
+    def carry_out(self) -> int:
+        """Write the plan, then do what is waiting; return how many steps that were."""
+        make_writable(self.folder)
+        write_atomically(self.folder / PLAN, _plan_text(self.steps))
+        for step in self.waiting:
+            self._do(step)
+        return len(self.waiting)
+
+    def _is_done(self, step: Step) -> bool:
+        """Whether the target is there already; raise ValueError where it is another file."""
+        target = self.folder / step.target
+        if not target.parent.resolve().is_relative_to(self.folder.resolve()):
+            raise ValueError(f"{target.parent} leads out of {self.folder}; remove that link, or choose another --into")
+        if not os.path.lexists(target):
+            return False
+        if self.how == "link":
+            same = target.is_symlink() and os.readlink(target) == os.path.abspath(os.fspath(step.origin or ""))
+        elif self.how == "move":
+            same = (self.folder / PLAN).exists() and step.origin is not None and not step.origin.exists()
+        elif not target.is_file() or target.is_symlink():
+            same = False
+        elif step.origin is not None:
+            same = filecmp.cmp(step.origin, target, shallow=False)
+        else:
+            same = target.read_bytes() == self._content(step)
+        if not same:
+            raise ValueError(f"{target} exists and is not the image {step.id!r}; choose another --into")
+        return True
+
+    def _do(self, step: Step) -> None:
+        target, origin = self.folder / step.target, step.origin
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if origin is None:
+            write_atomically(target, self._content(step))
+        elif self.how == "link":
+            target.symlink_to(os.path.abspath(origin))
+        elif self.how == "move":
+            shutil.move(origin, target)
+        else:
+            write_atomically(target, lambda temporary: shutil.copy2(origin, temporary))
+
+    def _content(self, step: Step) -> bytes:
+        """The bytes of an image that is no file of its own; pixels without a file become a PNG."""
+        assert self.source is not None
+        data = self.source.read_in_time(self.place[step.id])
+        if isinstance(data, np.ndarray):
+            from PIL import Image
+
+            text = io.BytesIO()
+            Image.fromarray(data.squeeze()).save(text, "PNG")
+            return text.getvalue()
+        return data
 
 
 def plan(groups: Groups) -> list[PurePosixPath]:
@@ -151,55 +213,6 @@ def _earlier_origins(folder: Path, targets: list[PurePosixPath]) -> list[Path | 
     return [Path(os.fsdecode(to_name(row["origin"]))) if row.get("origin") else None for row in rows]
 
 
-def _is_done(step: Step, folder: Path, source: Source | None, place: Mapping[str, int], how: How) -> bool:
-    """Whether the target is there already; raise ValueError where it is another file."""
-    target = folder / step.target
-    if not target.parent.resolve().is_relative_to(folder.resolve()):
-        raise ValueError(f"{target.parent} leads out of {folder}; remove that link, or choose another --into")
-    if not os.path.lexists(target):
-        return False
-    if how == "link":
-        same = target.is_symlink() and os.readlink(target) == os.path.abspath(os.fspath(step.origin or ""))
-    elif how == "move":
-        same = (folder / PLAN).exists() and step.origin is not None and not step.origin.exists()
-    else:
-        same = target.is_file() and not target.is_symlink() and _same_content(step, target, source, place)
-    if not same:
-        raise ValueError(f"{target} exists and is not the image {step.id!r}; choose another --into")
-    return True
-
-
-def _same_content(step: Step, target: Path, source: Source | None, place: Mapping[str, int]) -> bool:
-    if step.origin is not None:
-        return filecmp.cmp(step.origin, target, shallow=False)
-    return source is not None and target.read_bytes() == _content(source, place[step.id])
-
-
-def _carry_out(step: Step, folder: Path, source: Source | None, place: Mapping[str, int], how: How) -> None:
-    target = folder / step.target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if how == "link":
-        target.symlink_to(os.path.abspath(step.origin or ""))
-    elif how == "move" and step.origin is not None:
-        shutil.move(step.origin, target)
-    elif step.origin is not None:
-        write_atomically(target, lambda temporary: shutil.copy2(step.origin or "", temporary))
-    elif source is not None:
-        write_atomically(target, _content(source, place[step.id]))
-
-
-def _content(source: Source, row: int) -> bytes:
-    """The bytes of an image's file; pixels that have no file become a PNG."""
-    data = source.read_in_time(row)
-    if isinstance(data, np.ndarray):
-        from PIL import Image
-
-        text = io.BytesIO()
-        Image.fromarray(data.squeeze()).save(text, "PNG")
-        return text.getvalue()
-    return data
-
-
 def add_flags(parser: argparse.ArgumentParser, words: list[str]) -> None:
     parser.add_argument("run", metavar="RUN", help="run folder with clusters")
     parser.add_argument("--into", required=True, metavar="FOLDER", help="where the folders go")
@@ -215,12 +228,13 @@ def add_flags(parser: argparse.ArgumentParser, words: list[str]) -> None:
 
 
 def run_command(run: str, into: str, how: How, yes: bool, dry_run: bool, **settings: Any) -> tuple[Any, str]:
-    planned = sort(run, into, how=how, dry_run=True, **settings)
-    lines = [f"{count:>8,}  {name}/" for name, count in sorted(planned["folders"].items())]
-    print("\n".join([f"selfcluster: {how} {planned['images']:,} images into {into}", *lines]), file=sys.stderr)
+    sorting = Sorting(Path(run), Path(into), how, **settings)
+    result = sorting.summary()
+    lines = [f"{count:>8,}  {name}/" for name, count in sorted(result["folders"].items())]
+    print("\n".join([f"selfcluster: {how} {result['images']:,} images into {into}", *lines]), file=sys.stderr)
     if dry_run:
-        return planned, "nothing was changed (--dry-run)"
+        return result | {"done": 0}, "nothing was changed (--dry-run)"
     if how == "move" and not yes:
         raise ValueError(f"--move takes the images out of their folders, where {run} expects them; add --yes to do so")
-    result = sort(run, into, how=how, **settings)
+    result |= {"done": sorting.carry_out()}
     return result, f"{into}: {result['done']:,} done, {result['kept']:,} were there already"

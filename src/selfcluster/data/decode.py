@@ -74,6 +74,7 @@ class OpenedImage:
 
     Attributes:
         height, width: upright and as stored (before any shrinking).
+        stored_size: (width, height) before the image is turned upright.
         is_deep: whether its values have a range that belongs to the set of images (see `ranges.py`).
         value_range: that range; None for an image that belongs to no set.
         decode_bytes: about how much memory decoding takes.
@@ -82,7 +83,7 @@ class OpenedImage:
     is_deep = False
 
     def __init__(self, width: int, height: int, orientation: int) -> None:
-        self._orientation = orientation
+        self._orientation, self.stored_size = orientation, (width, height)
         self.height, self.width = (width, height) if orientation >= 5 else (height, width)
         self.value_range: ValueRange | None = None
         self.decode_bytes = width * height * _BYTES_A_PIXEL

@@ -39,6 +39,7 @@ class ArrayImage:
     def __init__(self, array: np.ndarray) -> None:
         self._array = array  # (H, W, 1 or 3) uint8
         self.height, self.width = array.shape[:2]
+        self.stored_size = (self.width, self.height)
 
     def pixels(self, channels: int | None = 3, shrink_to: int | None = None) -> np.ndarray:
         """(H, W, C) uint8; nothing is ever shrunk."""

@@ -1,7 +1,7 @@
 """Results of several runs side by side: a row a run, or a group of runs that differ in their seed, a column a number.
 
-A column is a protocol with its settings and images: numbers under other conditions never share one. Beside a score
-stand those of the untrained network and of the start, where the run folder holds them.
+A column is a protocol with its settings and images: numbers under other conditions never share one. A cell
+also holds the scores of the untrained network and of the start, where the run folder has them.
 """
 
 from __future__ import annotations

@@ -242,7 +242,7 @@ def _loss(scores: Tensor, y: Tensor, mixed: float | None, smoothing: float) -> T
 
 
 def _mixed(images: Tensor, seed: int, step: int) -> tuple[Tensor, float]:
-    """Images mixed with those of the batch in reverse order, and the share that each keeps of itself."""
+    """Return the images, each mixed with another one of the batch, and the share that it keeps of itself."""
     rng = np.random.default_rng(randomness.key(seed, "mixup", step))
     if rng.random() < 0.5:
         share = float(rng.beta(0.8, 0.8))

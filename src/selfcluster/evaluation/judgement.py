@@ -107,11 +107,15 @@ class Judge:
         if keep is None:
             keep = "best" if self.pretrained else END
         index, views = self._embed()
-        found, end = {END: views}, None
+        found = {END: views}
+        weights: dict[str, dict[str, torch.Tensor]] = {}  # of the networks that may be kept in place of the trained one
         if self.pretrained and keep != END:
             end = {name: tensor.cpu().clone() for name, tensor in self.method.exported().state_dict().items()}
-            self._load(mixed(self._start_weights(), end))
+            start = self._start_weights()
+            weights = {START: start, HALF: mixed(start, end)}
+            self._load(weights[HALF])
             found[HALF] = self._embed()[1]
+            self._load(end)
         judgement: dict[str, Any] = {}
         if self.writes:
             with distributed.alone():  # the other ranks do not measure
@@ -120,15 +124,10 @@ class Judge:
             judgement["kept"] = best if keep == "best" else keep
             judgement["rule"] = keep
         judgement = distributed.broadcast_object(judgement)
-        if end is not None:
-            self._load(end)
         if judgement["kept"] != END:
             if self.writes:
                 self._save(END)
-            first = self._start_weights()
-            self._load(
-                first if judgement["kept"] == START else mixed(first, end or self.method.exported().state_dict())
-            )
+            self._load(weights[judgement["kept"]] if weights else self._start_weights())
         self.console.say(describe(judgement))
         return judgement
 

@@ -1,6 +1,6 @@
 """How well a mask fits the true one: the Jaccard index J, and the F-measure of its boundary.
 
-Perazzi et al. 2016 (the DAVIS benchmark), section 5. Boundaries and tolerance are those of the released evaluation.
+Perazzi et al. 2016 (the DAVIS benchmark), section 5. The released evaluation has the same boundaries and tolerance.
 H x W pixels, T frames.
 """
 

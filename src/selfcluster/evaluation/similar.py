@@ -13,8 +13,7 @@ from selfcluster.clustering.neighbors import nearest
 from selfcluster.data.decode import BadImage, decode
 from selfcluster.data.ranges import ValueRange
 from selfcluster.data.sources import DataError
-from selfcluster.runs.folder import RunError
-from selfcluster.runs.tables import CLUSTERS, EMBEDDINGS, read_clusters, read_embeddings
+from selfcluster.runs.tables import CLUSTERS, embeddings_of, read_clusters
 from selfcluster.views.crops import decoded_side
 
 
@@ -34,17 +33,12 @@ def read_picture(path: Path, side: int, value_range: ValueRange | None = None) -
 
 def most_similar(run: Path, vector: np.ndarray, k: int) -> list[dict[str, Any]]:
     """The k images of a run nearest to features (F,): rank from 1, cosine, id, path, and cluster where there is one."""
-    if not (run / EMBEDDINGS).is_file():
-        raise RunError(f"{run} has no {EMBEDDINGS}; make it with: selfcluster embed {run}")
-    table = read_embeddings(run / EMBEDDINGS)
+    table = embeddings_of(run)
     if not 1 <= k <= len(table.ids):
         raise ValueError(f"--k {k}: {run} has {len(table.ids)} embedded images to choose from")
     query, database = (unit_rows(torch.from_numpy(rows)) for rows in (vector[None], table.vectors))
     found = nearest(query, database, k)
-    clusters: dict[str, Any] = {}
-    if (run / CLUSTERS).is_file():
-        known = read_clusters(run / CLUSTERS)
-        clusters = dict(zip(known.ids, known.clusters.tolist()))
+    clusters = read_clusters(run / CLUSTERS).by_id() if (run / CLUSTERS).is_file() else {}
     return [
         {
             "rank": rank,

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from selfcluster.models.maps import grid_of
+
 
 @torch.no_grad()
 def last_attention(backbone: Any, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
@@ -56,8 +58,7 @@ def last_attention(backbone: Any, images: Tensor) -> tuple[Tensor, tuple[int, in
     qkv = layer.qkv(x).unflatten(2, (3, layer.num_heads, -1)).permute(2, 0, 3, 1, 4)  # (3, B, H, T, d)
     q, k = layer.q_norm(qkv[0]).float(), layer.k_norm(qkv[1]).float()
     attention = (q @ k.transpose(2, 3) * layer.scale).softmax(dim=3)
-    height, width = (side // size for side, size in zip(images.shape[-2:], patch, strict=True))
-    return attention, (height, width)
+    return attention, grid_of(backbone, images)
 
 
 def class_maps(attention: Tensor, grid: tuple[int, int]) -> Tensor:

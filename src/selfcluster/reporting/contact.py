@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from selfcluster.data.sources import Source
 from selfcluster.files import make_writable, write_atomically
-from selfcluster.reporting.thumbnails import read_squares
+from selfcluster.reporting.thumbnails import is_pixel_art, read_squares
 from selfcluster.runs.groups import Groups
 
 _COLUMNS, _SIDE, _GAP, _HEAD = 8, 160, 8, 44  # pixels but for the first
@@ -62,7 +62,7 @@ def draw_sheet(title: str, pictures: Sequence[Image.Image | None]) -> Image.Imag
         if picture is None:
             draw.rectangle((x, y, x + _SIDE - 1, y + _SIDE - 1), fill=_ABSENT)
         else:
-            smooth = Image.Resampling.NEAREST if picture.width <= 64 else Image.Resampling.LANCZOS
+            smooth = Image.Resampling.NEAREST if is_pixel_art(picture) else Image.Resampling.LANCZOS
             sheet.paste(picture.convert("RGB").resize((_SIDE, _SIDE), smooth), (x, y))
     return sheet
 

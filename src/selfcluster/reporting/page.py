@@ -22,13 +22,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.compute as pc
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup, escape
 
 from selfcluster.clustering.scores import rankme
 from selfcluster.evaluation.protocol import read_results
 from selfcluster.files import make_writable, write_atomically
+from selfcluster.reporting.album import rows_of
 from selfcluster.reporting.colors import cluster_colors
 from selfcluster.reporting.curves import loss_curve, other_curves
 from selfcluster.reporting.gallery import Gallery, build_gallery
@@ -157,7 +157,7 @@ def _gallery(contents: Contents, source: Any, labels: np.ndarray | None) -> Gall
         return None
     copies = None
     if contents.vectors is not None:
-        at = _rows_of(clusters.ids, contents.vectors.ids)  # (N,) rows of the embeddings
+        at = rows_of(clusters.ids, contents.vectors.ids)  # (N,) rows of the embeddings
         numbers = contents.vectors.copies
         copies = np.where(at >= 0, numbers[at], -1 - np.arange(len(at))) if len(numbers) else None
     row_labels = None
@@ -180,7 +180,7 @@ def _map(contents: Contents, at_most: int) -> _Map | None:
         return None
     cluster = np.full(len(contents.vectors), -1)
     if contents.clusters is not None and len(contents.clusters.cluster):
-        at = _rows_of(contents.vectors.ids, contents.clusters.ids)
+        at = rows_of(contents.vectors.ids, contents.clusters.ids)
         cluster = np.where(at >= 0, contents.clusters.cluster[at], -1)
     rows = sample_rows(len(cluster), at_most, cluster)
     vectors = contents.vectors.take(rows)
@@ -213,12 +213,6 @@ def _pictures(
             pictures[row] = {"uri": Markup(data_uri(picture)), "pixels": is_pixel_art(picture)}
     sheet = sprite([by_id.get(name) for name in map_ids], _MAP_PIXELS) if map_ids else None
     return pictures, sheet
-
-
-def _rows_of(ids: Any, among: Any) -> np.ndarray:
-    """(N,) positions of `ids` in `among`, -1 where absent."""
-    at = pc.call_function("index_in", [ids], pc.SetLookupOptions(among))
-    return pc.fill_null(at, -1).to_numpy(zero_copy_only=False)
 
 
 def _positions(source: Any, wanted: Iterable[str]) -> dict[str, int]:

@@ -253,7 +253,7 @@ def append_rows(run: Path, more: Iterable[Mapping[str, Any]], start: Mapping[str
     the present one.
 
     Raises:
-        CurationError: a row cannot be used after those of the file.
+        CurationError: a row does not fit the rows that the file holds already.
         OSError: the disk is full, say; the file is as it was.
     """
     now = datetime.now(UTC).isoformat(timespec="milliseconds")

@@ -5,23 +5,20 @@ Each function returns or writes what the tool reads, with the names that people 
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
 from xml.sax.saxutils import quoteattr
 
 import pyarrow as pa
-import pyarrow.csv
-import pyarrow.parquet as pq
 
-from selfcluster.files import write_atomically
 from selfcluster.runs.groups import Groups
+from selfcluster.runs.tables import write_table
 
 Size = tuple[int, int]  # width, height in pixels
 
 
-def write_table(groups: Groups, path: Path) -> None:
+def write_groups(path: Path, groups: Groups) -> None:
     """Write id, path, cluster, name, distance, rubbish and selected, as Parquet or CSV by the file's ending."""
     selected = set(groups.selected)
     table = pa.table(
@@ -35,16 +32,11 @@ def write_table(groups: Groups, path: Path) -> None:
             "selected": [image in selected for image in groups.ids],
         }
     )
-    if path.suffix == ".parquet":
-        write_atomically(path, lambda temporary: pq.write_table(table, temporary), size=table.nbytes)
-        return
-    text = io.BytesIO()
-    pyarrow.csv.write_csv(table, text)
-    write_atomically(path, text.getvalue())
+    write_table(path, table)
 
 
 def coco(groups: Groups, sizes: Sequence[Size]) -> dict[str, object]:
-    """Return a COCO object-detection dictionary: one box a image that covers all of it, its category the cluster.
+    """Return a COCO object-detection dictionary: one box an image, which covers all of it, its category the cluster.
 
     `sizes` (n,) are the images' sizes as they are stored. Category 1 is the first cluster; images in no cluster have no
     annotation.

@@ -13,8 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from selfcluster.runs.curation import read_curation
-from selfcluster.runs.folder import RunError
-from selfcluster.runs.tables import CLUSTERS, read_clusters
+from selfcluster.runs.tables import clusters_of
 
 _UNSAFE = re.compile(r'[<>:"/\\|?*\x00-\x1f\x7f-\x9f]')  # no file system of today allows less than what is left
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)  # devices of Windows
@@ -92,10 +91,8 @@ def read_groups(run: Path) -> Groups:
         RunError: the run has no clusters.
         CurationError: a row of `curation.jsonl` does not fit the clusters.
     """
-    if not (run / CLUSTERS).is_file():
-        raise RunError(f"{run} has no {CLUSTERS}; make it with: selfcluster cluster {run}")
-    table = read_clusters(run / CLUSTERS)
-    state = read_curation(run, dict(zip(table.ids, table.clusters.tolist(), strict=True)))
+    table = clusters_of(run)
+    state = read_curation(run, table.by_id())
     clusters = np.array([state.cluster_of(image) for image in table.ids], dtype=np.int64)
     rubbish = frozenset(state.rubbish - state.merged.keys())
     return Groups(table.ids, table.paths, clusters, table.distances, dict(state.names), rubbish, tuple(state.selected))

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from selfcluster.data.sources import Source
 from selfcluster.files import write_atomically, write_together
+from selfcluster.runs.folder import RunError
 from selfcluster.runs.vectors import read_npy, to_matrix
 
 EMBEDDINGS, CLUSTERS = "embeddings.parquet", "clusters.parquet"
@@ -46,6 +47,10 @@ class ClusterTable:
     paths: list[str]
     clusters: np.ndarray
     distances: np.ndarray
+
+    def by_id(self) -> dict[str, int]:
+        """Return the cluster of each image by its id; -1: none."""
+        return dict(zip(self.ids, self.clusters.tolist(), strict=True))
 
 
 def write_embeddings(path: Path, ids: Sequence[str], paths: Sequence[str], vectors: np.ndarray) -> None:
@@ -86,12 +91,11 @@ def write_clusters(path: Path, table: ClusterTable) -> None:
     """Write `path` (Parquet) and the same as CSV beside it: either both are new, or a reader can tell."""
     columns = {"id": table.ids, "path": table.paths, "cluster": table.clusters, "distance": table.distances}
     arrow = pa.table(columns)
-    text = io.BytesIO()
-    pyarrow.csv.write_csv(arrow, text)
-    twin = hashlib.sha256(text.getvalue()).hexdigest()
+    text = _csv(arrow)
+    twin = hashlib.sha256(text).hexdigest()
     arrow = arrow.replace_schema_metadata({_CONTENT: _digest(arrow), _TWIN: twin})
     path.parent.mkdir(parents=True, exist_ok=True)
-    contents = {path: lambda temporary: pq.write_table(arrow, temporary), path.with_suffix(".csv"): text.getvalue()}
+    contents = {path: lambda temporary: pq.write_table(arrow, temporary), path.with_suffix(".csv"): text}
     write_together(contents, size=arrow.nbytes)
 
 
@@ -108,6 +112,28 @@ def read_clusters(path: Path) -> ClusterTable:
     ids = table["id"].to_pylist()
     paths = table["path"].to_pylist() if "path" in table.column_names else ids
     return ClusterTable(ids, paths, np.array(table["cluster"]), np.array(table["distance"]))
+
+
+def embeddings_of(run: Path) -> EmbeddingTable:
+    """Return a run's embeddings; raise RunError where it has none."""
+    if not (run / EMBEDDINGS).is_file():
+        raise RunError(f"{run} has no {EMBEDDINGS}; make it with: selfcluster embed {run}")
+    return read_embeddings(run / EMBEDDINGS)
+
+
+def clusters_of(run: Path) -> ClusterTable:
+    """Return a run's clusters; raise RunError where it has none."""
+    if not (run / CLUSTERS).is_file():
+        raise RunError(f"{run} has no {CLUSTERS}; make it with: selfcluster cluster {run}")
+    return read_clusters(run / CLUSTERS)
+
+
+def write_table(path: Path, table: pa.Table) -> None:
+    """Write a table as Parquet or CSV, by the file's ending."""
+    if path.suffix == ".parquet":
+        write_atomically(path, lambda temporary: pq.write_table(table, temporary), size=table.nbytes)
+    else:
+        write_atomically(path, _csv(table))
 
 
 def image_names(source: Source, index: Sequence[int] | np.ndarray) -> tuple[list[str], list[str]]:
@@ -150,6 +176,12 @@ def check_table(path: Path) -> str:
     except (OSError, pa.ArrowException, ValueError) as error:
         return f"cannot be read ({' '.join(str(error).split())})"
     return f"{path.with_suffix('.csv').name} beside it is not its twin" if wrong_twin(path, table) else ""
+
+
+def _csv(table: pa.Table) -> bytes:
+    text = io.BytesIO()
+    pyarrow.csv.write_csv(table, text)
+    return text.getvalue()
 
 
 def _digest(table: pa.Table) -> str:

@@ -94,6 +94,21 @@ def open_for(
     return source, path
 
 
+def run_source(run: Path, data: Any = None) -> Source:
+    """Return the images of a run, the same ones as in training.
+
+    Args:
+        run: the run folder.
+        data: where the images are now; None: where the run found them.
+
+    Raises:
+        RunError: the run's configuration cannot be read.
+        DataError: there are no such images.
+    """
+    config = run_config(run)
+    return open_source(config["data"] if data is None else data, **part_of(config))
+
+
 def reading_of(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return how a run reads the values of images, as `open_source` takes it: other images are read the same way."""
     return {name: config[name] for name in ("range", "max_megapixels") if config.get(name) is not None}

@@ -6,7 +6,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from selfcluster import api, randomness
 from selfcluster.data.loader import Loader
@@ -18,15 +17,6 @@ from selfcluster.types import EpochPlan
 from selfcluster.views.plans import ViewGroup, ViewPlan
 
 FP32 = {"precision": "fp32", "device": "cpu", "workers": 1}
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory, pictures):
-    folder = tmp_path_factory.mktemp("kinds")
-    for i, picture in enumerate(pictures):
-        (folder / f"kind{i % 4}").mkdir(exist_ok=True)
-        Image.fromarray(picture).save(folder / f"kind{i % 4}" / f"{i}.png")
-    return folder
 
 
 def test_factors_of_the_rates_by_hand():

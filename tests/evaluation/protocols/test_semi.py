@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from selfcluster import api
 from selfcluster.data.loader import Loader
@@ -12,15 +11,6 @@ from selfcluster.evaluation.protocols.semi import PRESETS, listed, per_class
 from selfcluster.training.load import load_network, trained_method
 
 FP32 = {"precision": "fp32", "device": "cpu", "workers": 1}
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory, pictures):
-    folder = tmp_path_factory.mktemp("folders")
-    for i, picture in enumerate(pictures):
-        (folder / f"kind{i % 4}").mkdir(exist_ok=True)
-        Image.fromarray(picture).save(folder / f"kind{i % 4}" / f"{i}.png")
-    return folder
 
 
 def test_a_share_of_each_class_by_hand():

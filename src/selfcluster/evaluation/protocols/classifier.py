@@ -1,6 +1,6 @@
 """The classifier that a supervised run trained, scored on images with the labels it learned.
 
-Test accuracy of `selfcluster train supervised`: no probe is fitted. The weights are those of the last epoch.
+The test accuracy of `selfcluster train supervised` after its last epoch: no probe is fitted.
 
 M test images, L classes.
 """
@@ -34,7 +34,10 @@ class Classifier(Protocol):
                 "selfcluster train supervised DATA --labels-from folders"
             )
         if kept_other(run):
-            raise ValueError(f"{subject.model} hands over the network it began with, which has no classifier")
+            raise ValueError(
+                f"{subject.model} does not hand over its trained network, to which the classifier belongs; train it "
+                "with --keep end"
+            )
         if subject.train is not None or subject.layer is not None:
             raise ValueError("the classifier is trained already: give --test alone, without --train and --layer")
         method, device = trained_method(run)

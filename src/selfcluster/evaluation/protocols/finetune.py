@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from selfcluster.data.sources import Source
+from selfcluster.evaluation.average_precision import class_precisions, mean_precision
 from selfcluster.evaluation.finetuning import Recipe, fine_tune, predict
 from selfcluster.evaluation.labeled import positions, top
 from selfcluster.evaluation.protocol import Protocol, Result, result_of
@@ -122,8 +123,8 @@ def finetuned(
     shared |= {"n_train": len(train), "n_test": len(index)}
     if several:
         precisions = average_precisions(scores, wanted[:, : scores.shape[1]])
-        rows = tuple({"class": _name(names, k), "average_precision": ap} for k, ap in enumerate(precisions))
-        return {"mean_ap": float(np.nanmean(precisions)), **shared}, rows
+        rows = tuple({"class": _name(names, k), "average_precision": float(ap)} for k, ap in enumerate(precisions))
+        return {"mean_ap": mean_precision(precisions), **shared}, rows
     numbers = {"top1": top(scores, y := positions(classes, wanted), 1)}
     numbers |= {"top5": top(scores, y, 5)} if len(classes) > 5 else {}
     hits = scores.argmax(dim=1) == y
@@ -134,21 +135,13 @@ def finetuned(
     return numbers | shared, rows
 
 
-def average_precisions(scores: Tensor, labels: Tensor) -> list[float]:
-    """Average precision of each class, nan where the test has no positive image.
+def average_precisions(scores: Tensor, labels: Tensor) -> np.ndarray:
+    """Return (L,) average precisions by steps, nan where the test has no positive image.
 
-    scikit-learn's step-wise form. As in DeepCluster's released code a tie counts against the positive image. Labels of
-    -1 (difficult) are left out.
+    As in DeepCluster's released code a tie counts against the positive image. Labels of -1 (difficult) are left out.
     """
-    from sklearn.metrics import average_precision_score
-
-    found = []
-    for k in range(scores.shape[1]):
-        y = labels[:, k].numpy()
-        keep = y >= 0
-        values = scores[:, k].double().numpy() - 1e-5 * y
-        found.append(float(average_precision_score(y[keep], values[keep])) if (y == 1).any() else float("nan"))
-    return found
+    against = scores.double().numpy() - 1e-5 * labels.numpy()
+    return class_precisions(against, labels.numpy(), "steps")
 
 
 def _with_labels(source: Source, what: str) -> Source:
