@@ -17,6 +17,7 @@ FLOORS = (  # from the ground up
     ("training",),
     ("evaluation",),
     ("reporting",),
+    ("serve",),
     ("commands",),
     ("api", "cli"),
 )

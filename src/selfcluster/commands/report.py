@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+import signal
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from selfcluster.commands.flags import add_model_flag, names_images
-from selfcluster.data.sources import DataError
+from selfcluster.data.sources import DataError, Source
 from selfcluster.settings.files import run_source
+
+if TYPE_CHECKING:
+    from selfcluster.serve.curation import CurationServer
 
 HELP = "a page that shows the clusters"
 
@@ -37,6 +42,39 @@ def report(
     """
     from selfcluster.reporting.page import write_report
 
+    where, source = _prepare(run, data, model, apply)
+    return write_report(where, source, out=None if out is None else Path(out))
+
+
+def serve(
+    run: str | os.PathLike[str],
+    data: Any = None,
+    *,
+    port: int = 0,
+    model: str | os.PathLike[str] | None = None,
+    apply: str | os.PathLike[str] | None = None,
+) -> CurationServer:
+    """Return a server of the page for this machine's browser: what is done there is kept in RUN/curation.jsonl at once.
+
+    Its `address` opens the page, token included; `serve_forever()` answers until another thread calls `shutdown()`.
+
+    Args:
+        run, data, model, apply: as for `report`.
+        port: of 127.0.0.1; 0: any free one.
+
+    Raises:
+        RunError: the run has no clusters.
+        ValueError: the port is taken.
+    """
+    from selfcluster.reporting.page import render_report
+    from selfcluster.serve.curation import CurationServer
+
+    where, source = _prepare(run, data, model, apply)
+    return CurationServer(where, source, lambda token: render_report(where, source, token=token), port)
+
+
+def _prepare(run: Any, data: Any, model: Any, apply: Any) -> tuple[Path, Source | None]:
+    """The run folder, made first where images are given, with the rows of a file applied; and its images."""
     if names_images(run):
         from selfcluster.commands.cluster import cluster
 
@@ -47,13 +85,12 @@ def report(
     if apply is not None:
         apply_rows(where, Path(apply))
     try:
-        source = run_source(where, data)
+        return where, run_source(where, data)
     except DataError as error:
         if data is not None:
             raise
         print(f"selfcluster: the page has no pictures: {error}", file=sys.stderr)
-        source = None
-    return write_report(where, source, out=None if out is None else Path(out))
+        return where, None
 
 
 def apply_rows(run: Path, file: Path) -> int:
@@ -70,10 +107,34 @@ def add_flags(parser: argparse.ArgumentParser, words: list[str]) -> None:
     parser.add_argument("--data", help="images, if they have moved")
     parser.add_argument("--out", help="HTML file; default RUN/report.html")
     parser.add_argument("--apply", metavar="FILE", help="first add the curation rows of this file to the run's")
+    parser.add_argument(
+        "--serve", action="store_true", help="show the page in this machine's browser and keep what is done there"
+    )
+    parser.add_argument("--port", type=int, help="with --serve: the port of 127.0.0.1; default any free one")
     add_model_flag(parser)
     parser.set_defaults(run_command=run_command)
 
 
-def run_command(run: str, data: str | None, **settings: Any) -> tuple[Any, str]:
-    path = report(run, data, **settings)
+def run_command(
+    run: str, data: str | None, out: str | None, serve: bool, port: int | None, **settings: Any
+) -> tuple[Any, str]:
+    if serve and out is not None:
+        raise ValueError("--out has no effect with --serve: nothing but RUN/curation.jsonl is written")
+    if not serve and port is not None:
+        raise ValueError("--port has no effect without --serve")
+    if serve:
+        return _serve(run, data, port or 0, settings)
+    path = report(run, data, out=out, **settings)
     return {"out": str(path)}, f"{path}: open it in a browser"
+
+
+def _serve(run: str, data: str | None, port: int, settings: dict[str, Any]) -> tuple[Any, str]:
+    with serve(run, data, port=port, **settings) as server:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it else
+        print(f"selfcluster: open {server.address} in a browser of this machine; Ctrl-C stops", file=sys.stderr)
+        with contextlib.suppress(KeyboardInterrupt):
+            server.serve_forever()
+    kept = len(server.rows())
+    where = server.run / "curation.jsonl"
+    return {"curation": str(where), "rows": kept}, f"{where}: {kept} actions"

@@ -79,12 +79,26 @@ def write_report(
     >>> write_report(Path("runs/swav-photos"), open_source("photos"))  # doctest: +SKIP
     PosixPath('runs/swav-photos/report.html')
     """
+    path = Path(run) / "report.html" if out is None else Path(out)
     if thumbnails < 0:
         raise ValueError(f"thumbnails={thumbnails}: give 0 or more")
+    if not Path(run).is_dir():
+        read_contents(Path(run))  # raises before a folder is made
+    make_writable(path.parent)
+    # a lone surrogate can reach us in a command line; it is shown as its number
+    text = render_report(run, source, thumbnails=thumbnails, title=title)
+    write_atomically(path, text.encode("utf-8", "backslashreplace"))
+    return path
+
+
+def render_report(run: Path, source: Any, *, thumbnails: int = 2000, title: str | None = None, token: str = "") -> str:
+    """Return the page of a run as HTML; see `write_report`.
+
+    `token`: for a page that is served: what it sends along when it reads and writes the run's curation. Such a page may
+    fetch pictures and rows from where it came from, and nothing from elsewhere.
+    """
     run = Path(run)
     contents = read_contents(run)
-    path = run / "report.html" if out is None else Path(out)
-    make_writable(path.parent)
     labels = getattr(source, "labels", None)
     gallery = _gallery(contents, source, labels)
     drawn = _map(contents, thumbnails)
@@ -95,9 +109,10 @@ def write_report(
     about = about if isinstance(about, dict) else {}
     script = package_file("page.js")
     page = _environment().from_string(package_file("template.html.j2"))
-    text = page.render(
+    return page.render(
         title=title or run.resolve().name,
-        policy=_policy(script),
+        policy=_policy(script, served=bool(token)),
+        token=token,
         style=Markup(package_file("style.css")),
         script=Markup(script),
         data=_json_for_script(_map_data(contents, drawn, sheet, colors)),
@@ -123,9 +138,6 @@ def write_report(
         evaluations=_evaluations(run),
         place=run if not run.is_absolute() else Path(run.name),
     )
-    # a lone surrogate can reach us in a command line; it is shown as its number
-    write_atomically(path, text.encode("utf-8", "backslashreplace"))
-    return path
 
 
 def shareable(text: str) -> str:
@@ -301,12 +313,14 @@ def _json_for_script(value: Any) -> Markup:
     return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
 
 
-def _policy(script: str) -> str:
+def _policy(script: str, served: bool) -> str:
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
+    own = " 'self'" if served else ""
     # styles may stand inline because the curves carry style attributes; they could load nothing but data: pictures
     return (
-        f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; "
-        "base-uri 'none'; form-action 'none'"
+        f"default-src 'none'; img-src data:{own}; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; "
+        + ("connect-src 'self'; " if served else "")
+        + "base-uri 'none'; form-action 'none'"
     )
 
 
