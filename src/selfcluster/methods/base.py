@@ -46,6 +46,7 @@ class Method(nn.Module):
     Settings: ClassVar[type]  # frozen keyword-only dataclass of scalars; the comment behind a field is its help
     paper: ClassVar[Training]
     edge_border: ClassVar[int] = 1  # zeros around an image before --sobel takes its edges; after 2 they fold exactly
+    online: ClassVar[bool] = False  # assigns images at every step; its labels are kept when an epoch ends
     supports_accumulation: ClassVar[bool] = False  # True where one large batch equals several small ones
     small: ClassVar[dict[str, Any]] = {}  # settings for images up to 64 px and short runs, where they differ from paper
     # settings, another setting, and the values of that under which the first have no effect
@@ -108,7 +109,8 @@ class Method(nn.Module):
         return progress.step % progress.steps_per_epoch == 0
 
     def reassign(self, progress: Progress, embed: Embed) -> dict[str, float]:
-        """Make new targets offline; returns scalars to log. All ranks take part."""
+        """Make new targets offline; returns scalars to log, none where they stay as they are. All ranks
+        take part."""
         return {}
 
     def plan(self) -> EpochPlan:
@@ -120,6 +122,11 @@ class Method(nn.Module):
 
     def on_step_end(self, progress: Progress, outputs: Sequence[Output]) -> None:
         """The only writer of teacher, queue, memory and center: one output for each micro-batch of the step."""
+
+    def pseudo_labels(self) -> Tensor | None:
+        """The labels (N,) that it trains on, -1 = none, the first head's where it has several; None: it has none, or
+        only the codes of each step."""
+        return None
 
     def encode(self, images: Tensor) -> Tensor:
         """(B, C, h, w) normalized images to (B, F): the features that users get, of the exported network."""

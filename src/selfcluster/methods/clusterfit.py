@@ -119,6 +119,10 @@ class ClusterFit(Supervised):
         """The predicted clusters (B,), where there are --num-prototypes of them."""
         return outputs.argmax(dim=1) if self.settings.target in ("kmeans", "per_label") else None
 
+    def pseudo_labels(self) -> Tensor | None:
+        made = self.settings.target in ("kmeans", "per_label", "prototypes")
+        return self.labels[0] if made else None
+
     @torch.no_grad()
     def assign(self, features: Tensor) -> Assignment | None:
         return None if self.settings.target == "regress" else super().assign(features)

@@ -182,6 +182,9 @@ class DeepCluster(Method):
         self.centroids.copy_(sums[:, :-1] / sums[:, -1:].clamp(min=1))
         return torch.where(kept, labels, -1)
 
+    def pseudo_labels(self) -> Tensor:
+        return self.labels
+
     def plan(self) -> EpochPlan:
         reset = ("head.weight", "head.bias")
         if self.settings.weighting == "uniform":

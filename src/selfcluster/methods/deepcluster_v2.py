@@ -137,6 +137,9 @@ class DeepClusterV2(Method):
         self.heads[h].weight.copy_(kmeans.cluster_centers_)
         return kmeans.labels_, {f"inertia_{h}": float(kmeans.inertia_)}
 
+    def pseudo_labels(self) -> Tensor:
+        return self.labels[0]
+
     @torch.no_grad()
     def on_step_end(self, progress: Progress, outputs: Sequence[Output]) -> None:
         for output in outputs:

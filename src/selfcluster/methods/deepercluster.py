@@ -189,6 +189,9 @@ class DeeperCluster(Method):
                 restart_(head, progress.generator(f"classifier {name}"))
         return numbers | stability(before, self.labels)
 
+    def pseudo_labels(self) -> Tensor:
+        return self.labels
+
     def plan(self) -> EpochPlan:
         heads = tuple(f"heads.{name}" for name, _ in self.heads.named_parameters()) if self.reassigned else ()
         return EpochPlan(balance=self.labels, groups=super_class(self.labels, self.turns, self.k), reset=heads)

@@ -69,6 +69,7 @@ class DINOSettings:
 
 class DINO(Method):
     Settings = DINOSettings
+    online = True
     idle = (
         (("teacher_momentum",), "teacher_rule", ("epoch", "iteration", "copy")),
         (("center_momentum",), "centering", ("sinkhorn", "softmax", "none")),

@@ -63,6 +63,7 @@ class ODCSettings:
 
 class ODC(Method):
     Settings = ODCSettings
+    online = True
     advice = "Try fewer --num-prototypes, a lower --learning-rate, or stronger color changes (--augment odc)."
     paper = Training(
         optimizer="sgd",
@@ -198,6 +199,9 @@ class ODC(Method):
             rounds=1 if self.released else 10,
             seed=progress.number("rebalance"),
         )
+
+    def pseudo_labels(self) -> Tensor:
+        return self.pseudo.labels
 
     def project(self, features: Tensor) -> Tensor:
         return F.normalize(self.compact(features), dim=1)

@@ -132,6 +132,9 @@ class SeLa(Method):
             row_error = max(row_error, found.row_error)
         return {"row_error": row_error} | stability(before, self.labels[turns[0]])
 
+    def pseudo_labels(self) -> Tensor:
+        return self.labels[0]
+
     @torch.no_grad()
     def assign(self, features: Tensor) -> Assignment:
         best, cluster = self.heads[0](self.final_relu(features)).float().softmax(dim=1).max(dim=1)

@@ -55,6 +55,7 @@ class SwAVSettings:
 
 class SwAV(Method):
     Settings = SwAVSettings
+    online = True
     advice = "Try a lower --epsilon, fewer --num-prototypes, a lower --learning-rate, or larger batches."
     small = {"hidden": 512}
     paper = Training(

@@ -20,7 +20,7 @@ _INK, _GRID, _LINE, _CHANCE = "#010203", "#010204", "#010205", "#010206"  # stan
 _THEME = {_INK: "currentColor", _GRID: "var(--rule)", _LINE: "var(--accent)", _CHANCE: "var(--chance)"}
 _POINTS = 300  # a curve is averaged down to this many
 _MOST_CURVES = 12
-_FIRST = ("learning_rate", "used_codes", "effective_clusters", "largest_share", "rankme", "nmi_previous")
+_FIRST = ("learning_rate", "used_codes", "effective_clusters", "largest_share", "rankme", "nmi_previous", "nmi_labels")
 _NOT_CURVES = {"loss", "epoch", "chance_loss", "seconds"}
 _TITLES = {
     "learning_rate": ("Learning rate", "how big the steps were"),
@@ -32,6 +32,7 @@ _TITLES = {
     "gradient_norm": ("Gradient norm", "length of all gradients together; a rise by orders of magnitude is divergence"),
     "skipped_steps": ("Skipped steps", "steps so far whose loss or gradient was not finite"),
     "nmi_previous": ("Agreement with the last assignment", "NMI; towards 1 the clusters stand still"),
+    "nmi_labels": ("Agreement with the labels", "NMI of the pseudo-labels in training with the given classes"),
 }
 
 

@@ -29,6 +29,7 @@ from selfcluster.clustering.scores import rankme
 from selfcluster.evaluation.protocol import read_results
 from selfcluster.files import make_writable, write_atomically
 from selfcluster.reporting.album import rows_of
+from selfcluster.reporting.assignments import which_clusters
 from selfcluster.reporting.colors import cluster_colors
 from selfcluster.reporting.curves import loss_curve, other_curves
 from selfcluster.reporting.gallery import Gallery, build_gallery
@@ -128,6 +129,7 @@ def render_report(run: Path, source: Any, *, thumbnails: int = 2000, title: str 
         pictures=pictures,
         has_source=source is not None,
         drawn=drawn,
+        which=which_clusters(contents),
         loss=loss_curve(contents),
         curves=other_curves(contents),
         bad=contents.quarantine[:_MOST_BAD],

@@ -49,6 +49,7 @@ def finish(
     embed = make_embed(method, loader, None, device=device, precision=settings.precision, on_host=True)
     index, vectors = gather_rows(embed(lambda views: method.encode(views[0])))
     clusters, distances = assign(method if own_clusters else None, vectors, device)
+    trained = state.labels.last()
     if folder is None:
         return {}
     ids, paths = image_names(source, index)
@@ -64,11 +65,16 @@ def finish(
         )
     if folder.lost_rows:
         console.warn(f"{folder.lost_rows} rows of metrics could not be written to {folder.path}")
+    agreement = {}
+    if own_clusters and trained is not None and method.assign(torch.from_numpy(vectors[:1]).to(device)) is not None:
+        both = trained[index] >= 0
+        agreement = {"same_as_trained": round(float((trained[index] == clusters)[both].mean()), 4)}
     kept = ("loss", "chance_loss", "rankme", "skipped_steps")
     return {
         **{key: last[key] for key in kept if key in last},
         "clusters": len(np.unique(clusters)),
         "effective_clusters": round(effective_clusters(clusters), 1),
+        **agreement,
         "bad_images": len(source) - len(index),
         "embeddings": str(folder.path / EMBEDDINGS),
     }

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from selfcluster import randomness
 from selfcluster.data.loader import Loader
 from selfcluster.data.threads import ReadingStopped
-from selfcluster.distributed import all_reduce, rank, world_size
+from selfcluster.distributed import rank
 from selfcluster.methods.base import Method
 from selfcluster.runs.console import Console
 from selfcluster.runs.folder import RunFolder
@@ -28,8 +28,9 @@ from selfcluster.training.embedding import make_embed, to_layout
 from selfcluster.training.freezing import rate_factors
 from selfcluster.training.health import SAMPLE, Health
 from selfcluster.training.optim import clip, forget, learning_rate_at, make_optimizer, set_rates, weight_decay_at
-from selfcluster.training.parallel import join_ranks, reducing
+from selfcluster.training.parallel import join_ranks, read, reducing
 from selfcluster.training.precision import autocast
+from selfcluster.training.pseudo_labels import PseudoLabels
 from selfcluster.training.signals import StopRequest
 from selfcluster.training.state import RunState, layout_of
 from selfcluster.types import Batch, Output, Progress, Training
@@ -92,7 +93,8 @@ def fit(
     health = Health(
         getattr(method.settings, "num_prototypes", None), method.chance_loss(), int(quiet), total, method.advice
     )
-    state = RunState(method, optimizer, health, folder, layout_of(device, settings.precision, loader.in_memory))
+    kept = PseudoLabels(method, loader.source.ids, loader.source.labels, device)
+    state = RunState(method, optimizer, health, kept, folder, layout_of(device, settings.precision, loader.in_memory))
     state.load(checkpoints, console)
     model = join_ranks(method, device)
     statistics = [b for m in method.modules() if isinstance(m, nn.modules.batchnorm._NormBase) for b in m.buffers()]
@@ -117,8 +119,14 @@ def fit(
                     method, loader, views, device=device, precision=settings.precision, seed=settings.seed, step=step
                 )
                 state.reassignment = method.reassign(progress, embed)
+                if state.reassignment:
+                    state.reassignment |= kept.reassigned(progress, folder)
                 forget(optimizer, method, method.plan().reset)
                 batches = None
+            elif step == 0:
+                state.reassignment = kept.reassigned(progress, folder)
+            if step % per_epoch == 0:
+                kept.begin()
             if batches is None or step % per_epoch == 0:
                 batches = loader.batches(views, method.plan(), progress.epoch, step % per_epoch, per_epoch, step)
 
@@ -153,6 +161,7 @@ def fit(
                 clip(left, norm if training.clip is None else state.shards.norm(left), training)
                 optimizer.step()
                 method.on_step_end(progress, outputs)
+                kept.see(batch.index, outputs)
                 health.see(step, values, outputs, sample=_report_is_near(progress, SAMPLE // training.batch_size))
                 unfit = []
             else:
@@ -177,7 +186,7 @@ def fit(
                 row |= {"images_per_second": round(steps_timed * training.batch_size / seconds, 1)}
                 row |= {"seconds": round(seconds, 3)}
                 if state.step % per_epoch == 0:
-                    row |= on_epoch(state.step // per_epoch)
+                    row |= kept.epoch(progress, folder) | on_epoch(state.step // per_epoch)
                 if folder is not None:
                     folder.log(row)
                 on_row(row)
@@ -230,19 +239,6 @@ def split(batch: Batch, parts: int) -> list[Batch]:
         )
         for i in range(parts)
     ]
-
-
-def read(outputs: list[Output], norm: Tensor, stop: bool, due: bool) -> tuple[dict[str, float], bool, bool]:
-    """The one host read of a step: mean loss and logs over micro-batches and ranks, and whether anyone wants to stop
-    or to save. A loss that is not finite on one rank is so on all."""
-    names = ["loss", *outputs[0].log]
-    means = [
-        torch.stack([o.loss.detach().float() if n == "loss" else o.log[n].float() for o in outputs]) for n in names
-    ]
-    flags = norm.new_tensor([float(stop), float(due)])
-    packed = all_reduce(torch.cat([torch.stack(means).mean(dim=1), flags])) / world_size()
-    *numbers, stopping, saving, gradient_norm = torch.cat([packed, norm.reshape(1)]).tolist()
-    return {**dict(zip(names, numbers, strict=True)), "gradient_norm": gradient_norm}, stopping > 0, saving > 0
 
 
 def _report_is_near(progress: Progress, steps: int) -> bool:

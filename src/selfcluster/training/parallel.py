@@ -7,12 +7,13 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from selfcluster.distributed import world_size
+from selfcluster.distributed import all_reduce, world_size
 from selfcluster.methods.base import Method
 from selfcluster.models.norm import convert_sync
+from selfcluster.types import Output
 
 
 def join_ranks(method: Method, device: torch.device) -> nn.Module:
@@ -34,3 +35,16 @@ def join_ranks(method: Method, device: torch.device) -> nn.Module:
 def reducing(model: nn.Module, last: bool) -> AbstractContextManager[Any]:
     """Gradients are reduced in the last micro-batch of a step only."""
     return nullcontext() if last or not isinstance(model, DistributedDataParallel) else model.no_sync()
+
+
+def read(outputs: list[Output], norm: Tensor, stop: bool, due: bool) -> tuple[dict[str, float], bool, bool]:
+    """The one host read of a step: mean loss and logs over micro-batches and ranks, and whether anyone wants to stop
+    or to save. A loss that is not finite on one rank is so on all."""
+    names = ["loss", *outputs[0].log]
+    means = [
+        torch.stack([o.loss.detach().float() if n == "loss" else o.log[n].float() for o in outputs]) for n in names
+    ]
+    flags = norm.new_tensor([float(stop), float(due)])
+    packed = all_reduce(torch.cat([torch.stack(means).mean(dim=1), flags])) / world_size()
+    *numbers, stopping, saving, gradient_norm = torch.cat([packed, norm.reshape(1)]).tolist()
+    return {**dict(zip(names, numbers, strict=True)), "gradient_norm": gradient_norm}, stopping > 0, saving > 0

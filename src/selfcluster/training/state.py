@@ -16,6 +16,7 @@ from selfcluster.runs.console import Console
 from selfcluster.runs.folder import RunFolder
 from selfcluster.training.health import Health
 from selfcluster.training.optim import load_optimizer_tensors, optimizer_tensors
+from selfcluster.training.pseudo_labels import PseudoLabels
 from selfcluster.training.shards import Shards
 
 _META_KEYS = {"step", "skipped", "reassignment", "health", "metrics_rows", "layout", "shards"}
@@ -28,6 +29,7 @@ class RunState:
     method: Method
     optimizer: torch.optim.Optimizer
     health: Health
+    labels: PseudoLabels
     folder: RunFolder | None  # None on all ranks but the first, and where nothing is to be written
     layout: dict[str, Any]
     step: int = 0
@@ -40,7 +42,7 @@ class RunState:
 
     def save(self) -> None:
         """Write a checkpoint; all ranks call it, and rank 0 writes what all hold alike."""
-        health = self.health.together()
+        health, labels = self.health.together(), self.labels.together()
         if self.folder is None and not self.shards.names:
             return
         tensors = {f"method.{name}": tensor for name, tensor in self.method.state_dict().items()}
@@ -50,6 +52,7 @@ class RunState:
         if self.folder is None:
             return
         tensors |= {f"health.{name}": tensor for name, tensor in health.items()}
+        tensors |= {f"labels.{name}": tensor for name, tensor in labels.items()}
         meta = {
             "step": self.step,
             "skipped": self.skipped,
@@ -76,6 +79,7 @@ class RunState:
         if self.folder is not None:
             checkpoint.clean(self.folder.checkpoints, steps[0])
             self.folder.cut_metrics(loaded.meta["metrics_rows"] if loaded else 0)
+        self.labels.load(section(loaded.tensors, "labels.") if loaded else {}, self.folder, steps[0])
         if loaded is None:
             return
         device = next(self.method.parameters()).device

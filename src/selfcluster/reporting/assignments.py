@@ -1,0 +1,45 @@
+"""Which clusters the page shows: those that training used, or a later assignment of the images.
+
+A run trains on pseudo-labels of views or of center crops, by a network that still learns. Its table of clusters is made
+afterwards, from center crops by the exported network. The two differ, and published NMI is of the first.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from selfcluster.runs.contents import Contents
+from selfcluster.runs.labels import label_files, last_labels
+
+_ROUNDING = 1e-3  # of the share in the summary
+
+
+def which_clusters(contents: Contents) -> str | None:
+    """Return sentences that say which clusters are shown and how many equal the pseudo-labels; None without labels."""
+    try:
+        found = last_labels(contents.folder)
+    except ValueError as error:
+        return f"The pseudo-labels of training cannot be read: {error}."
+    if found is None or contents.clusters is None:
+        return None
+    epoch, trained = found
+    labels = np.array([trained.get(name, -1) for name in contents.clusters.ids.to_pylist()], np.int64)
+    name = Path("labels", label_files(contents.folder)[epoch].name)
+    text = f"Training used other labels: the pseudo-labels in {name}."
+    both = labels >= 0
+    summary = contents.status.get("summary")
+    stored = summary.get("same_as_trained") if isinstance(summary, dict) else None
+    if not both.any() or not isinstance(stored, int | float):
+        return f"{text} The clusters shown were made after training, from the exported network's features."
+    share = float((labels == contents.clusters.cluster)[both].mean())
+    if abs(share - stored) > _ROUNDING:
+        return (
+            f"{text} The clusters shown were made later, by a command after training. The run's own assignment of "
+            f"center crops by the exported network equaled the pseudo-labels in {stored:.0%} of the images."
+        )
+    return (
+        f"The clusters shown are the exported network's assignment of center crops. {text} The two are equal in "
+        f"{share:.0%} of {both.sum():,} images."
+    )

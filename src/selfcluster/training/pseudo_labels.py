@@ -1,0 +1,100 @@
+"""What a run keeps of the labels that it trains on: a file an epoch, and how well they agree from epoch to epoch.
+
+Methods that assign offline (DeepCluster, SeLa ...) have new labels at each reassignment. ODC moves its labels at every
+step, SwAV and DINO make a code for each view at every step: of these the labels at an epoch's end are kept, of SwAV
+and DINO each image's last code of its first view. Methods with several heads: the first head's labels.
+N images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from selfcluster.clustering.scores import nmi
+from selfcluster.distributed import all_gather
+from selfcluster.methods.base import Method, stability
+from selfcluster.runs.folder import RunFolder
+from selfcluster.runs.labels import MOST, cut_labels, write_labels
+from selfcluster.types import Output, Progress
+
+
+class PseudoLabels:
+    """Keeps and scores the labels of a run. Its state is `codes` and `previous`, which a checkpoint carries.
+
+    `ids` (N,) of the images; `truth` (N,) their classes, -1 = none, or None: used for the score alone.
+    """
+
+    def __init__(self, method: Method, ids: Sequence[str], truth: np.ndarray | None, device: torch.device) -> None:
+        self.method, self.ids = method, ids
+        self.truth = truth if truth is not None and truth.ndim == 1 and (truth >= 0).any() else None
+        self.by_codes = method.online and method.pseudo_labels() is None
+        self.codes = torch.full((len(ids) if self.by_codes else 0,), -1, dtype=torch.int32, device=device)
+        self.previous = torch.full((len(ids) if method.online else 0,), -1, dtype=torch.int32, device=device)
+
+    def load(self, tensors: dict[str, Tensor], folder: RunFolder | None, step: int) -> None:
+        """Go to the state of a checkpoint, or to the start; labels of later steps are removed."""
+        for name in ("codes", "previous"):
+            tensor = getattr(self, name)
+            if name in tensors and len(tensors[name]) == len(tensor):
+                tensor.copy_(tensors[name])
+        if folder is not None:
+            cut_labels(folder.path, step)
+
+    def together(self) -> dict[str, Tensor]:
+        """Return the state of all ranks as one; all call it."""
+        if not self.method.online:
+            return {}
+        return {"codes": self._merged(), "previous": self.previous}
+
+    @torch.no_grad()
+    def begin(self) -> None:
+        """At the start of an epoch of a method that assigns at every step: its labels are now the previous ones."""
+        if self.method.online:
+            own = self.method.pseudo_labels()
+            self.previous.copy_(self._merged() if own is None else own)
+            self.codes.fill_(-1)
+
+    @torch.no_grad()
+    def see(self, index: Tensor, outputs: Sequence[Output]) -> None:
+        """After a step that counted: `index` (B,) are the images of this rank's outputs, in order."""
+        if self.by_codes:
+            codes = [output.codes for output in outputs if output.codes is not None]
+            self.codes[index.to(self.codes.device)] = torch.cat(codes).to(self.codes)
+
+    def reassigned(self, progress: Progress, folder: RunFolder | None) -> dict[str, float]:
+        """Keep the labels that a method has made offline; return their NMI with the classes, where these are known."""
+        labels = self.method.pseudo_labels()
+        if labels is None or self.method.online or folder is None:
+            return {}
+        return self._keep(labels, progress, folder)
+
+    @torch.no_grad()
+    def epoch(self, progress: Progress, folder: RunFolder | None) -> dict[str, float]:
+        """At the end of an epoch, keep the labels of a method that assigns at every step; return their scores."""
+        if not self.method.online:
+            return {}
+        own = self.method.pseudo_labels()
+        labels = self._merged() if own is None else own.to(torch.int32)
+        numbers = stability(self.previous, labels)
+        return numbers if folder is None else numbers | self._keep(labels, progress, folder)
+
+    def last(self) -> np.ndarray | None:
+        """Return the labels (N,) that the run trained on last, or None where there are none. All ranks call it."""
+        labels = self._merged() if self.by_codes else self.method.pseudo_labels()
+        return None if labels is None or not (labels >= 0).any() else labels.cpu().numpy()
+
+    def _merged(self) -> Tensor:
+        return all_gather(self.codes[None]).max(dim=0).values if self.by_codes else self.codes
+
+    def _keep(self, labels: Tensor, progress: Progress, folder: RunFolder) -> dict[str, float]:
+        found = labels.cpu().numpy()
+        epochs = -(-progress.total_steps // progress.steps_per_epoch)
+        stride = -(-epochs // MOST)
+        write_labels(folder.path, progress.epoch, progress.step, self.ids, found, stride)
+        both: Any = None if self.truth is None else (self.truth >= 0) & (found >= 0)
+        return {} if both is None or not both.any() else {"nmi_labels": nmi(self.truth, found)}
