@@ -1,8 +1,8 @@
 """The pseudo-labels that a run trained on: `labels/epoch-000012.parquet`, id and label, -1 = none.
 
 A run keeps at most `MOST` files, and the first: of several assignments between two kept epochs the last one stays.
-Each file carries the step of its assignment. A killed run removes what it wrote after the checkpoint that it goes on
-from, and then writes the same bytes again. N images.
+Each file carries the step of its assignment. A run that resumes removes what was written after its
+checkpoint, and then writes the same bytes again. N images.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def last_labels(run: Path) -> tuple[int, dict[str, int]] | None:
 
 
 def cut_labels(run: Path, step: int) -> None:
-    """Remove the files of assignments from this step on: a run that goes on there writes them again."""
+    """Remove the files of assignments from this step on: a run that resumes there writes them again."""
     for path in label_files(run).values():
         try:
             written = int((pq.read_schema(path).metadata or {})[_STEP])
