@@ -40,7 +40,9 @@ def test_an_epochs_labels_are_those_that_were_trained(name, tiny, tmp_path, kind
     ids = [f"{i:02d}" for i in range(48)]
     assert all(names == ids for names, _ in found.values())
     last = found[EPOCHS[name][-1]][1]
-    tensors = load_newest(tmp_path / "checkpoints")[0].tensors
+    loaded = load_newest(tmp_path / "checkpoints")[0]
+    assert loaded is not None
+    tensors = loaded.tensors
     memory = next((tensors[key] for key in ("method.labels", "method.pseudo.labels") if key in tensors), None)
     if memory is not None:
         np.testing.assert_array_equal(last, memory[0] if memory.ndim == 2 else memory)
