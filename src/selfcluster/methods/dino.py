@@ -130,9 +130,8 @@ class DINO(Method):
 
     def _make_head(self) -> DINOHead:
         s = self.settings
-        form = {"bottleneck": s.bottleneck, "activation": s.activation, "batch_norm": s.batch_norm}
-        form |= {"num_layers": s.head_layers, "fixed_norm": s.fixed_norm}
-        return DINOHead(self.backbone.num_features, s.hidden, s.dim, s.num_prototypes, **form)
+        same = {name: getattr(s, name) for name in ("bottleneck", "activation", "batch_norm", "fixed_norm")}
+        return DINOHead(self.backbone.num_features, s.hidden, s.dim, s.num_prototypes, num_layers=s.head_layers, **same)
 
     def groups(self) -> list[Group]:
         return self.no_decay_groups()
