@@ -16,6 +16,7 @@ from selfcluster.models.pretrained import load_network
 from selfcluster.runs.folder import RunError, read_status
 from selfcluster.runs.tables import read_clusters, read_embeddings
 from selfcluster.training import embed_run, features
+from selfcluster.training.kept import KeptRows
 
 IMAGES = Preprocessing((0.3, 0.4, 0.5), (0.2, 0.3, 0.4), 16, "bicubic", 1.0)
 
@@ -98,6 +99,92 @@ def test_a_run_that_failed_is_begun_again(tmp_path, photos, network, monkeypatch
             api.cluster(photos, model=network, k=2, out=tmp_path / "run", quiet=True)
     assert read_status(tmp_path / "run")["state"] == "failed"
     assert api.cluster(photos, model=network, k=2, out=tmp_path / "run", quiet=True)["clusters"] == 2
+
+
+def embed_into(run, photos, network):
+    return api.cluster(photos, model=network, k=2, out=run, quiet=True, batch_size=8, workers=0)
+
+
+def passed_through(monkeypatch, stop_after=None, error=KeyboardInterrupt):
+    """Count the images that pass through the network; after `stop_after` batches an error ends the pass."""
+    counts = []
+    real = features.run_network
+
+    def counting(compute, images):
+        if len(counts) == stop_after:
+            raise error
+        counts.append(len(images))
+        return real(compute, images)
+
+    monkeypatch.setattr(features, "run_network", counting)
+    return counts
+
+
+def test_an_interrupted_pass_goes_on_and_gives_the_same_features(tmp_path, photos, network, monkeypatch, caplog):
+    (tmp_path / "photos" / "20.png").write_bytes(b"no image")
+    embed_into(tmp_path / "whole", photos, network)
+    expected = read_embeddings(tmp_path / "whole" / "embeddings.parquet")
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        assert sum(passed_through(patch, stop_after=4)) == 0
+        with pytest.raises(KeyboardInterrupt):
+            embed_into(run, photos, network)
+    assert read_status(run)["state"] == "failed"
+    with monkeypatch.context() as patch:
+        again = passed_through(patch)
+        embed_into(run, photos, network)
+    assert sum(again) == 16
+    found = read_embeddings(run / "embeddings.parquet")
+    assert found.ids == expected.ids
+    assert np.array_equal(found.vectors, expected.vectors)
+    assert not (run / "embedding").exists()
+    assert read_status(run)["summary"]["bad_images"] == 1
+
+
+def test_rows_of_another_network_or_of_damaged_files_are_made_again(tmp_path, photos, network, monkeypatch):
+    run = tmp_path / "run"
+    for change in ("weights", "damage", "outage"):
+        with monkeypatch.context() as patch:
+            passed_through(patch, stop_after=4)
+            with pytest.raises(KeyboardInterrupt):
+                embed_into(run, photos, network)
+        (part,) = (run / "embedding").iterdir()
+        if change == "weights":
+            torch.manual_seed(1)
+            module = make_backbone("tiny_layout", channels=3, image_size=16, preprocessing=IMAGES)
+            save_backbone(tmp_path / "network", module, IMAGES.mean, IMAGES.std, 16)
+        elif change == "damage":
+            part.write_bytes(part.read_bytes()[:-40])
+        else:
+            (run / "quarantine.jsonl").write_text('{"path": "03.png", "reason": "read_error", "detail": ""}\n')
+        with monkeypatch.context() as patch:
+            again = passed_through(patch, stop_after=None if change == "outage" else 6)
+            embed_into(run, photos, network)
+        assert sum(again) == 48
+        (run / "embeddings.parquet").unlink()
+
+
+def test_a_disk_that_fills_up_ends_the_keeping_but_not_the_pass(tmp_path, caplog, monkeypatch):
+    kept = KeptRows(tmp_path / "full" / "rows", "key", every=0)
+    (tmp_path / "full").write_text("a file where the folder should be")
+    for number in range(3):
+        kept.add(torch.tensor([number]), torch.ones(1, 2))
+    assert kept.batches == 3
+    assert caplog.text.count("no longer kept") == 1
+
+
+def test_kept_rows_come_back_in_order_up_to_the_first_gap(tmp_path):
+    kept = KeptRows(tmp_path, "key", every=0)
+    for number in range(4):
+        kept.add(torch.tensor([2 * number, 2 * number + 1]), torch.full((2, 3), float(number)))
+    found = KeptRows(tmp_path, "key")
+    assert found.batches == 4
+    assert found.index.tolist() == list(range(8))
+    assert found.rows[:, 0].tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    (tmp_path / "0000000003.npz").unlink()
+    assert KeptRows(tmp_path, "key").batches == 2
+    assert KeptRows(tmp_path, "another").batches == 0
+    assert not list(tmp_path.iterdir())
 
 
 @torch.no_grad()

@@ -176,6 +176,7 @@ class Loader:
         step: int = 0,
         batch_size: int | None = None,
         mixed: bool = False,
+        first: int = 0,
     ) -> Iterator[Batch]:
         """Yield this rank's share of all images, in the order of their ids unless `mixed`, bad ones left out.
 
@@ -190,11 +191,13 @@ class Loader:
             batch_size: images at a time, over all processes; default that of training.
             mixed: shuffle the images, as training does. Images next to each other in a folder are similar, so batch
                 statistics over them would not match a training batch.
+            first: batches that are passed over, by a pass that goes on where another ended.
         """
         count = math.ceil(self.num_samples / (batch_size or self.batch_size))
         runs = [distributed.share(self.num_samples, k, count) for k in range(count)]
         seed = randomness.key(self.seed, "sweep")
         order = shuffled(self.num_samples, seed, "order", step) if mixed else np.arange(self.num_samples)
+        runs = runs[first:]
         parts = [order[run][distributed.share(run.stop - run.start, self.rank, self.world)] for run in runs]
         if view == "train":
             if plan is None:

@@ -1,12 +1,15 @@
 """A run folder without training: the images, embedded by a pretrained network.
 
 The folder holds what a trained run's does, but for checkpoints and metrics: configuration, status, embeddings and the
-network itself. The same call again reuses the embeddings.
+network itself. The same call again reuses the embeddings, or goes on where it was interrupted.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import platform
+import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +19,7 @@ from typing import Any
 import torch
 
 from selfcluster import __version__
+from selfcluster.data.errors import PASSING
 from selfcluster.data.sources import Source
 from selfcluster.models.backbones import save_backbone
 from selfcluster.models.pretrained import STARTER, Network, describe
@@ -25,11 +29,12 @@ from selfcluster.runs.formats import FORMAT
 from selfcluster.runs.tables import EMBEDDINGS, image_names, write_embeddings
 from selfcluster.settings.files import default_out
 from selfcluster.training.features import embed_source
+from selfcluster.training.kept import KeptRows
 from selfcluster.training.load import load_network
 from selfcluster.training.start import absolute_word, command_line
 
 _EVERY = 10.0  # seconds between lines of progress
-_QUARANTINE = "quarantine.jsonl"
+_QUARANTINE, _KEPT = "quarantine.jsonl", "embedding"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +96,13 @@ def embed_run(
 
 def _fill(path: Path, source: Source, network: Network, settings: EmbedSettings, console: Console) -> dict[str, Any]:
     started = time.monotonic()
-    (path / _QUARANTINE).unlink(missing_ok=True)
+    if _may_pass(path):
+        shutil.rmtree(path / _KEPT, ignore_errors=True)
+    kept = KeptRows(path / _KEPT, _key(path, network, settings))
+    if not kept.batches:
+        (path / _QUARANTINE).unlink(missing_ok=True)
+    else:
+        console.say(f"going on after {len(kept.index):,} images, which an interrupted run embedded")
     index, vectors = embed_source(
         source,
         network,
@@ -102,13 +113,15 @@ def _fill(path: Path, source: Source, network: Network, settings: EmbedSettings,
         max_bad=settings.max_bad,
         quarantine=path / _QUARANTINE,
         timeout=settings.timeout,
-        on_batch=_Progress(len(source), console).add,
+        on_batch=_Progress(len(source) - len(kept.index), console).add,
+        kept=kept,
     )
     if not len(index):
         raise RunError(f"none of the {len(source):,} images in {source.where} can be read; see {path / _QUARANTINE}")
     ids, paths = image_names(source, index)
     save_backbone(path, network.module.cpu(), network.mean, network.std, network.image_size)
     write_embeddings(path / EMBEDDINGS, ids, paths, vectors)
+    kept.remove()
     minutes = round((time.monotonic() - started) / 60, 2)
     console.say(f"embedded {len(index):,} images in {60 * minutes:.0f} s")
     return {
@@ -138,6 +151,25 @@ class _Progress:
         speed = self.done / (now - self.started)
         left = (self.total - self.done) / speed
         self.console.say(f"  {self.done:,} of {self.total:,} images, {speed:,.0f} images/s, {left:,.0f} s left")
+
+
+def _key(path: Path, network: Network, settings: EmbedSettings) -> str:
+    """A hash of all that the features depend on beside the images, which the folder's configuration describes."""
+    config = read_config(path)
+    about = {name: value for name, value in config["about"].items() if name != "command"}
+    chosen = {"batch_size": settings.batch_size, "device": settings.device, "precision": settings.precision}
+    found = hashlib.blake2b(json.dumps([{**config, "about": about}, chosen], sort_keys=True, default=str).encode())
+    for name, tensor in sorted(network.module.state_dict().items()):
+        found.update(name.encode() + tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
+
+
+def _may_pass(path: Path) -> bool:
+    """Whether an earlier run left out images that may be readable now: their batches have to be made again."""
+    quarantine = path / _QUARANTINE
+    if not quarantine.is_file():
+        return False
+    return any(f'"reason": "{reason}"' in quarantine.read_text("utf-8", "replace") for reason in PASSING)
 
 
 def _default_folder(source: Source, model: str, subset: Mapping[str, Any]) -> Path:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from selfcluster import randomness
 from selfcluster.data.loader import Loader
 from selfcluster.distributed import all_gather, gather_objects
+from selfcluster.training.kept import KeptRows
 from selfcluster.training.precision import autocast
 from selfcluster.types import Embeddings
 from selfcluster.views.plans import ViewPlan
@@ -28,6 +29,7 @@ def make_embed(
     seed: int = 0,
     step: int = 0,
     on_host: bool = False,
+    kept: KeptRows | None = None,
 ) -> Callable[..., Embeddings]:
     """Return the function `embed` that `reassign` is given.
 
@@ -35,16 +37,22 @@ def make_embed(
     full-resolution training views of one decode, and returns (b, F). The result is this rank's share, in manifest
     order, on the device, or on the host with `on_host`. With `train=True` the module stays in training mode:
     batch-norm statistics move as they do in a step, and images come in random order as they do there.
+    `kept`, for a single pass by a single process: what an earlier, interrupted pass has made. This one goes on from
+    there.
     """
 
     @torch.no_grad()
     def embed(fn: Callable[[Sequence[Tensor]], Tensor], view: str = "center", train: bool = False) -> Embeddings:
         before = module.training
         module.train(train)
-        rows: list[Tensor] = []
-        index: list[Tensor] = []
+        first = 0 if kept is None else kept.batches
+        rows = [] if kept is None or not first else [kept.rows]
+        index = [] if kept is None or not first else [kept.index.to(device)]
+        batches = loader.iterate_all(view, plan=plan, step=step, mixed=train, first=first)
         try:
-            for number, batch in enumerate(loader.iterate_all(view, plan=plan, step=step, mixed=train)):
+            for number, batch in enumerate(batches, start=first):
+                if kept is not None and not len(batch.index):
+                    kept.add(batch.index, torch.zeros(0, 0))
                 if not len(batch.index) and not train:
                     continue  # in training mode it takes part in the statistics of all ranks
                 torch.manual_seed(randomness.key(seed, "sweep", step, number) >> 1)
@@ -52,6 +60,8 @@ def make_embed(
                     found = fn(to_layout(batch.views)).float()
                 rows.append(found.cpu() if on_host else found)
                 index.append(batch.index)
+                if kept is not None:
+                    kept.add(batch.index, found)
         finally:
             module.train(before)
         mine = torch.cat(index) if index else torch.zeros(0, dtype=torch.int64, device=device)

@@ -16,6 +16,7 @@ from selfcluster.data.sources import Source
 from selfcluster.models.frozen import Frozen
 from selfcluster.models.pretrained import Network
 from selfcluster.training.embedding import gather_rows, make_embed
+from selfcluster.training.kept import KeptRows
 from selfcluster.training.precision import pick_device, pick_precision
 
 # On a CPU, pixels a side times images that pass through the network together: larger batches spill out of the
@@ -37,6 +38,7 @@ def embed_source(
     quarantine: Path | None = None,
     timeout: float = 600.0,
     on_batch: Callable[[int], None] = lambda count: None,
+    kept: KeptRows | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return which images could be read (n,), rising, and their features (n, F) float32.
 
@@ -49,6 +51,8 @@ def embed_source(
         quarantine: file for the images that cannot be read.
         timeout: seconds after which a read that hangs ends the call.
         on_batch: called with the number of images in a batch that has been embedded.
+        kept: what an interrupted call has made with the same arguments, where this one goes on; and where it keeps what
+            it makes.
     """
     if len(source) > 1:  # one picture to search with is the user's own choice
         check_images(source)
@@ -73,11 +77,14 @@ def embed_source(
         on_batch(len(rows))
         return rows
 
-    embed = make_embed(module, loader, None, device=target, precision=pick_precision(precision, target), on_host=True)
+    picked = pick_precision(precision, target)
+    embed = make_embed(module, loader, None, device=target, precision=picked, on_host=True, kept=kept)
     try:
         return gather_rows(embed(features))
     finally:
         loader.close()
+        if kept is not None:
+            kept.write()
 
 
 def run_network(network: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
