@@ -116,7 +116,7 @@ def add_flags(parser: argparse.ArgumentParser, words: list[str]) -> None:
     parser.add_argument("--train", help="labeled images; default those of the run")
     parser.add_argument("--test", help="labeled images to score on; default a held-out share of --train")
     parser.add_argument("--split", type=float, default=0.2, help="share held out where there is no --test")
-    parser.add_argument("--labels-from", help="folders, column:NAME or a CSV file; default folders")
+    parser.add_argument("--labels-from", help="folders, voc, column:NAME, tags:FILE.csv or a CSV file; default folders")
     parser.add_argument("--seed", type=int, default=0, help="seed of the split and of the protocol")
     parser.add_argument("--layer", help="module of the network whose output is taken; default its features")
     parser.add_argument("--test-limit", type=int, metavar="N", help="use N test images only, drawn by the seed")

@@ -96,9 +96,11 @@ def from_table(ids: Names, path: str, seed: int) -> tuple[np.ndarray, list[str]]
 def tags_from_table(ids: Names, path: str) -> tuple[np.ndarray, list[str]]:
     """Return (N, L) int64 of 0 and 1 and the L tags of a table `id,label`: each row gives its image one more tag.
 
-    An image without a row has no tag.
+    A cell may hold several tags, as `sea;sun`. An image without a row has no tag.
     """
     table = _Table(path, ids)
+    for key, cells in table.tags.items():
+        table.tags[key] = [tag.strip() for cell in cells for tag in cell.split(";")]
     names = sorted({tag for found in table.tags.values() for tag in found if not is_missing(tag)})
     numbers = {name: k for k, name in enumerate(names)}
     labels = np.zeros((len(ids), len(names)), dtype=np.int64)

@@ -28,6 +28,7 @@ from selfcluster.data.readers.base import Opened, Reader, find_opener
 from selfcluster.data.readers.files import Files, scan
 from selfcluster.data.readers.rows import LIST_SUFFIXES, read_list
 from selfcluster.data.readers.tars import index_tars
+from selfcluster.data.readers.voc import is_split, labels_of, open_split
 from selfcluster.data.store import Info, ReadLog
 from selfcluster.data.threads import TIMEOUT, in_time
 
@@ -39,7 +40,8 @@ class Source:
 
     Attributes:
         ids: N texts, bytewise sorted (see `names.py`).
-        labels: (N,) int64, -1 where an image has none; or (N, L) of 0 and 1, several labels an image; or None.
+        labels: (N,) int64, -1 where an image has none; or (N, L) several labels an image, of 1, 0 and -1 (does not
+            count); or None.
         class_names: the names that `labels` index, or None.
         skipped: (id, reason) of files that were found and are no regular images; at most 1,000 are named.
         fingerprint: changes when an image is added, removed, edited or dated anew.
@@ -169,13 +171,14 @@ def open_source(
     """Open a set of images.
 
     Args:
-        data: a folder (searched to any depth); a .txt/.csv/.parquet list of paths; a .tar or a folder of them; an array
-            (N, H, W) or (N, H, W, C); or "builtin:digits". Folders and files may be addresses that fsspec reads, such
-            as "s3://bucket/photos".
+        data: a folder (searched to any depth); a .txt/.csv/.parquet list of paths; a .tar or a folder of them; a split
+            of PASCAL VOC (ImageSets/Main/trainval.txt); an array (N, H, W) or (N, H, W, C); or "builtin:digits".
+            Folders and files may be addresses that fsspec reads, such as "s3://bucket/photos".
         labels_from: "folders" (the name of the folder that holds the image), "column:NAME" of the list,
             "columns:A,B,C" of the list (1 or 0 each: several labels an image), a .csv of id and label (of several rows
-            for an image one is drawn by `seed`), "tags:FILE.csv" (the same file; all rows of an image count), or
-            "labels" (the digits' own). None: no labels.
+            for an image one is drawn by `seed`), "tags:FILE.csv" (the same file; all rows of an image count, and a cell
+            may hold several tags, as `sea;sun`), "voc" (the objects of PASCAL VOC's Annotations/; several labels an
+            image), or "labels" (the digits' own). None: no labels.
         limit: keep so many images, drawn by `seed`.
         classes: a file of class names, one a line; only their images are kept. Needs labels.
         long_tail: ratio of the largest class to the smallest of a long-tailed subset. Needs labels.
@@ -285,6 +288,8 @@ def _open_file(text: str, info: Info, column: str | None) -> Opened:
     """A list of images, or a tar; anything else is refused with what to do about it."""
     location = os.fsencode(text)
     suffix = Path(text).suffix.lower()
+    if is_split(text):
+        return open_split(text)
     if suffix in LIST_SUFFIXES:
         listing, texts = read_list(text, column)
         root = store.parent(store.absolute(location))
@@ -316,6 +321,8 @@ def _labels(source: Source, labels_from: str, texts: list[str] | None, seed: int
         return labeling.from_columns(texts, names), names
     if texts is not None and (labels_from.startswith("column:") or labels_from in ("labels", "folders")):
         labels, names = labeling.number(texts)
+    elif labels_from == "voc" or (labels_from == "folders" and source.kind == "voc"):
+        return labels_of(source.ids, source.root)
     elif labels_from == "folders" and source.kind != "array":
         labels, names = labeling.from_folders(source.ids)
     elif labels_from.startswith("tags:"):
@@ -325,7 +332,7 @@ def _labels(source: Source, labels_from: str, texts: list[str] | None, seed: int
     else:
         raise LabelsError(
             f"no labels from {labels_from!r} for {source.where} ({source.kind}); "
-            "choose folders, column:NAME of a .csv or .parquet list, or a .csv file of id and label"
+            "choose folders, voc, column:NAME of a .csv or .parquet list, or a .csv file of id and label"
         )
     if not names:
         raise LabelsError(f"labels from {labels_from}: every label is missing (empty, none, null or nan)")

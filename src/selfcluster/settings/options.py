@@ -95,7 +95,12 @@ SHARED = (
     Option("classes", "str", None, "use the classes listed in this file only; needs labels"),
     Option("long_tail", "float", None, "thin classes out to this ratio of largest to smallest; needs labels"),
     Option("label_noise", "float", None, "share of labels made wrong; needs labels", least=0, most=1),
-    Option("labels_from", "str", None, "folders, column:NAME or a CSV file; no labels are read without it"),
+    Option(
+        "labels_from",
+        "str",
+        None,
+        "folders, voc, column:NAME, tags:FILE.csv or a CSV file; no labels are read without it",
+    ),
     Option(
         "range",
         "pair",
