@@ -74,12 +74,14 @@ def evaluate(
 
     from selfcluster.evaluation.subject import Subject
 
+    method = PROTOCOLS[name]
     subject = Subject(
         model=str(run),
         train=train,
         test=test,
         split=split,
         labels_from=labels_from,
+        labeled=method.labels != "none",
         seed=seed,
         layer=layer,
         image_size=image_size,
@@ -88,7 +90,6 @@ def evaluate(
         embedding={key: settings[key] for key in _EMBEDDING if settings.get(key) is not None},
         subset={key: settings[key] for key in _SUBSET if settings.get(key) is not None},
     )
-    method = PROTOCOLS[name]
     result = method().run(subject, method.Settings(**chosen))
     if subject.run is not None:
         result.write(subject.run)

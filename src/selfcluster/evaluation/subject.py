@@ -60,6 +60,7 @@ class Subject:
         test: labeled images to score on; None: a seeded share of `train` is held out.
         split: that share.
         labels_from: where the labels are, see `open_source`; None: as in the run, else folders' names.
+        labeled: the protocol needs labels; False: folders' names are labels only where `labels_from` says so.
         seed: of the split, and of all else that a protocol draws.
         layer: a module of the network whose output is taken; None: the network's features.
         image_size: side of the images; None: the network's own.
@@ -72,6 +73,7 @@ class Subject:
     test: Any = None
     split: float = 0.2
     labels_from: str | None = None
+    labeled: bool = True
     seed: int = 0
     layer: str | None = None
     image_size: int | None = None
@@ -110,7 +112,7 @@ class Subject:
         chosen = part_of(self.config) if own and part == "train" else reading_of(self.config)
         if own and part == "test" and self.config.get("classes"):
             chosen["classes"] = self.config["classes"]
-        usual = "labels" if str(images).startswith("builtin:") else "folders"
+        usual = "labels" if str(images).startswith("builtin:") else "folders" if self.labeled else None
         labels_from = self.labels_from or chosen.get("labels_from") or usual
         limit = self.test_limit if part == "test" else self.limit
         limits = {} if limit is None else {"limit": limit, "seed": self.seed}
