@@ -1,0 +1,147 @@
+"""A linear support vector machine for each class against all others, as VISSL and OpenSelfSup fit them on VOC07.
+
+Goyal et al. 2019, arXiv 1905.01235, appendix; the released `svm_utils`: scikit-learn's LinearSVC with squared hinge,
+the positive images weighted twice, at most 2,000 iterations, on features of unit length in float64.
+
+N training images, M test images, F features, L classes.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any
+
+import numpy as np
+
+from selfcluster import randomness
+from selfcluster.evaluation.labeled import labeled, same_width, with_tags
+
+_POWERS = tuple(0.5**power for power in range(4, 20))
+COSTS = {
+    "vissl": (0.01, 0.1, 1.0, 2.0, 5.0, 10.0, 15.0, 20.0, 50.0, 100.0, 1000.0, *_POWERS),
+    "openselfsup": (1.0, 10.0, 100.0, *_POWERS),
+}
+_MOST = 2000
+_MACHINE: dict[str, Any] = {
+    "penalty": "l2", "loss": "squared_hinge", "dual": True, "tol": 1e-4, "intercept_scaling": 1.0,
+    "class_weight": {1: 2, -1: 1}, "max_iter": _MOST,
+}  # fmt: skip
+
+
+def parse_costs(text: str) -> tuple[float, ...]:
+    """Return the costs of a named list, or of numbers joined by commas; raise ValueError for anything else.
+
+    >>> parse_costs("0.5, 10")
+    (0.5, 10.0)
+    """
+    if text in COSTS:
+        return COSTS[text]
+    try:
+        costs = tuple(dict.fromkeys(float(part) for part in text.split(",")))
+    except ValueError:
+        costs = ()
+    if not costs or not all(0 < cost < math.inf for cost in costs):
+        raise ValueError(f"--costs {text}: give {', '.join(COSTS)}, or numbers above 0, such as --costs 0.1,1,10")
+    return costs
+
+
+def unit_rows(features: np.ndarray) -> np.ndarray:
+    """Return x / (|x| + 1e-5) of each row in float64, as in the released code; the 1e-5 keeps a row of zeros finite."""
+    x = np.asarray(features, np.float64)
+    return x / (np.linalg.norm(x, axis=1, keepdims=True) + 1e-5)
+
+
+def prepared(
+    train_features: Any, train_labels: Any, test_features: Any, test_labels: Any
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return unit rows and labels of train and test: (N, F), (N, L), (M, F), (M, L) of 1, 0 and -1.
+
+    Single labels become one column a class; images labeled -1 are left out. Labels of train gain columns of zeros for
+    the classes that only test has.
+
+    Raises:
+        ValueError: no labels, one class only, features that are not finite or of different widths, or one part with
+            single labels and the other with several.
+    """
+    several = [np.ndim(labels) == 2 for labels in (train_labels, test_labels) if labels is not None]
+    if len(set(several)) > 1:
+        raise ValueError("train and test differ in kind: one has several labels an image, the other one label")
+    read = with_tags if several and several[0] else labeled
+    x, y = read(train_features, train_labels, "train")
+    queries, wanted = read(test_features, test_labels, "test")
+    same_width(x, queries)
+    if read is labeled:
+        classes = len(y.unique())
+        width = max(int(y.max()), int(wanted.max())) + 1
+        y, wanted = (np.eye(width, dtype=np.int64)[part.cpu().numpy()] for part in (y, wanted))
+    else:
+        y, wanted = y.cpu().numpy(), wanted.cpu().numpy()
+        width = max(y.shape[1], wanted.shape[1])
+        y, wanted = (np.pad(part, ((0, 0), (0, width - part.shape[1]))) for part in (y, wanted))
+        classes = int((y > 0).any(axis=0).sum())
+        if not classes:
+            raise ValueError(f"train: not one of {len(y)} images has a label")
+        if not (wanted > 0).any():
+            raise ValueError(f"test: not one of {len(wanted)} images has a label")
+    if width < 2 or (read is labeled and classes < 2):
+        raise ValueError(f"train has {classes} class: there is nothing to tell apart")
+    return unit_rows(x.cpu().numpy()), y, unit_rows(queries.cpu().numpy()), wanted
+
+
+class Fits:
+    """Fits machines, and counts those that stopped at the limit of iterations.
+
+    Attributes:
+        count: machines that were fitted.
+        unfinished: machines that met the limit of 2,000 iterations.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.count = self.unfinished = 0
+        self._seed = randomness.key(seed, "support vectors") % (1 << 32)
+
+    def scores(self, x: np.ndarray, positive: np.ndarray, cost: float, queries: np.ndarray) -> np.ndarray:
+        """Return (M,) scores of queries (M, F) by a machine fitted to x (N, F) with positive (N,) bool.
+
+        Where all images are positive, or none is, nothing can be fitted and every score is 0.
+        """
+        if positive.all() or not positive.any():
+            return np.zeros(len(queries))
+        from sklearn.exceptions import ConvergenceWarning
+        from sklearn.svm import LinearSVC
+
+        machine = LinearSVC(C=cost, **_MACHINE, random_state=self._seed)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            machine.fit(x, np.where(positive, 1, -1))
+        self.count += 1
+        self.unfinished += int(np.max(machine.n_iter_) >= _MOST)
+        return machine.decision_function(queries)
+
+    def notes(self) -> tuple[str, ...]:
+        """Return a sentence on the machines that did not converge; none where all did."""
+        if not self.unfinished:
+            return ()
+        return (f"{self.unfinished} of {self.count} fits stopped at {_MOST:,} iterations, as in the released code.",)
+
+
+def top1(scores: np.ndarray, labels: np.ndarray, known: np.ndarray) -> float:
+    """Return the share of images whose label has the best score among the known classes.
+
+    Args:
+        scores, labels: (M, L); one 1 in each row of labels.
+        known: (L,) bool, the classes that train has. An image of another class counts as an error.
+    """
+    best = np.where(known, scores, -np.inf).argmax(axis=1)
+    return float((labels[np.arange(len(labels)), best] > 0).mean())
+
+
+def is_single(labels: Any) -> bool:
+    """Return whether the images have one label each."""
+    return labels is not None and np.ndim(labels) == 1
+
+
+def class_name(names: list[str] | None, number: int) -> str:
+    """Return the name of a class, or its number where there are no names."""
+    return names[number] if names is not None and number < len(names) else str(number)
