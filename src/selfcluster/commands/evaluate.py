@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selfcluster.commands.embed import STARTER
@@ -16,13 +17,14 @@ if TYPE_CHECKING:
     from selfcluster.evaluation.protocol import Result
 
 HELP = "score features or clusters against labels"
+_RANKING = "unlabeled"  # the protocol that takes several networks
 _EMBEDDING = ("batch_size", "workers", "device", "precision", "max_bad", "timeout")
 _SUBSET = ("classes", "long_tail", "range", "max_megapixels")
 
 
 def evaluate(
     protocol: str,
-    run: str | os.PathLike[str],
+    run: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     *,
     train: Any = None,
     test: Any = None,
@@ -40,7 +42,7 @@ def evaluate(
 
     Args:
         protocol: its name; `selfcluster evaluate --help` lists them.
-        run: a run folder, an exported backbone, or any other word for a network.
+        run: a run folder, an exported backbone, or any other word for a network. `unlabeled` ranks several of them.
         train, test: labeled images. Without `test` a seeded share of `train` is held out. Without both, the run's
             own images are used.
         split: share that is held out for the test.
@@ -61,6 +63,8 @@ def evaluate(
     """
     from selfcluster.evaluation.protocols import PROTOCOLS, declarations, known
 
+    if isinstance(run, list | tuple):
+        return _rank(known(protocol), run, train=train, seed=seed, image_size=image_size, limit=limit, **settings)
     if model is not None or (train is None and names_images(run)):
         if train is not None:
             raise ValueError(f"evaluate: {run} and --train both name the labeled images; leave one of them out")
@@ -96,13 +100,34 @@ def evaluate(
     return result
 
 
+def _rank(protocol: str, runs: Sequence[Any], **settings: Any) -> Result:
+    """Measure each network, and return them ranked; runs keep their own results."""
+    from selfcluster.evaluation.protocols.unlabeled import ranked
+    from selfcluster.runs.folder import is_run
+    from selfcluster.settings.files import run_config
+
+    if protocol != _RANKING:
+        raise ValueError(f"evaluate {protocol} takes one run, not {len(runs)}; compare shows the results of several")
+    if len({os.fspath(run) for run in runs}) < 2:
+        raise ValueError(f"evaluate {protocol}: name at least two different runs to rank")
+    if settings["train"] is None:
+        for run in runs:
+            if names_images(run):
+                raise ValueError(f"evaluate {protocol}: {run} is no network; name the images with --train")
+        places = {str(run_config(Path(run))["data"]) for run in runs if is_run(Path(run))}
+        if len(places) > 1:
+            raise ValueError(f"the runs were trained on {' and '.join(sorted(places))}; name one set with --train")
+    return ranked([evaluate(protocol, run, **settings) for run in runs])
+
+
 def add_flags(parser: argparse.ArgumentParser, words: list[str]) -> None:
     from selfcluster.evaluation.protocols import declarations, known, protocol_names
 
     parser.usage = "selfcluster evaluate PROTOCOL RUN [flags]"
     parser.add_argument("protocol", metavar="PROTOCOL", help=", ".join(protocol_names()))
-    parser.add_argument("run", metavar="RUN", help="run folder, another word for a network, or images")
     name = next((word for word in words if not word.startswith("-")), None)
+    several: dict[str, Any] = {"nargs": "+"} if name is not None and known(name) == _RANKING else {}
+    parser.add_argument("run", metavar="RUN", help="run folder, another word for a network, or images", **several)
     if name is None:
         lines = [f"  {each:<12} {declarations(each)[0]}" for each in protocol_names()]
         parser.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -128,7 +153,8 @@ def add_flags(parser: argparse.ArgumentParser, words: list[str]) -> None:
 
 def run_command(**settings: Any) -> tuple[Any, str]:
     print(f"selfcluster: evaluating by {settings['protocol']}", file=sys.stderr)
-    result = evaluate(**settings)
+    run = settings.pop("run")
+    result = evaluate(run=run[0] if isinstance(run, list) and len(run) == 1 else run, **settings)
     parts = ["\n".join(f"{name:>16}  {_cell(value)}" for name, value in result.items()), _table(result.table)]
     parts.append("\n".join(result.notes))
     shown = dict(result) | ({"table": [dict(row) for row in result.table]} if result.table else {})

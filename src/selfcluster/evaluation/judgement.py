@@ -37,7 +37,7 @@ START, HALF, END = "start", "half", "end"  # START and END are folders of the tw
 _SAMPLE = "sample.safetensors"
 _CROP = (0.25, 0.75)  # share of the image's area in the crops that are compared with the center view
 _SMALL = (0.1, 0.25)  # in the smaller ones: less than a training view shows, so that training does not aim at them
-_COUNT = 2  # crops of each kind
+CROPS = 2  # crops of each kind
 _FEWEST = 16  # images
 
 
@@ -157,12 +157,12 @@ class Judge:
     def _embed(self) -> tuple[np.ndarray, Crops]:
         encode = self.method.encode
         embed = make_embed(
-            self.method, self.loader, _plan(self.images), device=self.loop.device, precision=self.loop.precision
+            self.method, self.loader, crop_plan(self.images), device=self.loop.device, precision=self.loop.precision
         )
         index, center = gather_rows(embed(lambda views: encode(views[0])))
         crops = embed(lambda views: torch.cat([encode(view) for view in views], dim=1), view="train")  # one decode
-        rows = gather_rows(crops)[1].reshape(len(index), 2 * _COUNT, -1).swapaxes(0, 1)
-        return index, Crops(center, rows[:_COUNT], rows[_COUNT:])
+        rows = gather_rows(crops)[1].reshape(len(index), 2 * CROPS, -1).swapaxes(0, 1)
+        return index, Crops(center, rows[:CROPS], rows[CROPS:])
 
     def _start(self, index: np.ndarray) -> Crops | None:
         """The start's features of the images `index`; None where they were not kept or an image is not among them."""
@@ -301,9 +301,9 @@ _SHOWN = {
 }
 
 
-def _plan(images: Preprocessing) -> ViewPlan:
+def crop_plan(images: Preprocessing) -> ViewPlan:
     """Crops of the image, without flip or color: what is left of the content must do."""
-    shared = {"count": _COUNT, "size": images.image_size, "flip_p": 0.0, "interpolation": images.interpolation}
+    shared = {"count": CROPS, "size": images.image_size, "flip_p": 0.0, "interpolation": images.interpolation}
     return ViewPlan(groups=tuple(ViewGroup(scale=scale, **shared) for scale in (_CROP, _SMALL)))
 
 

@@ -29,7 +29,7 @@ SEEDS = 3
 _HUES, _SATURATIONS, _VALUES = 12, 3, 4
 _THUMBNAIL = 32  # pixels of the side from which a color histogram is read
 _NORMAL_95 = 1.96  # standard errors
-_FEWEST = 8  # images; fewer tell nothing
+FEWEST = 8  # images; fewer tell nothing
 
 
 @dataclass(frozen=True)
@@ -280,8 +280,8 @@ def measure(
         ValueError: fewer than 8 images, or features that are not finite.
     """
     n = len(views.center)
-    if n < _FEWEST:
-        raise ValueError(f"{n} images: at least {_FEWEST} are needed to measure features without labels")
+    if n < FEWEST:
+        raise ValueError(f"{n} images: at least {FEWEST} are needed to measure features without labels")
     k = number_of_clusters(n)
     labelings = clusterings(views.center, k, seed=seed)
     result = {

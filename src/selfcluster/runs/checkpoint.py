@@ -42,7 +42,7 @@ def save(folder: Path, step: int, tensors: dict[str, Tensor], meta: dict[str, An
     """Write `folder/step-*`; returns its path. `keep` newest ones stay. Raises OSError with the bytes needed."""
     folder.mkdir(parents=True, exist_ok=True)
     final = folder / f"step-{step:09d}"
-    if final.exists() and _whole(final):
+    if final.exists() and is_whole(final):
         return final  # a run that went back to an earlier one has come here again
     temporary = folder / f".{final.name}.{os.getpid()}"
     shutil.rmtree(temporary, ignore_errors=True)
@@ -101,7 +101,7 @@ def load(path: Path) -> Checkpoint:
 def newest_settings(folder: Path) -> dict[str, Any]:
     """Return the settings that the newest whole checkpoint was made with; empty where there is none or it has none."""
     for path in reversed(_complete(folder)):
-        if _whole(path):
+        if is_whole(path):
             return _meta(path).get("settings", {})
     return {}
 
@@ -142,7 +142,8 @@ def _verify(path: Path) -> None:
         raise BrokenCheckpoint(f"{path}: cannot be read ({error})") from error
 
 
-def _whole(path: Path) -> bool:
+def is_whole(path: Path) -> bool:
+    """Whether a checkpoint is what its manifest says."""
     try:
         _verify(path)
     except BrokenCheckpoint:

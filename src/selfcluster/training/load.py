@@ -13,7 +13,7 @@ from selfcluster.methods.base import Method
 from selfcluster.models import pretrained
 from selfcluster.models.backbones import ARCHITECTURE
 from selfcluster.models.pretrained import Network, is_pretrained_word
-from selfcluster.runs.checkpoint import load_newest
+from selfcluster.runs.checkpoint import is_whole, load, load_newest
 from selfcluster.runs.folder import RunError, check_finished, is_run, read_status
 from selfcluster.settings.files import run_config
 from selfcluster.training.build import assemble
@@ -45,10 +45,18 @@ def load_network(
     return network
 
 
-def trained_method(run: Path) -> tuple[Method, torch.device]:
-    """Return the method of a run with the weights of its newest checkpoint, in evaluation mode, and its device."""
+def checkpoints_of(run: Path) -> list[Path]:
+    """Return a run's checkpoints, oldest first; those that are not whole are left out."""
+    return [path for path in sorted((run / "checkpoints").glob("step-*")) if is_whole(path)]
+
+
+def trained_method(run: Path, path: Path | None = None) -> tuple[Method, torch.device]:
+    """Return a run's method with the weights of a checkpoint, in evaluation mode, and its device.
+
+    `path`: one of `checkpoints_of`; None: the newest.
+    """
     config = run_config(run)
-    loaded, _ = load_newest(run / "checkpoints")
+    loaded = load_newest(run / "checkpoints")[0] if path is None else load(path)
     if loaded is None:
         raise RunError(f"{run} has no checkpoint to read the method's own projection and clusters from")
     # the checkpoint has every weight: a file that --init named may be gone by now

@@ -47,7 +47,7 @@ def protocol_names() -> tuple[str, ...]:
 
 def known(name: str) -> str:
     """Return the name with underscores; raise ValueError for an unknown one, naming the nearest."""
-    plain = name.lower().replace("-", "_")
+    plain = name.lower().replace("-", "_").replace("unlabelled", "unlabeled")
     if plain not in protocol_names():
         near = difflib.get_close_matches(plain, protocol_names(), n=1, cutoff=0.4)
         hint = f"did you mean {near[0]}? " if near else ""

@@ -1,0 +1,98 @@
+"""Networks ranked without labels: four measures of the same images, and the mean of the four ranks.
+
+RankMe (Garrido et al. 2023, arXiv 2210.02885), agreement of clusterings over seeds, silhouette, and whether an image
+finds its own crops. `benchmarks/ranking.py` says how well each agrees with k-NN on labels.
+N images, F features, R networks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import rankdata
+
+from selfcluster.clustering.scores import rankme, silhouette
+from selfcluster.data.loader import Loader
+from selfcluster.data.sources import Source
+from selfcluster.evaluation import unlabeled
+from selfcluster.evaluation.judgement import CROPS, crop_plan
+from selfcluster.evaluation.unlabeled import Crops
+from selfcluster.models.pretrained import Network
+from selfcluster.training.embedding import gather_rows, make_embed
+from selfcluster.training.features import run_network
+from selfcluster.training.precision import pick_device, pick_precision
+
+MEASURES = ("retrieval", "agreement", "silhouette", "rankme")  # of each, more is better
+
+
+def embed_crops(
+    source: Source,
+    network: Network,
+    *,
+    seed: int = 0,
+    batch_size: int = 256,
+    workers: int | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    max_bad: float = 0.01,
+    timeout: float = 600.0,
+) -> tuple[np.ndarray, Crops]:
+    """Return which images could be read (n,) and the features of their center views and crops; see `embed_source`."""
+    target = pick_device(device)
+    loader = Loader(
+        source,
+        batch_size=min(batch_size, len(source)),
+        **network.preprocessing.loader_arguments(),
+        device=target,
+        workers=workers,
+        max_bad=max_bad,
+        seed=seed,
+        timeout=timeout,
+    )
+    module: Any = network.module
+    module = module.to(target).to(memory_format=torch.channels_last).eval()
+    picked = pick_precision(precision, target)
+    embed = make_embed(module, loader, crop_plan(network.preprocessing), device=target, precision=picked, on_host=True)
+    try:
+        index, center = gather_rows(embed(lambda views: run_network(module, views[0])))
+        crops = embed(lambda views: torch.cat([run_network(module, view) for view in views], dim=1), view="train")
+        rows = gather_rows(crops)[1].reshape(len(index), 2 * CROPS, -1).swapaxes(0, 1)
+    finally:
+        loader.close()
+    return index, Crops(center, rows[:CROPS], rows[CROPS:])
+
+
+def measures(views: Crops, seed: int = 0) -> dict[str, float]:
+    """Return the four measures of a network's features of N images, and the count of clusters they use.
+
+    Raises:
+        ValueError: fewer than 8 images, or features that are not finite.
+    """
+    n = len(views.center)
+    if n < unlabeled.FEWEST:
+        raise ValueError(f"{n} images: at least {unlabeled.FEWEST} are needed to measure features without labels")
+    k = unlabeled.number_of_clusters(n)
+    labelings = unlabeled.clusterings(views.center, k, seed=seed)
+    found = {
+        "retrieval": float(unlabeled.retrieval_hits(views.center, views.crop).mean()),
+        "agreement": unlabeled.agreement(labelings),
+        "silhouette": float(np.mean([silhouette(views.center, each, metric="cosine") for each in labelings])),
+        "rankme": rankme(views.center),
+    }
+    return {**found, "k": k, "images": n}
+
+
+def mean_ranks(rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    """Return the mean over the measures of each network's rank (R,): 1 = best in all. Equal values share a rank.
+
+    A measure that is not finite counts as the worst.
+
+    >>> mean_ranks([dict.fromkeys(MEASURES, 0.1), dict.fromkeys(MEASURES, 0.3)]).tolist()
+    [2.0, 1.0]
+    """
+    values = np.array([[row[name] for name in MEASURES] for row in rows], np.float64)
+    values = np.where(np.isfinite(values), values, -np.inf)
+    return np.mean([rankdata(-column, method="average") for column in values.T], axis=0)
