@@ -25,7 +25,7 @@ from selfcluster.training.embedding import gather_rows, make_embed
 from selfcluster.training.features import run_network
 from selfcluster.training.precision import pick_device, pick_precision
 
-MEASURES = ("retrieval", "agreement", "silhouette", "rankme")  # of each, more is better
+MEASURES: tuple[str, ...] = ("retrieval", "agreement", "silhouette", "rankme")  # of each, more is better
 
 
 def embed_crops(
