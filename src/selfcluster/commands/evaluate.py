@@ -51,7 +51,8 @@ def evaluate(
         layer: a module of the network whose output, averaged over positions, is taken for the features.
         image_size: side of the images; default the network's own.
         model: the network, where `run` names the labeled images instead; see `cluster`. Without it the starter.
-        limit, test_limit: use so many training and test images only, drawn by the seed.
+        limit, test_limit: use so many training and test images only, drawn by the seed. Without `test`, `limit` counts
+            the images before the split, and `test_limit` those held out.
         **settings: the protocol's own (`selfcluster evaluate PROTOCOL --help`), and of `embed`: batch_size, workers,
             device, precision, max_bad, timeout, classes, long_tail, range, max_megapixels.
 

@@ -24,7 +24,7 @@ from selfcluster.runs.folder import RunError, is_run
 from selfcluster.runs.tables import CLUSTERS, EMBEDDINGS, ClusterTable, image_names, read_clusters, read_embeddings
 from selfcluster.settings.files import part_of, reading_of, run_config
 from selfcluster.training.features import embed_source
-from selfcluster.training.load import load_network, projected
+from selfcluster.training.load import has_method, load_network, own_clusters, projected
 
 _CACHE = "evaluations/features"
 
@@ -64,7 +64,8 @@ class Subject:
         seed: of the split, and of all else that a protocol draws.
         layer: a module of the network whose output is taken; None: the network's features.
         image_size: side of the images; None: the network's own.
-        limit, test_limit: use so many training and test images only, drawn by the seed.
+        limit, test_limit: use so many training and test images only, drawn by the seed. Where a test share is held
+            out, `limit` counts the images before the split and `test_limit` those held out.
         embedding: further arguments of `embed_source`.
     """
 
@@ -136,7 +137,7 @@ class Subject:
         A test image of a class that training lacks keeps a number beyond the training's: it counts as an error.
         """
         if self.test is None:
-            kept, held = held_out(len(self.all_features.ids), self.split, self.seed)
+            kept, held = held_out(len(self.all_features.ids), self.split, self.seed, self.test_limit)
             return self.all_features.take(kept), self.all_features.take(held)
         return self.all_features, renumbered(self.features("test"), self.all_features.class_names)
 
@@ -147,7 +148,7 @@ class Subject:
         if train.labels is None:
             raise ValueError(f"{train.where} has no labels; say where they are with --labels-from")
         if self.test is None:
-            kept, held = held_out(len(train), self.split, self.seed)
+            kept, held = held_out(len(train), self.split, self.seed, self.test_limit)
             return train.take(kept), train.take(held)
         test = self.source("test")
         if test.labels is not None and test.class_names is not None and train.class_names is not None:
@@ -211,16 +212,34 @@ class Subject:
             raise ValueError(f"{self.model} has no clusters of its own; say with --k how many k-means should make")
         return read_clusters(self.run / CLUSTERS)
 
+    def assigned(self, images: LabeledFeatures) -> np.ndarray:
+        """Return the clusters (n,) of images: those of the run's table, or, of other images and at another size, those
+        that its method gives to their features. Raises ValueError where it has no clusters for them."""
+        of = self.clusters().by_id()
+        missing = [name for name in images.ids if name not in of]
+        same_size = self.layer is not None or self.image_size in (None, self.config.get("image_size"))
+        if same_size and not missing:
+            return np.array([of[name] for name in images.ids])
+        if self.run is None or self.layer is not None or not has_method(self.run) or (same_size and self.train is None):
+            what = (
+                f"cluster for {missing[0]} ({len(missing)} images)" if missing else "clusters at another --image-size"
+            )
+            raise ValueError(f"{self.model} has no {what}; say with --k how many k-means should make")
+        return own_clusters(self.run, images.vectors)[0]
+
     def projected(self, vectors: np.ndarray) -> np.ndarray:
         """Return features in the space in which the run's method compares images; unchanged for other models."""
         return vectors if self.run is None else projected(self.run, vectors)
 
 
-def held_out(n: int, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the rows kept and the rows held out, both sorted; at least one of each."""
+def held_out(n: int, share: float, seed: int, limit: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Return the rows kept and the rows held out, both sorted; at least one of each.
+
+    `limit`: so many of the rows held out are returned, the first of the seeded order; the others are in neither part.
+    """
     order = np.random.default_rng(seed).permutation(n)
     held = min(n - 1, max(1, round(n * share)))
-    return np.sort(order[held:]), np.sort(order[:held])
+    return np.sort(order[held:]), np.sort(order[: held if limit is None else min(held, limit)])
 
 
 def renumbered(features: LabeledFeatures, class_names: list[str] | None) -> LabeledFeatures:

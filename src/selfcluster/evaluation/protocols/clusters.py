@@ -15,7 +15,6 @@ from selfcluster.clustering import scores
 from selfcluster.evaluation.clustering import cluster_vectors
 from selfcluster.evaluation.protocol import Protocol, Result, result_of
 from selfcluster.evaluation.subject import Subject
-from selfcluster.runs.tables import ClusterTable
 from selfcluster.setting import setting
 
 
@@ -31,7 +30,7 @@ class Clusters(Protocol):
     def run(self, subject: Subject, settings: ClustersSettings) -> Result:
         images = subject.all_features
         if settings.k is None:
-            assigned = of_table(subject.clusters(), images.ids, subject.model)
+            assigned = subject.assigned(images)
         else:
             assigned = cluster_vectors(subject.projected(images.vectors), settings.k, seed=subject.seed)[0]
         numbers, notes = clusters(assigned, images.labels), ()
@@ -42,17 +41,6 @@ class Clusters(Protocol):
                 "frequent class.",
             )
         return result_of("clusters", numbers, subject, settings, notes=notes)
-
-
-def of_table(table: ClusterTable, ids: list[str], name: str) -> np.ndarray:
-    """Return the clusters (n,) of these images; raise ValueError where the table lacks one."""
-    cluster = dict(zip(table.ids, table.clusters.tolist(), strict=True))
-    missing = [image for image in ids if image not in cluster]
-    if missing:
-        raise ValueError(
-            f"{name} has no cluster for {missing[0]} ({len(missing)} images); was it trained on other data?"
-        )
-    return np.array([cluster[image] for image in ids])
 
 
 def clusters(assigned: Any, labels: Any) -> dict[str, float]:

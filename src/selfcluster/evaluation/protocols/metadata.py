@@ -18,7 +18,6 @@ from selfcluster.clustering.scores import ami, nmi
 from selfcluster.evaluation import metadata
 from selfcluster.evaluation.clustering import cluster_vectors
 from selfcluster.evaluation.protocol import Protocol, Result, result_of
-from selfcluster.evaluation.protocols.clusters import of_table
 from selfcluster.evaluation.subject import LabeledFeatures, Subject
 from selfcluster.runs.labels import label_files, read_labels
 from selfcluster.setting import setting
@@ -46,7 +45,7 @@ class Metadata(Protocol):
         images = subject.all_features
         columns, notes = _columns(subject, images, settings)
         if settings.k is None:
-            clusters = of_table(subject.clusters(), images.ids, subject.model)
+            clusters = subject.assigned(images)
         else:
             clusters = cluster_vectors(subject.projected(images.vectors), settings.k, seed=subject.seed)[0]
         graph = metadata.neighbor_graph(images.vectors, settings.neighbors)
