@@ -159,10 +159,11 @@ def fine_tune(
 
 @torch.no_grad()
 def predict(
-    model: Classifier, network: Network, source: Source, recipe: Recipe, embedding: Mapping[str, Any]
+    model: nn.Module, network: Network, source: Source, recipe: Recipe, embedding: Mapping[str, Any]
 ) -> tuple[np.ndarray, Tensor]:
-    """Return which images could be read (n,), rising, and their scores (n, L) float32 on the host.
+    """Return which images could be read (n,), rising, and their scores (n, ..., L) float32 on the host.
 
+    `model` gives scores (B, ..., L); its attribute `single` says whether an image has one label.
     With ten crops the scores are the mean of the crops' probabilities, or of their scores for several labels an image.
     """
     device = next(model.parameters()).device
@@ -179,7 +180,7 @@ def predict(
                 crops = ten_crops(batch.views[0], size) if wide is not network else (batch.views[0],)
                 scores = [run_network(model, crop).float() for crop in crops]
             if len(scores) > 1 and model.single:
-                scores = [part.softmax(dim=1) for part in scores]
+                scores = [part.softmax(dim=-1) for part in scores]
             rows.append(batch.index.cpu())
             found.append(torch.stack(scores).mean(dim=0).cpu())
     finally:

@@ -1,14 +1,17 @@
 """What every protocol begins with: features and labels as tensors, checked, without the images that have no label.
 
-N images, F features.
+N images, F features, L classes.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from selfcluster.data.sources import Source
 
 UNLABELED = -1
 
@@ -73,6 +76,22 @@ def with_tags(features: Any, labels: Any, what: str) -> tuple[Tensor, Tensor]:
     if bad:
         raise ValueError(f"{what}: the features of {bad} of {len(y)} labeled images are not finite")
     return x, y.to(x.device, torch.int8)
+
+
+def with_label(source: Source, what: str) -> Source:
+    """Return the images that have a label; all images where they have several labels each.
+
+    Raises:
+        ValueError: no labels at all; `what`, "train" or "test", is for the message.
+    """
+    if source.labels is None:
+        raise ValueError(f"{what}: {source.where} has no labels; say where they are with --labels-from")
+    if source.labels.ndim == 2:
+        return source
+    keep = np.flatnonzero(source.labels >= 0)
+    if not len(keep):
+        raise ValueError(f"{what}: not one of {len(source)} images has a label")
+    return source.take(keep)
 
 
 def same_width(train: Tensor, test: Tensor) -> None:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from selfcluster.models.backbones import final_relu
+from selfcluster.models.taps import averaged, channels_first, find_module
 
 _GRAY = (0.299, 0.587, 0.114)  # ITU-R 601-2, as Pillow turns colors into gray
 
@@ -26,6 +27,7 @@ class Frozen(nn.Module):
             the network's own.
         classifier: features (B, F) to logits (B, K); None where the network has none.
         mean, std: by which the images are normalized that `forward` is given; None: as the network's own.
+        flag: what named the layer, for messages.
 
     Attributes:
         size, mean, std: of the images that the network wants, as `features` takes them.
@@ -48,19 +50,17 @@ class Frozen(nn.Module):
         classifier: nn.Linear | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
+        flag: str = "--teacher-layer",
     ) -> None:
         super().__init__()
         own = network.spec["pretrained_cfg_overlay"]
         self.size, self.mean, self.std = own["input_size"][1], tuple(own["mean"]), tuple(own["std"])
         self.network, self.classifier = network, classifier
-        self._tapped: list[Any] = []
+        self._tapped: list[Tensor] = []
         self._taps = layer is not None
-        self._places = (2, 3)  # of a map (B, F, h, w)
         if layer is not None:
-            tapped = self._layer(layer)
-            tapped.register_forward_hook(lambda module, given, out: self._tapped.append(out))
-            if str(getattr(network, "output_fmt", "NCHW")).endswith("NHWC") and not isinstance(tapped, nn.Conv2d):
-                self._places = (1, 2)  # Swin's maps are (B, h, w, F)
+            tapped = find_module(network, layer, flag)
+            tapped.register_forward_hook(lambda m, given, out: self._tapped.append(channels_first(network, m, out)))
         pairs = {"given_mean": mean or self.mean, "given_std": std or self.std, "own_mean": self.mean}
         for name, numbers in {**pairs, "own_std": self.std}.items():
             self.register_buffer(name, torch.tensor(numbers)[:, None, None], persistent=False)
@@ -68,9 +68,7 @@ class Frozen(nn.Module):
         with torch.no_grad():
             probe = self.features(torch.zeros(2, len(self.mean), self.size, self.size))
             if len(probe) != 2:
-                raise ValueError(
-                    f"--teacher-layer {layer}: it gives {len(probe)} rows for 2 images; name another layer"
-                )
+                raise ValueError(f"{flag} {layer}: it gives {len(probe)} rows for 2 images; name another layer")
             self.width = self._told(probe).shape[1]
 
     def train(self, mode: bool = True) -> Frozen:
@@ -95,19 +93,9 @@ class Frozen(nn.Module):
         """(B, C, size, size), normalized as the network wants them, to (B, F) float32."""
         rows = self.network(images)
         if self._taps:
-            out = self._tapped[-1]  # a map, (B, tokens, F) or (B, F)
+            rows = averaged(self._tapped[-1])
             self._tapped.clear()
-            rows = out.mean(dim=self._places) if out.dim() == 4 else out.mean(dim=1) if out.dim() == 3 else out
         return rows.float()
-
-    def _layer(self, name: str) -> nn.Module:
-        try:
-            return self.network.get_submodule(name)
-        except AttributeError as error:
-            names = ", ".join(child for child, _ in self.network.named_children())
-            raise ValueError(
-                f"--teacher-layer {name}: {self.network.spec['model_name']} has no such layer; it has {names}"
-            ) from error
 
 
 def _with_channels(pixels: Tensor, channels: int) -> Tensor:

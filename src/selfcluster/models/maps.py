@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from selfcluster.models.taps import channels_first, output_of
+
 
 @dataclass(frozen=True)
 class Maps:
@@ -38,13 +40,12 @@ def feature_maps(backbone: Any, images: Tensor, layer: str | None = None) -> Map
     training = backbone.training
     backbone.eval()
     try:
-        out = backbone.forward_features(images) if layer is None else _output_of(backbone, images, layer)
+        out = backbone.forward_features(images) if layer is None else output_of(backbone, images, layer)
     finally:
         backbone.train(training)
     name = f"the layer {layer}" if layer else "the network's last map"
     if out.dim() == 4:
-        last = str(getattr(backbone, "output_fmt", "NCHW")).endswith("NHWC")
-        return Maps((out.permute(0, 3, 1, 2) if last else out).float(), None)
+        return Maps((channels_first(backbone, backbone, out) if layer is None else out).float(), None)
     if out.dim() != 3 or not hasattr(backbone, "patch_embed"):
         raise ValueError(f"{name} gives {tuple(out.shape)}, which has no places; name a convolution or a block")
     height, width = grid_of(backbone, images)
@@ -67,20 +68,3 @@ def stride_of(backbone: Any) -> int:
         return 1
     patch = backbone.patch_embed.patch_size
     return int(patch[0] if isinstance(patch, tuple) else patch)
-
-
-def _output_of(backbone: Any, images: Tensor, layer: str) -> Tensor:
-    try:
-        module = backbone.get_submodule(layer)
-    except AttributeError as error:
-        names = ", ".join(child for child, _ in backbone.named_children())
-        raise ValueError(f"--layer {layer}: the network has no such module; it has {names}") from error
-    seen: list[Any] = []
-    hook = module.register_forward_hook(lambda module, given, out: seen.append(out))
-    try:
-        backbone(images)
-    finally:
-        hook.remove()
-    if not seen or not isinstance(seen[-1], Tensor):
-        raise ValueError(f"--layer {layer}: the module gives no tensor for an image; name another one")
-    return seen[-1]

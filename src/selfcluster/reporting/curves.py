@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import math
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,8 @@ _THEME = {_INK: "currentColor", _GRID: "var(--rule)", _LINE: "var(--accent)", _C
 _POINTS = 300  # a curve is averaged down to this many
 _MOST_CURVES = 12
 _FIRST = ("learning_rate", "used_codes", "effective_clusters", "largest_share", "rankme", "nmi_previous", "nmi_labels")
+_ACROSS = ("layer", "shots", "k")  # columns of a result that order its rows, and the scores that they order
+_SCORES = ("top1", "map", "mean_ap")
 _NOT_CURVES = {"loss", "epoch", "chance_loss", "seconds"}
 _TITLES = {
     "learning_rate": ("Learning rate", "how big the steps were"),
@@ -74,6 +77,21 @@ def other_curves(contents: Contents) -> list[Curve]:
     ]
 
 
+def table_curve(rows: Sequence[Mapping[str, Any]], salt: str) -> Curve | None:
+    """The score of a result's rows in their order, such as accuracy by layer; None where its rows form no curve."""
+    across = next((name for name in _ACROSS if rows and name in rows[0]), None)
+    score = next((name for name in _SCORES if rows and isinstance(rows[0].get(name), float)), None)
+    if across is None or score is None or len(rows) < 2:
+        return None
+    values = np.array([row.get(score) if row.get(score) is not None else np.nan for row in rows], np.float64)
+    if np.isfinite(values).sum() < 2:
+        return None
+    numbers = [row[across] for row in rows]
+    places = numbers if all(isinstance(n, int) for n in numbers) else range(1, len(rows) + 1)
+    x = np.array(list(places), np.float64)
+    return Curve(f"{score} by {across}", "", _draw(x, values, (3.3, 1.75), salt, across=across), None)
+
+
 def _is_curve(contents: Contents, name: str) -> bool:
     """One point is no curve, and a count of skipped steps that stays 0 says nothing."""
     steps, values = contents.metrics[name]
@@ -87,7 +105,12 @@ def _as_logarithm(chance: float) -> str:
 
 
 def _draw(
-    steps: np.ndarray, values: np.ndarray, inches: tuple[float, float], salt: str, level: float | None = None
+    steps: np.ndarray,
+    values: np.ndarray,
+    inches: tuple[float, float],
+    salt: str,
+    level: float | None = None,
+    across: str = "step",
 ) -> Markup:
     import matplotlib as mpl
     from matplotlib.figure import Figure
@@ -112,7 +135,7 @@ def _draw(
             spine.set_visible(side == "bottom")
             spine.set_color(_GRID)
         axes.tick_params(colors=_INK, length=0)
-        axes.set_xlabel("step", color=_INK, loc="right")
+        axes.set_xlabel(across, color=_INK, loc="right")
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     return Markup(_themed(buffer.getvalue()))

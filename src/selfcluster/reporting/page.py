@@ -26,12 +26,12 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup, escape
 
 from selfcluster.clustering.scores import rankme
-from selfcluster.evaluation.protocol import read_results
 from selfcluster.files import make_writable, write_atomically
 from selfcluster.reporting.album import rows_of
 from selfcluster.reporting.assignments import which_clusters
 from selfcluster.reporting.colors import cluster_colors
 from selfcluster.reporting.curves import loss_curve, other_curves
+from selfcluster.reporting.evaluations import shown_results
 from selfcluster.reporting.gallery import Gallery, build_gallery
 from selfcluster.reporting.map import lay_out, sample_rows
 from selfcluster.reporting.thumbnails import data_uri, is_pixel_art, read_squares, sprite
@@ -137,7 +137,7 @@ def render_report(run: Path, source: Any, *, thumbnails: int = 2000, title: str 
         settings=_settings(contents.config),
         about=about,
         about_rows=list(_flat(about)),
-        evaluations=_evaluations(run),
+        evaluations=shown_results(run),
         place=run if not run.is_absolute() else Path(run.name),
     )
 
@@ -288,17 +288,6 @@ def _settings(config: dict[str, Any]) -> list[tuple[str, list[tuple[str, Any]]]]
     top = [(key, value) for key, value in config.items() if not isinstance(value, dict)]
     sections = [(str(key), list(_flat(value))) for key, value in config.items() if isinstance(value, dict)]
     return [(name, rows) for name, rows in [("run", top), *sections] if rows and name != "about"]
-
-
-def _evaluations(run: Path) -> list[dict[str, Any]]:
-    """The results that `selfcluster evaluate` kept: protocol, numbers as text, settings that differ from null."""
-    shown = []
-    for result in read_results(run):
-        numbers = {k: f"{v:.4g}" if isinstance(v, float) else str(v) for k, v in result["numbers"].items()}
-        settings, subject = (result.get(part) or {} for part in ("settings", "subject"))
-        chosen = {k: v for k, v in {**settings, **subject}.items() if v is not None and k != "model"}
-        shown.append({"protocol": result["protocol"], "numbers": numbers, "chosen": chosen})
-    return shown
 
 
 def _flat(section: dict[Any, Any], before: str = "") -> Iterable[tuple[str, Any]]:

@@ -69,7 +69,7 @@ def embed_source(
     )
     module: Any = network.module
     module = module.to(target).to(memory_format=torch.channels_last).eval()
-    frozen = None if layer is None else Frozen(module, layer=layer)
+    frozen = None if layer is None else Frozen(module, layer=layer, flag="--layer")
     compute = module if frozen is None else frozen.features
 
     def features(views: Any) -> Tensor:

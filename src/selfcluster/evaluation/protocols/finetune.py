@@ -25,7 +25,7 @@ from torch import Tensor
 from selfcluster.data.sources import Source
 from selfcluster.evaluation.average_precision import class_precisions, mean_precision
 from selfcluster.evaluation.finetuning import Recipe, fine_tune, predict
-from selfcluster.evaluation.labeled import positions, top
+from selfcluster.evaluation.labeled import positions, top, with_label
 from selfcluster.evaluation.protocol import Protocol, Result, result_of
 from selfcluster.evaluation.subject import Subject
 from selfcluster.setting import setting
@@ -106,7 +106,7 @@ def finetuned(
     """
     if subject.layer is not None:
         raise ValueError(f"--layer {subject.layer} has no effect: fine-tuning trains the whole network; leave it out")
-    train, test = _with_labels(train, "train"), _with_labels(test, "test")
+    train, test = with_label(train, "train"), with_label(test, "test")
     labels, others = torch.as_tensor(train.labels), torch.as_tensor(test.labels)
     if labels.dim() != others.dim():
         raise ValueError("train and test differ in kind: one has several labels an image, the other one label")
@@ -142,17 +142,6 @@ def average_precisions(scores: Tensor, labels: Tensor) -> np.ndarray:
     """
     against = scores.double().numpy() - 1e-5 * labels.numpy()
     return class_precisions(against, labels.numpy(), "steps")
-
-
-def _with_labels(source: Source, what: str) -> Source:
-    if source.labels is None:
-        raise ValueError(f"{what}: {source.where} has no labels; say where they are with --labels-from")
-    if source.labels.ndim == 2:
-        return source
-    keep = np.flatnonzero(source.labels >= 0)
-    if not len(keep):
-        raise ValueError(f"{what}: not one of {len(source)} images has a label")
-    return source.take(keep)
 
 
 def _name(names: list[str] | None, number: int) -> str:
