@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from selfcluster.reporting import page as page_module
+from selfcluster.reporting import workbench
 from selfcluster.reporting.page import _environment, visible, write_report
 from tests.reporting.folders import Pictures, make_run, write_clusters, write_vectors
 
@@ -36,24 +37,27 @@ class Page(HTMLParser):
     def __init__(self, text: str) -> None:
         super().__init__()
         self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.text, self.data, self.script = "", "", ""
+        self.text, self.data, self.album, self.script = "", "", "", ""
         self._open = ""
         self.feed(text)
         self.close()
 
     def handle_starttag(self, tag, attrs):
         self.elements.append((tag, dict(attrs)))
-        self._open = "data" if ("id", "data") in attrs and tag == "script" else tag
+        self._open = tag
+        if tag == "script" and "type" in dict(attrs):  # holds data and is never run
+            name = dict(attrs)["id"] or ""
+            self._open = name if name in ("data", "album") else "sheet"
 
     def handle_endtag(self, tag):
         self._open = ""
 
     def handle_data(self, data):
-        if self._open == "data":
-            self.data += data
+        if self._open in ("data", "album"):
+            setattr(self, self._open, getattr(self, self._open) + data)
         elif self._open == "script":
             self.script += data
-        elif self._open != "style":
+        elif self._open not in ("style", "sheet"):
             self.text += data
 
     def count(self):
@@ -116,7 +120,9 @@ def test_the_policy_admits_our_script_and_no_other(tmp_path):
     digest = base64.b64encode(hashlib.sha256(page.script.encode()).digest()).decode()
     assert rules["script-src"] == f"'sha256-{digest}'"
     assert rules["default-src"] == rules["base-uri"] == rules["form-action"] == "'none'"
-    assert rules["img-src"] == "data:"
+    assert rules["img-src"] == "data: blob:"
+    assert "connect-src" not in rules
+    assert written(make_run(tmp_path / "run", names()), None).script.count("fetch(") == 1  # only where a page is served
 
 
 def tag_count(page, tag):
@@ -153,7 +159,9 @@ def test_hostile_names_reach_the_script_as_text(tmp_path, images):
     out = write_report(make_run(tmp_path / "run", names(of=HOSTILE)), Pictures(names(of=HOSTILE), images))
     page = Page(out.read_text("utf-8"))
     assert set(json.loads(page.data)["path"]) == {visible(name) for name in names(of=HOSTILE)}
-    assert not re.search(r"[<>&\u2028\u2029]|[^\x00-\x7f]", page.data)
+    assert set(json.loads(page.album)["ids"]) == set(names(of=HOSTILE))
+    for part in (page.data, page.album):
+        assert not re.search(r"[<>&\u2028\u2029]|[^\x00-\x7f]", part)
     assert "\u202e" not in out.read_text("utf-8")
 
 
@@ -255,11 +263,12 @@ def test_the_file_is_bounded_even_for_noise(tmp_path, monkeypatch):
             return self.images[i % 16]
 
     noise = np.random.default_rng(0).integers(0, 256, (16, 110, 110, 3), np.uint8)
-    ids = [f"{i:05}" for i in range(5_000)]
+    ids = [f"{i:05}" for i in range(2_500)]
     monkeypatch.setattr(
         page_module, "lay_out", lambda vectors: np.random.default_rng(0).random((len(vectors), 2))
     )  # fast
-    assert write_report(make_run(tmp_path / "run", ids, k=80), Noise(ids, noise)).stat().st_size < 8_000_000
+    monkeypatch.setattr(workbench, "SHEET_BYTES", 600_000)
+    assert write_report(make_run(tmp_path / "run", ids, k=80), Noise(ids, noise)).stat().st_size < 9_000_000
 
 
 def test_nothing_half_written_and_where_to_write(tmp_path):

@@ -90,7 +90,7 @@ def _cluster_images(
     console = Console(quiet)
     result = _cluster_table(run, k, algorithm, whiten, None, seed, quiet)
     console.say("writing the page")
-    page = write_report(run, source)
+    page = write_report(run, source, progress=console.say)
     return replace(result, run=str(run), report=str(page))
 
 

@@ -43,7 +43,7 @@ def report(
     from selfcluster.reporting.page import write_report
 
     where, source = _prepare(run, data, model, apply)
-    return write_report(where, source, out=None if out is None else Path(out))
+    return write_report(where, source, out=None if out is None else Path(out), progress=_say)
 
 
 def serve(
@@ -70,7 +70,11 @@ def serve(
     from selfcluster.serve.curation import CurationServer
 
     where, source = _prepare(run, data, model, apply)
-    return CurationServer(where, source, lambda token: render_report(where, source, token=token), port)
+    return CurationServer(where, source, lambda token: render_report(where, source, token=token, progress=_say), port)
+
+
+def _say(line: str) -> None:
+    print(f"selfcluster: {line.strip()}", file=sys.stderr)
 
 
 def _prepare(run: Any, data: Any, model: Any, apply: Any) -> tuple[Path, Source | None]:

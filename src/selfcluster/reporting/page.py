@@ -15,7 +15,7 @@ import json
 import re
 import shlex
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -36,6 +36,7 @@ from selfcluster.reporting.gallery import Gallery, build_gallery
 from selfcluster.reporting.map import lay_out, sample_rows
 from selfcluster.reporting.thumbnails import data_uri, is_pixel_art, read_squares, sprite
 from selfcluster.reporting.verdict import Verdict, judge
+from selfcluster.reporting.workbench import build_workbench
 from selfcluster.runs.contents import Contents, is_untrained, method_of, read_contents
 
 _CARDS = 60
@@ -46,6 +47,9 @@ _LONGEST = 300  # characters of a name or a value; file systems allow 4,096
 _CARD_PIXELS = 104
 _MAP_PIXELS = 72
 _INVISIBLE_BUT_MEANT = "\u200d"  # joins emoji
+
+
+Progress = Callable[[str], None] | None
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,13 @@ class _Map:
 
 
 def write_report(
-    run: Path, source: Any, *, out: Path | None = None, thumbnails: int = 2000, title: str | None = None
+    run: Path,
+    source: Any,
+    *,
+    out: Path | None = None,
+    thumbnails: int = 2000,
+    title: str | None = None,
+    progress: Progress = None,
 ) -> Path:
     """Write the page of a run.
 
@@ -67,8 +77,10 @@ def write_report(
         run: the run folder. A file that is missing is named on the page, with the command that makes it.
         source: the images: `ids`, `read(i)` and `labels` (None: none appear on the page); None: no pictures.
         out: where to write; default `run/report.html`.
-        thumbnails: at most so many images on the map; the file stays under 8 MB with the default.
+        thumbnails: at most so many images on the map. The page holds a small picture of every image besides; the file
+            stays under 25 MB for 20,000 of them.
         title: the page's heading; default: the run folder's name.
+        progress: receives lines of text while pictures are read.
 
     Returns:
         The path of the page.
@@ -87,16 +99,28 @@ def write_report(
         read_contents(Path(run))  # raises before a folder is made
     make_writable(path.parent)
     # a lone surrogate can reach us in a command line; it is shown as its number
-    text = render_report(run, source, thumbnails=thumbnails, title=title)
+    text = render_report(run, source, thumbnails=thumbnails, title=title, page=path, progress=progress)
     write_atomically(path, text.encode("utf-8", "backslashreplace"))
     return path
 
 
-def render_report(run: Path, source: Any, *, thumbnails: int = 2000, title: str | None = None, token: str = "") -> str:
+def render_report(
+    run: Path,
+    source: Any,
+    *,
+    thumbnails: int = 2000,
+    title: str | None = None,
+    token: str = "",
+    page: Path | None = None,
+    progress: Progress = None,
+) -> str:
     """Return the page of a run as HTML; see `write_report`.
 
-    `token`: for a page that is served: what it sends along when it reads and writes the run's curation. Such a page may
-    fetch pictures and rows from where it came from, and nothing from elsewhere.
+    Args:
+        run, source, thumbnails, title, progress: as there.
+        token: for a page that is served: what it sends along when it reads and writes the run's curation. Such a page
+            may fetch pictures and rows from where it came from, and nothing from elsewhere.
+        page: the file that is written, from which the page reaches the images; None: it does not.
     """
     run = Path(run)
     contents = read_contents(run)
@@ -108,14 +132,19 @@ def render_report(run: Path, source: Any, *, thumbnails: int = 2000, title: str 
     colors = _colors(gallery)
     about = contents.config.get("about")
     about = about if isinstance(about, dict) else {}
+    work = build_workbench(contents, source, page, progress)
     script = package_file("page.js")
-    page = _environment().from_string(package_file("template.html.j2"))
-    return page.render(
+    if work is not None:  # in a block, so that its names are its own
+        script += "\n{\n" + "\n".join(package_file(f"{name}.js") for name in ("album", "curation", "work")) + "}\n"
+    template = _environment().from_string(package_file("template.html.j2"))
+    return template.render(
         title=title or run.resolve().name,
-        policy=_policy(script, served=bool(token)),
+        policy=_policy(script, served=bool(token), has_files=work is not None and work.data["base"] is not None),
         token=token,
         style=Markup(package_file("style.css")),
         script=Markup(script),
+        work=work,
+        album=None if work is None else _json_for_script(work.data),
         data=_json_for_script(_map_data(contents, drawn, sheet, colors)),
         sprite=Markup(sheet[0]) if sheet else None,
         contents=contents,
@@ -304,9 +333,9 @@ def _json_for_script(value: Any) -> Markup:
     return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
 
 
-def _policy(script: str, served: bool) -> str:
+def _policy(script: str, served: bool, has_files: bool) -> str:
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
-    own = " 'self'" if served else ""
+    own = " blob:" + (" 'self'" if served else " file:" if has_files else "")
     # styles may stand inline because the curves carry style attributes; they could load nothing but data: pictures
     return (
         f"default-src 'none'; img-src data:{own}; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; "
@@ -333,6 +362,7 @@ def _environment() -> Environment:
     environment.filters["minutes"] = lambda value: f"{value:,.0f} min" if value >= 1.5 else f"{value * 60:,.0f} s"
     whole = environment.filters["whole"] = lambda value: escape(visible(value, 1 << 20))  # to be copied
     environment.filters["copied"] = lambda value: escape(visible(value, 1 << 20, private=True))  # on unfinished pages
+    environment.filters["sheet"] = Markup  # base64 of our own
     environment.filters["python"] = lambda value: whole(repr(value))
     environment.filters["shell"] = lambda value: whole(shlex.quote(str(value)))
     return environment

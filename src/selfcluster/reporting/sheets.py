@@ -95,11 +95,23 @@ def _encode(tiles: list[Image.Image | None], cell: int, most_bytes: int) -> str:
             drawn = tile.convert("RGB")
             drawn = drawn if drawn.size == (cell, cell) else drawn.resize((cell, cell), smooth)
             sheet.paste(drawn, (n % COLUMNS * cell, n // COLUMNS * cell))
+    code = _smallest(sheet, most_bytes)
+    while len(code) > most_bytes and cell > _LEAST:  # noise, say; the page scales a sheet to the size that it needs
+        cell //= 2
+        sheet = sheet.resize((COLUMNS * cell, rows * cell), Image.Resampling.LANCZOS)
+        code = _smallest(sheet, most_bytes)
+    return base64.b64encode(code).decode("ascii")
+
+
+def _smallest(sheet: Image.Image, most_bytes: int) -> bytes:
+    """The sheet as WebP in the best quality that fits, or the lowest."""
     code = b""
     for quality in _QUALITIES:
+        if len(code) > 4 * most_bytes and quality != _QUALITIES[-1]:
+            continue  # the next quality will not do
         buffer = io.BytesIO()
         sheet.save(buffer, "WEBP", quality=quality, method=2)
         code = buffer.getvalue()
         if len(code) <= most_bytes:
             break
-    return base64.b64encode(code).decode("ascii")
+    return code

@@ -161,6 +161,9 @@ class _Handler(BaseHTTPRequestHandler):
         """Say nothing: the address holds the token."""
 
     def _get(self) -> None:
+        if self.path == "/favicon.ico":  # browsers ask for it by themselves
+            self._send(b"", "image/x-icon", HTTPStatus.NO_CONTENT)
+            return
         path = self._path()
         if path == "":
             self._send(self.server.page().encode("utf-8", "backslashreplace"), "text/html; charset=utf-8", policy="")

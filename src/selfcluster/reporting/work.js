@@ -1,0 +1,235 @@
+// ---- one image, large, with its neighbors
+const viewer = element("viewer"), browser = element("browser"), desk = element("desk");
+const picture = viewer.querySelector(".stage").appendChild(make("img", { hidden: true }));
+let around = [], at = 0; // the list that the image stands in, and its place there
+
+function look(images, place) {
+  [around, at] = [images, place];
+  const i = around[at], id = album.ids[i], small = viewer.querySelector(".large");
+  viewer.querySelector("h2").textContent = shown(id);
+  small.style.cssText = "";
+  paint(small, i, Math.min(512, small.clientWidth || 360));
+  picture.hidden = true;
+  picture.alt = shown(id);
+  picture.onload = () => { picture.hidden = false; };
+  if (server) picture.src = "images/" + encodeURIComponent(id);
+  else if (album.base) picture.src = album.base + id.split("/").map(encodeURIComponent).join("/");
+  else picture.removeAttribute("src");
+  tellOfImage();
+  const near = nearestTo(i, 20), strip = viewer.querySelector(".near");
+  strip.replaceChildren(...near.map((j, k) => {
+    const name = shown(album.ids[j]);
+    const button = make("button", { type: "button", className: "tile", title: name, ariaLabel: name });
+    button.style.cssText = "width:72px;height:72px";
+    paint(button, j, 72);
+    button.addEventListener("click", () => look(near, k));
+    return button;
+  }));
+  viewer.querySelector(".nearest").hidden = !near.length;
+  if (!viewer.open) viewer.showModal();
+  paint(small, i, small.clientWidth || 360);
+}
+
+function tellOfImage() {
+  const i = around[at], cluster = clusterOf(i), far = album.distance[i];
+  viewer.querySelector(".facts-line").textContent =
+    `${number(at + 1)} of ${number(around.length)}` + (far === null ? "" : ` · distance to the center ${far}`);
+  viewer.querySelector("[data-do=cluster]").textContent = nameOf(cluster);
+  viewer.querySelector("[data-do=cluster]").disabled = cluster < 0 && !state.groups.has(cluster);
+  viewer.querySelector("[data-do=tick]").textContent = state.ticked.has(i) ? "Untick" : "Tick";
+  viewer.querySelector("[data-do=previous]").disabled = at === 0;
+  viewer.querySelector("[data-do=next]").disabled = at === around.length - 1;
+}
+
+const move = (by) => around[at + by] !== undefined && look(around, at + by);
+const tick = (i, wish) => act({ action: wish ? "select" : "unselect", images: [album.ids[i]] });
+const viewerActions = {
+  previous: () => move(-1),
+  next: () => move(1),
+  tick: () => tick(around[at], !state.ticked.has(around[at])),
+  cluster: () => { viewer.close(); browse(clusterOf(around[at])); },
+  close: () => viewer.close(),
+};
+viewer.addEventListener("keydown", (event) => {
+  if (event.key === "ArrowLeft") move(-1);
+  else if (event.key === "ArrowRight") move(1);
+  else if (event.key === "t") viewerActions.tick();
+  else return;
+  event.preventDefault();
+});
+
+// ---- all images of a cluster, or of a search
+const list = new ImageList(browser.querySelector(".list"), (place) => look(list.images, place), tick);
+let open = null, order = "nearest"; // open: a cluster's number, or a function that gives images and a title
+
+function browse(what) {
+  if (what !== open) order = "nearest";
+  open = what;
+  fill();
+  if (!browser.open) browser.showModal();
+  list.show(list.images, (i) => state.ticked.has(i));
+}
+
+function shuffled(images) {
+  const out = [...images];
+  for (let i = out.length - 1, seed = 1; i > 0; i--) {
+    seed = (seed * 48271) % 2147483647;
+    const j = seed % (i + 1);
+    [out[i], out[j]] = [out[j], out[i]];
+  }
+  return out;
+}
+
+function fill() {
+  const isCluster = typeof open === "number";
+  let images = isCluster ? state.groups.get(open) || [] : open.images();
+  if (isCluster) images = [...images].sort((a, b) => (album.distance[a] ?? Infinity) - (album.distance[b] ?? Infinity));
+  if (order === "farthest") images = [...images].reverse();
+  if (order === "random") images = shuffled(images);
+  const ticked = images.filter((i) => state.ticked.has(i)).length;
+  browser.querySelector("h2").textContent = isCluster ? nameOf(open) : open.title;
+  browser.querySelector(".count").textContent =
+    `${number(images.length)} ${images.length === 1 ? "image" : "images"}` + (ticked ? `, ${number(ticked)} ticked` : "");
+  browser.querySelector(".of-cluster").hidden = !isCluster;
+  browser.querySelector(".orders").hidden = !isCluster;
+  press([...browser.querySelectorAll("[data-order-by]")], browser.querySelector(`[data-order-by=${order}]`));
+  const name = browser.querySelector("[name=name]");
+  if (document.activeElement !== name) name.value = (isCluster && state.names.get(open)) || "";
+  const isReal = isCluster && open >= 0;
+  for (const part of browser.querySelectorAll(".real")) part.hidden = !isReal;
+  browser.querySelector("[data-do=split]").disabled = !isCluster || !ticked;
+  browser.querySelector("[data-do=rubbish]").textContent = state.rubbish.has(open) ? "Not rubbish" : "Rubbish";
+  const others = [...state.groups.keys()].filter((c) => c >= 0 && c !== open).sort((a, b) => a - b);
+  browser.querySelector("[name=into]").replaceChildren(
+    make("option", { value: "", textContent: "Merge into…" }),
+    ...others.map((c) => make("option", { value: c, textContent: nameOf(c) })),
+  );
+  list.images = images;
+  list.ticked = (i) => state.ticked.has(i);
+}
+
+const ids = (images) => images.map((i) => album.ids[i]);
+const browserActions = {
+  split: () => act({ action: "split", cluster: open, images: ids(list.images.filter((i) => state.ticked.has(i))), name: "" }),
+  rubbish: () => act({ action: state.rubbish.has(open) ? "keep" : "rubbish", cluster: open }),
+  all: () => {
+    const rest = list.images.filter((i) => !state.ticked.has(i));
+    if (rest.length) act({ action: "select", images: ids(rest) });
+  },
+  none: () => {
+    const own = list.images.filter((i) => state.ticked.has(i));
+    if (own.length) act({ action: "unselect", images: ids(own) });
+  },
+  undo: () => undo(),
+  close: () => browser.close(),
+};
+browser.querySelector("form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  const name = browser.querySelector("[name=name]").value.trim();
+  if (name !== (state.names.get(open) || "")) act({ action: "rename", cluster: open, name });
+});
+browser.querySelector("[name=into]").addEventListener("change", (event) => {
+  const into = event.target.value;
+  if (into === "") return;
+  act({ action: "merge", cluster: open, into: Number(into) });
+  browse(Number(into));
+});
+browser.querySelectorAll("[data-order-by]").forEach((button) => button.addEventListener("click", () => {
+  order = button.dataset.orderBy;
+  browse(open);
+}));
+
+// ---- the desk: what was done, and what becomes of it
+const undo = () => state.count && act({ action: "undo" });
+const deskActions = {
+  undo,
+  ticked: () => browse({ title: "Ticked images", images: () => [...state.ticked] }),
+  download,
+};
+for (const [box, actions] of [[viewer, viewerActions], [browser, browserActions], [desk, deskActions]]) {
+  box.addEventListener("click", (event) => {
+    const button = event.target.closest("[data-do]");
+    if (button && actions[button.dataset.do]) actions[button.dataset.do]();
+    else if (event.target === box && box.tagName === "DIALOG") box.close();
+  });
+}
+
+function report() {
+  const done = state.count === 1 ? "1 action" : `${number(state.count)} actions`;
+  const where = server
+    ? unsaved.length ? `${number(unsaved.length)} not saved yet` : "saved in the run's curation.jsonl"
+    : "kept in this browser; download them for “selfcluster report RUN --apply curation.jsonl”";
+  desk.hidden = !state.count && !trouble && !unsaved.length;
+  desk.querySelector(".done").textContent = state.count ? `${done}, ${where}.` : "";
+  desk.querySelector(".trouble").textContent = trouble;
+  desk.querySelector("[data-do=undo]").disabled = !state.count;
+  desk.querySelector("[data-do=ticked]").hidden = !state.ticked.size;
+  desk.querySelector("[data-do=ticked]").textContent = `Show ${number(state.ticked.size)} ticked`;
+  desk.querySelector("[data-do=download]").hidden = Boolean(server) || !rows.length;
+}
+
+function cards() {
+  for (const card of all(".card[data-cluster]")) {
+    const cluster = Number(card.dataset.cluster), images = state.groups.get(cluster) || [];
+    card.querySelector("h3").textContent = nameOf(cluster);
+    card.hidden = state.merged.has(cluster) || !images.length;
+    card.classList.toggle("rubbish", state.rubbish.has(cluster));
+    const size = card.querySelector(".all");
+    if (size) size.textContent = images.length === 1 ? "the image" : `all ${number(images.length)} images`;
+  }
+  const carded = new Set(all(".card[data-cluster]").map((card) => Number(card.dataset.cluster)));
+  const more = [...state.groups.keys()].filter((c) => !carded.has(c)).sort((a, b) => a - b);
+  const box = element("uncarded");
+  box.hidden = !more.length;
+  box.querySelector("div").replaceChildren(...more.map((cluster) => {
+    const text = `${nameOf(cluster)} · ${number(state.groups.get(cluster).length)}`;
+    const button = make("button", { type: "button", textContent: text });
+    button.addEventListener("click", () => browse(cluster));
+    return button;
+  }));
+}
+
+listeners.push(report, cards, () => {
+  if (browser.open) {
+    fill();
+    list.draw(true);
+  }
+  if (viewer.open) tellOfImage();
+});
+
+// ---- the cards' pictures and buttons open images and clusters
+const ofRow = new Map((album.row || []).map((row, i) => [row, i]));
+for (const thumb of all(".thumb[data-row]")) {
+  const i = ofRow.get(Number(thumb.dataset.row));
+  if (i === undefined) continue;
+  Object.assign(thumb, { tabIndex: 0, role: "button", ariaLabel: "Open " + shown(album.ids[i]) });
+  const openIt = () => {
+    const images = state.groups.get(clusterOf(i)) || [i];
+    look(images, images.indexOf(i));
+  };
+  thumb.addEventListener("click", openIt);
+  thumb.addEventListener("keydown", (event) => {
+    if (event.key !== "Enter" && event.key !== " ") return;
+    event.preventDefault();
+    openIt();
+  });
+}
+for (const button of all(".card .all")) {
+  button.addEventListener("click", () => browse(Number(button.closest(".card").dataset.cluster)));
+}
+const search = element("search");
+if (search) {
+  search.addEventListener("submit", (event) => {
+    event.preventDefault();
+    const text = search.elements.words.value.trim(), low = text.toLowerCase();
+    if (!text) return;
+    const named = [...state.groups.keys()].find((c) => nameOf(c).toLowerCase() === low || String(c) === low);
+    if (named !== undefined) return browse(named);
+    const found = Array.from(album.ids.keys()).filter((i) => album.ids[i].toLowerCase().includes(low));
+    browse({ title: `Images with “${shown(text)}” in their name`, images: () => found });
+  });
+}
+document.addEventListener("visibilitychange", () => {
+  if (server && !document.hidden && !unsaved.length) begin();
+});
+begin();

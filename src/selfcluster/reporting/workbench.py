@@ -1,0 +1,91 @@
+"""What the page needs to show any image and any cluster: ids, clusters, distances, small pictures, packed vectors.
+
+All of it stands in the page itself, so that it works without a server. N images, D kept dimensions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from selfcluster.data.sources import Source
+from selfcluster.reporting.album import Album, build_album, pack
+from selfcluster.reporting.sheets import COLUMNS, PER_SHEET, make_sheets
+from selfcluster.runs.contents import Contents
+
+SHEET_BYTES = 9_000_000  # of all small pictures together; with vectors and ids, 20,000 images stay below 25 MB
+_MOST_UP = 3  # folders from the page up to the images: above that, a path would tell where on this machine they are
+_PIXEL_ART = 64  # cells up to this size may hold whole images, which the page enlarges without smoothing
+
+
+@dataclass(frozen=True)
+class Workbench:
+    """`data` for the page's script, and the sheets of small pictures as WebP in base64."""
+
+    album: Album
+    data: dict[str, object]
+    sheets: list[str]
+
+
+def build_workbench(
+    contents: Contents, source: object, page: Path | None, progress: Callable[[str], None] | None = None
+) -> Workbench | None:
+    """Return all that the page knows of its images; None where the run names none.
+
+    Args:
+        contents: the run.
+        source: the images, see `write_report`; None: no pictures.
+        page: the file that is written, from which the images are reached; None: they are not.
+        progress: receives lines of text while the pictures are read.
+    """
+    album = build_album(contents)
+    if not len(album):
+        return None
+    sheets, cell, missing = [], 0, list(range(len(album)))
+    if source is not None:
+        place = {name: row for row, name in enumerate(source.ids)}  # pyright: ignore[reportAttributeAccessIssue]
+        made = make_sheets(source, [place.get(name) for name in album.ids], SHEET_BYTES, progress)
+        sheets, cell, missing = made.pictures, made.cell, made.missing
+    data = {
+        "n": len(album),
+        "ids": album.ids,
+        "cluster": album.cluster.tolist(),
+        "distance": [None if not np.isfinite(d) else float(f"{d:.4g}") for d in album.distance.tolist()],
+        "row": album.table_rows.tolist(),
+        "cell": cell,
+        "pixels": 0 < cell <= _PIXEL_ART and cell < 96 and _is_small(source),
+        "columns": COLUMNS,
+        "perSheet": PER_SHEET,
+        "missing": missing,
+        "dim": int(album.reduced.shape[1]),
+        "vectors": pack(album.reduced),
+        "embedded": np.flatnonzero(~album.embedded).tolist(),  # images without a vector
+        "base": _base(source, page),
+        "key": _key(album, contents.folder),
+    }
+    return Workbench(album, data, sheets)
+
+
+def _is_small(source: object) -> bool:
+    return not isinstance(source, Source) or source.kind in ("array", "builtin")
+
+
+def _base(source: object, page: Path | None) -> str | None:
+    """The images' folder as the page sees it, with a slash at its end; None where it is far away or no folder."""
+    if page is None or not isinstance(source, Source) or source.kind != "folder" or "://" in str(source.location):
+        return None
+    way = os.path.relpath(Path(source.location).resolve(), page.parent.resolve()).replace(os.sep, "/")
+    return None if way.count("..") > _MOST_UP or ":" in way else way + "/"
+
+
+def _key(album: Album, run: Path) -> str:
+    """Tells pages apart by run and clusters, so that a browser keeps the actions of each for itself."""
+    found = hashlib.sha256(
+        "\n".join([str(run.resolve()), *album.ids]).encode("utf-8", "surrogatepass") + album.cluster.tobytes()
+    )
+    return found.hexdigest()[:16]

@@ -1,0 +1,307 @@
+"""The page in a real browser: images open, clusters are named, merged and split, and nothing is lost or sent away."""
+
+import json
+import shutil
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from selenium import webdriver
+from selenium.webdriver.common.action_chains import ActionChains
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+
+from selfcluster.commands.report import apply_rows
+from selfcluster.data.sources import open_source
+from selfcluster.reporting.page import render_report, write_report
+from selfcluster.runs.curation import read_rows
+from selfcluster.runs.groups import read_groups
+from selfcluster.serve.curation import CurationServer
+from tests.reporting.folders import make_run
+
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+if not (CHROMIUM and DRIVER):
+    pytest.skip("chromium and chromedriver are not installed", allow_module_level=True)
+
+HOSTILE = "<img src=x onerror=alert(1)>.png"
+NAMES = [f"photo {n:02}.png" for n in range(23)] + [HOSTILE]
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    words = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-background-networking")
+    for word in (*words, "--window-size=1400,1000"):
+        options.add_argument(word)
+    options.add_experimental_option("prefs", {"download.default_directory": str(tmp_path_factory.mktemp("downloads"))})
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    made = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    made.downloads = options.experimental_options["prefs"]["download.default_directory"]
+    yield made
+    made.quit()
+
+
+@pytest.fixture
+def run(tmp_path):
+    (tmp_path / "photos").mkdir()
+    for number, name in enumerate(NAMES):
+        shade = np.full((40, 60, 3), 10 * number, np.uint8)
+        Image.fromarray(shade).save(tmp_path / "photos" / name)
+    return make_run(tmp_path / "runs" / "run", sorted(NAMES))
+
+
+@pytest.fixture
+def page(browser, run):
+    path = write_report(run, open_source(str(run.parents[1] / "photos")))
+    browser.get(path.as_uri())
+    yield browser
+    assert not browser.get_log("browser")  # no error, nothing refused by the page's policy
+
+
+@pytest.fixture
+def served(browser, run):
+    source = open_source(str(run.parents[1] / "photos"))
+    with CurationServer(run, source, lambda token: render_report(run, source, token=token)) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        browser.get(server.address)
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def one(browser, selector):
+    return browser.find_element(By.CSS_SELECTOR, selector)
+
+
+def texts(browser, selector):
+    return [found.text for found in browser.find_elements(By.CSS_SELECTOR, selector) if found.is_displayed()]
+
+
+def wait(condition):
+    end = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < end, "nothing happened for ten seconds"
+        time.sleep(0.02)
+
+
+def open_cluster(browser, number):
+    browser.execute_script("document.querySelector(`#cluster-${arguments[0]} .all`).click()", number)
+
+
+def rename(browser, name):
+    field = one(browser, "#browser [name=name]")
+    field.clear()
+    field.send_keys(name, Keys.ENTER)
+
+
+def tick_first(browser, count):
+    for _ in range(count):
+        browser.execute_script("document.querySelector('#browser .cell input:not(:checked)').click()")
+
+
+def test_an_image_opens_large_with_its_neighbors(page):
+    browser = page
+    browser.execute_script("document.querySelector('#cluster-1 .thumb').click()")
+    picture = one(browser, "#viewer img")
+    wait(picture.is_displayed)
+    assert browser.execute_script("return arguments[0].naturalWidth", picture) == 60
+    first = one(browser, "#viewer h2").text
+    assert len(browser.find_elements(By.CSS_SELECTOR, "#viewer .near button")) == 20
+    assert one(browser, "#viewer .facts-line").text.startswith("1 of 8 · distance")
+    one(browser, "#viewer [data-do=next]").send_keys(Keys.ARROW_RIGHT)
+    assert one(browser, "#viewer h2").text != first
+    assert one(browser, "#viewer .facts-line").text.startswith("2 of 8")
+    one(browser, "#viewer .near button").click()
+    assert one(browser, "#viewer .facts-line").text.startswith("1 of 20")
+    one(browser, "#viewer").send_keys(Keys.ESCAPE)
+    assert not one(browser, "#viewer").is_displayed()
+
+
+def test_the_nearest_images_are_those_of_the_embeddings(page, run):
+    from selfcluster.runs.tables import read_embeddings
+
+    table = read_embeddings(run / "embeddings.parquet")
+    unit = table.vectors / np.linalg.norm(table.vectors, axis=1, keepdims=True)
+    page.execute_script("document.querySelector('#cluster-0 .thumb').click()")
+    opened = table.ids.index(one(page, "#viewer h2").text)
+    order = np.argsort(((unit - unit[opened]) ** 2).sum(axis=1))[1:21]
+    shown = [button.get_attribute("title") for button in page.find_elements(By.CSS_SELECTOR, "#viewer .near button")]
+    assert len(set(shown[:7]) & {table.ids[i] for i in order[:7]}) >= 6  # 8-bit vectors
+
+
+def test_all_images_of_a_cluster_in_three_orders(page):
+    open_cluster(page, 2)
+    nearest = [tile.get_attribute("title") for tile in page.find_elements(By.CSS_SELECTOR, "#browser .tile")]
+    assert len(nearest) == 8
+    assert "8 images" in one(page, "#browser .count").text
+    one(page, "[data-order-by=farthest]").click()
+    farthest = [tile.get_attribute("title") for tile in page.find_elements(By.CSS_SELECTOR, "#browser .tile")]
+    assert farthest == nearest[::-1]
+    one(page, "[data-order-by=random]").click()
+    random = [tile.get_attribute("title") for tile in page.find_elements(By.CSS_SELECTOR, "#browser .tile")]
+    assert sorted(random) == sorted(nearest)
+
+
+def test_names_merges_splits_and_undo_survive_a_reload_and_become_the_runs(page, run):
+    open_cluster(page, 0)
+    rename(page, "  shoes <b>  ")
+    assert one(page, "#browser h2").text == "shoes <b>"
+    tick_first(page, 2)
+    one(page, "[data-do=split]").click()
+    assert "6 images" in one(page, "#browser .count").text
+    one(page, "#browser [data-do=close]").click()
+    open_cluster(page, 1)
+    page.execute_script(
+        "const s = document.querySelector('[name=into]'); s.value = '2'; s.dispatchEvent(new Event('change'))"
+    )
+    assert "16 images" in one(page, "#browser .count").text
+    one(page, "#browser [data-do=rubbish]").click()
+    one(page, "#browser [data-do=undo]").click()
+    one(page, "#browser [data-do=close]").click()
+    page.refresh()
+    assert texts(page, ".card h3") == ["shoes <b>", "Cluster 2"]
+    assert texts(page, "#uncarded button") == ["Cluster 3 · 2"]
+    assert texts(page, "#desk [data-do=ticked]") == ["Show 2 ticked"]
+    one(page, "#desk [data-do=download]").click()
+    file = run.parent / "curation.jsonl"
+    downloaded = Path(page.downloads) / "curation.jsonl"
+    wait(downloaded.exists)
+    downloaded.replace(file)
+    assert apply_rows(run, file) == 7
+    assert apply_rows(run, file) == 0
+    groups = read_groups(run)
+    assert sorted(np.bincount(groups.clusters[groups.clusters >= 0]).tolist()) == [0, 2, 6, 16]
+    assert groups.names == {0: "shoes <b>"}
+    assert len(groups.selected) == 2
+    assert not groups.rubbish
+
+
+def test_an_image_and_a_cluster_are_found_by_name(page):
+    field = one(page, "#search input")
+    field.send_keys("PHOTO 1", Keys.ENTER)
+    assert "10 images" in one(page, "#browser .count").text
+    one(page, "#browser [data-do=close]").click()
+    field.clear()
+    field.send_keys("cluster 2", Keys.ENTER)
+    assert one(page, "#browser h2").text == "Cluster 2"
+
+
+def test_strange_names_are_text_and_no_request_leaves_the_page(page):
+    page.get_log("performance")
+    field = one(page, "#search input")
+    field.send_keys("onerror", Keys.ENTER)
+    one(page, "#browser .tile").click()
+    assert one(page, "#viewer h2").text == HOSTILE
+    wait(one(page, "#viewer img").is_displayed)
+    assert not page.execute_script("return document.querySelectorAll('#viewer h2 *').length")
+    asked = [json.loads(row["message"])["message"] for row in page.get_log("performance")]
+    addresses = [m["params"]["request"]["url"] for m in asked if m["method"] == "Network.requestWillBeSent"]
+    assert all(address.startswith(("file:", "blob:", "data:")) for address in addresses)
+
+
+def test_by_the_keyboard_alone(page):
+    def press(*keys):
+        for key in keys:
+            ActionChains(page).send_keys(key).perform()
+
+    page.execute_script("document.querySelector('#cluster-0 .all').focus()")
+    press(Keys.ENTER)
+    wait(one(page, "#browser").is_displayed)
+    for _ in range(30):  # to the first picture
+        if "tile" in page.switch_to.active_element.get_attribute("class"):
+            break
+        press(Keys.TAB)
+    press(Keys.ENTER)
+    wait(one(page, "#viewer").is_displayed)
+    press(Keys.ARROW_RIGHT, "t")
+    assert one(page, "#viewer .facts-line").text.startswith("2 of 8")
+    assert one(page, "#viewer [data-do=tick]").text == "Untick"
+    press(Keys.ESCAPE)
+    wait(lambda: not one(page, "#viewer").is_displayed())
+    assert "1 ticked" in one(page, "#browser .count").text
+    press(Keys.ESCAPE)
+    wait(lambda: not one(page, "#browser").is_displayed())
+    assert "1 action" in one(page, "#desk .done").text
+
+
+@pytest.mark.parametrize("width", [1400, 420])
+def test_nothing_is_wider_than_the_window_and_every_control_has_a_name(page, width):
+    page.set_window_size(width, 1000)
+    nameless = (
+        "return [...document.querySelectorAll('button, input, select, [role=button]')].filter((e) => "
+        "!(e.ariaLabel || e.textContent.trim() || e.title)).map((e) => e.outerHTML.slice(0, 80))"
+    )
+    wide = "return document.documentElement.scrollWidth > document.documentElement.clientWidth"
+    try:
+        assert not page.execute_script(wide)
+        open_cluster(page, 0)
+        assert not page.execute_script(nameless)
+        box = "const b = document.getElementById('browser'); return b.scrollWidth > b.clientWidth"
+        assert not page.execute_script(box)
+        one(page, "#browser .tile").click()
+        assert not page.execute_script(box.replace("browser", "viewer"))
+        assert not page.execute_script(nameless)
+    finally:
+        page.set_window_size(1400, 1000)
+
+
+def test_on_a_served_page_every_action_is_in_the_run(browser, served, run):
+    open_cluster(browser, 0)
+    rename(browser, "boots")
+    wait(
+        lambda: "saved in the run" in browser.execute_script("return document.querySelector('#desk .done').textContent")
+    )
+    assert [row["action"] for row in read_rows(run)] == ["rename"]
+    browser.refresh()
+    wait(lambda: "boots" in texts(browser, ".card h3"))
+    browser.execute_script("document.querySelector('#cluster-0 .thumb').click()")
+    wait(one(browser, "#viewer img").is_displayed)
+    assert one(browser, "#viewer img").get_attribute("src").startswith(served.address + "images/")
+    assert not browser.get_log("browser")
+
+
+def test_two_tabs_see_each_others_actions(browser, served, run):
+    open_cluster(browser, 0)
+    rename(browser, "first")
+    wait(lambda: len(read_rows(run)) == 1)
+    served.append([{"action": "rename", "cluster": 1, "name": "from another tab"}])
+    rename(browser, "second")
+    wait(lambda: len(read_rows(run)) == 3)
+    wait(lambda: "from another tab" in browser.execute_script("return document.body.textContent"))
+
+
+def test_an_action_that_is_refused_is_told_and_one_without_a_server_waits(browser, served, run, monkeypatch):
+    from http import HTTPStatus
+
+    from selfcluster.serve.curation import Refused
+
+    trouble = "return document.querySelector('#desk .trouble').textContent"
+    real = served.append
+
+    def refuse(status):
+        def append(rows):
+            raise Refused(status, "the disk is full")
+
+        return append
+
+    open_cluster(browser, 0)
+    monkeypatch.setattr(served, "append", refuse(HTTPStatus.INSUFFICIENT_STORAGE))
+    rename(browser, "kept")
+    wait(lambda: "the disk is full" in browser.execute_script(trouble))
+    assert "not saved yet" in browser.execute_script("return document.querySelector('#desk .done').textContent")
+    browser.refresh()  # what is not saved waits in the browser
+    monkeypatch.setattr(served, "append", refuse(HTTPStatus.CONFLICT))
+    monkeypatch.setattr(served, "append", real)
+    browser.refresh()
+    wait(lambda: [row["name"] for row in read_rows(run)] == ["kept"])
+    monkeypatch.setattr(served, "append", refuse(HTTPStatus.CONFLICT))
+    open_cluster(browser, 1)
+    rename(browser, "never")
+    wait(lambda: "the disk is full" in browser.execute_script(trouble))
+    wait(lambda: "never" not in browser.execute_script("return document.querySelector('#browser h2').textContent"))
+    browser.get_log("browser")  # the refused requests
