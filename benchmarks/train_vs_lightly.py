@@ -79,10 +79,12 @@ class Ours:
         from selfcluster.runs.console import Console
         from selfcluster.training.build import assemble
         from selfcluster.training.loop import fit
+        from selfcluster.training.online_probe import OnlineProbe
 
         parts = assemble({**self.config, "images_seen": steps * BATCH}, self.count)
         start = time.perf_counter()
-        fit(parts.method, self.loader, parts.views, parts.loop, Console(quiet=True))
+        probe = OnlineProbe(parts.method, None, parts.loop.device)
+        fit(parts.method, self.loader, parts.views, parts.loop, Console(quiet=True), probe)
         return steps * BATCH / (time.perf_counter() - start)
 
 

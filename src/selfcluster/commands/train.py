@@ -70,6 +70,10 @@ def train(
         check_enough(len(source), said["batch_size"])
     if not has_begun(path):  # a run that goes on has had all it needs
         check_needs(name, said, source)
+        if said.get("probe_labels") is not None:
+            from selfcluster.training.online_probe import read_probe_labels
+
+            read_probe_labels(source, data, said["probe_labels"])  # refused before a folder is made
 
     from selfcluster import distributed
     from selfcluster.data.loader import Loader
@@ -79,6 +83,7 @@ def train(
     from selfcluster.training.duration import plan_duration
     from selfcluster.training.finish import finish
     from selfcluster.training.loop import Preempted, fit
+    from selfcluster.training.online_probe import OnlineProbe, read_probe_labels
     from selfcluster.training.precision import pick_device
     from selfcluster.training.start import open_run
     from selfcluster.training.targets import make_targets
@@ -130,13 +135,15 @@ def train(
         judge = make_judge(resolved, source, parts, path, console)
         if judge is not None:
             judge.before()
-        every = resolved.get("judge_every", 0)
+        every, watched = resolved.get("judge_every", 0), resolved.get("probe_labels")
+        labels = None if watched is None else read_probe_labels(source, data, watched)
+        probe = OnlineProbe(parts.method, labels, parts.loop.device, resolved["seed"])
 
         def on_epoch(epochs: int) -> dict[str, float]:
             return judge.epoch() if judge is not None and every and epochs % every == 0 else {}
 
         with tensorboard_rows(path if first and resolved["tensorboard"] else None) as on_row:
-            where = folder, path / "checkpoints"
+            where = probe, folder, path / "checkpoints"
             shown = on_row, source.ids.__getitem__, on_epoch
             state = fit(parts.method, loader, parts.views, parts.loop, console, *where, *shown)
         judgement = judge.after(resolved.get("keep")) if judge is not None else {}

@@ -22,6 +22,7 @@ _THEME = {_INK: "currentColor", _GRID: "var(--rule)", _LINE: "var(--accent)", _C
 _POINTS = 300  # a curve is averaged down to this many
 _MOST_CURVES = 12
 _FIRST = ("learning_rate", "used_codes", "effective_clusters", "largest_share", "rankme", "nmi_previous", "nmi_labels")
+_FIRST += ("probe_accuracy",)
 _ACROSS = ("layer", "shots", "k")  # columns of a result that order its rows, and the scores that they order
 _SCORES = ("top1", "map", "mean_ap")
 _NOT_CURVES = {"loss", "epoch", "chance_loss", "seconds"}
@@ -35,6 +36,7 @@ _TITLES = {
     "gradient_norm": ("Gradient norm", "length of all gradients together; a rise by orders of magnitude is divergence"),
     "skipped_steps": ("Skipped steps", "steps so far whose loss or gradient was not finite"),
     "nmi_previous": ("Agreement with the last assignment", "NMI; towards 1 the clusters stand still"),
+    "probe_accuracy": ("Online probe", "share of held-out images that a linear classifier of the features gets right"),
     "nmi_labels": ("Agreement with the labels", "NMI of the pseudo-labels in training with the given classes"),
 }
 

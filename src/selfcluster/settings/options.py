@@ -127,6 +127,12 @@ SHARED = (
     ),
     Option("judge_sample", "int", 1000, "images on which start and end are compared; 0: no comparison", least=0),
     Option("judge_every", "int", 0, "also measure the network every N epochs, without labels; 0: at the end", least=0),
+    Option(
+        "probe_labels",
+        "str",
+        None,
+        "train a linear classifier beside the method on these labels, to watch it: folders, column:NAME or a CSV file",
+    ),
     Option("tensorboard", "switch", False, "also write TensorBoard files"),
 )
 

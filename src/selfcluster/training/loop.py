@@ -27,6 +27,7 @@ from selfcluster.runs.folder import RunFolder
 from selfcluster.training.embedding import make_embed, to_layout
 from selfcluster.training.freezing import rate_factors
 from selfcluster.training.health import SAMPLE, Health
+from selfcluster.training.online_probe import OnlineProbe
 from selfcluster.training.optim import clip, forget, learning_rate_at, make_optimizer, set_rates, weight_decay_at
 from selfcluster.training.parallel import join_ranks, read, reducing
 from selfcluster.training.precision import autocast
@@ -73,6 +74,7 @@ def fit(
     views: ViewPlan,
     settings: LoopSettings,
     console: Console,
+    probe: OnlineProbe,
     folder: RunFolder | None = None,
     checkpoints: Path | None = None,
     on_row: Callable[[dict[str, Any]], None] = lambda row: None,
@@ -83,7 +85,7 @@ def fit(
 
     `folder` is what rank 0 writes to, None on the others; `on_row` is given each row of metrics; `name_of` turns an
     image's position into its id for messages; `on_epoch` is called by all ranks after each epoch, with the number of
-    epochs done, and returns numbers for the row of metrics. Returns the final state.
+    epochs done, and returns numbers for the row of metrics. `probe` watches the method. Returns the final state.
     Raises Preempted, Diverged or Collapsed; the run folder then holds a checkpoint to go on from.
     """
     training, device, per_epoch = settings.training, settings.device, loader.steps_per_epoch
@@ -94,7 +96,8 @@ def fit(
         getattr(method.settings, "num_prototypes", None), method.chance_loss(), int(quiet), total, method.advice
     )
     kept = PseudoLabels(method, loader.source.ids, loader.source.labels, device)
-    state = RunState(method, optimizer, health, kept, folder, layout_of(device, settings.precision, loader.in_memory))
+    layout = layout_of(device, settings.precision, loader.in_memory)
+    state = RunState(method, optimizer, health, kept, folder, layout, probe)
     state.load(checkpoints, console)
     model = join_ranks(method, device)
     statistics = [b for m in method.modules() if isinstance(m, nn.modules.batchnorm._NormBase) for b in m.buffers()]
@@ -169,6 +172,7 @@ def fit(
                     torch._foreach_copy_(statistics, before)
                 state.skipped += 1
                 unfit.append(batch.index)
+            probe.learn(batch.index)
             state.step += 1
             if state.step % per_epoch == 0:
                 next(batches, None)  # past the last batch the ranks exchange which images they found bad
@@ -177,12 +181,9 @@ def fit(
             seconds = time.monotonic() - clock
             console.step(state.step, values["loss"], steps_timed * training.batch_size / seconds)
             if report:
-                row = {
-                    "step": state.step,
-                    "epoch": progress.epoch,
-                    "learning_rate": learning_rate_at(training, progress),
-                }
-                row |= {**state.reassignment, **health.report(), "skipped_steps": state.skipped}
+                row: dict[str, Any] = {"step": state.step, "epoch": progress.epoch}
+                row |= {"learning_rate": learning_rate_at(training, progress)}
+                row |= {**state.reassignment, **health.report(), "skipped_steps": state.skipped, **probe.report()}
                 row |= {"images_per_second": round(steps_timed * training.batch_size / seconds, 1)}
                 row |= {"seconds": round(seconds, 3)}
                 if state.step % per_epoch == 0:

@@ -172,7 +172,7 @@ def command_line() -> str:
 def _absolute(config: Mapping[str, Any]) -> dict[str, Any]:
     """Files and folders by their whole paths: the run may go on from another folder."""
     whole = {"init": absolute_word(config["init"])} if config.get("init") is not None else {}
-    for name in ("labels_from", "classes"):
+    for name in ("labels_from", "probe_labels", "classes"):
         if config.get(name) and Path(config[name]).is_file():
             whole[name] = str(Path(config[name]).resolve())
     if config.get("teacher"):

@@ -15,6 +15,7 @@ from selfcluster.runs import checkpoint
 from selfcluster.runs.console import Console
 from selfcluster.runs.folder import RunFolder
 from selfcluster.training.health import Health
+from selfcluster.training.online_probe import OnlineProbe
 from selfcluster.training.optim import load_optimizer_tensors, optimizer_tensors
 from selfcluster.training.pseudo_labels import PseudoLabels
 from selfcluster.training.shards import Shards
@@ -32,6 +33,7 @@ class RunState:
     labels: PseudoLabels
     folder: RunFolder | None  # None on all ranks but the first, and where nothing is to be written
     layout: dict[str, Any]
+    probe: OnlineProbe
     step: int = 0
     skipped: int = 0
     reassignment: dict[str, float] = field(default_factory=dict)
@@ -53,6 +55,7 @@ class RunState:
             return
         tensors |= {f"health.{name}": tensor for name, tensor in health.items()}
         tensors |= {f"labels.{name}": tensor for name, tensor in labels.items()}
+        tensors |= {f"probe.{name}": tensor for name, tensor in self.probe.tensors.items()}
         meta = {
             "step": self.step,
             "skipped": self.skipped,
@@ -95,6 +98,7 @@ class RunState:
         load_optimizer_tensors(self.optimizer, self.method, section(tensors, "optimizer."))
         seen = {k: v.to(device) for k, v in section(loaded.tensors, "health.").items()}
         self.health.load(loaded.meta["health"], seen, mine=distributed.rank() == 0)
+        self.probe.load(section(loaded.tensors, "probe."))
         self.step, self.skipped = loaded.meta["step"], loaded.meta["skipped"]
         self.reassignment = loaded.meta["reassignment"]
         for key, before in loaded.meta["layout"].items():
