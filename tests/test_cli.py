@@ -26,6 +26,7 @@ COMMANDS = (
     "evaluate",
     "report",
     "attention",
+    "figures",
     "audit",
     "search",
     "export",

@@ -19,6 +19,7 @@ _HOME = {
     "report": "api",
     "compare": "api",
     "attention": "api",
+    "figures": "api",
     "audit": "api",
     "export": "api",
     "sort": "api",

@@ -8,6 +8,7 @@ from selfcluster.commands.demo import demo
 from selfcluster.commands.embed import embed
 from selfcluster.commands.evaluate import evaluate
 from selfcluster.commands.export import export
+from selfcluster.commands.figures import figures
 from selfcluster.commands.report import report
 from selfcluster.commands.sample import sample
 from selfcluster.commands.search import search
@@ -23,6 +24,7 @@ __all__ = [
     "embed",
     "evaluate",
     "export",
+    "figures",
     "report",
     "sample",
     "search",

@@ -36,6 +36,7 @@ COMMANDS = {
     "compare": "results of several runs in one table",
     "search": "images of a run that are most like a given one",
     "attention": "what a vision transformer looks at",
+    "figures": "a network's filters and its classes on a plane, as pictures",
     "audit": "duplicates, dark, blurred, constant and unreadable images; leaks between two sets",
     "export": "a network, or the clusters, for other tools",
     "sort": "the images in folders, one a cluster",
