@@ -9,6 +9,8 @@ N images, L classes, F features.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 COMPONENTS, PERPLEXITY, RATE, STEPS = 30, 20.0, 200.0, 5000
@@ -40,5 +42,6 @@ def place_classes(means: np.ndarray, seed: int = 0) -> np.ndarray:
     components = min(COMPONENTS, count - 1, means.shape[1])
     reduced = PCA(components, random_state=seed).fit_transform(means)
     perplexity = min(PERPLEXITY, (count - 1) / 3)
-    tsne = TSNE(2, perplexity=perplexity, learning_rate=RATE, max_iter=STEPS, random_state=seed)
+    rate: Any = RATE  # scikit-learn's annotation says str
+    tsne = TSNE(2, perplexity=perplexity, learning_rate=rate, max_iter=STEPS, random_state=seed)
     return np.asarray(tsne.fit_transform(reduced))
