@@ -1,5 +1,7 @@
 """Filters: the first weights as they are, and gradient ascent where its result is known."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -50,7 +52,7 @@ def test_ascent_raises_the_filters_share_and_follows_the_seed():
 
 
 def test_responses_are_means_over_places_or_tokens():
-    network = make_backbone("vit_tiny_patch16_224", image_size=32, channels=3).eval()
+    network: Any = make_backbone("vit_tiny_patch16_224", image_size=32, channels=3).eval()
     images = torch.randn(2, 3, 32, 32)
     kept = []
     network.blocks[1].register_forward_hook(lambda module, given, out: kept.append(out))
