@@ -204,6 +204,55 @@ def test_strange_names_are_text_and_no_request_leaves_the_page(page):
     assert all(address.startswith(("file:", "blob:", "data:")) for address in addresses)
 
 
+@pytest.mark.parametrize("mode", ["dots", "pictures"])
+def test_the_picture_under_the_pointer_is_the_one_in_the_tip(page, mode):
+    page.execute_script("document.documentElement.style.scrollBehavior = 'auto'")
+    one(page, f"[data-mode={mode}]").click()
+    canvas = one(page, "canvas.plane")
+    page.execute_script("arguments[0].scrollIntoView({block: 'center'})", canvas)
+    width, height = canvas.size["width"], canvas.size["height"]
+    album = json.loads(page.execute_script("return document.getElementById('album').textContent"))
+    under = """
+        const [canvas, x, y, done] = arguments, width = canvas.clientWidth;
+        const side = Math.round(Math.max(26, Math.min(48, width / 24))), dense = devicePixelRatio;
+        const middle = (at) => (Math.floor(at / side) * side + side / 2) * dense;
+        setTimeout(() => {
+            const pen = new OffscreenCanvas(1, 1).getContext("2d", { willReadFrequently: true });
+            pen.drawImage(canvas, middle(x), middle(y), 1, 1, 0, 0, 1, 1);
+            done(pen.getImageData(0, 0, 1, 1).data[0]);
+        }, 300);
+    """
+    for i in range(0, 24, 5):
+        x, y = (26 + album[axis][i] / 1e4 * (side - 52) for axis, side in (("x", width), ("y", height)))
+        ActionChains(page).move_to_element_with_offset(canvas, round(x - width / 2), round(y - height / 2)).perform()
+        shown = one(page, ".tip span").text
+        if mode == "dots":
+            assert shown == album["ids"][i]
+        else:  # the shade of an image tells its number
+            assert abs(page.execute_async_script(under, canvas, x, y) - 10 * NAMES.index(shown)) <= 3
+
+
+def test_a_lasso_ticks_the_images_inside_and_the_map_follows_a_merge(page):
+    page.execute_script("document.documentElement.style.scrollBehavior = 'auto'")
+    canvas = one(page, "canvas.plane")
+    page.execute_script("arguments[0].scrollIntoView({block: 'center'})", canvas)
+    album = json.loads(page.execute_script("return document.getElementById('album').textContent"))
+    width, height = canvas.size["width"], canvas.size["height"]
+    left = sorted(name for name, x in zip(album["ids"], album["x"], strict=True) if x <= 5_000)
+    one(page, "#lasso").click()
+    moves = ActionChains(page).move_to_element_with_offset(canvas, 20 - width // 2, 20 - height // 2).click_and_hold()
+    for x, y in ((0, 20 - height // 2), (0, height // 2 - 20), (20 - width // 2, height // 2 - 20)):
+        moves = moves.move_to_element_with_offset(canvas, x, y)
+    moves.release().perform()
+    assert f"{len(left)} image" in one(page, "#said").text
+    rows = json.loads(page.execute_script("return Object.values(localStorage).find((v) => v.includes('select'))"))
+    assert [row["action"] for row in rows] == ["select"]
+    assert sorted(rows[0]["images"]) == left
+    one(page, "#lasso").click()
+    page.execute_script("document.querySelector('#cluster-1 .find').click()")
+    assert "Cluster 1: 8 images on the map." in one(page, "#said").text
+
+
 def test_by_the_keyboard_alone(page):
     def press(*keys):
         for key in keys:

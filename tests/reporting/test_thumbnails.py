@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from selfcluster.reporting.thumbnails import data_uri, is_pixel_art, read_squares, sprite
+from selfcluster.reporting.thumbnails import data_uri, is_pixel_art, read_squares
 from tests.reporting.folders import Pictures
 
 
@@ -62,15 +62,3 @@ def test_tiny_images_are_stored_exactly():
 def test_noise_is_bounded():
     noise = np.random.default_rng(0).integers(0, 256, (104, 104, 3), np.uint8)
     assert len(data_uri(Image.fromarray(noise))) < 5_500
-
-
-def test_each_picture_lies_in_its_cell():
-    shades = [10, 80, None, 160, 240]
-    pictures = [None if s is None else Image.new("RGB", (20, 20), (s, s, s)) for s in shades]
-    uri, columns = sprite(pictures, 16)
-    sheet = np.asarray(decoded(uri)).astype(int)
-    assert columns == 3
-    assert sheet.shape == (32, 48, 3)
-    for n, shade in enumerate(shades):
-        middle = sheet[n // columns * 16 + 8, n % columns * 16 + 8]
-        assert np.abs(middle - (128 if shade is None else shade)).max() <= 4

@@ -16,7 +16,6 @@ import re
 import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -33,33 +32,24 @@ from selfcluster.reporting.colors import cluster_colors
 from selfcluster.reporting.curves import loss_curve, other_curves
 from selfcluster.reporting.evaluations import shown_results
 from selfcluster.reporting.gallery import Gallery, build_gallery
-from selfcluster.reporting.map import lay_out, sample_rows
-from selfcluster.reporting.thumbnails import data_uri, is_pixel_art, read_squares, sprite
+from selfcluster.reporting.map import LANDMARKS, sample_rows
+from selfcluster.reporting.thumbnails import data_uri, is_pixel_art, read_squares
 from selfcluster.reporting.verdict import Verdict, judge
 from selfcluster.reporting.workbench import build_workbench
 from selfcluster.runs.contents import Contents, is_untrained, method_of, read_contents
 
 _CARDS = 60
+_PARTS = ("album", "curation", "work", "map")  # of the script, in this order
 _MOST_ROWS = 2_000  # clusters without pictures
 _MOST_BAD = 500
 _ABSOLUTE = re.compile(r"(?<![\w.…/:])(/)((?:[^\s/'\"]+/)+[^\s/'\"]+)")
 _LONGEST = 300  # characters of a name or a value; file systems allow 4,096
 _CARD_PIXELS = 104
-_MAP_PIXELS = 72
+_RANKED = 2_000  # embeddings that RankMe is computed from
 _INVISIBLE_BUT_MEANT = "\u200d"  # joins emoji
 
 
 Progress = Callable[[str], None] | None
-
-
-@dataclass(frozen=True)
-class _Map:
-    """`rows` (n,) of the embeddings, their `places` (n, 2) in the unit square and their `cluster` (n,), -1 = none."""
-
-    rows: np.ndarray
-    places: np.ndarray
-    cluster: np.ndarray
-    rank: float
 
 
 def write_report(
@@ -67,7 +57,7 @@ def write_report(
     source: Any,
     *,
     out: Path | None = None,
-    thumbnails: int = 2000,
+    landmarks: int = LANDMARKS,
     title: str | None = None,
     progress: Progress = None,
 ) -> Path:
@@ -77,8 +67,8 @@ def write_report(
         run: the run folder. A file that is missing is named on the page, with the command that makes it.
         source: the images: `ids`, `read(i)` and `labels` (None: none appear on the page); None: no pictures.
         out: where to write; default `run/report.html`.
-        thumbnails: at most so many images on the map. The page holds a small picture of every image besides; the file
-            stays under 25 MB for 20,000 of them.
+        landmarks: t-SNE places so many images on the map, and the others stand beside them; 0: no map. The page holds
+            a small picture of every image; the file stays under 25 MB for 20,000 of them.
         title: the page's heading; default: the run folder's name.
         progress: receives lines of text while pictures are read.
 
@@ -87,19 +77,19 @@ def write_report(
 
     Raises:
         FileNotFoundError: `run` is not a folder.
-        ValueError: `thumbnails` is negative, or the page's folder cannot be written to.
+        ValueError: `landmarks` is negative, or the page's folder cannot be written to.
 
     >>> write_report(Path("runs/swav-photos"), open_source("photos"))  # doctest: +SKIP
     PosixPath('runs/swav-photos/report.html')
     """
     path = Path(run) / "report.html" if out is None else Path(out)
-    if thumbnails < 0:
-        raise ValueError(f"thumbnails={thumbnails}: give 0 or more")
+    if landmarks < 0:
+        raise ValueError(f"landmarks={landmarks}: give 0 or more")
     if not Path(run).is_dir():
         read_contents(Path(run))  # raises before a folder is made
     make_writable(path.parent)
     # a lone surrogate can reach us in a command line; it is shown as its number
-    text = render_report(run, source, thumbnails=thumbnails, title=title, page=path, progress=progress)
+    text = render_report(run, source, landmarks=landmarks, title=title, page=path, progress=progress)
     write_atomically(path, text.encode("utf-8", "backslashreplace"))
     return path
 
@@ -108,7 +98,7 @@ def render_report(
     run: Path,
     source: Any,
     *,
-    thumbnails: int = 2000,
+    landmarks: int = LANDMARKS,
     title: str | None = None,
     token: str = "",
     page: Path | None = None,
@@ -117,7 +107,7 @@ def render_report(
     """Return the page of a run as HTML; see `write_report`.
 
     Args:
-        run, source, thumbnails, title, progress: as there.
+        run, source, landmarks, title, progress: as there.
         token: for a page that is served: what it sends along when it reads and writes the run's curation. Such a page
             may fetch pictures and rows from where it came from, and nothing from elsewhere.
         page: the file that is written, from which the page reaches the images; None: it does not.
@@ -126,16 +116,14 @@ def render_report(
     contents = read_contents(run)
     labels = getattr(source, "labels", None)
     gallery = _gallery(contents, source, labels)
-    drawn = _map(contents, thumbnails)
-    verdict = judge(contents, drawn.rank, len(drawn.rows)) if drawn else judge(contents)
-    pictures, sheet = _pictures(contents, source, gallery, drawn)
+    verdict = judge(contents, *_rank(contents))
     colors = _colors(gallery)
     about = contents.config.get("about")
     about = about if isinstance(about, dict) else {}
-    work = build_workbench(contents, source, page, progress)
+    work = build_workbench(contents, source, page, progress, colors=colors, landmarks=landmarks)
     script = package_file("page.js")
     if work is not None:  # in a block, so that its names are its own
-        script += "\n{\n" + "\n".join(package_file(f"{name}.js") for name in ("album", "curation", "work")) + "}\n"
+        script += "\n{\n" + "\n".join(package_file(f"{name}.js") for name in _PARTS) + "}\n"
     template = _environment().from_string(package_file("template.html.j2"))
     return template.render(
         title=title or run.resolve().name,
@@ -145,8 +133,6 @@ def render_report(
         script=Markup(script),
         work=work,
         album=None if work is None else _json_for_script(work.data),
-        data=_json_for_script(_map_data(contents, drawn, sheet, colors)),
-        sprite=Markup(sheet[0]) if sheet else None,
         contents=contents,
         method=method_of(contents.config),
         untrained=is_untrained(contents.config),
@@ -155,9 +141,10 @@ def render_report(
         gallery=gallery,
         most_rows=_MOST_ROWS,
         colors=colors,
-        pictures=pictures,
+        pictures=_pictures(contents, source, gallery),
         has_source=source is not None,
-        drawn=drawn,
+        on_map=work.placed if work else 0,
+        landmarks=landmarks,
         which=which_clusters(contents),
         loss=loss_curve(contents),
         curves=other_curves(contents),
@@ -218,44 +205,34 @@ def _gallery(contents: Contents, source: Any, labels: np.ndarray | None) -> Gall
     )
 
 
-def _map(contents: Contents, at_most: int) -> _Map | None:
-    if contents.vectors is None or not at_most:
-        return None
+def _rank(contents: Contents) -> tuple[float | None, int | None]:
+    """RankMe of a sample of the embeddings, and how many those are; None without embeddings."""
+    if contents.vectors is None:
+        return None, None
     cluster = np.full(len(contents.vectors), -1)
     if contents.clusters is not None and len(contents.clusters.cluster):
         at = rows_of(contents.vectors.ids, contents.clusters.ids)
         cluster = np.where(at >= 0, contents.clusters.cluster[at], -1)
-    rows = sample_rows(len(cluster), at_most, cluster)
-    vectors = contents.vectors.take(rows)
-    finite = np.isfinite(vectors).all(axis=1)
-    rows, vectors = rows[finite], vectors[finite]
-    places = lay_out(vectors)
-    if places is None:
-        places = np.full((len(rows), 2), 0.5)
-    return _Map(rows, places, cluster[rows], rankme(vectors)) if len(rows) else None
+    vectors = contents.vectors.take(sample_rows(len(cluster), _RANKED, cluster))
+    vectors = vectors[np.isfinite(vectors).all(axis=1)]
+    return (rankme(vectors), len(vectors)) if len(vectors) else (None, None)
 
 
-def _pictures(
-    contents: Contents, source: Any, gallery: Gallery | None, drawn: _Map | None
-) -> tuple[dict[int, dict[str, Any]], tuple[str, int] | None]:
-    """Thumbnails of the gallery by row of the clusters, and the map's sprite with its number of columns."""
-    if source is None:
-        return {}, None
-    card_rows = [m.row for card in gallery.cards for m in card.members] if gallery else []
-    shown = np.array(card_rows, np.int64)
-    card_ids = contents.clusters.ids.take(shown).to_pylist() if contents.clusters is not None else []
-    map_ids = contents.vectors.ids.take(drawn.rows).to_pylist() if contents.vectors is not None and drawn else []
-    where = _positions(source, {*card_ids, *map_ids})
+def _pictures(contents: Contents, source: Any, gallery: Gallery | None) -> dict[int, dict[str, Any]]:
+    """Thumbnails of the cards by row of the table of clusters; they are there without a script too."""
+    if source is None or gallery is None or contents.clusters is None:
+        return {}
+    rows = [m.row for card in gallery.cards for m in card.members]
+    ids = contents.clusters.ids.take(np.array(rows, np.int64)).to_pylist()
+    where = _positions(source, ids)
     known = sorted(set(where.values()))
     read = dict(zip(known, read_squares(source, known, _CARD_PIXELS), strict=True))
-    by_id = {name: read[i] for name, i in where.items()}
-    pictures = {}
-    for row, name in zip(card_rows, card_ids, strict=True):
-        picture = by_id.get(name)
-        if picture is not None:
-            pictures[row] = {"uri": Markup(data_uri(picture)), "pixels": is_pixel_art(picture)}
-    sheet = sprite([by_id.get(name) for name in map_ids], _MAP_PIXELS) if map_ids else None
-    return pictures, sheet
+    by_row = {row: read[where[name]] for row, name in zip(rows, ids, strict=True) if name in where}
+    return {
+        row: {"uri": Markup(data_uri(picture)), "pixels": is_pixel_art(picture)}
+        for row, picture in by_row.items()
+        if picture is not None
+    }
 
 
 def _positions(source: Any, wanted: Iterable[str]) -> dict[str, int]:
@@ -267,24 +244,6 @@ def _colors(gallery: Gallery | None) -> dict[int, str]:
     """The biggest clusters get the colors that are farthest apart."""
     numbers = [c.number for c in gallery.clusters] if gallery else []
     return dict(zip(numbers, cluster_colors(len(numbers)), strict=True))
-
-
-def _map_data(
-    contents: Contents, drawn: _Map | None, sheet: tuple[str, int] | None, colors: dict[int, str]
-) -> dict[str, Any]:
-    if drawn is None or contents.vectors is None:
-        return {"n": 0}
-    shown = {int(c) for c in np.unique(drawn.cluster)}
-    return {
-        "n": len(drawn.rows),
-        "x": np.round(drawn.places[:, 0] * 10_000).astype(int).tolist(),
-        "y": np.round(drawn.places[:, 1] * 10_000).astype(int).tolist(),
-        "cluster": drawn.cluster.tolist(),
-        "path": [visible(path) for path in contents.vectors.paths.take(drawn.rows).to_pylist()],
-        "colors": {str(number): color for number, color in colors.items() if number in shown},
-        "cell": _MAP_PIXELS,
-        "columns": sheet[1] if sheet else 0,
-    }
 
 
 def _facts(contents: Contents, gallery: Gallery | None, verdict: Verdict) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Small pictures for a page that opens offline: single thumbnails, and one sprite for the map.
+"""Small pictures for a page that opens offline.
 
 A picture that cannot be read any more is None, never an error: the page is about the run, not about the disk.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import io
-import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -17,7 +16,6 @@ from PIL import Image
 
 _QUALITIES = (78, 60, 40, 15)  # tried in turn until a picture is small enough
 _MOST_BYTES = 4_000  # what most photographs of 104 px need; noise would need 12,000
-_MOST_SPRITE_BYTES = 2_400_000
 _PIXEL_ART = 64  # images up to this size are stored as they are, and the page enlarges them without smoothing
 
 
@@ -56,23 +54,6 @@ def data_uri(picture: Image.Image) -> str:
 def is_pixel_art(picture: Image.Image) -> bool:
     """True for images so small that smoothing would only blur them."""
     return picture.width <= _PIXEL_ART
-
-
-def sprite(pictures: Sequence[Image.Image | None], cell: int) -> tuple[str, int]:
-    """All pictures in one JPEG, row by row in square cells.
-
-    Returns:
-        The `data:` URI and the number of columns. An absent picture leaves its cell gray.
-    """
-    columns = max(1, math.isqrt(max(0, len(pictures) - 1)) + 1)
-    rows = max(1, math.ceil(len(pictures) / columns))
-    sheet = Image.new("RGB", (columns * cell, rows * cell), (128, 128, 128))
-    for n, picture in enumerate(pictures):
-        if picture is not None:
-            smooth = Image.Resampling.NEAREST if picture.width < cell else Image.Resampling.LANCZOS
-            tile = picture.convert("RGB").resize((cell, cell), smooth, reducing_gap=3.0)
-            sheet.paste(tile, (n % columns * cell, n // columns * cell))
-    return "data:image/jpeg;base64," + _jpeg(sheet, _MOST_SPRITE_BYTES), columns
 
 
 def _square(image: np.ndarray, side: int) -> Image.Image:

@@ -6,8 +6,10 @@ All of it stands in the page itself, so that it works without a server. N images
 from __future__ import annotations
 
 import hashlib
+import math
 import os
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,25 +17,38 @@ import numpy as np
 
 from selfcluster.data.sources import Source
 from selfcluster.reporting.album import Album, build_album, pack
+from selfcluster.reporting.map import LANDMARKS, lay_out
 from selfcluster.reporting.sheets import COLUMNS, PER_SHEET, make_sheets
 from selfcluster.runs.contents import Contents
 
 SHEET_BYTES = 9_000_000  # of all small pictures together; with vectors and ids, 20,000 images stay below 25 MB
 _MOST_UP = 3  # folders from the page up to the images: above that, a path would tell where on this machine they are
+_STEPS = 10_000  # of the map's side
+_SAME = 1e-5  # principal components of vectors at length 1 below this are rounding: all embeddings are equal
 _PIXEL_ART = 64  # cells up to this size may hold whole images, which the page enlarges without smoothing
 
 
 @dataclass(frozen=True)
 class Workbench:
-    """`data` for the page's script, and the sheets of small pictures as WebP in base64."""
+    """`data` for the page's script, and the sheets of small pictures as WebP in base64.
+
+    `placed` images are on the map.
+    """
 
     album: Album
     data: dict[str, object]
     sheets: list[str]
+    placed: int
 
 
 def build_workbench(
-    contents: Contents, source: object, page: Path | None, progress: Callable[[str], None] | None = None
+    contents: Contents,
+    source: object,
+    page: Path | None,
+    progress: Callable[[str], None] | None = None,
+    *,
+    colors: Mapping[int, str] | None = None,
+    landmarks: int = LANDMARKS,
 ) -> Workbench | None:
     """Return all that the page knows of its images; None where the run names none.
 
@@ -41,7 +56,9 @@ def build_workbench(
         contents: the run.
         source: the images, see `write_report`; None: no pictures.
         page: the file that is written, from which the images are reached; None: they are not.
-        progress: receives lines of text while the pictures are read.
+        progress: receives lines of text while the pictures are read and the map is made.
+        colors: of the clusters; None: all are gray on the map.
+        landmarks: t-SNE places so many images, see `map.lay_out`; 0: no map.
     """
     album = build_album(contents)
     if not len(album):
@@ -51,7 +68,11 @@ def build_workbench(
         place = {name: row for row, name in enumerate(source.ids)}  # pyright: ignore[reportAttributeAccessIssue]
         made = make_sheets(source, [place.get(name) for name in album.ids], SHEET_BYTES, progress)
         sheets, cell, missing = made.pictures, made.cell, made.missing
+    places = _places(album, landmarks, progress)
     data = {
+        "x": _whole(places[:, 0]),
+        "y": _whole(places[:, 1]),
+        "colors": {str(cluster): color for cluster, color in (colors or {}).items()},
         "n": len(album),
         "ids": album.ids,
         "cluster": album.cluster.tolist(),
@@ -68,7 +89,26 @@ def build_workbench(
         "base": _base(source, page),
         "key": _key(album, contents.folder),
     }
-    return Workbench(album, data, sheets)
+    return Workbench(album, data, sheets, int(np.isfinite(places[:, 0]).sum()))
+
+
+def _places(album: Album, landmarks: int, progress: Callable[[str], None] | None) -> np.ndarray:
+    """(N, 2) places in the unit square, NaN for images without one."""
+    places = np.full((len(album), 2), np.nan)
+    rows = np.flatnonzero(album.embedded)
+    if not landmarks or not len(rows):
+        return places
+    begun = time.monotonic()
+    reduced = album.reduced[rows]
+    found = lay_out(reduced, album.cluster[rows], landmarks=landmarks) if np.abs(reduced).max() > _SAME else None
+    places[rows] = 0.5 if found is None else found
+    if progress is not None:
+        progress(f"  placed {len(rows):,} images on the map in {time.monotonic() - begun:.0f} s")
+    return places
+
+
+def _whole(places: np.ndarray) -> list[int | None]:
+    return [None if math.isnan(p) else round(p * _STEPS) for p in places.tolist()]
 
 
 def _is_small(source: object) -> bool:
