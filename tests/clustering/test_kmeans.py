@@ -161,11 +161,12 @@ class TestEmpty:
         assert model.cluster_centers_[1].tolist() == [50, 50]
         assert model.history_[-1]["empty"] == 1
 
+    @pytest.mark.parametrize("empty", ["split", "split_randomly"])
     @pytest.mark.parametrize("donor", ["uniform", "size", "largest"])
-    def test_split_fills_it(self, donor):
+    def test_split_fills_it(self, donor, empty):
         x, _ = blobs(40, [[0.0, 5], [9, 5], [0, 9]])
         start = torch.tensor([[3.0, 6], [50, 50], [60, 60]])
-        model = KMeans(3, init=start, donor=donor, max_iter=50, random_state=0).fit(x)
+        model = KMeans(3, init=start, donor=donor, empty=empty, max_iter=50, random_state=0).fit(x)
         assert model.history_[0]["empty"] == 2
         assert model.history_[-1]["empty"] == 0
         assert model.labels_.bincount(minlength=3).min() > 0
@@ -174,6 +175,16 @@ class TestEmpty:
         c = torch.tensor([[2.0, 4], [0, 0], [8, 8]], dtype=torch.float64)
         split(c, np.array([6.0, 0, 4]), Empty(donor="largest", perturbation=0.5), np.random.default_rng(0))
         assert c.tolist() == [[1.0, 6.0], [3.0, 2.0], [8.0, 8.0]]
+
+    def test_a_random_step_has_the_given_length_and_leaves_the_donor(self):
+        steps = []
+        for seed in range(200):
+            c = torch.tensor([[3.0, 4], [0, 0]], dtype=torch.float64)
+            split(c, np.array([6.0, 0]), Empty("split_randomly", perturbation=0.1), np.random.default_rng(seed))
+            assert c[0].tolist() == [3, 4]
+            steps.append(c[1] - c[0])
+        torch.testing.assert_close(torch.stack(steps).norm(dim=1), torch.full((200,), 0.5, dtype=torch.float64))
+        assert torch.stack(steps).mean(dim=0).norm() < 0.1, "no direction is preferred"
 
     def test_odds_of_the_donors(self):
         drawn = {"uniform": np.zeros(3), "size": np.zeros(3)}

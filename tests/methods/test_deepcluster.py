@@ -214,6 +214,27 @@ def test_the_classifier_has_no_momentum():
     assert {id(p) for p in optimizer.param_groups[1]["params"]} == {id(p) for p in method.head.parameters()}
 
 
+def test_the_thesis_gives_the_classifier_its_momentum_too():
+    method = make("deepcluster", head_momentum=0.9)
+    optimizer = make_optimizer(method.groups(), method.paper)  # SGD at 0.05
+    start = method.head.bias.detach().clone()
+    for _ in range(2):
+        method.head.bias.grad = torch.ones_like(start)
+        optimizer.step()
+    # the decay of 1e-5 moves a bias of 0 by nothing, and then by 5e-7: 0.05 (1 + 1.9)
+    torch.testing.assert_close(method.head.bias.detach(), start - 0.05 * 2.9, rtol=1e-5, atol=1e-6)
+
+
+def test_the_thesis_moves_an_empty_cluster_in_a_random_direction():
+    """40 of 48 images are copies of two, so that k-means starts from equal centroids and has empty ones to move."""
+    first = torch.randn(2, 512, generator=torch.Generator().manual_seed(0))
+    rows = torch.cat([first.repeat(20, 1), torch.randn(8, 512, generator=torch.Generator().manual_seed(1))])
+    ways = [reassigned(rows, split=split, num_prototypes=8).centroids for split in ("alternating", "random")]
+    again = reassigned(rows, split="random", num_prototypes=8).centroids
+    assert not torch.equal(*ways)
+    assert torch.equal(again, ways[1])
+
+
 def test_a_reassignment_depends_on_seed_and_step_alone():
     rows, _ = blobs(96, (48, 48))
     one, same, later = (reassigned(rows, step=step) for step in (6, 6, 9))

@@ -204,6 +204,7 @@ def test_the_classifier_has_no_momentum():
     assert classifier.momentum == 0
     assert body.momentum is None
     assert {id(p) for p in classifier.params} == {id(p) for p in method.classifier.parameters()}
+    assert [g.momentum for g in make("odc", head_momentum=0.9).groups()] == [None, 0.9]
 
 
 def test_clusters_are_the_nearest_centroids():

@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from selfcluster import distributed
-from selfcluster.methods.swav import SwAV
+from selfcluster.clustering.sinkhorn import sinkhorn
+from selfcluster.methods.swav import SwAV, SwAVSettings
 from selfcluster.models.norm import convert_sync
+from selfcluster.setting import options_of
 from selfcluster.types import Batch, Output
 from tests.methods.test_contract import assert_same_run, batch_of, make, progress
 
@@ -279,3 +281,13 @@ def test_the_loss_alone_is_equation_6_in_float64():
     p = [e / e.sum(axis=1, keepdims=True) for e in p]
     terms = [-(codes[t].double().numpy() * np.log(p[s])).sum(axis=1).mean() for t in (0, 1) for s in range(3) if s != t]
     assert swav_loss(scores, codes, 0.1).item() == pytest.approx(np.mean(terms), rel=1e-5)
+
+
+def test_one_round_of_the_codes_scales_clusters_and_then_images():
+    """`--sinkhorn-iterations` counts whole rounds: one round is the one-step form, not half of it."""
+    scores = torch.randn(6, 4, generator=torch.Generator().manual_seed(0)).double() / 4
+    q = (scores / 0.05).exp()
+    q = q / q.sum(dim=0)  # clusters
+    q = q / q.sum(dim=1, keepdim=True)  # images
+    torch.testing.assert_close(sinkhorn(scores, 0.05, 1), q)
+    assert "rounds" in options_of(SwAVSettings)["sinkhorn_iterations"].help

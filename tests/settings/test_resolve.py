@@ -208,6 +208,8 @@ def test_a_methods_own_settings_have_bounds(method, given, message):
         ("dino", {"loss": "mse", "teacher_temperature": 0.02}, "--teacher-temperature has no effect under --loss mse"),
         ("byol", {"center_momentum": 0.5}, "--center-momentum has no effect under --centering none"),
         ("npid", {"num_negatives": 0, "exclude_self": True}, "--exclude-self has no effect under --num-negatives 0"),
+        ("odc", {"optimizer": "adamw", "head_momentum": 0.9}, "--head-momentum has no effect under --optimizer adamw"),
+        ("deepcluster", {"clustering": "pic", "split": "random"}, "--split has no effect under --clustering pic"),
         ("deepcluster", {"max_clusters": 50}, "--max-clusters has no effect under --clustering kmeans"),
         (
             "deepcluster",

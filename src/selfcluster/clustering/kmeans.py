@@ -54,7 +54,8 @@ class KMeans(ClusterMixin, BaseEstimator):
             an array (k, d) of centroids.
         max_iter: centroid updates at most; the labels come from one more assignment.
         tol: stop once an iteration lowers the inertia by no more than this share of it; 0 stops only when no row moves.
-        empty: "split" gives an empty cluster half of a donor, "keep" leaves its centroid where it was.
+        empty: "split" gives an empty cluster half of a donor, "split_randomly" starts it beside the donor in a random
+            direction, "keep" leaves its centroid where it was.
         donor: who is split: "uniform" over the non-empty clusters, by "size" (faiss), or the "largest" (ODC).
         perturbation: halves of a split are the donor's centroid times 1 +- this, alternating over dimensions.
         max_points_per_centroid: iterate on at most k times this many rows drawn at random, then assign all rows;
@@ -264,8 +265,8 @@ class KMeans(ClusterMixin, BaseEstimator):
             raise ValueError(f"n_clusters={self.n_clusters!r} is not an integer above 0")
         if isinstance(self.init, str) and self.init not in _INITS:
             raise ValueError(f"init={self.init!r} is none of {', '.join(map(repr, _INITS))} and no array")
-        if self.empty not in ("split", "keep"):
-            raise ValueError(f"empty={self.empty!r} is neither 'split' nor 'keep'")
+        if self.empty not in ("split", "split_randomly", "keep"):
+            raise ValueError(f"empty={self.empty!r}: choose from split, split_randomly, keep")
         if self.donor not in DONORS:
             raise ValueError(f"donor={self.donor!r} is none of {', '.join(map(repr, DONORS))}")
         for name in ("max_iter", "max_points_per_centroid", "subsample", "subsample_iter"):

@@ -1,9 +1,11 @@
 """Lloyd's iterations: assign, average, mend empty clusters; one all-reduce an iteration.
 
 Empty clusters (`split`) take half of a donor: both get the donor's centroid, moved apart by a factor 1 +- perturbation
-that alternates over the dimensions. Donors: `uniform` among the non-empty (Caron et al. 2018, section 3), `size` with
-odds (size - 1) / (N - k) (faiss), `largest` (ODC, Zhan et al. 2020). `keep` leaves an empty cluster where it was
-(DeepCluster-v2).
+that alternates over the dimensions. With `split_randomly` the donor stays, and the empty cluster starts beside it: in
+a direction drawn at random, at `perturbation` times the donor's length (Caron's thesis, 2021, section 3.2.1, which
+leaves the size of the step open). `keep` leaves an empty cluster where it was (DeepCluster-v2).
+Donors: `uniform` among the non-empty (Caron et al. 2018, section 3), `size` with odds (size - 1) / (N - k) (faiss),
+`largest` (ODC, Zhan et al. 2020).
 
 Letters: n rows of this rank, N of all, d dimensions, k centroids.
 """
@@ -108,7 +110,7 @@ def average(found: Pass, centroids: Tensor, *, spherical: bool, empty: Empty, dr
     new = torch.where(filled[:, None], means, centroids.double())
     if spherical:
         new = unit_rows(new)
-    if empty.policy == "split" and not bool(filled.all()):
+    if empty.policy in ("split", "split_randomly") and not bool(filled.all()):
         split(new, counts.cpu().numpy().copy(), empty, draw)
         if spherical:
             new = unit_rows(new)
@@ -127,6 +129,10 @@ def split(centroids: Tensor, counts: np.ndarray, empty: Empty, draw: np.random.G
             odds = filled.astype(float) if empty.donor == "uniform" else np.maximum(counts - 1, 0.0)
             odds = odds if odds.sum() > 0 else filled.astype(float)
             donor = int(draw.choice(len(odds), p=odds / odds.sum()))
-        centroids[target] = centroids[donor] * (1 + empty.perturbation * signs)
-        centroids[donor] *= 1 - empty.perturbation * signs
+        if empty.policy == "split_randomly":
+            drawn = unit_rows(torch.from_numpy(draw.standard_normal((1, len(signs)))).to(signs))[0]
+            centroids[target] = centroids[donor] + drawn * (empty.perturbation * centroids[donor].norm())
+        else:
+            centroids[target] = centroids[donor] * (1 + empty.perturbation * signs)
+            centroids[donor] *= 1 - empty.perturbation * signs
         counts[target] = counts[donor] = counts[donor] / 2

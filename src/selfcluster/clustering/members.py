@@ -27,7 +27,9 @@ class Members(NamedTuple):
 
 
 @torch.no_grad()
-def cluster_members(rows: Tensor, index: Tensor, members: Tensor, k: int, *, max_iter: int, seed: int) -> Members:
+def cluster_members(
+    rows: Tensor, index: Tensor, members: Tensor, k: int, *, max_iter: int, seed: int, random_split: bool = False
+) -> Members:
     """k-means of the images `members` alone, started from random ones of them.
 
     Args:
@@ -37,6 +39,7 @@ def cluster_members(rows: Tensor, index: Tensor, members: Tensor, k: int, *, max
         k: clusters. With fewer members the centers after the first M are copies of those, and have no image.
         max_iter: updates of the centers.
         seed: of the start and of the donors for empty clusters, which are split.
+        random_split: an empty cluster starts beside its donor in a random direction (see `KMeans`).
     """
     device = rows.device
     place = torch.full((int(members.max()) + 1,), -1, device=device)  # of each image, its row here
@@ -48,7 +51,8 @@ def cluster_members(rows: Tensor, index: Tensor, members: Tensor, k: int, *, max
     start = rows.new_zeros(len(drawn), rows.shape[1])
     mine = at[drawn] >= 0
     start[mine] = rows[at[drawn[mine]]]
-    kmeans: Any = KMeans(len(drawn), init=distributed.all_reduce(start), max_iter=max_iter, random_state=seed)
+    first, policy = distributed.all_reduce(start), "split_randomly" if random_split else "split"
+    kmeans: Any = KMeans(len(drawn), init=first, max_iter=max_iter, empty=policy, random_state=seed)
     kmeans.fit(rows[at[here]])
     labels = torch.empty_like(members)
     labels[distributed.all_gather(here)] = distributed.all_gather(kmeans.labels_)

@@ -6,8 +6,10 @@ Features are the backbone's output, for `deepcluster_alexnet` and `deepcluster_v
 crops; the classifier stands behind the ReLU.
 Departs: whitening bounds the smallest variances (1e-5 of the largest; the released code has no bound);
 `uniform` really draws every cluster alike, where the released sampler's positions mean other images than it labeled
-(`weighting released` repeats that); weighted losses are divided by the batch's weights, not by its images; the
-smallest clusters that power iteration finds beyond `max_clusters` sit out the epoch.
+(`weighting released` repeats that); the classifier has no momentum, as released (the thesis gives 0.9 and excepts
+nothing: `head_momentum`); an empty cluster and its donor part by a fixed factor, as in faiss (the thesis: the empty one
+is moved by a small random perturbation: `split`); weighted losses are divided by the batch's weights, not by its
+images; the smallest clusters that power iteration finds beyond `max_clusters` sit out the epoch.
 """
 
 from __future__ import annotations
@@ -53,6 +55,12 @@ class DeepClusterSettings:
     weighting: Literal["uniform", "inverse", "inverse_sqrt", "none", "released"] = setting(
         "uniform", "draw clusters alike; inverse, inverse_sqrt: by size in the loss; none; released"
     )
+    split: Literal["alternating", "random"] = setting(
+        "alternating", "how an empty cluster leaves its donor: by 1/1024 up and down in turn, or in a random direction"
+    )
+    head_momentum: float = setting(
+        0.0, "of the classifier under sgd, larc and lars; the thesis has 0.9", least=0, most=1
+    )
     dropout: float = setting(
         0.0, "between features and classifier; AlexNet and VGG16 have the paper's inside", least=0, most=1
     )
@@ -62,7 +70,8 @@ class DeepCluster(Method):
     Settings = DeepClusterSettings
     idle = (
         (("max_clusters",), "clustering", ("kmeans",)),
-        (("num_prototypes", "kmeans_iterations"), "clustering", ("pic",)),
+        (("num_prototypes", "kmeans_iterations", "split"), "clustering", ("pic",)),
+        (("head_momentum",), "optimizer", ("adamw",)),
     )
     supports_accumulation = True
     # small images keep their colors, which the views change (not compared with edges); a rate that ends at 0 leaves
@@ -122,7 +131,7 @@ class DeepCluster(Method):
 
     def groups(self) -> list[Group]:
         body = [p for p in self.backbone.parameters() if p.requires_grad]
-        return [Group(body), Group(self.head.parameters(), momentum=0.0)]
+        return [Group(body), Group(self.head.parameters(), momentum=self.settings.head_momentum)]
 
     def chance_loss(self) -> float | None:
         even = self.settings.weighting in ("uniform", "inverse")  # else guessing by size does better
@@ -157,7 +166,8 @@ class DeepCluster(Method):
             self.labels[seen] = all_gather(self.power_iteration(all_gather(rows)[order][share(len(order))]))
         else:
             steps, seed = self.settings.kmeans_iterations, progress.number("k-means")
-            found = cluster_members(rows, shares.index, seen, len(self.centroids), max_iter=steps, seed=seed)
+            k, noise = len(self.centroids), self.settings.split == "random"
+            found = cluster_members(rows, shares.index, seen, k, max_iter=steps, seed=seed, random_split=noise)
             self.labels[seen], self.centroids[:] = found.labels, found.centers
         sizes = torch.bincount(self.labels[self.labels >= 0], minlength=len(self.weight))
         power = {"inverse": -1.0, "inverse_sqrt": -0.5}.get(self.settings.weighting, 0.0)

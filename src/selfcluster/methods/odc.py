@@ -9,8 +9,9 @@ A start needs two copies of the process's share of F besides, 2,623,830,016 byte
 Departs: the weighted loss is divided by the weights of its batch, as released (the paper leaves the factor open); with
 several views all predict the label, and the memory takes the mean of the full-resolution ones; small clusters are
 remade in at most ten rounds a step, and once behind the first k-means (released: an error where a cluster is empty).
-The paper does not say in which mode the network gives the first features: here in training mode (released: not). The
-released weights are those of `--rules released --learning-rate 0.06 --drop 0.4 --epochs 440`.
+The paper gives neither the classifier's momentum (`head_momentum`; 0 as released), nor the mode in which the network
+makes the first features: here in training mode (released: not). The released weights are those of
+`--rules released --learning-rate 0.06 --drop 0.4 --epochs 440`.
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ class ODCSettings:
     )
     centroids_every: int = setting(10, "steps between updates of the centroids", least=1)
     kmeans_iterations: int = setting(20, "of the clustering that the run starts from", least=1)
+    head_momentum: float = setting(0.0, "of the classifier under sgd, larc and lars; 0 as released", least=0, most=1)
     rules: Literal["paper", "released"] = setting(
         "paper", "or 'released': unit rows, nearest by raw product, below min_cluster, draws with replacement"
     )
@@ -63,6 +65,7 @@ class ODCSettings:
 
 class ODC(Method):
     Settings = ODCSettings
+    idle = ((("head_momentum",), "optimizer", ("adamw",)),)
     online = True
     advice = "Try fewer --num-prototypes, a lower --learning-rate, or stronger color changes (--augment odc)."
     paper = Training(
@@ -133,7 +136,8 @@ class ODC(Method):
 
     def groups(self) -> list[Group]:
         body = [*self.backbone.parameters(), *self.head.parameters()]
-        return [Group([p for p in body if p.requires_grad]), Group(self.classifier.parameters(), momentum=0.0)]
+        head = Group(self.classifier.parameters(), momentum=self.settings.head_momentum)
+        return [Group([p for p in body if p.requires_grad]), head]
 
     def chance_loss(self) -> float:
         return log(self.settings.num_prototypes)

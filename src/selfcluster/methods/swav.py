@@ -40,7 +40,9 @@ class SwAVSettings:
     epsilon: float = setting(
         0.05, "entropy weight of the codes, eq. 3; lower if the loss stays at ln K", least=1e-4, auto=True
     )
-    sinkhorn_iterations: int = setting(3, "half-steps of the codes' normalization", least=1)
+    sinkhorn_iterations: int = setting(
+        3, "rounds of the codes' normalization, each over clusters and then over images", least=1
+    )
     queue_length: int = setting(
         0, "Q, queued features a view, over all processes; 0: none; 3840 for batches of 256", least=0, auto=True
     )
