@@ -23,11 +23,11 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from selfcluster.evaluation.descriptors import any_size, tensor_of
 from selfcluster.evaluation.layouts.davis import Sequence, read_frame, read_mask, read_sequences
 from selfcluster.evaluation.protocol import Protocol, Result, result_of
 from selfcluster.evaluation.segmentation import boundary_f, decay, jaccard
 from selfcluster.evaluation.subject import Subject
-from selfcluster.models.maps import feature_maps, stride_of
 from selfcluster.models.pretrained import Network
 from selfcluster.setting import setting
 from selfcluster.training.precision import pick_device
@@ -185,18 +185,7 @@ def to_mask(soft: Tensor, size: tuple[int, int]) -> np.ndarray:
 @torch.no_grad()
 def frame_features(pixels: np.ndarray, network: Network, side: int, layer: str | None, device: torch.device) -> Tensor:
     """Return unit features (F, h, w) of a frame (H, W, 3) uint8, resized so that its shorter side is `side`."""
-    height, width = pixels.shape[:2]
-    scale, stride = side / min(height, width), stride_of(network.module)
-    size = [max(stride, round(length * scale) // stride * stride) for length in (width, height)]
-    image = Image.fromarray(pixels).convert("L" if len(network.mean) == 1 else "RGB")
-    values = np.asarray(image.resize((size[0], size[1]), Image.Resampling.BILINEAR), np.float32) / 255
-    tensor = torch.from_numpy(values.reshape(size[1], size[0], -1)).permute(2, 0, 1)
-    mean, std = (torch.tensor(numbers)[:, None, None] for numbers in (network.mean, network.std))
-    try:
-        places = feature_maps(network.module, ((tensor - mean) / std)[None].to(device), layer).places[0]
-    except AssertionError as error:  # timm's patch embedding of a fixed size
-        raise ValueError(f"{network.name} takes images of one size only: {error}") from error
-    return F.normalize(places, dim=0)
+    return F.normalize(any_size(network, tensor_of(pixels, network, side).to(device), layer).places[0], dim=0)
 
 
 def _columns(name: str, scores: list[float]) -> dict[str, float]:
