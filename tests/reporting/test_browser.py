@@ -35,6 +35,7 @@ def browser(tmp_path_factory):
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM
     words = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-background-networking")
+    words += ("--force-prefers-reduced-motion",)  # a page that scrolls smoothly moves under the pointer
     for word in (*words, "--window-size=1400,1000"):
         options.add_argument(word)
     options.add_experimental_option("prefs", {"download.default_directory": str(tmp_path_factory.mktemp("downloads"))})
@@ -230,6 +231,17 @@ def test_the_picture_under_the_pointer_is_the_one_in_the_tip(page, mode):
             assert shown == album["ids"][i]
         else:  # the shade of an image tells its number
             assert abs(page.execute_async_script(under, canvas, x, y) - 10 * NAMES.index(shown)) <= 3
+
+
+def test_suspects_open_large_and_as_a_list(page):
+    one(page, "#again .suspect .tile").click()
+    assert one(page, "#viewer").is_displayed()
+    one(page, "#viewer [data-do=close]").click()
+    titles = texts(page, "#again h3")
+    assert "Farthest of all" in titles
+    page.find_elements(By.CSS_SELECTOR, "#again .head .link")[titles.index("Farthest of all")].click()
+    assert "24 images" in one(page, "#browser .count").text
+    assert one(page, "#browser h2").text == "Farthest of all"
 
 
 def test_a_lasso_ticks_the_images_inside_and_the_map_follows_a_merge(page):

@@ -90,6 +90,7 @@ def test_a_whole_run(tmp_path, images):
         "found",
         "clusters",
         "map",
+        "again",
         "curves",
         "bad",
         "run",
@@ -312,3 +313,35 @@ def test_evaluations_are_on_the_page(tmp_path, images):
     assert "knn" in page.text
     assert "0.6123" in page.text
     assert "layer" not in page.text
+
+
+def test_an_unfinished_run_says_how_to_resume_and_flags_never_break(tmp_path, images):
+    run = make_run(tmp_path / "run", names())
+    config = (run / "config.yaml").read_text().replace("train swav photos", "train swav photos --out 'my `run`'")
+    (run / "config.yaml").write_text(config)
+    (run / "status.json").write_text(json.dumps({"state": "running"}))
+    text = write_report(run, Pictures(names(), images)).read_text()
+    assert "Resume it with: <code>selfcluster train swav photos --out &#39;my </code>" in text
+    assert _environment().from_string("{{ a|flags }}").render(a="<b> --learning-rate, well-known") == (
+        "&lt;b&gt; <code>--learning-rate</code>, well-known"
+    )
+
+
+@pytest.mark.parametrize("home", ["/home/ann/", "/Users/ann/", "/root/"])
+def test_a_command_to_be_copied_names_no_home_folder(home):
+    copied = _environment().from_string("{{ a|copied }}").render(a=f"embed {home}runs/swav /data/ann/photos")
+    assert copied == "embed ~/runs/swav /data/ann/photos"
+
+
+def test_copies_are_on_the_page_with_the_threshold(tmp_path, images):
+    ids = names()
+    run = make_run(tmp_path / "run", ids)
+    vectors = np.random.default_rng(0).standard_normal((30, 6))
+    vectors[4] = vectors[5]
+    write_vectors(run / "embeddings.parquet", ids, vectors)
+    page = written(run, Pictures(ids, images))
+    assert "1 group of copies" in page.text
+    album = json.loads(page.album)
+    assert [sorted(album["ids"][i] for i in group) for group in album["suspects"]["exact"]] == [[ids[4], ids[5]]]
+    assert len(album["suspects"]["farthest"]) == 30
+    assert album["distance"][album["suspects"]["farthest"][0]] == max(album["distance"])

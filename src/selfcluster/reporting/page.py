@@ -33,16 +33,18 @@ from selfcluster.reporting.curves import loss_curve, other_curves
 from selfcluster.reporting.evaluations import shown_results
 from selfcluster.reporting.gallery import Gallery, build_gallery
 from selfcluster.reporting.map import LANDMARKS, sample_rows
+from selfcluster.reporting.suspects import KINDS, find_suspects
 from selfcluster.reporting.thumbnails import data_uri, is_pixel_art, read_squares
 from selfcluster.reporting.verdict import Verdict, judge
 from selfcluster.reporting.workbench import build_workbench
 from selfcluster.runs.contents import Contents, is_untrained, method_of, read_contents
 
 _CARDS = 60
-_PARTS = ("album", "curation", "work", "map")  # of the script, in this order
+_PARTS = ("album", "curation", "work", "map", "suspects")  # of the script, in this order
 _MOST_ROWS = 2_000  # clusters without pictures
 _MOST_BAD = 500
 _ABSOLUTE = re.compile(r"(?<![\w.…/:])(/)((?:[^\s/'\"]+/)+[^\s/'\"]+)")
+_HOME = re.compile(r"(?<![\w.])/(?:home/[^\s/'\"]+|Users/[^\s/'\"]+|root)/")  # a shell knows it as ~/
 _LONGEST = 300  # characters of a name or a value; file systems allow 4,096
 _CARD_PIXELS = 104
 _RANKED = 2_000  # embeddings that RankMe is computed from
@@ -121,6 +123,9 @@ def render_report(
     about = contents.config.get("about")
     about = about if isinstance(about, dict) else {}
     work = build_workbench(contents, source, page, progress, colors=colors, landmarks=landmarks)
+    suspects = find_suspects(work.album, source, progress) if work is not None else None
+    if work is not None:
+        work.data["suspects"] = {name: getattr(suspects, name) for name in KINDS}
     script = package_file("page.js")
     if work is not None:  # in a block, so that its names are its own
         script += "\n{\n" + "\n".join(package_file(f"{name}.js") for name in _PARTS) + "}\n"
@@ -132,6 +137,7 @@ def render_report(
         style=Markup(package_file("style.css")),
         script=Markup(script),
         work=work,
+        suspects=suspects,
         album=None if work is None else _json_for_script(work.data),
         contents=contents,
         method=method_of(contents.config),
@@ -309,6 +315,12 @@ def package_file(name: str) -> str:
     return resources.files("selfcluster.reporting").joinpath(name).read_text("utf-8")
 
 
+def _with_flags(text: str) -> Markup:
+    """The text, escaped, with what stands in backticks or begins with -- as code: a flag never breaks at a hyphen."""
+    safe = str(escape(visible(text, 1 << 12)))
+    return Markup(re.sub(r"`([^`]+)`|(?<![\w-])(--[a-z][\w-]*)", lambda m: f"<code>{m[1] or m[2]}</code>", safe))
+
+
 def _environment() -> Environment:
     environment = Environment(
         autoescape=True,
@@ -319,8 +331,9 @@ def _environment() -> Environment:
     )
     environment.filters["short"] = lambda value: f"{value:,.3g}" if abs(value) < 1000 else f"{value:,.0f}"
     environment.filters["minutes"] = lambda value: f"{value:,.0f} min" if value >= 1.5 else f"{value * 60:,.0f} s"
+    environment.filters["flags"] = _with_flags
     whole = environment.filters["whole"] = lambda value: escape(visible(value, 1 << 20))  # to be copied
-    environment.filters["copied"] = lambda value: escape(visible(value, 1 << 20, private=True))  # on unfinished pages
+    environment.filters["copied"] = lambda value: escape(visible(_HOME.sub("~/", value), 1 << 20, private=True))
     environment.filters["sheet"] = Markup  # base64 of our own
     environment.filters["python"] = lambda value: whole(repr(value))
     environment.filters["shell"] = lambda value: whole(shlex.quote(str(value)))

@@ -18,6 +18,7 @@ from scipy.sparse.csgraph import connected_components
 from selfcluster.reporting.album import Album
 
 FARTHEST = 200
+KINDS = ("exact", "near", "farthest", "dark", "blurred", "constant")
 _MOST_GROUPS = 500
 _NEIGHBORS = 5  # looked at for each image
 _DEVIATIONS = 4.0  # robust standard deviations below the median of log distances

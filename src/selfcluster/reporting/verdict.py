@@ -131,7 +131,10 @@ def _judge_state(contents: Contents, bad: list[str], look: list[str]) -> None:
     if state in ("failed", "collapsed", "diverged"):
         bad.append(f"The run {state if state != 'failed' else 'has failed'}{detail}")
     elif state and state not in ("finished", "done", "complete", "completed"):
-        look.append(f"The run has not finished (state “{state}”){detail}")
+        about = contents.config.get("about")
+        command = about.get("command") if isinstance(about, dict) else None
+        resume = f". Resume it with: `{command}`" if command else ""
+        look.append(f"The run has not finished (state “{state}”){detail}{resume}")
 
 
 def _judge_loss(contents: Contents, bad: list[str], look: list[str], good: list[str]) -> None:
