@@ -69,7 +69,7 @@ def table(path: Path) -> str:
         some = [row for row in rows if row["data"] == data]
         knn = [row["knn"] for row in some]
         every = [*([row[name] for row in some] for name in MEASURES), (-mean_ranks(some)).tolist()]
-        found = [kendalltau(values, knn) for values in every]
+        found: list[Any] = [kendalltau(values, knn) for values in every]
         cells = [f"{tau.statistic:+.2f} (p {tau.pvalue:.3f})" for tau in found]
         lines.append(f"| {Path(data).name} | {len(some)} | {' | '.join(cells)} |")
     return "\n".join(lines)
