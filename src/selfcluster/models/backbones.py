@@ -89,7 +89,7 @@ def make_backbone(
             however small the images are.
         pretrained: load timm's published weights, from its cache or the network.
         allow_partial: accept a file of weights that leaves parts of the network random.
-        **create: any further argument of `timm.create_model`.
+        **create: any further argument of `timm.create_model`; `patch_size`, of a vision transformer, in pixels.
 
     Returns:
         timm's module with `num_features`, `spec` and `load_report` added (see `Backbone`).
@@ -113,6 +113,7 @@ def make_backbone(
         raise ValueError(
             f"mean {preprocessing.mean} and std {preprocessing.std} need one number for each of {channels} channels"
         )
+    _check_patches(create.get("patch_size"), image_size)
     spec: dict[str, Any] = {**parts_of(real), "num_classes": 0, **create}
     spec["in_chans"] = CHANNELS if sobel else channels
     if drop_path:
@@ -312,6 +313,15 @@ def _create(spec: dict[str, Any], optional: dict[str, Any], **once: Any) -> Any:
         else:
             module.spec = spec | optional
             return module
+
+
+def _check_patches(side: int | None, image_size: int) -> None:
+    """Raise ValueError where images do not divide into patches of `side` pixels; timm's error names no way out."""
+    if side is None or image_size % side == 0:
+        return
+    below = image_size // side * side
+    sizes = " or ".join(str(size) for size in (below, below + side) if size)
+    raise ValueError(f"--patch-size {side}: images of {image_size} px do not divide into it; use --image-size {sizes}")
 
 
 def _with_edges(module: Any) -> Any:

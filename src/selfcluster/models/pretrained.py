@@ -90,6 +90,7 @@ class Origin:
         through_timm: whether timm gets them.
         license: of the weights, or None where it is not known.
         note: what was assumed, and what the weights are, in words.
+        patch_size: side of its patches in pixels, where that is not its architecture's own.
     """
 
     name: str
@@ -98,6 +99,7 @@ class Origin:
     through_timm: bool = False
     license: str | None = None
     note: str = ""
+    patch_size: int | None = None
 
     def make(
         self, *, image_size: int | None = None, channels: int | None = None, name: str | None = None, **create: Any
@@ -109,7 +111,12 @@ class Origin:
             channels: of the images; default the network's own. Between color and gray its first layer is adapted.
             name: another architecture for the same weights.
             **create: of `make_backbone`.
+
+        Raises:
+            ValueError: `patch_size` is not that of the weights; a patch embedding is not resized.
         """
+        if self.patch_size is not None:
+            create.setdefault("patch_size", self.patch_size)
         images = resized(self.preprocessing, image_size)
         if channels is not None:
             images = recolored(images, channels)
@@ -117,6 +124,7 @@ class Origin:
         if not self.through_timm:
             module = make_backbone(name or self.name, init=self.weights, **arguments)
         else:
+            _check_timm_patches(name or self.name, create.get("patch_size"))
             module = _from_timm(name or self.name, arguments)
             module.load_report = self.note
         if self.license is not None:
@@ -265,6 +273,24 @@ def _from_timm(name: str, arguments: dict[str, Any]) -> Any:
         ) from error
 
 
+def _check_timm_patches(name: str, side: int | None) -> None:
+    """Raise ValueError where timm would resize the patch embedding of its weights, which it does without a word."""
+    if side is None:
+        return
+    import timm
+
+    with torch.device("meta"):
+        module: Any = timm.create_model(name, num_classes=0)
+    if not hasattr(module, "patch_embed"):
+        raise ValueError(f"--patch-size {side}: {name} has no patches; leave it out")
+    if tuple(module.patch_embed.patch_size) != (side, side):
+        published = " x ".join(map(str, module.patch_embed.patch_size))
+        raise ValueError(
+            f"--patch-size {side}: the weights of timm:{name} are for patches of {published} px. Leave --patch-size "
+            "out, or leave --init out to train from random weights"
+        )
+
+
 def _is_export(weights: Path) -> bool:
     """Whether selfcluster saved these weights, with the network's description beside them."""
     return weights.name == WEIGHTS and (weights.parent / ARCHITECTURE).is_file()
@@ -278,7 +304,13 @@ def _export(folder: Path) -> Origin:
             raise FileNotFoundError(f"{folder} is no saved backbone: {needed} is missing{unfinished}")
     spec = read_description(folder)
     overlay = spec["pretrained_cfg_overlay"]
-    return Origin(full_name(spec), from_config(overlay), folder / WEIGHTS, license=overlay.get("license"))
+    return Origin(
+        full_name(spec),
+        from_config(overlay),
+        folder / WEIGHTS,
+        license=overlay.get("license"),
+        patch_size=spec.get("patch_size"),
+    )
 
 
 def _folder(folder: Path) -> Origin:

@@ -15,6 +15,7 @@ __all__ = ["FREE", "SHARED", "Option", "check_names", "checked", "options_for"]
 
 SHARED = (
     Option("backbone", "str", "resnet50", "network, by timm's name", auto=True),
+    Option("patch_size", "int", None, "side of a transformer's patches in pixels; default the network's", least=1),
     Option("init", "str", None, "weights to start from: starter, timm:NAME, a run, an export, FILE or NETWORK=FILE"),
     Option("allow_partial", "switch", False, "accept weights of --init that leave parts of the network random"),
     Option("image_size", "int", 224, "side of the full-resolution views, in pixels", auto=True, least=4),

@@ -67,6 +67,8 @@ def assemble(config: Mapping[str, Any], num_images: int, run: Path | None = None
 
     def backbone(**create: Any) -> Any:
         create["sobel"] = config["sobel"] and kind.edge_border
+        if config.get("patch_size") is not None:  # a run of an older release has no such setting
+            create["patch_size"] = config["patch_size"]
         if origin is None:
             module = make_backbone(
                 name,
