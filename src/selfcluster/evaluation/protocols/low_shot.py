@@ -33,7 +33,9 @@ Draw = list[tuple[np.ndarray, np.ndarray]]  # for each class the rows of its pos
 class LowShotSettings:
     shots: str = setting("1,2,4,8,16,32,64,96", "positive images a class, numbers joined by commas")
     samples: int = setting(5, "independent draws for each number of images", least=1, most=1000)
-    costs: str = setting("vissl", "vissl (27 costs), openselfsup (19), or numbers joined by commas")
+    costs: str = setting(
+        "vissl", "vissl (27 costs), openselfsup (19), or numbers joined by commas; large ones are slow on weak features"
+    )
 
 
 class LowShot(Protocol):

@@ -28,7 +28,9 @@ from selfcluster.setting import setting
 
 @dataclass(frozen=True, kw_only=True)
 class SVMSettings:
-    costs: str = setting("vissl", "vissl (27 costs), openselfsup (19), or numbers joined by commas")
+    costs: str = setting(
+        "vissl", "vissl (27 costs), openselfsup (19), or numbers joined by commas; large ones are slow on weak features"
+    )
     choose: Literal["cross_validation", "test"] = setting(
         "cross_validation", "which images choose the cost of a class; test images flatter the result"
     )
