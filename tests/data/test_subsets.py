@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from selfcluster.data import subsets
 from selfcluster.data.sources import DataError, LabelsError, open_source
@@ -86,3 +87,28 @@ def test_what_needs_labels_says_so(option):
 def test_values_without_sense_are_refused(option):
     with pytest.raises(DataError, match=r"0\.5|1\.5|limit=0|nowhere"):
         digits(**option)
+
+
+@pytest.mark.parametrize("kind", ["folders", "table"])
+def test_only_the_images_of_a_limited_run_need_a_label(tmp_path, kind):
+    for i in range(12):
+        where = tmp_path / "data" / ("" if i >= 8 else "ab"[i % 2])
+        where.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (i, 0, 0)).save(where / f"{i:02}.png")
+    data = str(tmp_path / "data")
+    table = tmp_path / "labels.csv"
+    names = [name for name in open_source(data).ids if "/" in name]
+    table.write_text("id,label\n" + "".join(f"{name},{name[0]}\n" for name in names))
+    labels_from = "folders" if kind == "folders" else str(table)
+    fits = {seed: all("/" in name for name in open_source(data, limit=2, seed=seed).ids) for seed in range(20)}
+    assert set(fits.values()) == {True, False}
+    for seed, labeled in fits.items():
+        if labeled:
+            part = open_source(data, labels_from=labels_from, limit=2, seed=seed)
+            assert part.labels is not None
+            assert [part.class_names[k] for k in part.labels] == [name[0] for name in part.ids]
+        else:
+            with pytest.raises(DataError, match="of 2 images"):
+                open_source(data, labels_from=labels_from, limit=2, seed=seed)
+    with pytest.raises(DataError, match="4 of 12 images"):
+        open_source(data, labels_from=labels_from)

@@ -145,3 +145,15 @@ def test_centroids_get_no_gradient():
 def test_more_clusters_than_images_is_refused_with_the_way_out():
     with pytest.raises(ValueError, match=r"num_prototypes=8 is more than the 6 images; use --num-prototypes 2"):
         make("deepcluster_v2", num_samples=6)
+
+
+def test_the_first_memory_takes_both_views_in_one_pass():
+    """Released code passes one view after the other: batch norm in training mode then sees each alone."""
+    method, batch = make("deepcluster_v2").train(), batch_of("deepcluster_v2")
+    a, b = batch.views[:2]
+    with torch.no_grad():
+        pair = method.project_pair([a, b])
+        joint = method.project(method.backbone(torch.cat([a, b])))
+        apart = torch.cat([method.project(method.backbone(view)) for view in (a, b)], dim=1)
+    torch.testing.assert_close(pair, torch.cat(joint.chunk(2), dim=1))
+    assert (pair - apart).abs().max() > 1e-3

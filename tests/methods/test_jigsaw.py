@@ -115,3 +115,14 @@ def test_patches_that_the_network_cannot_see_are_refused_before_the_run(tiny, tm
     message = "vit_tiny_patch16_224 cannot see the patches of 24 px that --image-size 96 gives"
     with pytest.raises(ValueError, match=message):
         tiny("jigsaw", tmp_path / "run", backbone="vit_tiny_patch16_224", image_size=96)
+
+
+def test_without_flips_no_puzzle_is_mirrored_and_all_else_is_as_it_was():
+    """Neither paper mirrors the images; the released code does, half of them."""
+    index, size = torch.arange(400).numpy(), torch.full((400,), 300).numpy()
+    crops = Crops(global_crops=1, global_size=255, augment="jigsaw")
+    plans = [JIGSAW.views(JIGSAW.Settings(flip=flip), crops, 3) for flip in (True, False)]
+    released, papers = (plan.boxes(0, 4, index, size, size)[0] for plan in plans)  # each (400, 5), mirrored last
+    assert released[:, 4].mean() == pytest.approx(0.5, abs=0.1)
+    assert papers[:, 4].sum() == 0
+    assert (released[:, :4] == papers[:, :4]).all()

@@ -95,3 +95,11 @@ def test_without_knowledge_the_loss_is_ln_4():
     nn.init.zeros_(method.classifier.bias)
     assert method(batch, progress()).loss.item() == pytest.approx(math.log(4), abs=1e-6)
     assert method.chance_loss() == pytest.approx(math.log(4))
+
+
+def test_the_networks_own_dropout_is_a_setting():
+    made = []
+    RotNet(lambda **create: made.append(create) or Keeper(), RotNetSettings(), DatasetInfo(4, 16, 3))
+    settings = RotNetSettings(network_dropout=0.3)
+    RotNet(lambda **create: made.append(create) or Keeper(), settings, DatasetInfo(4, 16, 3))
+    assert made == [{}, {"drop_rate": 0.3}]

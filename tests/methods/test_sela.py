@@ -9,6 +9,7 @@ import torch
 from selfcluster import distributed
 from selfcluster.clustering.scores import nmi
 from selfcluster.methods import sela
+from selfcluster.models.backbones import make_backbone
 from selfcluster.types import Embeddings, Progress
 from tests.clustering.test_balanced import reference
 from tests.methods.test_contract import batch_of, make, progress
@@ -188,3 +189,12 @@ def test_the_kinds_of_pictures_are_found(tiny, tmp_path):
         tmp_path / "run/clusters.csv", delimiter=",", quotechar='"', skiprows=1, usecols=(0, 2), dtype=int
     )
     assert nmi(table[:, 1], table[:, 0] % 4) > 0.8
+
+
+def test_the_released_network_is_timms_pre_activation_form():
+    """Asano's ResNet-50 has no norm behind its stem, and a norm before each convolution of a block."""
+    module = make_backbone("resnetv2_50", channels=3, image_size=64)
+    assert [name for name, _ in module.stem.named_children()] == ["conv", "pool"]
+    names = [name for name, _ in module.stages[1].blocks[1].named_children() if name[:4] in ("norm", "conv")]
+    assert names == ["norm1", "conv1", "norm2", "conv2", "norm3", "conv3"]
+    assert module.num_features == 2048

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from selfcluster import distributed
-from selfcluster.methods.simclr import SimCLR, SimCLRSettings, nt_xent
+from selfcluster.methods.simclr import SimCLR, SimCLRSettings, head, nt_xent
 from selfcluster.models.backbones import make_backbone
 from selfcluster.types import Batch, DatasetInfo
 from tests.methods.test_contract import batch_of, make, progress
@@ -176,3 +176,11 @@ def rank_nt_xent() -> tuple[float, np.ndarray]:
     loss = nt_xent(z, torch.arange(6)[mine], torch.arange(6), 0.2)
     loss.backward()
     return loss.item(), z.grad.numpy()
+
+
+def test_the_first_versions_head_is_the_one_with_two_layers():
+    """v1: 2048 x 2048 + 2048 x 128; v2, the default here, one hidden layer more; each with its batch norms."""
+    sizes = [sum(p.numel() for p in head(2048, 2048, 128, layers).parameters()) for layers in (2, 3)]
+    norms = [2 * (2048 + 128), 2 * (2048 + 2048 + 128)]
+    assert sizes == [2048 * 2048 + 2048 * 128 + norms[0], 2 * 2048 * 2048 + 2048 * 128 + norms[1]]
+    assert (SimCLR.Settings().num_layers, SimCLR.paper.weight_decay) == (3, 1e-6)

@@ -133,3 +133,23 @@ def test_an_export_is_loaded_by_timm_alone(tmp_path):
     assert {k: v.shape for k, v in loaded.state_dict().items()} == {k: v.shape for k, v in module.state_dict().items()}
     x = images(3, 32)
     assert torch.equal(loaded(x), module.eval()(x))
+
+
+def test_one_dropout_of_the_asked_share_stands_between_vggs_linear_layers():
+    """DeeperCluster's RotNet has 0.3 there; the first linear layer's input is never dropped."""
+    module = make_backbone("deepcluster_vgg16", channels=3, image_size=32, hidden=512, drop_rate=0.3).train()
+    kept: dict[str, torch.Tensor] = {}
+    module.fc6.register_forward_hook(lambda _, x, y: kept.update(before=x[0], positive=y > 0))
+    module.fc7.register_forward_hook(lambda _, x, y: kept.update(dropped=x[0]))
+    with torch.no_grad():
+        module(images(3, 32, 2))
+    dropped = (kept["dropped"] == 0) & kept["positive"]
+    assert dropped.sum() / kept["positive"].sum() == pytest.approx(0.3, abs=0.04)
+    assert module.drops == (0.0, 0.3)
+
+
+def test_linear_layers_start_from_deepclusters_normal_numbers():
+    """DeeperCluster's released VGG-16 leaves torch's uniform numbers there: at most 1 / sqrt(1024) in fc7 here."""
+    weight = timm.create_model("deepcluster_vgg16", num_classes=0, hidden=1024).fc7.weight
+    assert weight.std().item() == pytest.approx(0.01, rel=0.01)
+    assert weight.abs().max() > 1024**-0.5

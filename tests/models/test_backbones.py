@@ -9,7 +9,7 @@ import safetensors
 import timm
 import torch
 
-from selfcluster.models.backbones import load_backbone, make_backbone, save_backbone
+from selfcluster.models.backbones import load_backbone, make_backbone, preprocessing_of, save_backbone
 
 
 def images(channels: int, side: int, n: int = 2) -> torch.Tensor:
@@ -182,3 +182,10 @@ def test_a_description_of_another_shape_is_refused_in_words(exported, text):
     (exported / "backbone.json").write_text(text)
     with pytest.raises(ValueError, match=r"backbone\.json (cannot be read|does not describe)"):
         load_backbone(exported)
+
+
+def test_colors_are_divided_by_imagenets_usual_deviations():
+    """SwAV's released code has 0.228 for red: its red values are 0.44 % larger."""
+    std = preprocessing_of(make_backbone("resnet18", channels=3, image_size=64)).std
+    assert std == (0.229, 0.224, 0.225)
+    assert std[0] / 0.228 == pytest.approx(1.0044, abs=1e-4)

@@ -6,6 +6,7 @@ import pytest
 
 from selfcluster.methods import NAMES
 from selfcluster.settings.files import read_settings
+from selfcluster.settings.imagenet import VARIANTS
 from selfcluster.settings.recipes import RECIPES, DataSummary, warning_from_nothing
 from selfcluster.settings.resolve import resolve
 from selfcluster.settings.schema import read_schema
@@ -85,10 +86,14 @@ def test_auto_gives_a_reason_for_each_choice_and_none_for_the_users():
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("facts", [PHOTOS, DIGITS, DataSummary(60, 64, 3), DataSummary(5398, 224, 3)], ids=str)
 def test_every_recipe_makes_a_run_or_says_why_not(method, recipe, facts):
+    if recipe in VARIANTS and VARIANTS[recipe][0] != method:
+        with pytest.raises(ValueError, match=f"--recipe {recipe} is a recipe of {VARIANTS[recipe][0]}, not of"):
+            resolve(method, facts, recipe=recipe)
+        return
     whole = resolve(method, DataSummary(1_281_167, facts.side, facts.channels, facts.gpu), recipe=recipe).config
     directions = method == "dino"  # its prototypes may outnumber the images
     needed = max(whole["batch_size"], 0 if directions else whole.get("num_prototypes", 0))
-    fixed = recipe == "paper" or (recipe == "cifar" and whole["epochs"] == 1000)
+    fixed = recipe == "paper" or recipe in VARIANTS or (recipe == "cifar" and whole["epochs"] == 1000)
     if fixed and facts.num_images < needed:  # made for more images than there are
         with pytest.raises(ValueError, match=str(facts.num_images)):
             resolve(method, facts, recipe=recipe)
@@ -296,3 +301,46 @@ def test_cifar_has_solo_learns_values_and_scales_them_in_words():
         assert half.config["learning_rate"] == pytest.approx(rate / 2)
         assert "is for batches of 256 images; for 128 in proportion" in half.reasons["learning_rate"]
     assert resolve("rotnet", cifar, recipe="cifar").config["backbone"] == "resnet18_small"
+
+
+def of_imagenet(method: str, recipe: str, **given):
+    return resolve(method, DataSummary(1_281_167, 400, 3, True), given, recipe=recipe).config
+
+
+def test_swav_in_batches_of_256_has_the_papers_rates_and_queue():
+    config = of_imagenet("swav", "swav_256")
+    assert (config["batch_size"], config["learning_rate"], config["final_learning_rate"]) == (256, 0.6, 0.0006)
+    assert (config["warmup_epochs"], config["queue_length"], config["queue_from_epoch"]) == (0, 3840, 15)
+    assert (config["local_crops"], config["global_scale"], config["num_prototypes"]) == (6, (0.14, 1.0), 3000)
+    # twice what scaling the main run's 4.8 for 4,096 images gives
+    assert of_imagenet("swav", "paper", batch_size=256)["learning_rate"] == pytest.approx(0.3)
+    assert of_imagenet("swav", "swav_256", batch_size=128)["learning_rate"] == pytest.approx(0.3)
+
+
+def test_deepercluster_on_imagenet_keeps_its_rate_at_the_smaller_batch():
+    config = of_imagenet("deepercluster", "deepercluster_imagenet")
+    assert (config["batch_size"], config["learning_rate"], config["num_prototypes"]) == (748, 0.1, 10_000)
+    assert (config["reassign_epochs"], config["num_super_clusters"], config["sobel"]) == (5, 1, True)
+    scaled = of_imagenet("deepercluster", "paper", batch_size=752)["learning_rate"]
+    assert scaled == pytest.approx(0.1 * 752 / 3072)
+
+
+def test_dino_on_a_convolutional_network_is_the_released_command():
+    config = of_imagenet("dino", "dino_resnet50")
+    assert (config["optimizer"], config["learning_rate"] * 256 / config["batch_size"]) == ("sgd", pytest.approx(0.03))
+    assert (config["weight_decay"], config["final_weight_decay"]) == (1e-4, None)
+    assert (config["global_scale"], config["local_scale"]) == ((0.14, 1.0), (0.05, 0.14))
+
+
+def test_rotnet_of_the_deepercluster_paper():
+    config = of_imagenet("rotnet", "rotnet_vgg16")
+    assert (config["backbone"], config["network_dropout"], config["dropout"]) == ("deepcluster_vgg16", 0.3, 0.0)
+    assert (config["batch_size"], config["learning_rate"], config["weight_decay"]) == (512, 0.05, 1e-5)
+    with pytest.raises(ValueError, match=r"--network-dropout 0\.3: resnet50 has no dropout inside"):
+        of_imagenet("rotnet", "paper", network_dropout=0.3)
+
+
+def test_deepcluster_as_the_thesis_words_it():
+    config = of_imagenet("deepcluster", "deepcluster_thesis")
+    assert (config["head_momentum"], config["momentum"], config["split"]) == (0.9, 0.9, "random")
+    assert of_imagenet("deepcluster", "paper")["head_momentum"] == 0

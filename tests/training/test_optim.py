@@ -172,3 +172,13 @@ def test_flat_parameters_are_left_out_of_scaling_and_decay():
     optimizer.step()
     assert bias.tolist() == [0.0, 0.0]  # a plain step
     assert torch.allclose(weight, torch.full((2, 2), 1 - 0.02 * 2 / (2 + 0.5 * 2) * 1.5))
+
+
+def test_the_released_warm_up_ends_one_step_earlier():
+    """SwAV's first epochs: 10 epochs of 312 steps from 0.3 to 4.8. np.linspace has s / (W - 1), here s / W."""
+    steps = 3120
+    training = Training(learning_rate=4.8, warmup_learning_rate=0.3, warmup_epochs=10)
+    here = [learning_rate_at(training, Progress(s, 100 * 312, s // 312, 312, 0)) for s in (0, 1560, steps - 1, steps)]
+    released = np.linspace(0.3, 4.8, steps)
+    assert here == pytest.approx([0.3, 2.55, 4.8 - 4.5 / steps, 4.8])
+    assert released[1560] - here[1] == pytest.approx(4.5 * 1560 / (steps * (steps - 1)))  # 0.03 % of 2.55

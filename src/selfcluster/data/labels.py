@@ -50,41 +50,50 @@ def from_columns(texts: list[str], names: list[str]) -> np.ndarray:
     return labels
 
 
-def from_folders(ids: Names) -> tuple[np.ndarray, list[str]]:
-    """Return the name of the folder that directly holds each image, as numbers and class names."""
+def from_folders(ids: Names, needed: np.ndarray | None = None) -> tuple[np.ndarray, list[str]]:
+    """Return the name of the folder that directly holds each image, as numbers and class names.
+
+    `needed`: the images that must have a label, by number; None: all. Others may lie in no folder, and have none (-1).
+    """
     # a class is repeated a thousand times: the name is looked up as bytes, and made text once
     numbers: dict[bytes, int] = {}
     labels = np.empty(len(ids), dtype=np.int64)
     loose: list[str] = []
+    must = None if needed is None else set(needed.tolist())
     for i in range(len(ids)):
         parent = os.path.basename(os.path.dirname(ids.raw(i)))
         if not parent or parent.lower().endswith(b".tar"):  # the archive itself is no class
-            loose.append(ids[i])
+            labels[i] = -1
+            if must is None or i in must:
+                loose.append(ids[i])
             continue
         labels[i] = numbers.setdefault(parent, len(numbers))
     if loose:
         classes = sorted(to_id(name) for name in numbers)
+        count = len(ids if must is None else must)
         raise LabelsError(
-            f"labels from folders: {len(loose)} of {len(ids)} images lie in no folder, e.g. {loose[0]!r}; "
+            f"labels from folders: {len(loose)} of {count} images lie in no folder, e.g. {loose[0]!r}; "
             f"classes found: {_listed(classes)}"
         )
     order = sorted(numbers)
-    rank = np.empty(len(order), dtype=np.int64)
+    rank = np.full(len(order) + 1, -1)  # the last place, which -1 reads, is for images without a label
     rank[[numbers[name] for name in order]] = np.arange(len(order))
     return rank[labels], [to_id(name) for name in order]
 
 
-def from_table(ids: Names, path: str, seed: int) -> tuple[np.ndarray, list[str]]:
+def from_table(ids: Names, path: str, seed: int, needed: np.ndarray | None = None) -> tuple[np.ndarray, list[str]]:
     """Return the labels of a .csv with the columns `id` (or `path`) and `label`, or with these as first two columns.
 
-    Every image needs a row; an empty label there leaves it without one. Ids match as they are, without the image's
-    suffix, and, where the table names no folders and no two images share a name, without the image's folder. Of an
-    image that has several rows, and so several tags, one is drawn by `seed` (ClusterFit, Yan et al. 2020).
+    Every image needs a row, or each of the `needed` numbers where these are given; an empty label there leaves it
+    without one. Ids match as they are, without the image's suffix, and, where the table names no folders and no two
+    images share a name, without the image's folder. Of an image that has several rows, and so several tags, one is
+    drawn by `seed` (ClusterFit, Yan et al. 2020).
     """
     table = _Table(path, ids)
     tags = [table.of(i) for i in range(len(ids))]
-    if without := [i for i, found in enumerate(tags) if found is None]:
-        raise table.unmatched(without)
+    must = range(len(ids)) if needed is None else needed.tolist()
+    if without := [i for i in must if tags[i] is None]:
+        raise table.unmatched(without, len(must))
     labels = [found[0] if found else "" for found in tags]
     several = np.array([i for i, found in enumerate(tags) if found and len(found) > 1], dtype=np.int64)
     for i, u in zip(several.tolist(), randomness.draw(seed, "tag", 0, several, 0, 1)[:, 0].tolist(), strict=True):
@@ -134,8 +143,8 @@ class _Table:
                 return self.tags[key]
         return None
 
-    def unmatched(self, without: list[int]) -> LabelsError:
-        """The error for images without a row."""
+    def unmatched(self, without: list[int], of: int | None = None) -> LabelsError:
+        """The error for images without a row, among `of` images; None: all."""
         classes = sorted({tag for found in self.tags.values() for tag in found})
         hint = "give these images a row with an empty label, or leave them out of the data"
         if len(without) == len(self.ids):
@@ -145,7 +154,7 @@ class _Table:
                 "write the ids as the images have them: the path below the data folder, with or without suffix"
             )
         return LabelsError(
-            f"{self.path} has no label for {len(without)} of {len(self.ids)} images, "
+            f"{self.path} has no label for {len(without)} of {of or len(self.ids)} images, "
             f"e.g. {self.ids[without[0]]!r}; classes found: {_listed(classes)}; {hint}"
         )
 

@@ -208,7 +208,10 @@ def open_source(
     if not len(source):
         raise DataError(_nothing_found(source))
     if labels_from is not None:
-        source.labels, source.class_names = _labels(source, labels_from, texts, seed)
+        # only the images that the run uses must have a label; classes and long tails choose by the labels of all
+        chooses = limit is not None and classes is None and long_tail is None
+        needed = subsets.limited(len(source), limit, seed) if chooses and limit is not None else None
+        source.labels, source.class_names = _labels(source, labels_from, texts, seed, needed)
     requested = {"classes": classes, "long_tail": long_tail, "label_noise": label_noise}
     requested = {name: value for name, value in requested.items() if value is not None}
     if requested:
@@ -315,7 +318,9 @@ def _source(opened: Opened, where: str) -> tuple[Source, list[str] | None]:
     return Source(opened.reader, opened.listing, opened.kind, where), opened.texts
 
 
-def _labels(source: Source, labels_from: str, texts: list[str] | None, seed: int) -> tuple[np.ndarray, list[str]]:
+def _labels(
+    source: Source, labels_from: str, texts: list[str] | None, seed: int, needed: np.ndarray | None = None
+) -> tuple[np.ndarray, list[str]]:
     if texts is not None and labels_from.startswith("columns:"):
         names = labels_from.removeprefix("columns:").split(",")
         return labeling.from_columns(texts, names), names
@@ -324,11 +329,11 @@ def _labels(source: Source, labels_from: str, texts: list[str] | None, seed: int
     elif labels_from == "voc" or (labels_from == "folders" and source.kind == "voc"):
         return labels_of(source.ids, source.root)
     elif labels_from == "folders" and source.kind != "array":
-        labels, names = labeling.from_folders(source.ids)
+        labels, names = labeling.from_folders(source.ids, needed)
     elif labels_from.startswith("tags:"):
         return labeling.tags_from_table(source.ids, labels_from.removeprefix("tags:"))
     elif labels_from.lower().endswith(".csv"):
-        labels, names = labeling.from_table(source.ids, labels_from, seed)
+        labels, names = labeling.from_table(source.ids, labels_from, seed, needed)
     else:
         raise LabelsError(
             f"no labels from {labels_from!r} for {source.where} ({source.kind}); "

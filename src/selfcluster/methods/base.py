@@ -197,6 +197,21 @@ def check_clusters_of_last_epoch(settings: Mapping[str, Any], num_images: int) -
     check_clusters(settings["num_prototypes"], most, images if most < num_images else "the number of images")
 
 
+def dropout_of(share: float | None) -> dict[str, float]:
+    """Return the arguments of `make_backbone` for a network with dropout inside; None leaves it its own."""
+    return {} if share is None else {"drop_rate": share}
+
+
+def check_dropout(settings: Mapping[str, Any]) -> None:
+    """Raise ValueError where `network_dropout` is set for a network that has no dropout inside."""
+    share, backbone = settings["network_dropout"], settings["backbone"]
+    if share is not None and not backbone.startswith("deepcluster_"):
+        raise ValueError(
+            f"--network-dropout {share:g}: {backbone} has no dropout inside; leave it out, or use "
+            "--backbone deepcluster_vgg16"
+        )
+
+
 def stability(before: Tensor, after: Tensor) -> dict[str, float]:
     """What a reassignment logs: the NMI of the labels (N,) before and after it; nothing where no image has both."""
     agreement = successive_nmi(before, after)

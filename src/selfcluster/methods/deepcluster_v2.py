@@ -2,9 +2,11 @@
 
 Caron et al. 2020, arXiv 2006.09882, section 4 and its released code. B images, V views, D projection, N images in all,
 H heads with K prototypes each; head h clusters the memory of full-resolution view h mod 2.
-Departs: initial centroids are a random draw over all images (released: over the first process's); images that the last
-epoch did not show have no label and count in no mean (released: a batch of none gives NaN); memories hold the rows of
-all processes and are the same on each, so a run may go on with another number of them.
+Departs: the first memory's two full-resolution views go through the network in one pass, so batch norm sees both
+(released: one view after the other); colors are divided by 0.229, 0.224, 0.225 (released: 0.228 for red); initial
+centroids are a random draw over all images (released: over the first process's); images that the last epoch did not
+show have no label and count in no mean (released: a batch of none gives NaN); memories hold the rows of all processes
+and are the same on each, so a run may go on with another number of them.
 """
 
 from __future__ import annotations

@@ -11,8 +11,10 @@ part of the mean over the batch, in one process as in many.
 Departs: an epoch draws an image in one rotation only, where the released ranks of four rotations draw by themselves; a
 super-cluster of fewer than four images is given half of what the largest can spare, so that no super-class is empty;
 empty clusters are split by a factor 1 +- 1/1024 (released: 1e-7), donors drawn anew each time (released: the same
-always); dropout is the backbone's; colors are not padded (released: by 1), edges by 2 as released, by 1 before a
-transformer. Sampling and clustering are the same for the paper's alternatives of the loss.
+always); VGG-16's linear layers start from N(0, 0.01) as DeepCluster's do (released: torch's uniform numbers); the
+pretext task is rotation alone, where the paper allows any other that labels images, such as Jigsaw; colors are not
+padded (released: by 1), edges by 2 as released, by 1 before a transformer. Sampling and clustering are the same for the
+paper's alternatives of the loss.
 """
 
 from __future__ import annotations
@@ -35,7 +37,9 @@ from selfcluster.methods.base import (
     MakeBackbone,
     Method,
     check_clusters,
+    check_dropout,
     clusters_from_data,
+    dropout_of,
     labeled_cross_entropy,
     stability,
 )
@@ -59,6 +63,9 @@ class DeeperClusterSettings:
     reassign_epochs: int = setting(3, "epochs between two clusterings; 5 on ImageNet", least=1)
     pca_dim: int = setting(4096, "d, whitened axes that k-means sees; at most the features there are", least=1)
     kmeans_iterations: int = setting(10, "updates of the centroids at each clustering", least=1)
+    network_dropout: float | None = setting(
+        None, "inside deepcluster_vgg16 and deepcluster_alexnet, instead of their 0.5", least=0, most=1
+    )
 
 
 class DeeperCluster(Method):
@@ -82,6 +89,7 @@ class DeeperCluster(Method):
     @classmethod
     def check(cls, settings: Mapping[str, Any], num_images: int) -> None:
         check_clusters(settings["num_prototypes"], num_images)
+        check_dropout(settings)
         groups, batch = TURNS * settings["num_super_clusters"], settings["batch_size"]
         if batch % groups:
             raise ValueError(
@@ -105,7 +113,7 @@ class DeeperCluster(Method):
         if self.shards(settings) % data.shard[1]:
             raise ValueError(f"{settings.combination} classifiers cannot be shared out over {data.shard[1]} shards")
         self.k, self.num_super_classes = wanted // self.m, TURNS * self.m
-        self.backbone = make_backbone()
+        self.backbone = make_backbone(**dropout_of(settings.network_dropout))
         width = self.backbone.num_features
         dim, total = min(settings.pca_dim, width), self.m * self.k
         self.heads: Any = COMBINATIONS[settings.combination](width, self.m, self.k, data.shard)

@@ -5,7 +5,8 @@ bottleneck, K outputs. The teacher sees the two full-resolution views only.
 Departs: terms are averaged over pairs where eq. 3 sums them, as in the released code; the teacher's temperature rises
 with the steps, not once an epoch; the center moves once a step, over all micro-batches (released: once each); timm
 smooths position embeddings before it shrinks them (released: not) and starts the class token near 0; losses are
-float32 under any autocast.
+float32 under any autocast. The paper leaves open whether the last layer's weights learn their length: they do not
+(`fixed_norm`; the released command of 300 epochs learns it).
 """
 
 from __future__ import annotations

@@ -5,7 +5,8 @@ A): 2,000 permutations that differ most, a ResNet on each patch alone, the nine 
 views, C channels, p side of a patch, F features of the backbone, D projection of a patch, P permutations.
 Departs: patches keep their own colors and scale (2016: each is normalized by itself against chromatic clues; here 66 %
 of the images lose their colors instead, as in the later work); the square that is cut into patches has 255 of 256
-parts of the shorter side (2016: all of it); batch-norm parameters decay as all others (VISSL: not).
+parts of the shorter side (2016: all of it); half of the images are mirrored, as VISSL does (neither paper says so:
+`flip`); batch-norm parameters decay as all others (VISSL: not).
 
 The network sees patches of 64/255 of the image's side, and its stem is that of whole images: of 255 px a patch is
 64 px, 2 x 2 in the last map of a ResNet. Images of 32 px give patches of 8 px, one place in the last map of the
@@ -33,6 +34,7 @@ from selfcluster.views.pretext import CELLS
 class JigsawSettings:
     num_permutations: int = setting(2000, "P, orders of the nine patches to tell apart", least=1)
     hidden: int = setting(1000, "D, size of a patch's projection", least=1, auto=True)
+    flip: bool = setting(True, "mirror half of the images, as released; the papers name no mirroring")
 
 
 class Jigsaw(Method):
@@ -62,6 +64,8 @@ class Jigsaw(Method):
     @classmethod
     def views(cls, settings: JigsawSettings, crops: Crops, channels: int) -> ViewPlan:
         plan = plan_from_crops(crops, channels)
+        if not settings.flip:
+            plan = replace(plan, groups=tuple(replace(group, flip_p=0.0) for group in plan.groups))
         return replace(plan, pretext="jigsaw", permutations=settings.num_permutations)
 
     def chance_loss(self) -> float:

@@ -2,21 +2,24 @@
 
 Gidaris et al. 2018, arXiv 1803.07728, in ClusterFit's form (Yan et al. 2020, arXiv 1912.03330, appendix): one random
 rotation an image, ResNet-50, 105 epochs, batches of 256, rate 0.1 divided by 10 every 30 epochs; the decay of 1e-4 is
-its released recipe's. B images, V views, F features.
+its released recipe's. The recipe `rotnet_vgg16` is DeeperCluster's form (Caron et al. 2019, arXiv 1905.01278). B
+images, V views, F features.
 Departs: all four rotations of an image in one batch, the first paper's form, are a setting; images are flipped before
 they are rotated, as in the first paper, where ClusterFit's released recipe flips afterwards (`rotate_first`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import log
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from selfcluster.methods.base import MakeBackbone, Method
+from selfcluster.methods.base import MakeBackbone, Method, check_dropout, dropout_of
 from selfcluster.setting import setting
 from selfcluster.types import Batch, Crops, DatasetInfo, Output, Progress, Training
 from selfcluster.views.augmentations import plan_from_crops
@@ -33,6 +36,9 @@ class RotNetSettings:
         False, "flip after rotating, as VISSL did: quarter turns mix up, 75 % are right at best"
     )
     dropout: float = setting(0.0, "of the features before the classifier", least=0, most=1)
+    network_dropout: float | None = setting(
+        None, "inside deepcluster_vgg16 and deepcluster_alexnet, instead of their 0.5", least=0, most=1
+    )
 
 
 class RotNet(Method):
@@ -50,9 +56,13 @@ class RotNet(Method):
         crops=Crops(global_crops=1, augment="weak"),
     )
 
+    @classmethod
+    def check(cls, settings: Mapping[str, Any], num_images: int) -> None:
+        check_dropout(settings)
+
     def __init__(self, make_backbone: MakeBackbone, settings: RotNetSettings, data: DatasetInfo) -> None:
         super().__init__(make_backbone, settings, data)
-        self.backbone = make_backbone()
+        self.backbone = make_backbone(**dropout_of(settings.network_dropout))
         self.classifier = nn.Linear(self.backbone.num_features, _TURNS)
 
     @classmethod

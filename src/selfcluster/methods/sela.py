@@ -3,7 +3,8 @@
 Asano et al. 2020, arXiv 1911.05371. B images, V views, F features of the backbone, N images in all, H
 heads with K clusters each.
 Departs: labels are made in the log domain, from features kept in float32 (released: probabilities in float64); images
-that a reassignment did not see have no label; the run ends after its epochs, where the released code adds one. Of the
+that a reassignment did not see have no label; the default ResNet-50 has its norms behind its convolutions (released:
+before, as in the recipe `sela_resnet50`); the run ends after its epochs, where the released code adds one. Of the
 released learning rates, 0.08 by default and 0.05 in the instructions, the latter.
 Settings of its CIFAR runs: 128 clusters, `sharpness` 10, `tolerance` 0.01, 400 optimizations, `quadratic` off,
 `one_head` on.

@@ -2,6 +2,8 @@
 
 Chen et al. 2020, arXiv 2002.05709 (v2 of the head: arXiv 2006.10029); multi-crop after Caron et al. 2020, arXiv
 2006.09882. B images of this process, N of all, V views, D projection.
+The defaults mix two versions: the head of three layers is the second's, optimizer, rate and decay (1e-6) are the
+first's. The first version's head is `--num-layers 2`; the released code's default decay is `--weight-decay 1e-4`.
 Departs: terms are averaged as in the paper's algorithm 1 (released: summed over the two directions); small views are
 compared with the full-resolution views alone, and only those are negatives; an image that a batch holds twice is no
 negative of itself; images are normalized by mean and deviation (released: in [0, 1]); the head's weights start as torch

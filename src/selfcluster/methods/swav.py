@@ -3,10 +3,11 @@
 Caron et al. 2020, arXiv 2006.09882. B images, V views, T views with a code, D projection, K prototypes, Q queued
 features. A momentum encoder, which the paper leaves to future work, is a network with head and prototypes of its own
 that follows the trained one and gives the codes; its prototypes keep unit length.
-Departs: terms are averaged over pairs where eq. 6 sums them, as in the released code; the queue holds the features of
-all processes and is the same on each; prototypes are frozen for the first `freeze_epochs` exactly (released: one step
-more); scores and codes are float32 under any autocast; one batch norm over all processes (released: groups of eight);
-the small views' codes, where there are any, are balanced with the queues of the full-resolution views in turn.
+Departs: terms are averaged over pairs where eq. 6 sums them, as in the released code; colors are divided by 0.229,
+0.224, 0.225 (released: 0.228 for red); the queue holds the features of all processes and is the same on each;
+prototypes are frozen for the first `freeze_epochs` exactly (released: one step more); scores and codes are float32
+under any autocast; one batch norm over all processes (released: groups of eight); the small views' codes, where there
+are any, are balanced with the queues of the full-resolution views in turn.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from typing import Any
 
 from selfcluster.choice import Choice, RunShape
 from selfcluster.methods import METHODS
+from selfcluster.settings.imagenet import VARIANTS
 from selfcluster.settings.schema import Schema
 
 
@@ -282,3 +283,4 @@ def small(schema: Schema, facts: DataSummary, said: Mapping[str, Any]) -> dict[s
 
 
 RECIPES: dict[str, Recipe] = {"auto": auto, "paper": paper, "small": small, "cifar": cifar}
+RECIPES |= {name: recipe for name, (_, recipe) in VARIANTS.items()}

@@ -2,6 +2,8 @@
 
 LARC is NVIDIA apex's form that SwAV used (You et al. 2017, arXiv 1708.03888, with the decay inside the local rate);
 LARS is SimCLR's and BYOL's. Both are SGD with momentum on gradients that were scaled parameter by parameter.
+Departs: at step s of W steps of warm-up the rate has risen by s / W, and step W has the highest. The released code of
+SwAV and DINO rises by s / (W - 1), so that step W - 1 has it too: one step in thousands.
 """
 
 from __future__ import annotations
