@@ -5,6 +5,7 @@ from selfcluster.commands.audit import audit
 from selfcluster.commands.cluster import cluster
 from selfcluster.commands.compare import compare
 from selfcluster.commands.demo import demo
+from selfcluster.commands.doctor import doctor
 from selfcluster.commands.embed import embed
 from selfcluster.commands.evaluate import evaluate
 from selfcluster.commands.export import export
@@ -21,6 +22,7 @@ __all__ = [
     "cluster",
     "compare",
     "demo",
+    "doctor",
     "embed",
     "evaluate",
     "export",

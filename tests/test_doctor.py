@@ -1,0 +1,60 @@
+"""What doctor says follows what is really chosen."""
+
+import json
+import shutil
+
+import pytest
+
+from selfcluster.cli import main
+from selfcluster.clustering import native
+from selfcluster.commands import doctor
+
+
+def kmeans():
+    return doctor._clustering()["k-means, neighbors, Sinkhorn"]
+
+
+def test_the_command_prints_what_is_chosen(capsys):
+    assert main(["doctor", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["result"]
+    assert set(found) == {"versions", "processor", "clustering", "training", "networks", "images", "disk"}
+    chosen = native.instructions()
+    assert (chosen or "torch") in found["clustering"]["k-means, neighbors, Sinkhorn"]
+    assert main(["doctor"]) == 0
+    assert "bfloat16 in hardware" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("set_to", "chosen", "compiler", "sentence"),
+    [
+        ("avx2", "avx2", "/usr/bin/c++", "SELFCLUSTER_NATIVE=avx2 allows no more"),
+        (None, "avx512", "/usr/bin/c++", "the best this processor has"),
+        ("0", None, "/usr/bin/c++", "because of SELFCLUSTER_NATIVE=0"),
+        (None, None, None, "no C++ compiler"),
+        (None, None, "/usr/bin/c++", "do not build or run here with /usr/bin/c++"),
+    ],
+)
+def test_the_reason_is_the_true_one(monkeypatch, set_to, chosen, compiler, sentence):
+    if set_to is None:
+        monkeypatch.delenv("SELFCLUSTER_NATIVE", raising=False)
+    else:
+        monkeypatch.setenv("SELFCLUSTER_NATIVE", set_to)
+    monkeypatch.setattr(native, "instructions", lambda: chosen)
+    monkeypatch.setattr(shutil, "which", lambda name: compiler)
+    assert sentence in kmeans()
+
+
+def test_what_is_missing_comes_with_its_extra(monkeypatch):
+    import importlib.util
+
+    from selfcluster.models import pretrained
+
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "rawpy" else real(name))
+    assert doctor._images()["cameras' raw files"] == "not installed: pip install 'selfcluster[raw]'"
+
+    def absent():
+        raise FileNotFoundError
+
+    monkeypatch.setattr(pretrained, "starter_file", absent)
+    assert "selfcluster[starter]" in doctor._networks()["starter"]
