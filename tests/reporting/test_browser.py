@@ -26,6 +26,7 @@ CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 if not (CHROMIUM and DRIVER):
     pytest.skip("chromium and chromedriver are not installed", allow_module_level=True)
 
+AXE = Path(__file__).parents[2] / "node_modules/axe-core/axe.min.js"
 HOSTILE = "<img src=x onerror=alert(1)>.png"
 NAMES = [f"photo {n:02}.png" for n in range(23)] + [HOSTILE]
 
@@ -309,6 +310,29 @@ def test_nothing_is_wider_than_the_window_and_every_control_has_a_name(page, wid
         assert not page.execute_script(nameless)
     finally:
         page.set_window_size(1400, 1000)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_serious(page, scheme):
+    if not AXE.exists():
+        pytest.skip("axe-core is not installed: npm install --no-save axe-core")
+    audit = """
+        const done = arguments[0], bad = (v) => ["serious", "critical"].includes(v.impact);
+        axe.run(document).then((r) => done(r.violations.filter(bad).map((v) => [v.id, v.nodes[0].html.slice(0, 120)])));
+    """
+    media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+    page.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+    page.execute_cdp_cmd("Runtime.evaluate", {"expression": AXE.read_text("utf-8")})
+    assert page.execute_async_script(audit) == []
+    open_cluster(page, 0)
+    tick_first(page, 1)
+    assert page.execute_async_script(audit) == []
+    one(page, "#browser .tile").click()
+    assert page.execute_async_script(audit) == []
+    one(page, "#viewer [data-do=close]").click()
+    one(page, "#browser [data-do=close]").click()
+    assert page.execute_async_script(audit) == []  # the bar of actions is in sight
+    page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
 
 
 def test_on_a_served_page_every_action_is_in_the_run(browser, served, run):

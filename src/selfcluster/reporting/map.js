@@ -96,7 +96,7 @@ if (placed.length) {
   // many dots are written into the pixels themselves: 100,000 of them take a few milliseconds
   function drawMany(dense) {
     const w = plane.width, h = plane.height, image = pen.createImageData(w, h), out = new Uint32Array(image.data.buffer);
-    const radius = Math.max(1, Math.min(4, 1.1 * Math.sqrt(scale))) * dense, inks = new Map();
+    const radius = Math.min(4, Math.max(1.2, Math.min(2.6, 170 / Math.sqrt(placed.length))) * Math.sqrt(scale)) * dense, inks = new Map();
     const offsets = [];
     for (let dy = -Math.ceil(radius); dy <= radius; dy++) {
       for (let dx = -Math.ceil(radius); dx <= radius; dx++) if (dx * dx + dy * dy <= radius * radius) offsets.push([dx, dy]);

@@ -175,7 +175,10 @@ function cards() {
     card.hidden = state.merged.has(cluster) || !images.length;
     card.classList.toggle("rubbish", state.rubbish.has(cluster));
     const size = card.querySelector(".all");
-    if (size) size.textContent = images.length === 1 ? "the image" : `all ${number(images.length)} images`;
+    if (size) {
+      size.textContent = images.length === 1 ? "the image" : `all ${number(images.length)} images`;
+      size.ariaLabel = `${size.textContent} of ${nameOf(cluster)}`;
+    }
   }
   const carded = new Set(all(".card[data-cluster]").map((card) => Number(card.dataset.cluster)));
   const more = [...state.groups.keys()].filter((c) => !carded.has(c)).sort((a, b) => a - b);
