@@ -17,8 +17,9 @@ from selenium.webdriver.common.keys import Keys
 from selfcluster.commands.report import apply_rows
 from selfcluster.data.sources import open_source
 from selfcluster.reporting.page import render_report, write_report
-from selfcluster.runs.curation import read_rows
+from selfcluster.runs.curation import append_rows, read_rows
 from selfcluster.runs.groups import read_groups
+from selfcluster.runs.tables import read_clusters
 from selfcluster.serve.curation import CurationServer
 from tests.reporting.folders import make_run
 
@@ -34,7 +35,7 @@ NAMES = [f"photo {n:02}.png" for n in range(23)] + [HOSTILE]
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
     options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
+    options.binary_location = str(CHROMIUM)
     words = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-background-networking")
     words += ("--force-prefers-reduced-motion",)  # a page that scrolls smoothly moves under the pointer
     for word in (*words, "--window-size=1400,1000"):
@@ -42,7 +43,7 @@ def browser(tmp_path_factory):
     options.add_experimental_option("prefs", {"download.default_directory": str(tmp_path_factory.mktemp("downloads"))})
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     made = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    made.downloads = options.experimental_options["prefs"]["download.default_directory"]
+    made.downloads = options.experimental_options["prefs"]["download.default_directory"]  # pyright: ignore[reportAttributeAccessIssue]
     yield made
     made.quit()
 
@@ -183,6 +184,31 @@ def test_names_merges_splits_and_undo_survive_a_reload_and_become_the_runs(page,
     assert not groups.rubbish
 
 
+def test_a_page_starts_from_the_runs_own_rows_and_two_tabs_lose_none(browser, run):
+    rename = {"action": "rename", "cluster": 0, "name": "<b>boots"}
+    append_rows(run, [rename, {"action": "rubbish", "cluster": 2}], read_clusters(run / "clusters.parquet").by_id())
+    path = write_report(run, open_source(str(run.parents[1] / "photos")))
+    browser.get(path.as_uri())
+    assert texts(browser, ".card h3")[0] == "<b>boots"
+    assert "rubbish" in one(browser, "#cluster-2").get_attribute("class")
+    first = browser.current_window_handle
+    browser.switch_to.new_window("tab")
+    try:
+        browser.get(path.as_uri())
+        open_cluster(browser, 1)
+        tick_first(browser, 1)
+    finally:
+        browser.close()
+        browser.switch_to.window(first)
+    open_cluster(browser, 0)
+    tick_first(browser, 1)
+    one(browser, "#browser [data-do=close]").click()
+    assert texts(browser, "#desk [data-do=ticked]") == ["Show 2 ticked"]
+    kept = browser.execute_script("return Object.values(localStorage).find((v) => v.includes('<b>boots'))")
+    assert [row["action"] for row in json.loads(kept)] == ["rename", "rubbish", "select", "select"]
+    assert not browser.get_log("browser")
+
+
 def test_an_image_and_a_cluster_are_found_by_name(page):
     field = one(page, "#search input")
     field.send_keys("PHOTO 1", Keys.ENTER)
@@ -247,6 +273,7 @@ def test_suspects_open_large_and_as_a_list(page):
 
 def test_a_lasso_ticks_the_images_inside_and_the_map_follows_a_merge(page):
     page.execute_script("document.documentElement.style.scrollBehavior = 'auto'")
+    page.execute_script("localStorage.clear()")  # pages of other tests have kept theirs
     canvas = one(page, "canvas.plane")
     page.execute_script("arguments[0].scrollIntoView({block: 'center'})", canvas)
     album = json.loads(page.execute_script("return document.getElementById('album').textContent"))

@@ -3,6 +3,14 @@ const server = document.querySelector('meta[name="curation-server"]');
 const storage = "selfcluster-" + album.key;
 const indexOf = new Map((album.ids || []).map((id, i) => [id, i]));
 let rows = [], unsaved = [], trouble = "", state = null;
+let keeps = true; // whether this browser stores what it is given
+
+// rows of this browser after those that the run had when the page was written, each once
+const keyOf = (row) => JSON.stringify(Object.entries(row).sort());
+function merged(own) {
+  const before = album.rows || [], known = new Set(before.map(keyOf));
+  return [...before, ...own.filter((row) => !known.has(keyOf(row)))];
+}
 
 function replay(all) {
   const kept = [];
@@ -57,6 +65,7 @@ function store() {
   try {
     localStorage.setItem(storage, JSON.stringify(server ? unsaved : rows));
   } catch {
+    keeps = false;
     trouble = "This browser keeps nothing for this page: download the actions before you close it.";
   }
 }
@@ -92,6 +101,7 @@ function send() {
 function act(row) {
   const timed = { time: new Date().toISOString(), ...row };
   trouble = "";
+  if (!server && keeps) rows = merged(stored()); // another tab may have added some
   (server ? unsaved : rows).push(timed);
   store();
   refresh();
@@ -105,7 +115,7 @@ function refresh() {
 }
 
 async function begin() {
-  if (!server) rows = stored();
+  if (!server) rows = merged(stored());
   else {
     unsaved = stored();
     refresh(); // the page can be used while the server is asked
@@ -118,6 +128,12 @@ async function begin() {
   refresh();
   if (unsaved.length) send();
 }
+
+window.addEventListener("storage", (event) => {
+  if (server || event.key !== storage) return;
+  rows = merged(stored());
+  refresh();
+});
 
 function download() {
   const lines = rows.map((row) => JSON.stringify(row) + "\n").join("");

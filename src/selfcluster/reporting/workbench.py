@@ -20,6 +20,7 @@ from selfcluster.reporting.album import Album, build_album, pack
 from selfcluster.reporting.map import LANDMARKS, lay_out
 from selfcluster.reporting.sheets import COLUMNS, PER_SHEET, make_sheets
 from selfcluster.runs.contents import Contents
+from selfcluster.runs.curation import CurationError, Row, read_rows
 
 SHEET_BYTES = 9_000_000  # of all small pictures together; with vectors and ids, 20,000 images stay below 25 MB
 _MOST_UP = 3  # folders from the page up to the images: above that, a path would tell where on this machine they are
@@ -87,9 +88,20 @@ def build_workbench(
         "vectors": pack(album.reduced),
         "embedded": np.flatnonzero(~album.embedded).tolist(),  # images without a vector
         "base": _base(source, page),
+        "rows": _rows(contents.folder, progress),
         "key": _key(album, contents.folder),
     }
     return Workbench(album, data, sheets, int(np.isfinite(places[:, 0]).sum()))
+
+
+def _rows(run: Path, progress: Callable[[str], None] | None) -> list[Row]:
+    """The rows of RUN/curation.jsonl; none where they cannot be used; `progress` then gets the reason."""
+    try:
+        return read_rows(run)
+    except (CurationError, OSError) as error:
+        if progress is not None:
+            progress(f"  the page shows no names, merges or splits: {error}")
+        return []
 
 
 def _places(album: Album, landmarks: int, progress: Callable[[str], None] | None) -> np.ndarray:
