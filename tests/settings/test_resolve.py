@@ -10,6 +10,7 @@ from selfcluster.settings.imagenet import VARIANTS
 from selfcluster.settings.recipes import RECIPES, DataSummary, warning_from_nothing
 from selfcluster.settings.resolve import resolve
 from selfcluster.settings.schema import read_schema
+from selfcluster.views.augmentations import AUGMENTATIONS
 
 PHOTOS = DataSummary(50_000, 300, 3, gpu=True)
 DIGITS = DataSummary(1797, 8, 1)
@@ -344,3 +345,35 @@ def test_deepcluster_as_the_thesis_words_it():
     config = of_imagenet("deepcluster", "deepcluster_thesis")
     assert (config["head_momentum"], config["momentum"], config["split"]) == (0.9, 0.9, "random")
     assert of_imagenet("deepcluster", "paper")["head_momentum"] == 0
+
+
+# peers' table of solo-learn's configurations for CIFAR: what each row states beyond the rate
+PUBLISHED = {
+    "swav": {"weight_decay": 1e-6, "hidden": 2048, "dim": 128, "num_prototypes": 3000, "queue_length": 3840,
+             "queue_from_epoch": 50, "freeze_epochs": 2, "temperature": 0.1},
+    "deepcluster_v2": {"weight_decay": 1e-6, "hidden": 2048, "dim": 128, "num_prototypes": 3000, "num_heads": 3,
+                       "temperature": 0.1, "kmeans_iterations": 10, "final_learning_rate": 6e-4, "warmup_epochs": 11,
+                       "warmup_learning_rate": 0},
+    "dino": {"weight_decay": 1e-6, "hidden": 2048, "dim": 256, "num_prototypes": 4096, "teacher_momentum": 0.9995},
+    "byol": {"weight_decay": 1e-5, "hidden": 4096, "dim": 256, "teacher_momentum": 0.99},
+    "simclr": {"weight_decay": 1e-4, "hidden": 2048, "dim": 256, "temperature": 0.2},
+    "moco_v2": {"weight_decay": 1e-4, "optimizer": "sgd", "hidden": 2048, "dim": 256, "queue_length": 32768,
+                "temperature": 0.2, "teacher_momentum": 0.99},
+}  # fmt: skip
+# jitter and blur probability of the first view, solarization of both
+SYMMETRIC = ((0.8, 0.8, 0.8, 0.2), 0.5, (0.0, 0.0))
+WEAK = ((0.4, 0.4, 0.4, 0.1), 0.5, (0.0, 0.0))
+ASYMMETRIC = ((0.4, 0.4, 0.2, 0.1), 0.0, (0.0, 0.2))
+VIEWS = {"swav": SYMMETRIC, "deepcluster_v2": SYMMETRIC, "simclr": SYMMETRIC, "moco_v2": WEAK}
+VIEWS |= {"dino": ASYMMETRIC, "byol": ASYMMETRIC}
+
+
+@pytest.mark.parametrize("method", PUBLISHED)
+def test_cifar_has_the_published_row_of_each_method(method):
+    config = resolve(method, DataSummary(50_000, 32, 3), recipe="cifar").config
+    assert {name: config[name] for name in PUBLISHED[method]} == PUBLISHED[method]
+    assert (config["backbone"], tuple(config["global_scale"])) == ("resnet18_small", (0.08, 1.0))
+    first, second, _ = AUGMENTATIONS[config["augment"]]()
+    views = (first.color.jitter, first.color.blur_p, (first.color.solarize_p, second.color.solarize_p))
+    assert views == VIEWS[method]
+    assert {(c.jitter_p, c.gray_p, c.blur_p) for c in (first.color, second.color)} == {(0.8, 0.2, views[1])}

@@ -35,8 +35,9 @@ def _teacher_and_student() -> tuple[ViewGroup, ...]:
 
 def _asymmetric() -> tuple[ViewGroup, ...]:
     """solo-learn's set for 32 px: no blur, and only the second view may be solarized."""
-    first = ViewGroup(interpolation="bicubic", color=_SOFT)
-    second = replace(first, color=replace(_SOFT, solarize_p=0.2))
+    sharp = replace(_SOFT, blur_p=0.0)
+    first = ViewGroup(interpolation="bicubic", color=sharp)
+    second = replace(first, color=replace(sharp, solarize_p=0.2))
     return first, second, first
 
 
