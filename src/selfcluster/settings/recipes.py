@@ -219,6 +219,7 @@ _CIFAR: dict[str, dict[str, Any]] = {
         "num_layers": 2,
         "temperature": 0.2,
     },
+    # Departs: solo-learn raises the teacher momentum from 0.99 to 0.999; here it stays at 0.99
     "moco_v2": {
         "optimizer": "sgd",
         "learning_rate": 0.3,
