@@ -15,6 +15,7 @@ from selfcluster.commands.sample import sample
 from selfcluster.commands.search import search
 from selfcluster.commands.sort import sort
 from selfcluster.commands.train import train
+from selfcluster.commands.verify import verify
 
 __all__ = [
     "attention",
@@ -32,4 +33,5 @@ __all__ = [
     "search",
     "sort",
     "train",
+    "verify",
 ]

@@ -41,6 +41,7 @@ COMMANDS = {
     "export": "a network, or the clusters, for other tools",
     "sort": "the images in folders, one a cluster",
     "sample": "a small balanced part of the images, to label by hand",
+    "verify": "whether the files of a run are what was written",
     "doctor": "what this machine has, what is chosen for it, and why",
     "methods": "what can be trained",
     "recipes": "named settings",

@@ -42,6 +42,8 @@ def save(folder: Path, step: int, tensors: dict[str, Tensor], meta: dict[str, An
     """Write `folder/step-*`; returns its path. `keep` newest ones stay. Raises OSError with the bytes needed."""
     folder.mkdir(parents=True, exist_ok=True)
     final = folder / f"step-{step:09d}"
+    if final.is_symlink() or final.is_file():
+        final.unlink()  # no checkpoint is a file or a link
     if final.exists() and is_whole(final):
         return final  # a run that went back to an earlier one has come here again
     temporary = folder / f".{final.name}.{os.getpid()}"
@@ -138,7 +140,12 @@ def _verify(path: Path) -> None:
         for name, expected in manifest.items():
             if _fingerprint(path / name) != expected:
                 raise BrokenCheckpoint(f"{path / name}: not what the manifest says (cut short or altered)")
-    except (FileNotFoundError, ValueError, RecursionError) as error:  # other errors of the disk are not the file's
+    except (
+        FileNotFoundError,
+        NotADirectoryError,
+        ValueError,
+        RecursionError,
+    ) as error:  # other errors of the disk are not the file's
         raise BrokenCheckpoint(f"{path}: cannot be read ({error})") from error
 
 

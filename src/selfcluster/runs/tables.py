@@ -178,6 +178,11 @@ def check_table(path: Path) -> str:
     return f"{path.with_suffix('.csv').name} beside it is not its twin" if wrong_twin(path, table) else ""
 
 
+def has_hash(path: Path) -> bool:
+    """Whether a Parquet table carries the hash of its values."""
+    return _CONTENT in (pq.read_schema(path).metadata or {})
+
+
 def _csv(table: pa.Table) -> bytes:
     text = io.BytesIO()
     pyarrow.csv.write_csv(table, text)

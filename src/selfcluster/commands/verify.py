@@ -1,0 +1,44 @@
+"""`selfcluster verify`: whether the files of a run are what was written."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+HELP = "whether the files of a run are what was written"
+
+
+def verify(run: str | os.PathLike[str]) -> list[dict[str, str]]:
+    """Check every file of a run by its hash or twin, or, where it has none, by reading it. Nothing is written.
+
+    Args:
+        run: a run folder.
+
+    Returns:
+        A dict for each file or checkpoint: name; state ("whole" by its hash, "read" where it has none and can be read,
+        "damaged"); why.
+
+    Raises:
+        RunError: the folder holds no run.
+    """
+    from selfcluster.runs.verify import verify_run
+
+    return [{"name": each.name, "state": each.state, "why": each.why} for each in verify_run(Path(run))]
+
+
+def add_flags(parser: argparse.ArgumentParser, words: list[str]) -> None:
+    parser.add_argument("run", metavar="RUN", help="run folder")
+    parser.set_defaults(run_command=run_command)
+
+
+def run_command(run: str) -> tuple[Any, str]:
+    rows = verify(run)
+    words = {"whole": "whole", "read": "can be read, has no hash", "damaged": "DAMAGED"}
+    width = max(len(row["name"]) for row in rows)
+    lines = [f"{row['name']:<{width}}  {words[row['state']]}{': ' if row['why'] else ''}{row['why']}" for row in rows]
+    damaged = sum(row["state"] == "damaged" for row in rows)
+    if damaged:
+        raise RuntimeError("\n".join([*lines, f"{damaged} of {len(rows)} are damaged"]))
+    return rows, "\n".join([*lines, f"{len(rows)} checked, none damaged"])

@@ -1,0 +1,96 @@
+"""Whether the files of a run are what was written: by their hashes and twins, or by reading those that have none.
+
+Nothing is written or repaired.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from selfcluster.models.backbones import ARCHITECTURE, read_description
+from selfcluster.runs import checkpoint
+from selfcluster.runs.curation import CURATION, read_curation
+from selfcluster.runs.folder import METRICS, STATUS, RunError, read_config
+from selfcluster.runs.labels import label_files, read_labels
+from selfcluster.runs.tables import CLUSTERS, check_table, clusters_of, has_hash
+
+State = Literal["whole", "read", "damaged"]  # by its hash; it can be read, there is no hash; not what was written
+CHECKPOINTS = "checkpoints"
+
+
+@dataclass(frozen=True)
+class Verified:
+    """A file or folder of a run, its name within the run, its state, and what is wrong, in words."""
+
+    name: str
+    state: State
+    why: str = ""
+
+
+def verify_run(run: Path) -> list[Verified]:
+    """Return the state of every file of a run that can be checked, in a fixed order.
+
+    Raises:
+        RunError: the folder holds no run.
+    """
+    if not (run / "config.yaml").exists():
+        raise RunError(f"{run} holds no run: it has no config.yaml")
+    found = [_tried("config.yaml", lambda: read_config(run))]
+    for name in (STATUS, METRICS, "quarantine.jsonl"):
+        if (run / name).exists():
+            found.append(_tried(name, lambda file=run / name: _read_lines(file)))
+    found += _checkpoints(run)
+    found += _networks(run)
+    for table in sorted(run.glob("*.parquet")):
+        why = check_table(table)
+        found.append(Verified(table.name, "damaged" if why else "whole" if has_hash(table) else "read", why))
+    for table in label_files(run).values():
+        found.append(_tried(f"{table.parent.name}/{table.name}", lambda table=table: read_labels(table)))
+    for result in sorted((run / "evaluations").glob("*.json")):
+        found.append(_tried(f"evaluations/{result.name}", lambda file=result: json.loads(file.read_text("utf-8"))))
+    if (run / CURATION).exists() and (run / CLUSTERS).is_file():
+        found.append(_tried(CURATION, lambda: read_curation(run, clusters_of(run).by_id())))
+    return found
+
+
+def _tried(name: str, read: Callable[[], object]) -> Verified:
+    try:
+        read()
+    except (OSError, ValueError, RuntimeError, RecursionError, KeyError) as error:
+        return Verified(name, "damaged", " ".join(str(error).split()))
+    return Verified(name, "read")
+
+
+def _read_lines(file: Path) -> None:
+    lines = file.read_text("utf-8").splitlines() if file.suffix == ".jsonl" else [file.read_text("utf-8")]
+    for number, line in enumerate(lines, start=1):
+        try:
+            json.loads(line)
+        except (ValueError, RecursionError):
+            raise ValueError(f"line {number} is not JSON") from None
+
+
+def _checkpoints(run: Path) -> Iterator[Verified]:
+    folder = run / CHECKPOINTS
+    for path in sorted([*folder.glob("step-*"), *folder.glob("shard-*/step-*")]):
+        name = path.relative_to(run).as_posix()
+        whole = checkpoint.is_whole(path)
+        yield Verified(name, "whole" if whole else "damaged", "" if whole else "not what its manifest says")
+
+
+def _networks(run: Path) -> Iterator[Verified]:
+    from safetensors.torch import load_file
+
+    if (run / ARCHITECTURE).exists():
+        yield _tried(ARCHITECTURE, lambda: read_description(run))
+    for weights in sorted(run.glob("*.safetensors")):
+        try:
+            load_file(weights)
+        except Exception as error:  # safetensors has its own
+            yield Verified(weights.name, "damaged", " ".join(str(error).split()))
+        else:
+            yield Verified(weights.name, "read")
