@@ -7,8 +7,15 @@ The mixing function is the finalizer of SplitMix64 (Steele, Lea, Flood 2014).
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import logging
+import random
+import sys
+import threading
 import zlib
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import numpy as np
 
@@ -20,6 +27,9 @@ _FIRST = 0xBF58476D1CE4E5B9
 _SECOND = 0x94D049BB133111EB
 _MASK = (1 << 64) - 1
 _BITS = 24  # what a float32 in [0, 1) holds exactly
+P = ParamSpec("P")
+R = TypeVar("R")
+log = logging.getLogger("selfcluster")
 
 
 def key(seed: int, purpose: str, *counters: int) -> int:
@@ -95,3 +105,57 @@ def _shift(x: torch.Tensor, by: int) -> torch.Tensor:
 
 def _signed(x: int) -> int:
     return x - (1 << 64) if x >= 1 << 63 else x
+
+
+_ONE_AT_A_TIME = threading.RLock()
+
+
+def keeps_random_state(function: Callable[P, R]) -> Callable[P, R]:
+    """Decorate a public function: it leaves the caller's random generators as they were, also after an error.
+
+    Those of Python, NumPy and torch, torch's on every device in use. Calls of several threads take turns, because
+    torch's dropout and initialization draw from one generator of the process; a call that waits says so.
+    """
+
+    @functools.wraps(function)
+    def kept(*args: P.args, **kwargs: P.kwargs) -> R:
+        if not _ONE_AT_A_TIME.acquire(blocking=False):
+            log.warning(
+                "%s waits: another call of this process is at work, and they share torch's generator", function.__name__
+            )
+            _ONE_AT_A_TIME.acquire()
+        try:
+            with _random_state():
+                return function(*args, **kwargs)
+        finally:
+            _ONE_AT_A_TIME.release()
+
+    return kept
+
+
+@contextlib.contextmanager
+def _random_state() -> Iterator[None]:
+    before, numpys = random.getstate(), np.random.get_state()
+    was_loaded = "torch" in sys.modules  # it is not imported for this: help and refusals stay fast
+    states = _torch_states() if was_loaded else []
+    try:
+        yield
+    finally:
+        random.setstate(before)
+        np.random.set_state(numpys)
+        if was_loaded:
+            for generator, state in states:
+                generator.set_state(state)
+        elif "torch" in sys.modules:
+            import torch
+
+            torch.default_generator.set_state(torch.Generator().get_state())  # as after a fresh import
+
+
+def _torch_states() -> list[tuple[Any, Any]]:
+    import torch
+
+    generators = [torch.default_generator]
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        generators += list(torch.cuda.default_generators)
+    return [(generator, generator.get_state()) for generator in generators]

@@ -8,9 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from selfcluster.randomness import keeps_random_state
+
 HELP = "what a vision transformer looks at"
 
 
+@keeps_random_state
 def attention(
     run: str | os.PathLike[str],
     images: Sequence[str | os.PathLike[str]],

@@ -14,12 +14,14 @@ from selfcluster.commands.flags import add_model_flag, add_network_flags, names_
 from selfcluster.commands.results import Clustered
 from selfcluster.data.sources import Source, open_source
 from selfcluster.files import make_writable
+from selfcluster.randomness import keeps_random_state
 from selfcluster.runs.folder import RunError, check_finished, is_run
 
 HELP = "groups of images, found by a pretrained network or by a run"
 SUBSET = ("limit", "classes", "long_tail", "labels_from", "range", "max_megapixels")
 
 
+@keeps_random_state
 def cluster(
     data: Any,
     *,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selfcluster.commands.flags import add_network_flags
+from selfcluster.randomness import keeps_random_state
 
 if TYPE_CHECKING:
     from selfcluster.evaluation.comparison import Comparison
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 HELP = "results of several runs in one table"
 
 
+@keeps_random_state
 def compare(
     *runs: str | os.PathLike[str],
     protocol: str | None = None,

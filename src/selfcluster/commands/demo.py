@@ -14,10 +14,12 @@ import numpy as np
 from selfcluster.commands.report import report
 from selfcluster.commands.train import train
 from selfcluster.data.sources import open_source
+from selfcluster.randomness import keeps_random_state
 
 HELP = "the digits, without their labels, in a table"
 
 
+@keeps_random_state
 def demo(out: str | os.PathLike[str] = "runs", *, seed: int = 0, quiet: bool = False) -> list[dict[str, Any]]:
     """The digits, without their labels: raw pixels, an untrained network, SwAV and DeepCluster-v2, a row each.
 

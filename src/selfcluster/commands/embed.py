@@ -12,6 +12,7 @@ from selfcluster.commands.flags import add_model_flag, add_network_flags, names_
 from selfcluster.commands.results import Embedded
 from selfcluster.data.sources import open_source
 from selfcluster.files import make_writable
+from selfcluster.randomness import keeps_random_state
 from selfcluster.runs.folder import RunError, is_run
 from selfcluster.settings.files import part_of, reading_of, run_config
 
@@ -20,6 +21,7 @@ STARTER = "starter"  # the word of `selfcluster.models.pretrained`, which would 
 _EMBEDDING = "selfcluster: embedding the images"
 
 
+@keeps_random_state
 def embed(
     run: str | os.PathLike[str],
     data: Any = None,

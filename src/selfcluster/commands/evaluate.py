@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from selfcluster.commands.embed import STARTER
 from selfcluster.commands.flags import add_model_flag, add_network_flags, add_option, names_images
+from selfcluster.randomness import keeps_random_state
 from selfcluster.setting import check_names, checked
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ _EMBEDDING = ("batch_size", "workers", "device", "precision", "max_bad", "timeou
 _SUBSET = ("classes", "long_tail", "range", "max_megapixels")
 
 
+@keeps_random_state
 def evaluate(
     protocol: str,
     run: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],

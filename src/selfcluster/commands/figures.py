@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from selfcluster.commands.flags import add_network_flags
+from selfcluster.randomness import keeps_random_state
 from selfcluster.setting import Option
 
 HELP = "a network's filters and its classes on a plane, as pictures"
@@ -15,6 +16,7 @@ _EMBEDDING = ("batch_size", "workers", "device", "precision", "max_bad", "timeou
 _SUBSET = ("classes", "long_tail", "range", "max_megapixels")
 
 
+@keeps_random_state
 def figures(
     run: str | os.PathLike[str],
     *,

@@ -14,11 +14,13 @@ from selfcluster.commands.flags import add_model_flag, names_images
 from selfcluster.commands.results import Hits
 from selfcluster.data.ranges import ValueRange
 from selfcluster.files import write_atomically
+from selfcluster.randomness import keeps_random_state
 from selfcluster.settings.files import run_config
 
 HELP = "images that are most like a given one"
 
 
+@keeps_random_state
 def search(
     run: str | os.PathLike[str],
     image: str | os.PathLike[str],

@@ -16,6 +16,7 @@ from selfcluster.commands.results import Trained
 from selfcluster.data.listing import left_out
 from selfcluster.data.sources import DataError, check_enough
 from selfcluster.methods import NAMES, canonical
+from selfcluster.randomness import keeps_random_state
 from selfcluster.runs.folder import RunFolder, has_begun, read_status
 from selfcluster.settings.files import open_for, read_settings
 from selfcluster.settings.options import SHARED, options_for
@@ -27,6 +28,7 @@ from selfcluster.settings.schema import read_schema
 HELP = "learn features and clusters from images"
 
 
+@keeps_random_state
 def train(
     method: str,
     data: Any,
