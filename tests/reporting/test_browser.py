@@ -131,6 +131,7 @@ def test_the_nearest_images_are_those_of_the_embeddings(page, run):
     table = read_embeddings(run / "embeddings.parquet")
     unit = table.vectors / np.linalg.norm(table.vectors, axis=1, keepdims=True)
     page.execute_script("document.querySelector('#cluster-0 .thumb').click()")
+    wait(lambda: one(page, "#viewer h2").text)
     opened = table.ids.index(one(page, "#viewer h2").text)
     order = np.argsort(((unit - unit[opened]) ** 2).sum(axis=1))[1:21]
     shown = [button.get_attribute("title") for button in page.find_elements(By.CSS_SELECTOR, "#viewer .near button")]
@@ -407,7 +408,6 @@ def test_an_action_that_is_refused_is_told_and_one_without_a_server_waits(browse
     wait(lambda: "the disk is full" in browser.execute_script(trouble))
     assert "not saved yet" in browser.execute_script("return document.querySelector('#desk .done').textContent")
     browser.refresh()  # what is not saved waits in the browser
-    monkeypatch.setattr(served, "append", refuse(HTTPStatus.CONFLICT))
     monkeypatch.setattr(served, "append", real)
     browser.refresh()
     wait(lambda: [row["name"] for row in read_rows(run)] == ["kept"])
