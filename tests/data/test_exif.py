@@ -9,7 +9,7 @@ from PIL.TiffImagePlugin import IFDRational
 
 from selfcluster.data.exif import read_exif
 
-PHOTOGRAPHS = Path("/work/shared/data/exif")
+PHOTOGRAPHS = Path(__file__).parents[3] / "shared/data/exif"
 
 
 def photograph(tags: dict[int, str], gps: dict[int, object] | None = None) -> bytes:

@@ -10,7 +10,7 @@ from selfcluster.clustering.scores import nmi
 from selfcluster.runs.labels import label_files, read_labels
 from selfcluster.runs.tables import read_clusters
 
-PHOTOGRAPHS = Path("/work/shared/data/exif")
+PHOTOGRAPHS = Path(__file__).parents[4] / "shared/data/exif"
 
 
 @pytest.fixture(scope="module")
