@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selfcluster.commands.embed import STARTER
-from selfcluster.commands.flags import add_model_flag, add_network_flags, add_option, names_images
+from selfcluster.commands.flags import (
+    EMBEDDING,
+    SUBSET,
+    add_model_flag,
+    add_network_flags,
+    add_option,
+    given,
+    names_images,
+)
 from selfcluster.randomness import keeps_random_state
 from selfcluster.setting import check_names, checked
 
@@ -19,8 +27,6 @@ if TYPE_CHECKING:
 
 HELP = "score features or clusters against labels"
 _RANKING = "unlabeled"  # the protocol that takes several networks
-_EMBEDDING = ("batch_size", "workers", "device", "precision", "max_bad", "timeout")
-_SUBSET = ("classes", "long_tail", "range", "max_megapixels")
 
 
 @keeps_random_state
@@ -74,7 +80,7 @@ def evaluate(
         run, train = STARTER if model is None else model, run
     name = known(protocol)
     options = declarations(name)[1]
-    own = {key: value for key, value in settings.items() if key not in (*_EMBEDDING, *_SUBSET)}
+    own = {key: value for key, value in settings.items() if key not in (*EMBEDDING, *SUBSET)}
     own = {key: value for key, value in own.items() if value is not None or key in options}
     check_names(own, options)
     chosen = {key: checked(options[key], own[key]) for key in own if own[key] is not None}
@@ -94,8 +100,8 @@ def evaluate(
         image_size=image_size,
         limit=limit,
         test_limit=test_limit,
-        embedding={key: settings[key] for key in _EMBEDDING if settings.get(key) is not None},
-        subset={key: settings[key] for key in _SUBSET if settings.get(key) is not None},
+        embedding=given(settings, EMBEDDING),
+        subset=given(settings, SUBSET),
     )
     result = method().run(subject, method.Settings(**chosen))
     if subject.run is not None:

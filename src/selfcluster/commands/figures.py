@@ -7,13 +7,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-from selfcluster.commands.flags import add_network_flags
+from selfcluster.commands.flags import EMBEDDING, SUBSET, add_network_flags, given
 from selfcluster.randomness import keeps_random_state
 from selfcluster.setting import Option
 
 HELP = "a network's filters and its classes on a plane, as pictures"
-_EMBEDDING = ("batch_size", "workers", "device", "precision", "max_bad", "timeout")
-_SUBSET = ("classes", "long_tail", "range", "max_megapixels")
 
 
 @keeps_random_state
@@ -35,7 +33,7 @@ def figures(
 
     Args:
         run: a run folder, or any other word for a network.
-        train: the images; default those of the run. Without images the first filters alone are drawn.
+        train: images; by default the run uses its own. Without any, only the first filters are drawn.
         labels_from: where the classes are, see `open_source`; default as in the run. Without labels no map of classes
             is drawn.
         layer: the module whose filters are shown; default the last convolution, or the features of a network that has
@@ -85,8 +83,8 @@ def figures(
         seed=seed,
         image_size=image_size,
         limit=limit,
-        embedding={key: settings[key] for key in _EMBEDDING if settings.get(key) is not None},
-        subset={key: settings[key] for key in _SUBSET if settings.get(key) is not None},
+        embedding=given(settings, EMBEDDING),
+        subset=given(settings, SUBSET),
     )
     source = subject.source()
     network = subject.network(source)
@@ -127,7 +125,7 @@ def _draw_classes(subject: Any, path: Path) -> bool:
 
 def add_flags(parser: argparse.ArgumentParser, words: list[str]) -> None:
     parser.add_argument("run", metavar="RUN", help="run folder, or another word for a network")
-    parser.add_argument("--train", help="the images; default those of the run")
+    parser.add_argument("--train", help="images; a run has its own")
     parser.add_argument("--labels-from", help="classes for their map: folders, column:NAME or a CSV file")
     parser.add_argument("--layer", help="module whose filters are shown; default the last convolution")
     parser.add_argument("--filters", type=int, default=8, metavar="N", help="filters to show, drawn by the seed")

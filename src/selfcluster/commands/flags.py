@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,9 @@ _NETWORK_FILES = (
     "model.safetensors",
     "pytorch_model.bin",
 )  # in a run, export or hub folder
+# what the functions that score a network take besides: how images are embedded, and which of them
+EMBEDDING = ("batch_size", "workers", "device", "precision", "max_bad", "timeout")
+SUBSET = ("classes", "long_tail", "range", "max_megapixels")
 _WEIGHT_FILES = (".safetensors", ".pt", ".pth", ".pth.tar", ".bin", ".ckpt", "backbone.json")
 
 
@@ -64,6 +67,11 @@ def names_images(word: Any) -> bool:
     if path.is_dir():
         return not any((path / name).exists() for name in _NETWORK_FILES)
     return path.is_file() and not text.endswith(_WEIGHT_FILES)
+
+
+def given(settings: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """Return those of the named settings that have a value."""
+    return {name: settings[name] for name in names if settings.get(name) is not None}
 
 
 def add_network_flags(parser: argparse.ArgumentParser, *more: str) -> None:

@@ -17,7 +17,7 @@ from selfcluster.data.listing import left_out
 from selfcluster.data.sources import DataError, check_enough
 from selfcluster.methods import NAMES, canonical
 from selfcluster.randomness import keeps_random_state
-from selfcluster.runs.folder import RunFolder, has_begun, read_status
+from selfcluster.runs.folder import CHECKPOINTS, RunFolder, has_begun, read_status
 from selfcluster.settings.files import open_for, read_settings
 from selfcluster.settings.options import SHARED, options_for
 from selfcluster.settings.recipes import RECIPES
@@ -128,7 +128,7 @@ def train(
             world=distributed.world_size(),
             **{key: resolved[key] for key in ("batch_size", "seed", "workers", "max_bad")},
         )
-        if not any((path / "checkpoints").glob("step-*")):
+        if not any((path / CHECKPOINTS).glob("step-*")):
             loop = plan_duration(parts, loader, resolved, console)
             if loop is not parts.loop:
                 parts = replace(parts, loop=loop)
@@ -145,7 +145,7 @@ def train(
             return judge.epoch() if judge is not None and every and epochs % every == 0 else {}
 
         with tensorboard_rows(path if first and resolved["tensorboard"] else None) as on_row:
-            where = probe, folder, path / "checkpoints"
+            where = probe, folder, path / CHECKPOINTS
             shown = on_row, source.ids.__getitem__, on_epoch
             state = fit(parts.method, loader, parts.views, parts.loop, console, *where, *shown)
         judgement = judge.after(resolved.get("keep")) if judge is not None else {}

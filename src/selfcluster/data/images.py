@@ -52,7 +52,11 @@ def open_row(source: Source, i: int, in_time: bool = False) -> OpenedImage | Arr
     Raises:
         BadImage: it cannot be read, or is no usable image.
     """
-    data = source.read_in_time(i) if in_time else source.read(i)
+    return open_content(source, source.read_in_time(i) if in_time else source.read(i))
+
+
+def open_content(source: Source, data: bytes | np.ndarray) -> OpenedImage | ArrayImage:
+    """Look at the header of what `source` has read; raise BadImage where it is no usable image."""
     if not isinstance(data, bytes):
         return ArrayImage(data)
     image = open_image(data, max_pixels=source.max_pixels)

@@ -11,8 +11,9 @@ import bisect
 import json
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -130,20 +131,16 @@ class Quarantine:
         )
 
     def _read(self) -> None:
-        if self._path is None or not self._path.exists():
+        if self._path is None:
             return
         rows = range(len(self._ids))
         kept: list[str] = []
-        for line in self._path.read_text(encoding="utf-8").splitlines():
-            try:
-                entry = json.loads(line)
-                name = to_name(entry["path"])
-            except (ValueError, KeyError, TypeError):
-                continue  # a line cut by a kill: its image will be found again
-            if entry.get("reason") in PASSING:
+        for entry in read_entries(self._path):
+            if may_have_passed(entry):
                 self.retried += 1
                 continue
-            kept.append(line)
+            kept.append(json.dumps(entry))
+            name = to_name(entry["path"])
             row = bisect.bisect_left(rows, name, key=self._ids.raw)
             if row < len(rows) and self._ids.raw(row) == name:  # else an image of another set
                 self._note(row, str(entry.get("reason", "")), str(entry.get("detail", "")))
@@ -159,6 +156,24 @@ class Quarantine:
                 file.write("\n")
             for row, reason, detail in finds:
                 file.write(json.dumps({"path": self._ids[row], "reason": reason, "detail": detail}) + "\n")
+
+
+def read_entries(path: Path) -> list[dict[str, Any]]:
+    """Return the lines of a quarantine file that name an image; a line cut by a kill is left out. No file: none."""
+    found = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        try:
+            entry = json.loads(line)
+            to_name(entry["path"])
+        except (ValueError, KeyError, TypeError):
+            continue  # its image will be found again
+        found.append(entry)
+    return found
+
+
+def may_have_passed(entry: Mapping[str, Any]) -> bool:
+    """Whether the reason of a quarantine's line is one that passes: the storage was away, or memory was short."""
+    return entry.get("reason") in PASSING
 
 
 def _ends_a_line(path: Path) -> bool:

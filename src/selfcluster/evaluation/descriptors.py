@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from selfcluster.models.maps import Maps, feature_maps, stride_of
 from selfcluster.models.pretrained import Network
 
 Box = tuple[float, float, float, float]
+T = TypeVar("T")
 Shape = Literal["longer", "square"]
 
 
@@ -100,7 +101,7 @@ def token_and_gem(maps: Maps, p: float = 4.0) -> Tensor:
     return pooled if maps.token is None else torch.cat([maps.token[0], pooled])
 
 
-def describe_all(files: Iterable[Path], describe: Callable[[Path], Tensor]) -> np.ndarray:
-    """Return unit descriptors (n, F) float32, one a file."""
-    rows = [F.normalize(describe(file).float(), dim=0).cpu() for file in files]
+def describe_all(items: Iterable[T], describe: Callable[[T], Tensor]) -> np.ndarray:
+    """Return unit descriptors (n, F) float32, one an item."""
+    rows = [F.normalize(describe(item).float(), dim=0).cpu() for item in items]
     return torch.stack(rows).numpy()

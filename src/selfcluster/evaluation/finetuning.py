@@ -21,7 +21,7 @@ from selfcluster.data.loader import Loader
 from selfcluster.data.sources import Source
 from selfcluster.models.backbones import final_relu
 from selfcluster.models.pretrained import Network
-from selfcluster.training.features import run_network
+from selfcluster.training.features import network_loader, run_network
 from selfcluster.training.precision import autocast, pick_device, pick_precision
 from selfcluster.types import EpochPlan
 from selfcluster.views.plans import ViewGroup, ViewPlan
@@ -126,7 +126,7 @@ def fine_tune(
     several = targets.dim() == 2
     classes = targets.shape[1] if several else int(targets.max()) + 1
     model = Classifier(network, classes, recipe, seed, not several).to(device)
-    loader = _loader(source, network, min(recipe.batch, len(source)), device, seed, embedding)
+    loader = _loader(source, network, recipe.batch, device, seed, embedding)
     optimizer = _optimizer(model, recipe, loader.batch_size)
     rates = [group["lr"] for group in optimizer.param_groups]
     group = ViewGroup(size=network.image_size, scale=recipe.scale, ratio=recipe.ratio, flip_p=recipe.flip_p)
@@ -171,7 +171,7 @@ def predict(
     size, wide = network.image_size, network
     if recipe.test_crops == 10:  # 256 pixels for crops of 224
         wide = replace(network, image_size=round(size * 256 / 224), crop_pct=1.0)
-    loader = _loader(source, wide, min(256, len(source)), device, 0, embedding)
+    loader = _loader(source, wide, 256, device, 0, embedding)
     model.eval()
     rows, found = [], []
     try:
@@ -214,8 +214,7 @@ def _loader(
     source: Source, network: Network, batch: int, device: torch.device, seed: int, embedding: Mapping[str, Any]
 ) -> Loader:
     chosen = {name: embedding[name] for name in ("workers", "max_bad", "timeout") if name in embedding}
-    arguments = network.preprocessing.loader_arguments()
-    return Loader(source, batch_size=batch, device=device, seed=seed, **arguments, **chosen)
+    return network_loader(source, network, batch, device, seed=seed, **chosen)
 
 
 def _optimizer(model: Classifier, recipe: Recipe, batch: int) -> torch.optim.Optimizer:

@@ -12,8 +12,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
+import torch
 
 from selfcluster import randomness
+from selfcluster.clustering.assign import unit_rows
 from selfcluster.clustering.neighbors import nearest
 from selfcluster.data.decode import BadImage
 from selfcluster.data.exif import FIELDS, read_exif
@@ -137,8 +139,7 @@ def same_label_edges(indices: np.ndarray, labels: np.ndarray) -> tuple[float, fl
 
 def neighbor_graph(vectors: np.ndarray, k: int) -> np.ndarray:
     """Return the k nearest images of each by cosine, (N, k); fewer where there are not so many."""
-    x = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-    x = x.astype(np.float32)
+    x = unit_rows(torch.from_numpy(vectors.astype(np.float32))).numpy()
     return np.asarray(nearest(x, x, min(k, len(x) - 1), exclude_self=True).indices)
 
 

@@ -17,11 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from selfcluster import randomness
-from selfcluster.data.loader import Loader
 from selfcluster.data.sources import Source
 from selfcluster.models.depths import Depths, LastTokens, depths_of, has_class_token
 from selfcluster.models.frozen import Frozen
 from selfcluster.models.pretrained import Network
+from selfcluster.training.features import network_loader
 from selfcluster.training.precision import autocast, pick_device, pick_precision
 from selfcluster.types import EpochPlan
 from selfcluster.views.color import Color
@@ -184,10 +184,7 @@ def train_probes(
     device = pick_device(str(embedding.get("device", "auto")))
     precision = pick_precision(str(embedding.get("precision", "auto")), device)
     chosen = {name: embedding[name] for name in ("workers", "max_bad", "timeout") if name in embedding}
-    size = min(batch, len(source))
-    loader = Loader(
-        source, batch_size=size, **network.preprocessing.loader_arguments(), device=device, seed=seed, **chosen
-    )
+    loader = network_loader(source, network, batch, device, seed=seed, **chosen)
     ratio = None if preset.area[0] == preset.area[1] else (3 / 4, 4 / 3)
     color = Color(jitter=(preset.jitter, preset.jitter, preset.jitter, 0.0), jitter_p=1.0) if preset.jitter else None
     color = color if len(network.mean) == 3 else None
@@ -201,7 +198,9 @@ def train_probes(
         for epoch in range(epochs):
             for k, views in enumerate(loader.batches(plan, EpochPlan(), epoch, 0, steps, epoch * steps)):
                 for part in optimizer.param_groups:
-                    part["lr"] = rate_at(preset, part["start"] * size / 256, epoch, epochs, epoch * steps + k)
+                    part["lr"] = rate_at(
+                        preset, part["start"] * loader.batch_size / 256, epoch, epochs, epoch * steps + k
+                    )
                 y = targets[views.index.cpu()].to(device)
                 with autocast(device, precision), torch.no_grad():
                     maps = probes.extract(views.views[0])

@@ -15,14 +15,13 @@ import torch
 from scipy.stats import rankdata
 
 from selfcluster.clustering.scores import rankme, silhouette
-from selfcluster.data.loader import Loader
 from selfcluster.data.sources import Source
 from selfcluster.evaluation import unlabeled
 from selfcluster.evaluation.judgement import CROPS, crop_plan
 from selfcluster.evaluation.unlabeled import Crops
 from selfcluster.models.pretrained import Network
 from selfcluster.training.embedding import gather_rows, make_embed
-from selfcluster.training.features import run_network
+from selfcluster.training.features import network_loader, on_device, run_network
 from selfcluster.training.precision import pick_device, pick_precision
 
 MEASURES: tuple[str, ...] = ("retrieval", "agreement", "silhouette", "rankme")  # of each, more is better
@@ -42,18 +41,8 @@ def embed_crops(
 ) -> tuple[np.ndarray, Crops]:
     """Return which images could be read (n,) and the features of their center views and crops; see `embed_source`."""
     target = pick_device(device)
-    loader = Loader(
-        source,
-        batch_size=min(batch_size, len(source)),
-        **network.preprocessing.loader_arguments(),
-        device=target,
-        workers=workers,
-        max_bad=max_bad,
-        seed=seed,
-        timeout=timeout,
-    )
-    module: Any = network.module
-    module = module.to(target).to(memory_format=torch.channels_last).eval()
+    reading = {"workers": workers, "max_bad": max_bad, "seed": seed, "timeout": timeout}
+    loader, module = network_loader(source, network, batch_size, target, **reading), on_device(network, target)
     picked = pick_precision(precision, target)
     embed = make_embed(module, loader, crop_plan(network.preprocessing), device=target, precision=picked, on_host=True)
     try:

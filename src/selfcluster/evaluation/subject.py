@@ -25,6 +25,7 @@ from selfcluster.runs.tables import CLUSTERS, EMBEDDINGS, ClusterTable, image_na
 from selfcluster.settings.files import part_of, reading_of, run_config
 from selfcluster.training.features import embed_source
 from selfcluster.training.load import has_method, load_network, own_clusters, projected
+from selfcluster.training.precision import pick_device
 
 _CACHE = "evaluations/features"
 
@@ -125,6 +126,12 @@ class Subject:
             torch.manual_seed(randomness.key(self.seed, "untrained") >> 1)
             return load_network(self.model, self.image_size, source)
 
+    def network_on_device(self) -> tuple[Network, torch.device]:
+        """Return the network, new at each call, on the device that was asked for; and that device."""
+        network, device = self.network(), pick_device(self.embedding.get("device", "auto"))
+        network.module.to(device)
+        return network, device
+
     @functools.cached_property
     def all_features(self) -> LabeledFeatures:
         """All training images, before a test share is held out."""
@@ -213,8 +220,11 @@ class Subject:
         return read_clusters(self.run / CLUSTERS)
 
     def assigned(self, images: LabeledFeatures) -> np.ndarray:
-        """Return the clusters (n,) of images: those of the run's table, or, of other images and at another size, those
-        that its method gives to their features. Raises ValueError where it has no clusters for them."""
+        """Return the clusters (n,) of images, as the run's table has them.
+
+        Images that are not in the table, or that were embedded at another size, get the clusters that the run's method
+        gives to their features. Raises ValueError where it has no clusters for them.
+        """
         of = self.clusters().by_id()
         missing = [name for name in images.ids if name not in of]
         same_size = self.layer is not None or self.image_size in (None, self.config.get("image_size"))

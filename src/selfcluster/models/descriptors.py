@@ -27,9 +27,9 @@ def gem(places: Tensor, p: float = 3.0, eps: float = 1e-6) -> Tensor:
 def regions(height: int, width: int, levels: int = 3) -> list[tuple[int, int, int]]:
     """Return the square regions (top, left, side) of R-MAC on a grid of places.
 
-    Tolias et al. 2016, arXiv 1511.05879, section 3.2: at level l the side is floor(2 min(h, w) / (l + 1)), and regions
-    lie evenly, l along the shorter side. Along the longer one there are so many more that those of the first level
-    overlap by about 40 %.
+    Tolias et al. 2016, arXiv 1511.05879, section 3.2: at level l the side is floor(2 min(h, w) / (l + 1)). Regions are
+    spaced evenly. There are l of them along the shorter side and more along the longer one; how many more is chosen so
+    that neighbors of the first level overlap by about 40 %.
 
     >>> regions(2, 4, 1)
     [(0, 0, 2), (0, 1, 2), (0, 2, 2)]

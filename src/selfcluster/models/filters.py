@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from selfcluster.models.taps import averaged
+
 _BLUR = (1 / 16, 4 / 16, 6 / 16, 4 / 16, 1 / 16)  # a Gaussian of one pixel's variance
 
 
@@ -62,9 +64,7 @@ def responses(network: nn.Module, layer: str | None) -> Iterator[Callable[[Tenso
     def respond(images: Tensor) -> Tensor:
         kept.clear()
         out = network(images)
-        if layer is not None:
-            out = kept[-1]
-        return out.mean(dim=(2, 3)) if out.dim() == 4 else out.mean(dim=1) if out.dim() == 3 else out
+        return averaged(out if layer is None else kept[-1])
 
     try:
         yield respond

@@ -18,16 +18,15 @@ function bytes(text) {
   return out;
 }
 
+const sheetBlob = (k) => new Blob([bytes(element("sheet-" + k).textContent)], { type: "image/webp" });
 const sheetAddresses = [];
 function sheetAddress(k) {
-  if (!sheetAddresses[k]) {
-    const blob = new Blob([bytes(element("sheet-" + k).textContent)], { type: "image/webp" });
-    sheetAddresses[k] = URL.createObjectURL(blob);
-  }
+  if (!sheetAddresses[k]) sheetAddresses[k] = URL.createObjectURL(sheetBlob(k));
   return sheetAddresses[k];
 }
 
-const missing = new Set(album.missing || []);
+const imagesText = (n) => `${number(n)} ${n === 1 ? "image" : "images"}`;
+const missing = new Set(album.missing);
 function paint(on, i, side) {
   on.classList.toggle("gone", missing.has(i));
   if (missing.has(i)) return;
@@ -38,10 +37,18 @@ function paint(on, i, side) {
   if (album.pixels) on.style.imageRendering = "pixelated";
 }
 
+// a small picture to press; `label` is what it is called aloud
+function tileOf(i, side, onclick, label = shown(album.ids[i])) {
+  const tile = make("button", { type: "button", className: "tile", title: shown(album.ids[i]), ariaLabel: label, onclick });
+  tile.style.cssText = `width:${side}px;height:${side}px`;
+  paint(tile, i, side);
+  return tile;
+}
+
 // the nearest images by the packed vectors; on 20,000 images a few milliseconds
 let packed = null;
 function nearestTo(i, count) {
-  const { dim, n } = album, without = new Set(album.embedded);
+  const { dim, n } = album, without = new Set(album.vectorless);
   if (!dim || without.has(i)) return [];
   packed = packed || new Int8Array(bytes(album.vectors).buffer);
   const far = new Float64Array(n);
@@ -58,15 +65,14 @@ function nearestTo(i, count) {
 
 // ---- a list of images of any length: only the rows in sight are in the document
 class ImageList {
-  constructor(box, open, tick) {
-    Object.assign(this, { box, open, tick, images: [], ticked: () => false });
+  constructor(box, open, tick, ticked) {
+    Object.assign(this, { box, open, tick, ticked, images: [] });
     this.inner = box.appendChild(make("div", { className: "inner" }));
     box.addEventListener("scroll", () => this.draw());
     new ResizeObserver(() => this.draw(true)).observe(box);
   }
 
-  show(images, ticked) {
-    Object.assign(this, { images, ticked });
+  show() {
     this.box.scrollTop = 0;
     this.draw(true);
   }
@@ -84,11 +90,8 @@ class ImageList {
     this.inner.replaceChildren();
     for (let at = first * columns; at < Math.min(this.images.length, last * columns); at++) {
       const i = this.images[at], name = shown(album.ids[i]);
-      const picture = make("button", { type: "button", className: "tile", title: name, ariaLabel: name });
+      const picture = tileOf(i, side - gap, () => this.open(at));
       picture.dataset.place = at;
-      picture.style.cssText = `width:${side - gap}px;height:${side - gap}px`;
-      paint(picture, i, side - gap);
-      picture.addEventListener("click", () => this.open(at));
       const box = make("input", { type: "checkbox", checked: this.ticked(i), ariaLabel: "Tick " + name });
       box.addEventListener("change", () => this.tick(i, box.checked));
       const cell = make("div", { className: "cell" }, picture, box);

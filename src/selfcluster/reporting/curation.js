@@ -1,14 +1,14 @@
 // ---- curation: names, merges, splits, rubbish and ticks are rows of data; the state is what replaying them gives
 const server = document.querySelector('meta[name="curation-server"]');
 const storage = "selfcluster-" + album.key;
-const indexOf = new Map((album.ids || []).map((id, i) => [id, i]));
+const indexOf = new Map(album.ids.map((id, i) => [id, i]));
 let rows = [], unsaved = [], trouble = "", state = null;
 let keeps = true; // whether this browser stores what it is given
 
 // rows of this browser after those that the run had when the page was written, each once
 const keyOf = (row) => JSON.stringify(Object.entries(row).sort());
 function merged(own) {
-  const before = album.rows || [], known = new Set(before.map(keyOf));
+  const before = album.rows, known = new Set(before.map(keyOf));
   return [...before, ...own.filter((row) => !known.has(keyOf(row)))];
 }
 
@@ -16,7 +16,7 @@ function replay(all) {
   const kept = [];
   for (const row of all) row.action === "undo" ? kept.pop() : kept.push(row);
   let next = 0;
-  for (const cluster of album.cluster || []) next = Math.max(next, cluster + 1);
+  for (const cluster of album.cluster) next = Math.max(next, cluster + 1);
   const made = {
     names: new Map(), merged: new Map(), moved: new Map(), rubbish: new Set(), ticked: new Set(), next, count: kept.length,
   };
@@ -34,7 +34,7 @@ function replay(all) {
     else if (row.action === "unselect") for (const i of images) made.ticked.delete(i);
   }
   made.groups = new Map();
-  made.of = new Int32Array(album.n || 0);
+  made.of = new Int32Array(album.n);
   for (let i = 0; i < album.n; i++) {
     let cluster = made.moved.has(i) ? made.moved.get(i) : album.cluster[i];
     while (made.merged.has(cluster)) cluster = made.merged.get(cluster);

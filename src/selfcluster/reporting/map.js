@@ -47,8 +47,7 @@ if (placed.length) {
     const { perSheet, columns } = album, k = Math.floor(i / perSheet), side = Math.min(album.cell, 48);
     if (bitmaps[k] === undefined) {
       bitmaps[k] = null;
-      const blob = new Blob([bytes(element("sheet-" + k).textContent)], { type: "image/webp" });
-      createImageBitmap(blob, { resizeWidth: columns * side, resizeQuality: "medium" }).then((made) => {
+      createImageBitmap(sheetBlob(k), { resizeWidth: columns * side, resizeQuality: "medium" }).then((made) => {
         bitmaps[k] = made;
         later();
       }, () => {});
@@ -198,12 +197,7 @@ if (placed.length) {
     return best;
   }
 
-  const imagesText = (n) => `${number(n)} ${n === 1 ? "image" : "images"}`;
   const link = (text, onclick) => make("button", { type: "button", className: "link", textContent: text, onclick });
-  function openOne(i) {
-    const images = state.groups.get(clusterOf(i));
-    look(images, images.indexOf(i));
-  }
 
   function pointAt(i) {
     if (i === over) return;

@@ -1,16 +1,7 @@
 // ---- images to look at again: groups of copies, and images that stand out; each opens large
-const suspects = album.suspects || {};
+const { suspects } = album;
 const again = document.querySelector("#again .groups");
 const TILES = 12, GROUPS = 24;
-
-function tileOf(images, place, side) {
-  const name = shown(album.ids[images[place]]);
-  const tile = make("button", { type: "button", className: "tile", title: name, ariaLabel: `Open ${name}` });
-  tile.style.cssText = `width:${side}px;height:${side}px`;
-  paint(tile, images[place], side);
-  tile.addEventListener("click", () => look(images, place));
-  return tile;
-}
 
 function suspectGroup(title, words, images, strips) {
   const button = make("button", { type: "button", className: "link", textContent: `Look at all ${number(images.length)}` });
@@ -21,12 +12,13 @@ function suspectGroup(title, words, images, strips) {
 }
 
 if (again) {
-  const strip = (images) => make("div", { className: "tiles" }, ...images.slice(0, TILES).map((_, k) => tileOf(images, k, 72)));
+  const strip = (images) => make("div", { className: "tiles" }, 
+    ...images.slice(0, TILES).map((i, k) => tileOf(i, 72, () => look(images, k), "Open " + shown(album.ids[i]))));
   for (const [key, title, words] of [
     ["exact", "Copies", "The same picture more than once."],
     ["near", "Near copies", "Pictures far closer to each other than is usual among these images."],
   ]) {
-    const groups = suspects[key] || [];
+    const groups = suspects[key];
     if (!groups.length) continue;
     const boxes = groups.slice(0, GROUPS).map((group) => make("div", { className: "together" }, strip(group)));
     const many = groups.length > GROUPS ? ` The ${GROUPS} largest of ${number(groups.length)} groups are shown here.` : "";
@@ -38,6 +30,6 @@ if (again) {
     ["blurred", "Blurred", "Hardly an edge in them."],
     ["constant", "Constant", "One color and nothing else."],
   ]) {
-    if ((suspects[key] || []).length) suspectGroup(title, words, suspects[key], strip(suspects[key]));
+    if (suspects[key].length) suspectGroup(title, words, suspects[key], strip(suspects[key]));
   }
 }

@@ -16,7 +16,7 @@ from PIL import Image
 
 _QUALITIES = (78, 60, 40, 15)  # tried in turn until a picture is small enough
 _MOST_BYTES = 4_000  # what most photographs of 104 px need; noise would need 12,000
-_PIXEL_ART = 64  # images up to this size are stored as they are, and the page enlarges them without smoothing
+PIXEL_ART = 64  # images up to this size are stored as they are, and the page enlarges them without smoothing
 
 
 def read_squares(source: Any, index: Sequence[int], side: int) -> list[Image.Image | None]:
@@ -46,14 +46,14 @@ def read_squares(source: Any, index: Sequence[int], side: int) -> list[Image.Ima
 
 def data_uri(picture: Image.Image) -> str:
     """The picture as a `data:` URI: PNG for tiny ones that it makes small, JPEG of about 4 kB for the rest."""
-    if picture.width <= _PIXEL_ART and len(png := _encoded(picture, "PNG")) * 3 // 4 <= _MOST_BYTES:
+    if picture.width <= PIXEL_ART and len(png := _encoded(picture, "PNG")) * 3 // 4 <= _MOST_BYTES:
         return "data:image/png;base64," + png
     return "data:image/jpeg;base64," + _jpeg(picture, _MOST_BYTES)
 
 
 def is_pixel_art(picture: Image.Image) -> bool:
     """True for images so small that smoothing would only blur them."""
-    return picture.width <= _PIXEL_ART
+    return picture.width <= PIXEL_ART
 
 
 def _square(image: np.ndarray, side: int) -> Image.Image:

@@ -7,8 +7,6 @@ function look(images, place) {
   [around, at] = [images, place];
   const i = around[at], id = album.ids[i], small = viewer.querySelector(".large");
   viewer.querySelector("h2").textContent = shown(id);
-  small.style.cssText = "";
-  paint(small, i, Math.min(512, small.clientWidth || 360));
   picture.hidden = true;
   picture.alt = shown(id);
   picture.onload = () => { picture.hidden = false; };
@@ -17,17 +15,16 @@ function look(images, place) {
   else picture.removeAttribute("src");
   tellOfImage();
   const near = nearestTo(i, 20), strip = viewer.querySelector(".near");
-  strip.replaceChildren(...near.map((j, k) => {
-    const name = shown(album.ids[j]);
-    const button = make("button", { type: "button", className: "tile", title: name, ariaLabel: name });
-    button.style.cssText = "width:72px;height:72px";
-    paint(button, j, 72);
-    button.addEventListener("click", () => look(near, k));
-    return button;
-  }));
+  strip.replaceChildren(...near.map((j, k) => tileOf(j, 72, () => look(near, k))));
   viewer.querySelector(".nearest").hidden = !near.length;
   if (!viewer.open) viewer.showModal();
-  paint(small, i, small.clientWidth || 360);
+  small.style.cssText = "";
+  paint(small, i, small.clientWidth); // known once the dialog is open
+}
+
+function openOne(i) {
+  const images = state.groups.get(clusterOf(i));
+  look(images, images.indexOf(i));
 }
 
 function tellOfImage() {
@@ -59,15 +56,15 @@ viewer.addEventListener("keydown", (event) => {
 });
 
 // ---- all images of a cluster, or of a search
-const list = new ImageList(browser.querySelector(".list"), (place) => look(list.images, place), tick);
-let open = null, order = "nearest"; // open: a cluster's number, or a function that gives images and a title
+const list = new ImageList(browser.querySelector(".list"), (place) => look(list.images, place), tick, (i) => state.ticked.has(i));
+let open = null, order = "nearest"; // open: a cluster's number, or a title and a function that gives images
 
 function browse(what) {
   if (what !== open) order = "nearest";
   open = what;
   fill();
   if (!browser.open) browser.showModal();
-  list.show(list.images, (i) => state.ticked.has(i));
+  list.show();
 }
 
 function shuffled(images) {
@@ -89,7 +86,7 @@ function fill() {
   const ticked = images.filter((i) => state.ticked.has(i)).length;
   browser.querySelector("h2").textContent = isCluster ? nameOf(open) : open.title;
   browser.querySelector(".count").textContent =
-    `${number(images.length)} ${images.length === 1 ? "image" : "images"}` + (ticked ? `, ${number(ticked)} ticked` : "");
+    imagesText(images.length) + (ticked ? `, ${number(ticked)} ticked` : "");
   browser.querySelector(".of-cluster").hidden = !isCluster;
   browser.querySelector(".orders").hidden = !isCluster;
   press([...browser.querySelectorAll("[data-order-by]")], browser.querySelector(`[data-order-by=${order}]`));
@@ -105,7 +102,6 @@ function fill() {
     ...others.map((c) => make("option", { value: c, textContent: nameOf(c) })),
   );
   list.images = images;
-  list.ticked = (i) => state.ticked.has(i);
 }
 
 const ids = (images) => images.map((i) => album.ids[i]);
@@ -201,20 +197,16 @@ listeners.push(report, cards, () => {
 });
 
 // ---- the cards' pictures and buttons open images and clusters
-const ofRow = new Map((album.row || []).map((row, i) => [row, i]));
+const ofRow = new Map(album.row.map((row, i) => [row, i]));
 for (const thumb of all(".thumb[data-row]")) {
   const i = ofRow.get(Number(thumb.dataset.row));
   if (i === undefined) continue;
   Object.assign(thumb, { tabIndex: 0, role: "button", ariaLabel: "Open " + shown(album.ids[i]) });
-  const openIt = () => {
-    const images = state.groups.get(clusterOf(i)) || [i];
-    look(images, images.indexOf(i));
-  };
-  thumb.addEventListener("click", openIt);
+  thumb.addEventListener("click", () => openOne(i));
   thumb.addEventListener("keydown", (event) => {
     if (event.key !== "Enter" && event.key !== " ") return;
     event.preventDefault();
-    openIt();
+    openOne(i);
   });
 }
 for (const button of all(".card .all")) {

@@ -19,6 +19,7 @@ from selfcluster.data.sources import Source
 from selfcluster.reporting.album import Album, build_album, pack
 from selfcluster.reporting.map import LANDMARKS, lay_out
 from selfcluster.reporting.sheets import COLUMNS, PER_SHEET, make_sheets
+from selfcluster.reporting.thumbnails import PIXEL_ART
 from selfcluster.runs.contents import Contents
 from selfcluster.runs.curation import CurationError, Row, read_rows
 
@@ -26,7 +27,6 @@ SHEET_BYTES = 9_000_000  # of all small pictures together; with vectors and ids,
 _MOST_UP = 3  # folders from the page up to the images: above that, a path would tell where on this machine they are
 _STEPS = 10_000  # of the map's side
 _SAME = 1e-5  # principal components of vectors at length 1 below this are rounding: all embeddings are equal
-_PIXEL_ART = 64  # cells up to this size may hold whole images, which the page enlarges without smoothing
 
 
 @dataclass(frozen=True)
@@ -80,13 +80,13 @@ def build_workbench(
         "distance": [None if not np.isfinite(d) else float(f"{d:.4g}") for d in album.distance.tolist()],
         "row": album.table_rows.tolist(),
         "cell": cell,
-        "pixels": 0 < cell <= _PIXEL_ART and cell < 96 and _is_small(source),
+        "pixels": 0 < cell <= PIXEL_ART and _is_small(source),
         "columns": COLUMNS,
         "perSheet": PER_SHEET,
         "missing": missing,
         "dim": int(album.reduced.shape[1]),
         "vectors": pack(album.reduced),
-        "embedded": np.flatnonzero(~album.embedded).tolist(),  # images without a vector
+        "vectorless": np.flatnonzero(~album.embedded).tolist(),
         "base": _base(source, page),
         "rows": _rows(contents.folder, progress),
         "key": _key(album, contents.folder),

@@ -17,7 +17,7 @@ import yaml
 from selfcluster.files import make_writable, remove_temporaries, temporaries, write_atomically
 from selfcluster.runs.formats import FormatError, modern_config
 
-CONFIG, STATUS, METRICS = "config.yaml", "status.json", "metrics.jsonl"
+CONFIG, STATUS, METRICS, CHECKPOINTS = "config.yaml", "status.json", "metrics.jsonl", "checkpoints"
 
 
 class RunError(ValueError):
@@ -60,7 +60,7 @@ class RunFolder:
     def checkpoints(self) -> Path:
         """Where checkpoints are written; raises RuntimeError once the folder is no longer the one that was locked."""
         self._still_ours()
-        return self.path / "checkpoints"
+        return self.path / CHECKPOINTS
 
     def _still_ours(self) -> None:
         try:

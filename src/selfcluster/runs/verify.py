@@ -14,12 +14,11 @@ from typing import Literal
 from selfcluster.models.backbones import ARCHITECTURE, read_description
 from selfcluster.runs import checkpoint
 from selfcluster.runs.curation import CURATION, read_curation
-from selfcluster.runs.folder import METRICS, STATUS, RunError, read_config
+from selfcluster.runs.folder import CHECKPOINTS, CONFIG, METRICS, STATUS, RunError, is_run, read_config
 from selfcluster.runs.labels import label_files, read_labels
 from selfcluster.runs.tables import CLUSTERS, check_table, clusters_of, has_hash
 
 State = Literal["whole", "read", "damaged"]  # by its hash; it can be read, there is no hash; not what was written
-CHECKPOINTS = "checkpoints"
 
 
 @dataclass(frozen=True)
@@ -37,9 +36,9 @@ def verify_run(run: Path) -> list[Verified]:
     Raises:
         RunError: the folder holds no run.
     """
-    if not (run / "config.yaml").exists():
-        raise RunError(f"{run} holds no run: it has no config.yaml")
-    found = [_tried("config.yaml", lambda: read_config(run))]
+    if not is_run(run):
+        raise RunError(f"{run} holds no run: it has no {CONFIG}")
+    found = [_tried(CONFIG, lambda: read_config(run))]
     for name in (STATUS, METRICS, "quarantine.jsonl"):
         if (run / name).exists():
             found.append(_tried(name, lambda file=run / name: _read_lines(file)))

@@ -24,7 +24,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from selfcluster.data.errors import BadImage
-from selfcluster.data.images import open_row
+from selfcluster.data.images import open_content
 from selfcluster.data.sources import Source
 from selfcluster.runs.curation import MAX_ROW_BYTES, CurationError, append_rows, read_rows
 from selfcluster.runs.tables import CLUSTERS, clusters_of
@@ -121,13 +121,12 @@ class CurationServer(ThreadingHTTPServer):
         """Return an image's bytes and their type, by its id; raise Refused where it is none of the run's."""
         if self.source is None or name not in self._place:
             raise Refused(HTTPStatus.NOT_FOUND, f"no image {json.dumps(name[:80])} in this run")
-        row = self._place[name]
         try:
-            data = self.source.read(row)
+            data = self.source.read(self._place[name])
             kind = _kind(data) if isinstance(data, bytes) else None
             if isinstance(data, bytes) and kind is not None:
                 return data, kind
-            return _as_png(open_row(self.source, row).pixels(3, _LARGEST_SIDE)), "image/png"
+            return _as_png(open_content(self.source, data).pixels(3, _LARGEST_SIDE)), "image/png"
         except (BadImage, OSError, ValueError) as error:
             raise Refused(HTTPStatus.NOT_FOUND, f"{name[:80]} cannot be read: {error}") from error
 

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from selfcluster import __version__
-from selfcluster.data.errors import PASSING
+from selfcluster.data.quarantine import may_have_passed, read_entries
 from selfcluster.data.sources import Source
 from selfcluster.models.backbones import save_backbone
 from selfcluster.models.pretrained import STARTER, Network, describe
@@ -96,7 +96,7 @@ def embed_run(
 
 def _fill(path: Path, source: Source, network: Network, settings: EmbedSettings, console: Console) -> dict[str, Any]:
     started = time.monotonic()
-    if _may_pass(path):
+    if any(may_have_passed(entry) for entry in read_entries(path / _QUARANTINE)):  # their batches are made again
         shutil.rmtree(path / _KEPT, ignore_errors=True)
     kept = KeptRows(path / _KEPT, _key(path, network, settings))
     if not kept.batches:
@@ -162,14 +162,6 @@ def _key(path: Path, network: Network, settings: EmbedSettings) -> str:
     for name, tensor in sorted(network.module.state_dict().items()):
         found.update(name.encode() + tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return found.hexdigest()
-
-
-def _may_pass(path: Path) -> bool:
-    """Whether an earlier run left out images that may be readable now: their batches have to be made again."""
-    quarantine = path / _QUARANTINE
-    if not quarantine.is_file():
-        return False
-    return any(f'"reason": "{reason}"' in quarantine.read_text("utf-8", "replace") for reason in PASSING)
 
 
 def _default_folder(source: Source, model: str, subset: Mapping[str, Any]) -> Path:

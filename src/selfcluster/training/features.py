@@ -25,6 +25,17 @@ from selfcluster.training.precision import pick_device, pick_precision
 _TOGETHER = 4 * 224 * 224
 
 
+def network_loader(source: Source, network: Network, batch_size: int, device: torch.device, **more: Any) -> Loader:
+    """Return a loader of images prepared in a network's own way; `more` are further arguments of `Loader`."""
+    arguments = network.preprocessing.loader_arguments()
+    return Loader(source, batch_size=min(batch_size, len(source)), device=device, **arguments, **more)
+
+
+def on_device(network: Network, device: torch.device) -> Any:
+    """Return the module of a network, in evaluation mode and in the layout that is fast there."""
+    return network.module.to(device).to(memory_format=torch.channels_last).eval()  # pyright: ignore
+
+
 def embed_source(
     source: Source,
     network: Network,
@@ -57,18 +68,8 @@ def embed_source(
     if len(source) > 1:  # one picture to search with is the user's own choice
         check_images(source)
     target = pick_device(device)
-    loader = Loader(
-        source,
-        batch_size=min(batch_size, len(source)),
-        **network.preprocessing.loader_arguments(),
-        device=target,
-        workers=workers,
-        max_bad=max_bad,
-        quarantine=quarantine,
-        timeout=timeout,
-    )
-    module: Any = network.module
-    module = module.to(target).to(memory_format=torch.channels_last).eval()
+    reading = {"workers": workers, "max_bad": max_bad, "quarantine": quarantine, "timeout": timeout}
+    loader, module = network_loader(source, network, batch_size, target, **reading), on_device(network, target)
     frozen = None if layer is None else Frozen(module, layer=layer, flag="--layer")
     compute = module if frozen is None else frozen.features
 

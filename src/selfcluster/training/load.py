@@ -14,7 +14,7 @@ from selfcluster.models import pretrained
 from selfcluster.models.backbones import ARCHITECTURE
 from selfcluster.models.pretrained import Network, is_pretrained_word
 from selfcluster.runs.checkpoint import is_whole, load, load_newest
-from selfcluster.runs.folder import RunError, check_finished, is_run, read_status
+from selfcluster.runs.folder import CHECKPOINTS, RunError, check_finished, is_run, read_status
 from selfcluster.settings.files import run_config
 from selfcluster.training.build import assemble
 from selfcluster.training.finish import assign, in_parts
@@ -47,7 +47,7 @@ def load_network(
 
 def checkpoints_of(run: Path) -> list[Path]:
     """Return a run's checkpoints, oldest first; those that are not whole are left out."""
-    return [path for path in sorted((run / "checkpoints").glob("step-*")) if is_whole(path)]
+    return [path for path in sorted((run / CHECKPOINTS).glob("step-*")) if is_whole(path)]
 
 
 def trained_method(run: Path, path: Path | None = None) -> tuple[Method, torch.device]:
@@ -56,7 +56,7 @@ def trained_method(run: Path, path: Path | None = None) -> tuple[Method, torch.d
     `path`: one of `checkpoints_of`; None: the newest.
     """
     config = run_config(run)
-    loaded = load_newest(run / "checkpoints")[0] if path is None else load(path)
+    loaded = load_newest(run / CHECKPOINTS)[0] if path is None else load(path)
     if loaded is None:
         raise RunError(f"{run} has no checkpoint to read the method's own projection and clusters from")
     # the checkpoint has every weight: a file that --init named may be gone by now

@@ -1,8 +1,8 @@
 """A linear classifier trained beside a method on its features, to watch them: `--probe-labels`.
 
 The features are detached, so the classifier changes neither the method's losses nor its weights. A seeded fifth of the
-labeled images never trains it; the share of these that it gets right is logged as `probe_accuracy`. The features are
-those of the first view in training mode, so the number tells how a run develops; `evaluate linear` scores its end.
+labeled images never trains it; the share of these that it gets right is logged as `probe_accuracy`. It reads the
+features of the first view, in training mode. The number shows how a run develops; `evaluate linear` scores its end.
 The rows of a batch are standardized by the batch; with several processes each standardizes its own part. They are then
 divided by the root of their length, which bounds the curvature: one learning rate (1, with momentum 0.9) suits every
 network.

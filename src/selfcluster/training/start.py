@@ -21,7 +21,7 @@ from selfcluster.models.backbones import check_name
 from selfcluster.models.pretrained import STARTER, find_origin
 from selfcluster.runs.checkpoint import load_newest, newest_settings
 from selfcluster.runs.console import Console
-from selfcluster.runs.folder import RunError, RunFolder, has_begun, is_run, is_unused
+from selfcluster.runs.folder import CHECKPOINTS, RunError, RunFolder, has_begun, is_run, is_unused
 from selfcluster.runs.formats import FORMAT
 from selfcluster.settings.files import deciding, run_config
 from selfcluster.settings.options import FREE
@@ -145,14 +145,14 @@ def _same_run(path: Path, method: str, source: Source, given: Mapping[str, Any],
     difference = source.difference(config["about"]["summary"])
     if difference:
         raise RunError(f"{path} was begun on other data: {difference}. Choose another --out, or restore the data")
-    if config.get("init") and not Path(config["init"]).exists() and load_newest(path / "checkpoints")[0] is not None:
+    if config.get("init") and not Path(config["init"]).exists() and load_newest(path / CHECKPOINTS)[0] is not None:
         config["init"] = None  # gone by now, and the checkpoint has every weight
     return {**config, **{name: value for name, value in wanted.items() if name in FREE}}
 
 
 def _check_unedited(path: Path, settings: Mapping[str, Any]) -> None:
     """Raise RunError where `config.yaml` no longer says what the newest checkpoint was made with."""
-    before = newest_settings(path / "checkpoints")
+    before = newest_settings(path / CHECKPOINTS)
     edited = [name for name in before if name in settings and settings[name] != before[name]]
     if edited:
         differences = "; ".join(f"{name} was {before[name]} and is now {settings[name]}" for name in edited)

@@ -29,7 +29,7 @@ from selfcluster.models.initialize import OtherInput
 from selfcluster.models.pretrained import STARTER, TIMM, describe, load_network
 from selfcluster.runs.checkpoint import load_newest
 from selfcluster.runs.console import Console
-from selfcluster.runs.folder import RunError, is_run
+from selfcluster.runs.folder import CHECKPOINTS, RunError, is_run
 from selfcluster.settings.requirements import AT_EACH_STEP, check_needs, layers_in, means_a_path, teachers_in
 from selfcluster.training.embedding import make_embed
 from selfcluster.training.precision import pick_device, pick_precision
@@ -146,7 +146,7 @@ def _is_saved(path: Path) -> bool:
 
 
 def _classifier(run: Path) -> torch.nn.Linear | None:
-    loaded, _ = load_newest(run / "checkpoints") if is_run(run) else (None, [])
+    loaded, _ = load_newest(run / CHECKPOINTS) if is_run(run) else (None, [])
     if loaded is None:
         raise RunError(f"--target distill: {run} has no checkpoint, and so no classifier")
     weights = section(loaded.tensors, "method.heads.0.")

@@ -24,7 +24,6 @@ from selfcluster.evaluation.segmentation import jaccard
 from selfcluster.evaluation.subject import Subject
 from selfcluster.models.attention import class_maps, last_attention, mass_mask
 from selfcluster.setting import setting
-from selfcluster.training.precision import pick_device
 
 _VOID = 255
 _FOLDERS = ("SegmentationObject", "SegmentationClass")
@@ -50,9 +49,7 @@ class Attention(Protocol):
         marked = [(image, file) for image, file in found if objects_of(read_mask(file))]
         if not marked:
             raise ValueError(f"no mask in {where} marks an object")
-        network = subject.network()
-        device = pick_device(subject.embedding.get("device", "auto"))
-        network.module.to(device)
+        network, device = subject.network_on_device()
         table = []
         for image, file in marked:
             pixels, mask = read_frame(image), read_mask(file)

@@ -21,7 +21,6 @@ from selfcluster.evaluation.protocol import Protocol, Result, result_of
 from selfcluster.evaluation.retrieval import retrieval_scores
 from selfcluster.evaluation.subject import Subject
 from selfcluster.setting import setting
-from selfcluster.training.precision import pick_device
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp")
 _KEY = 4  # first characters of a name, which a copy shares with its original
@@ -50,9 +49,7 @@ class Copies(Protocol):
         root = Path(subject.test)
         originals, copies = images_in(root / "original"), images_in(root / settings.block)
         others = [] if settings.distractors is None else images_in(Path(settings.distractors))
-        network = subject.network()
-        device = pick_device(subject.embedding.get("device", "auto"))
-        network.module.to(device)
+        network, device = subject.network_on_device()
 
         def describe(file: Path) -> Tensor:
             maps = map_of(file, network, settings.side, shape="square", layer=subject.layer, device=device)

@@ -24,7 +24,6 @@ from selfcluster.evaluation.subject import Subject
 from selfcluster.models.descriptors import gem, region_maxima, rmac
 from selfcluster.models.maps import Maps
 from selfcluster.setting import setting
-from selfcluster.training.precision import pick_device
 
 _SETUPS = {
     "easy": (("easy",), ("junk", "hard")),
@@ -58,9 +57,7 @@ class Retrieval(Protocol):
         if settings.whiten and subject.train is None:
             raise ValueError("retrieval: the whitening is learned on another set; name it with --train, or --whiten 0")
         landmarks = read_landmarks(Path(subject.test))
-        network = subject.network()
-        device = pick_device(subject.embedding.get("device", "auto"))
-        network.module.to(device)
+        network, device = subject.network_on_device()
 
         def maps(file: Path, query: Query | None = None) -> Maps:
             box = query.box if query is not None and settings.crop_queries else None
@@ -83,8 +80,8 @@ class Retrieval(Protocol):
                 rows = torch.from_numpy(describe_all(others, lambda file: pooled(file, None)))
             whitening = Whitening(min(settings.whiten, rows.shape[1], len(rows) - 1)).fit(rows)
         database = describe_all(landmarks.database, lambda file: pooled(file, whitening))
-        searched = [describe_all([q.file], lambda file, q=q: pooled(file, whitening, q)) for q in landmarks.queries]
-        numbers = score(landmarks, np.concatenate(searched) @ database.T)
+        searched = describe_all(landmarks.queries, lambda query: pooled(query.file, whitening, query))
+        numbers = score(landmarks, searched @ database.T)
         counts = {"queries": len(landmarks.queries), "images": len(landmarks.database)}
         return result_of("retrieval", {**numbers, **counts}, subject, settings)
 

@@ -30,7 +30,6 @@ from selfcluster.evaluation.segmentation import boundary_f, decay, jaccard
 from selfcluster.evaluation.subject import Subject
 from selfcluster.models.pretrained import Network
 from selfcluster.setting import setting
-from selfcluster.training.precision import pick_device
 
 _TOGETHER = 1 << 25  # similarities computed at a time
 
@@ -53,9 +52,7 @@ class Video(Protocol):
     def run(self, subject: Subject, settings: VideoSettings) -> Result:
         if subject.train is None:
             raise ValueError("video: name the folder that holds JPEGImages and Annotations with --train")
-        network = subject.network()
-        device = pick_device(subject.embedding.get("device", "auto"))
-        network.module.to(device)
+        network, device = subject.network_on_device()
         table: list[dict[str, Any]] = []
         for sequence in read_sequences(Path(subject.train)):
             table += score(sequence, network, settings, subject.layer, device)
