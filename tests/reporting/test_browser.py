@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from selenium import webdriver
+from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
@@ -92,6 +93,19 @@ def wait(condition):
         time.sleep(0.02)
 
 
+def click(browser, selector):
+    """Click what is there now: a list that a window's new size draws again replaces its elements in between."""
+
+    def clicked():
+        try:
+            one(browser, selector).click()
+        except StaleElementReferenceException:
+            return False
+        return True
+
+    wait(clicked)
+
+
 def open_cluster(browser, number):
     browser.execute_script("document.querySelector(`#cluster-${arguments[0]} .all`).click()", number)
 
@@ -119,7 +133,7 @@ def test_an_image_opens_large_with_its_neighbors(page):
     one(browser, "#viewer [data-do=next]").send_keys(Keys.ARROW_RIGHT)
     assert one(browser, "#viewer h2").text != first
     assert one(browser, "#viewer .facts-line").text.startswith("2 of 8")
-    one(browser, "#viewer .near button").click()
+    click(browser, "#viewer .near button")
     assert one(browser, "#viewer .facts-line").text.startswith("1 of 20")
     one(browser, "#viewer").send_keys(Keys.ESCAPE)
     assert not one(browser, "#viewer").is_displayed()
@@ -143,10 +157,10 @@ def test_all_images_of_a_cluster_in_three_orders(page):
     nearest = [tile.get_attribute("title") for tile in page.find_elements(By.CSS_SELECTOR, "#browser .tile")]
     assert len(nearest) == 8
     assert "8 images" in one(page, "#browser .count").text
-    one(page, "[data-order-by=farthest]").click()
+    click(page, "[data-order-by=farthest]")
     farthest = [tile.get_attribute("title") for tile in page.find_elements(By.CSS_SELECTOR, "#browser .tile")]
     assert farthest == nearest[::-1]
-    one(page, "[data-order-by=random]").click()
+    click(page, "[data-order-by=random]")
     random = [tile.get_attribute("title") for tile in page.find_elements(By.CSS_SELECTOR, "#browser .tile")]
     assert sorted(random) == sorted(nearest)
 
@@ -156,22 +170,22 @@ def test_names_merges_splits_and_undo_survive_a_reload_and_become_the_runs(page,
     rename(page, "  shoes <b>  ")
     assert one(page, "#browser h2").text == "shoes <b>"
     tick_first(page, 2)
-    one(page, "[data-do=split]").click()
+    click(page, "[data-do=split]")
     assert "6 images" in one(page, "#browser .count").text
-    one(page, "#browser [data-do=close]").click()
+    click(page, "#browser [data-do=close]")
     open_cluster(page, 1)
     page.execute_script(
         "const s = document.querySelector('[name=into]'); s.value = '2'; s.dispatchEvent(new Event('change'))"
     )
     assert "16 images" in one(page, "#browser .count").text
-    one(page, "#browser [data-do=rubbish]").click()
-    one(page, "#browser [data-do=undo]").click()
-    one(page, "#browser [data-do=close]").click()
+    click(page, "#browser [data-do=rubbish]")
+    click(page, "#browser [data-do=undo]")
+    click(page, "#browser [data-do=close]")
     page.refresh()
     assert texts(page, ".card h3") == ["shoes <b>", "Cluster 2"]
     assert texts(page, "#uncarded button") == ["Cluster 3 · 2"]
     assert texts(page, "#desk [data-do=ticked]") == ["Show 2 ticked"]
-    one(page, "#desk [data-do=download]").click()
+    click(page, "#desk [data-do=download]")
     file = run.parent / "curation.jsonl"
     downloaded = Path(page.downloads) / "curation.jsonl"
     wait(downloaded.exists)
@@ -203,7 +217,7 @@ def test_a_page_starts_from_the_runs_own_rows_and_two_tabs_lose_none(browser, ru
         browser.switch_to.window(first)
     open_cluster(browser, 0)
     tick_first(browser, 1)
-    one(browser, "#browser [data-do=close]").click()
+    click(browser, "#browser [data-do=close]")
     assert texts(browser, "#desk [data-do=ticked]") == ["Show 2 ticked"]
     kept = browser.execute_script("return Object.values(localStorage).find((v) => v.includes('<b>boots'))")
     assert [row["action"] for row in json.loads(kept)] == ["rename", "rubbish", "select", "select"]
@@ -214,7 +228,7 @@ def test_an_image_and_a_cluster_are_found_by_name(page):
     field = one(page, "#search input")
     field.send_keys("PHOTO 1", Keys.ENTER)
     assert "10 images" in one(page, "#browser .count").text
-    one(page, "#browser [data-do=close]").click()
+    click(page, "#browser [data-do=close]")
     field.clear()
     field.send_keys("cluster 2", Keys.ENTER)
     assert one(page, "#browser h2").text == "Cluster 2"
@@ -224,7 +238,7 @@ def test_strange_names_are_text_and_no_request_leaves_the_page(page):
     page.get_log("performance")
     field = one(page, "#search input")
     field.send_keys("onerror", Keys.ENTER)
-    one(page, "#browser .tile").click()
+    click(page, "#browser .tile")
     assert one(page, "#viewer h2").text == HOSTILE
     wait(one(page, "#viewer img").is_displayed)
     assert not page.execute_script("return document.querySelectorAll('#viewer h2 *').length")
@@ -236,7 +250,7 @@ def test_strange_names_are_text_and_no_request_leaves_the_page(page):
 @pytest.mark.parametrize("mode", ["dots", "pictures"])
 def test_the_picture_under_the_pointer_is_the_one_in_the_tip(page, mode):
     page.execute_script("document.documentElement.style.scrollBehavior = 'auto'")
-    one(page, f"[data-mode={mode}]").click()
+    click(page, f"[data-mode={mode}]")
     canvas = one(page, "canvas.plane")
     page.execute_script("arguments[0].scrollIntoView({block: 'center'})", canvas)
     width, height = canvas.size["width"], canvas.size["height"]
@@ -262,9 +276,9 @@ def test_the_picture_under_the_pointer_is_the_one_in_the_tip(page, mode):
 
 
 def test_suspects_open_large_and_as_a_list(page):
-    one(page, "#again .suspect .tile").click()
+    click(page, "#again .suspect .tile")
     assert one(page, "#viewer").is_displayed()
-    one(page, "#viewer [data-do=close]").click()
+    click(page, "#viewer [data-do=close]")
     titles = texts(page, "#again h3")
     assert "Farthest of all" in titles
     page.find_elements(By.CSS_SELECTOR, "#again .head .link")[titles.index("Farthest of all")].click()
@@ -280,7 +294,7 @@ def test_a_lasso_ticks_the_images_inside_and_the_map_follows_a_merge(page):
     album = json.loads(page.execute_script("return document.getElementById('album').textContent"))
     width, height = canvas.size["width"], canvas.size["height"]
     left = sorted(name for name, x in zip(album["ids"], album["x"], strict=True) if x <= 5_000)
-    one(page, "#lasso").click()
+    click(page, "#lasso")
     moves = ActionChains(page).move_to_element_with_offset(canvas, 20 - width // 2, 20 - height // 2).click_and_hold()
     for x, y in ((0, 20 - height // 2), (0, height // 2 - 20), (20 - width // 2, height // 2 - 20)):
         moves = moves.move_to_element_with_offset(canvas, x, y)
@@ -289,7 +303,7 @@ def test_a_lasso_ticks_the_images_inside_and_the_map_follows_a_merge(page):
     rows = json.loads(page.execute_script("return Object.values(localStorage).find((v) => v.includes('select'))"))
     assert [row["action"] for row in rows] == ["select"]
     assert sorted(rows[0]["images"]) == left
-    one(page, "#lasso").click()
+    click(page, "#lasso")
     page.execute_script("document.querySelector('#cluster-1 .find').click()")
     assert "Cluster 1: 8 images on the map." in one(page, "#said").text
 
@@ -333,7 +347,7 @@ def test_nothing_is_wider_than_the_window_and_every_control_has_a_name(page, wid
         assert not page.execute_script(nameless)
         box = "const b = document.getElementById('browser'); return b.scrollWidth > b.clientWidth"
         assert not page.execute_script(box)
-        one(page, "#browser .tile").click()
+        click(page, "#browser .tile")
         assert not page.execute_script(box.replace("browser", "viewer"))
         assert not page.execute_script(nameless)
     finally:
@@ -355,10 +369,10 @@ def test_axe_finds_nothing_serious(page, scheme):
     open_cluster(page, 0)
     tick_first(page, 1)
     assert page.execute_async_script(audit) == []
-    one(page, "#browser .tile").click()
+    click(page, "#browser .tile")
     assert page.execute_async_script(audit) == []
-    one(page, "#viewer [data-do=close]").click()
-    one(page, "#browser [data-do=close]").click()
+    click(page, "#viewer [data-do=close]")
+    click(page, "#browser [data-do=close]")
     assert page.execute_async_script(audit) == []  # the bar of actions is in sight
     page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
 
