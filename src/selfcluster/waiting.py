@@ -1,20 +1,42 @@
-"""Idle OpenMP threads sleep instead of spinning. Call this before torch is imported.
+"""Threads that wait for each other: they sleep, and where the work is too short to share, there is only one.
 
-Spinning threads take the processor from the programs beside them, which then take longer, and so do we. Two epochs on
-the digits beside four busy loops on two cores: 99.9 s with spinning threads, 35.6 s with sleeping ones. On the quiet
-machine: 12.7 and 13.0 s for five epochs. The second is below the 3 % that we allow, so it is always done.
+Call `let_threads_sleep` before NumPy and torch are imported. Spinning threads take the processor from the programs
+beside them, which then take longer, and so do we. Two epochs on the digits beside four busy loops on two cores: 99.9
+s with spinning threads, 35.6 s with sleeping ones. On the quiet machine: 12.7 and 13.0 s for five epochs. The second
+is below the 3 % that we allow, so it is always done.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-_SETTINGS = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
+_OPENMP = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
+_OPENBLAS = {"OPENBLAS_THREAD_TIMEOUT": "4"}  # NumPy's products: 2 ** 4 turns of a loop, then sleep; its own is 2 ** 26
 
 
 def let_threads_sleep() -> None:
-    """Set OpenMP's waiting policy for this process and its children, where the user has set neither variable."""
-    loaded = "torch" in sys.modules  # OpenMP has read its settings by then
-    if not loaded and not any(name in os.environ for name in _SETTINGS):
-        os.environ.update(_SETTINGS)
+    """Set how OpenMP and OpenBLAS wait, for this process and its children, where the user has not done so."""
+    for reader, settings in (("torch", _OPENMP), ("numpy", _OPENBLAS)):
+        loaded = reader in sys.modules  # the library has read its settings by then
+        if not loaded and not any(name in os.environ for name in settings):
+            os.environ.update(settings)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch use one thread of the processor in this block, or function, and as many as before after it.
+
+    With several threads an operation ends when the last of them has had its turn on the processor. Beside busy programs
+    that is a wait of milliseconds for work of microseconds.
+    """
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -24,6 +24,7 @@ from selfcluster.clustering.assign import nearest_centroid, unit_rows
 from selfcluster.clustering.rows import Rows
 from selfcluster.clustering.two_level import Regions
 from selfcluster.devices import has_triton
+from selfcluster.waiting import one_thread
 
 DONORS = ("uniform", "size", "largest")
 _SUM_ROWS = 2048  # rows made float64 at once: they stay in cache
@@ -90,16 +91,11 @@ def add_rows(sums: Tensor, x: Tensor, labels: Tensor, weight: Tensor | None) -> 
 
         cuda.add_rows(sums, x, labels, weight)
         return
-    threads = torch.get_num_threads()
-    if x.device.type == "cpu":  # index_add_ is serial, and blocks this short wait for a second thread longer than work
-        torch.set_num_threads(1)
-    try:
+    with one_thread():  # index_add_ is serial, and blocks this short wait for a second thread longer than they work
         for start in range(0, len(x), _SUM_ROWS):
             part = slice(start, start + _SUM_ROWS)
             wide = x[part].double() if weight is None else x[part].double() * weight[part].double()[:, None]
             sums.index_add_(0, labels[part], wide)
-    finally:
-        torch.set_num_threads(threads)
 
 
 def average(found: Pass, centroids: Tensor, *, spherical: bool, empty: Empty, draw: np.random.Generator) -> Tensor:
