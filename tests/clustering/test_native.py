@@ -1,5 +1,6 @@
 """The compiled kernels with the processor's instruction sets switched off one after the other, against float64."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -94,3 +95,19 @@ def test_a_misspelled_set_is_refused(monkeypatch) -> None:
     monkeypatch.setenv("SELFCLUSTER_NATIVE", "avx3")
     with pytest.raises(ValueError, match="SELFCLUSTER_NATIVE=avx3: set it to 0, 1, avx2"):
         native.available()
+
+
+def test_instructions_that_crash_a_process_of_their_own_are_not_used(limit, monkeypatch, tmp_path) -> None:
+    """Where a compiler or a processor is at fault, the next best instructions do the work, and the program lives on."""
+    level = native.INSTRUCTIONS[limit]
+    (tmp_path / "selfcluster").mkdir()
+    for defines in ((), ("-DNARROW",)):
+        shutil.copy(native._library(shutil.which("c++") or "g++", *defines), tmp_path / "selfcluster")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    crash = f"import os, sys; os.kill(os.getpid(), 11 if sys.argv[2] == '{level}' else 0)"
+    monkeypatch.setattr(native, "_TRIAL", crash)
+    kernel = native._kernel.__wrapped__(level)
+    assert (kernel.level if kernel else 0) < level
+    assert (kernel is None) == (limit == "avx2")
+    tried = {int(path.suffix.rpartition("-")[2]) for path in tmp_path.rglob("*.tried-*")}
+    assert tried == ({kernel.level} if kernel else set())

@@ -3,7 +3,8 @@
 Installing needs no compiler and nothing here ever fails: without a compiler, on another processor, or with
 SELFCLUSTER_NATIVE=0 in the environment they are not `available()` and torch does the work, with the same results.
 SELFCLUSTER_NATIVE=avx2, or another of `INSTRUCTIONS`, switches the better instructions off; labels stay the same.
-The library lives in the user's cache folder, named by a hash of its source, and is checked against float64 on loading.
+The library lives in the user's cache folder, named by a hash of its source. It is tried once by a process of its own,
+which may crash where a compiler or a processor is at fault, and is checked against float64 on each loading.
 
 Letters: n rows, d dimensions, k centroids (of Sinkhorn: clusters).
 """
@@ -20,6 +21,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,11 @@ _MUCH = 1 / 16  # share of the centroids compared exactly above which plain prod
 # what multiplies 8-bit numbers, by the levels of native.hpp, the best last
 INSTRUCTIONS = {"avx2": 1, "avxvnni": 2, "avx512": 3, "avx512vnni": 4, "amx": 5}
 _BEST = max(INSTRUCTIONS.values())
+_TRIAL = """
+import pathlib, sys
+from selfcluster.clustering import native
+native._agrees(native._Kernel(pathlib.Path(sys.argv[1]), int(sys.argv[2])))
+"""
 
 _SIZE, _POINTER, _INT, _FLOAT = ctypes.c_int64, ctypes.c_void_p, ctypes.c_int, ctypes.c_float
 _SCORES = [_POINTER, _SIZE, _SIZE, _SIZE, _FLOAT, _FLOAT]  # n, k, the rows' distance, 1 / epsilon, least exponent
@@ -249,15 +256,18 @@ def _kernel(most: int = _BEST) -> _Kernel | None:
     if not sys.platform.startswith("linux") or platform.machine() != "x86_64":
         return None
     compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
-    wide = most >= INSTRUCTIONS["avx512"] and "avx512bw" in Path("/proc/cpuinfo").read_text()
-    for defines in ((), ("-DNARROW",)) if wide else (("-DNARROW",),):
+    wide = INSTRUCTIONS["avx512"] if "avx512bw" in Path("/proc/cpuinfo").read_text() else _BEST + 1
+    for defines, levels in (((), range(most, wide - 1, -1)), (("-DNARROW",), range(min(most, wide - 1), 0, -1))):
         try:
-            path = _library(compiler, *defines)
-            kernel = _Kernel(path, most) if path else None
+            path = _library(compiler, *defines) if levels else None
+            for level in levels:
+                if path is None:
+                    break
+                kernel = _Kernel(path, level)
+                if kernel.level == level and _survives(path, level) and _agrees(kernel):
+                    return kernel
         except (OSError, subprocess.SubprocessError, AttributeError, RuntimeError):  # the last: no home folder
             continue
-        if kernel is not None and kernel.level and _agrees(kernel):
-            return kernel
     return None
 
 
@@ -284,6 +294,30 @@ def _library(compiler: str | None, *defines: str) -> Path | None:
         subprocess.run(command, check=True, capture_output=True, timeout=_BUILD_SECONDS)
         os.replace(built, target)
     return target
+
+
+def _survives(path: Path, most: int) -> bool:
+    """Whether a process of its own came back from the kernels of a library; asked once, and kept beside the library."""
+    known, here = path.with_suffix(f".tried-{most}"), _instructions_here()
+    with suppress(OSError):
+        if known.read_text() == here:
+            return True
+    if not sys.executable:  # an interpreter inside another program cannot be started again
+        return True
+    words = [sys.executable, "-c", _TRIAL, str(path), str(most)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    if subprocess.run(words, env=environment, capture_output=True, timeout=_BUILD_SECONDS).returncode < 0:
+        return False  # ended by a signal: an instruction that is not there, or an address that is none
+    with suppress(OSError):
+        known.write_text(here)
+    return True
+
+
+def _instructions_here() -> str:
+    """What identifies this processor's instructions: a home folder may be shared by machines that differ."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    flags = next((line for line in lines if line.startswith("flags")), "")
+    return hashlib.sha256(flags.encode()).hexdigest()
 
 
 def _agrees(kernel: _Kernel) -> bool:

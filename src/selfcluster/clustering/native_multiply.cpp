@@ -140,15 +140,17 @@ struct alignas(64) TileShape {
     uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
     uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
 };
-TILE_CODE void tile_configure() {
-    TileShape shape;
-    _tile_loadconfig(&shape);
+// Not _tile_loadconfig: GCC 12's tells the compiler that 8 bytes are read, so the writes of the other 56 are dropped.
+void tile_configure() {
+    const TileShape shape;
+    asm volatile("ldtilecfg %0" : : "m"(shape));
 }
 TILE_CODE void tile_release() { _tile_release(); }
 #endif
 
 // (32, 64) products: for each half of the panel 2 x 2 tiles, four accumulators.
 TILE_CODE void multiply_amx(const uint8_t* a, const Centroids& c, int64_t panel, int32_t* product) {
+    asm volatile("" : : : "memory");  // the tile loads below do not tell the compiler that they read memory
     for (int side = 0; side < 2; side++) {
         const int64_t first = panel * PANEL + 32 * side;
         const int8_t* b0 = c.packed.data + first * c.p;
