@@ -5,14 +5,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test check docs bench clean
+.PHONY: demo test check faults docs bench clean
 
 demo: $(VENV)/.core
 	$(BIN)/selfcluster demo
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest --doctest-modules src/selfcluster
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not faults"
+
+faults: $(VENV)/.dev
+	$(BIN)/python -m tests.faults.rows -n 2 --dist worksteal
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .

@@ -28,7 +28,7 @@ def on_rank() -> dict:
     }
 
 
-def test_two_ranks(ranks):
+def test_row_33_sums_and_gathers_of_ranks_with_unequal_rows(ranks):
     zero, one = ranks.run(on_rank)
     for result in (zero, one):
         assert result["total"].tolist() == [10, 12, 14]

@@ -8,7 +8,7 @@ import selfcluster
 
 ROOT = Path(selfcluster.__file__).parent
 FLOORS = (  # from the ground up
-    ("types", "randomness", "distributed", "files", "devices", "setting", "choice", "waiting", "faults"),
+    ("types", "randomness", "distributed", "heartbeat", "files", "devices", "setting", "choice", "waiting", "faults"),
     ("clustering", "models"),
     ("views",),
     ("methods", "data"),

@@ -101,6 +101,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _fail("interrupted", 1, as_json)
     except (RuntimeError, OSError, MemoryError) as error:
+        if getattr(error, "told", False):  # another process of the run prints it
+            return 1
         return _fail(str(error) or type(error).__name__, 1, as_json)
     try:
         if os.environ.get("RANK", "0") == "0":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
@@ -12,22 +12,72 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from selfcluster.heartbeat import Heartbeat, RankFailed
+
+_COLLECTIVE_SECONDS = 1800  # for one operation on tensors; a process that is gone is noticed long before
 _alone = False
+_heartbeat: Heartbeat | None = None
 
 
-def start(device: torch.device | str = "cpu", timeout_seconds: float = 1800) -> None:
-    """Join the group that `torchrun` announces in the environment; nothing to do without one."""
+def start(device: torch.device | str = "cpu", timeout_seconds: float = 600) -> None:
+    """Join the group that `torchrun` announces in the environment; nothing to do without one.
+
+    Args:
+        device: "cpu", or what the processes compute on.
+        timeout_seconds: without a sign of life from a process after which the run ends; see `Heartbeat`.
+    """
+    global _heartbeat
     if "WORLD_SIZE" not in os.environ or dist.is_initialized():
         return
     device = torch.device(device)
     if device.type == "cuda":  # what nccl sends objects and barriers through; without it all ranks would share device 0
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) if device.index is None else device.index)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"  # counts and k-means stay on the host
-    dist.init_process_group(backend, timeout=timedelta(seconds=timeout_seconds))
+    timeout = timedelta(seconds=_COLLECTIVE_SECONDS)
+    shared, number, world = next(iter(dist.rendezvous("env://", timeout=timeout)))
+    # torchrun keeps the store over its restarts: what the last start left in it would be taken for this one's
+    attempt = f"selfcluster {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+    store = dist.PrefixStore(attempt, shared)
+    dist.init_process_group(backend, store=store, rank=number, world_size=world, timeout=timeout)
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+
+    def connect() -> dist.Store:
+        return dist.PrefixStore(attempt, dist.TCPStore(address, port, is_master=False, timeout=timedelta(seconds=10)))
+
+    _heartbeat = Heartbeat(store, connect, number, world, timeout_seconds)
+
+
+def at(where: Callable[[], str]) -> None:
+    """Take a function that says in a few words where this process is, for the messages that name it."""
+    if _heartbeat is not None:
+        _heartbeat.at(where)
+
+
+def on_end(call: Callable[[str], None]) -> None:
+    """Take what to do with the reason when this process has to end because another one is silent."""
+    if _heartbeat is not None:
+        _heartbeat.on_end = call
+
+
+def cause(error: BaseException) -> BaseException:
+    """Return the first error of all processes as `RankFailed`; without a group the error itself."""
+    return error if _heartbeat is None else _heartbeat.cause(error)
+
+
+def agree(value: Any) -> Any:
+    """Return the first process's small object; raise it where it is an exception, in words on that process only."""
+    value = broadcast_object(value)
+    if isinstance(value, Exception):
+        raise value if rank() == 0 else RankFailed(str(value), type(value).__name__, told=True)
+    return value
 
 
 def stop() -> None:
     """Leave the group, if there is one."""
+    global _heartbeat
+    if _heartbeat is not None:
+        _heartbeat.stop()
+        _heartbeat = None
     if dist.is_initialized():
         dist.destroy_process_group()
 
@@ -84,9 +134,11 @@ def broadcast(x: Tensor, source: int = 0) -> Tensor:
 
 
 def broadcast_object(value: Any, source: int = 0) -> Any:
-    """Rank `source`'s small Python object."""
+    """Rank `source`'s small Python object; the others wait as long as that process lives."""
     if world_size() == 1:
         return value
+    if _heartbeat is not None:
+        return _heartbeat.share(value, source)
     box = [value]
     dist.broadcast_object_list(box, source)
     return box[0]

@@ -14,7 +14,8 @@ from selfcluster.data.quarantine import TooManyBadImages
 from selfcluster.methods import METHODS
 from selfcluster.runs.checkpoint import load, load_newest
 from selfcluster.runs.folder import RunError, read_status
-from selfcluster.training.loop import Collapsed, Diverged, Preempted, split
+from selfcluster.training.loop import Collapsed, Diverged, Preempted
+from selfcluster.training.micro_batches import split
 from selfcluster.training.optim import clip
 from selfcluster.types import Batch, Training
 from tests.methods.test_contract import assert_same_run
@@ -115,13 +116,13 @@ def test_other_settings_are_refused_with_the_difference(tiny, tmp_path):
     tiny("swav", tmp_path / "run", epochs=1, workers=2)  # where and how fast it runs is free
 
 
-def test_other_data_is_refused_with_the_difference(tiny, tmp_path, pictures):
+def test_row_17_other_data_is_refused_with_the_difference(tiny, tmp_path, pictures):
     tiny("swav", tmp_path / "run", epochs=1)
     with pytest.raises(RunError, match="there were 48 images, there are 40"):
         tiny("swav", tmp_path / "run", data=pictures[:40], epochs=1)
 
 
-def test_a_second_process_is_refused(tiny, tmp_path):
+def test_row_35_a_second_process_is_refused(tiny, tmp_path):
     from selfcluster.runs.folder import RunFolder
 
     folder = RunFolder(tmp_path / "run")

@@ -71,7 +71,7 @@ def test_killed_at_random_moments_the_run_ends_in_the_same_bytes(tmp_path, pictu
 @pytest.mark.parametrize(
     "method", ["swav", "deepcluster_v2", "simclr", "odc", "dino", "npid", "moco_v2", "deepcluster", "sela", "rotnet"]
 )
-def test_two_processes_under_torchrun_make_the_run_of_one(method, tmp_path, pictures, tiny):
+def test_row_36_two_processes_under_torchrun_make_the_run_of_one(method, tmp_path, pictures, tiny):
     """Same order, same global batches, same memories: the losses of every epoch agree to float32's rounding."""
     from PIL import Image
 

@@ -14,7 +14,7 @@ from typing import Any
 from selfcluster.commands.flags import add_option
 from selfcluster.commands.results import Trained
 from selfcluster.data.listing import left_out
-from selfcluster.data.sources import DataError, check_enough
+from selfcluster.data.sources import DataError, Source, check_enough
 from selfcluster.methods import NAMES, canonical
 from selfcluster.randomness import keeps_random_state
 from selfcluster.runs.folder import CHECKPOINTS, RunFolder, has_begun, read_status
@@ -37,6 +37,7 @@ def train(
     recipe: str | None = None,
     config: str | os.PathLike[str] | Mapping[str, Any] | None = None,
     quiet: bool = False,
+    accept_data_change: bool = False,
     **settings: Any,
 ) -> Trained:
     """Train `method` on the images in `data` and write features and clusters.
@@ -50,6 +51,7 @@ def train(
         recipe: auto (from the data), paper, small or cifar; None: auto, or the recipe of the run that resumes.
         config: a `config.yaml` or a mapping of settings.
         quiet: print nothing but warnings.
+        accept_data_change: let an unfinished run go on though its data has changed; its epoch begins again.
         **settings: any flag of `selfcluster train METHOD --help`, with underscores.
 
     Returns:
@@ -79,6 +81,7 @@ def train(
 
     from selfcluster import distributed
     from selfcluster.data.loader import Loader
+    from selfcluster.data.threads import TIMEOUT
     from selfcluster.evaluation.judgement import make_judge
     from selfcluster.runs.console import Console
     from selfcluster.training.build import assemble
@@ -91,21 +94,22 @@ def train(
     from selfcluster.training.targets import make_targets
     from selfcluster.training.tracking import tensorboard_rows
 
-    distributed.start(pick_device(said.get("device") or "auto"))
+    distributed.start(pick_device(said.get("device") or "auto"), said.get("timeout") or TIMEOUT)
     first = distributed.rank() == 0
     console = Console(quiet or not first)
     folder: RunFolder | None = None
     agreed: Any = None
     if first:
         try:
-            folder, resolved = open_run(path, name, source, recipe, from_file, settings, console)
+            folder, resolved = open_run(path, name, source, recipe, from_file, settings, console, accept_data_change)
             agreed = resolved, read_status(path)
         except (ValueError, OSError) as error:
             agreed = error
-    agreed = distributed.broadcast_object(agreed)  # every rank stops with the first one's reason
-    if isinstance(agreed, Exception):
-        raise agreed
-    resolved, status = agreed
+    resolved, status = distributed.agree(agreed)  # every rank stops with the first one's reason
+    _check_same_data(source, resolved)
+    if folder is not None:
+        write_status = folder.status
+        distributed.on_end(lambda message: write_status("failed", message=message))
     started = time.monotonic()
     try:
         if status.get("state") == "finished":
@@ -161,14 +165,29 @@ def train(
             folder.status("finished", summary=summary)
         return Trained(summary)
     except BaseException as error:
+        first_error = distributed.cause(error)
         if folder is not None:
-            preempted = isinstance(error, Preempted | KeyboardInterrupt)
-            folder.status("preempted" if preempted else "failed", message=str(error) or type(error).__name__)
-        raise
+            kind = getattr(first_error, "kind", type(first_error).__name__)
+            preempted = kind in (Preempted.__name__, KeyboardInterrupt.__name__)
+            folder.status("preempted" if preempted else "failed", message=str(first_error) or kind)
+        if first_error is error:
+            raise
+        raise first_error from error
     finally:
         console.stop()
         if folder is not None:
             folder.close()
+
+
+def _check_same_data(source: Source, resolved: Mapping[str, Any]) -> None:
+    """Raise DataError where a process sees other images than the first one: the folder of another machine, say."""
+    from selfcluster import distributed
+
+    change = source.difference(resolved["about"]["summary"]) if distributed.rank() else ""
+    for number, words in enumerate(distributed.gather_objects(change)):
+        if words:
+            error = DataError(f"process {number} sees other data than the first, in {source.where}: {words}")
+            raise distributed.cause(error)
 
 
 def _check_words(said: Mapping[str, Any], recipe: str | None) -> None:
@@ -196,6 +215,8 @@ def add_flags(parser: argparse.ArgumentParser, words: list[str]) -> None:
     parser.add_argument("--recipe", metavar=recipes, help="named settings; default auto, from the data")
     parser.add_argument("--config", help="settings from a file; a run's config.yaml is one")
     parser.add_argument("--quiet", action="store_true", help="print warnings only")
+    words_of = "let an unfinished run go on though its data has changed; its epoch begins again"
+    parser.add_argument("--accept-data-change", action="store_true", help=words_of)
     parser.set_defaults(run_command=run_command)
     method = next((word for word in words if not word.startswith("-")), None)
     if method is not None and words[0] != method:

@@ -28,13 +28,13 @@ from selfcluster.methods.base import Method
 from selfcluster.models.backbones import WEIGHTS, save_backbone
 from selfcluster.models.preprocessing import Preprocessing
 from selfcluster.runs.console import Console
+from selfcluster.runs.folder import START_SAMPLE
 from selfcluster.training.build import Parts, has_start
 from selfcluster.training.embedding import gather_rows, make_embed
 from selfcluster.training.loop import LoopSettings
 from selfcluster.views.plans import ViewGroup, ViewPlan
 
 START, HALF, END = "start", "half", "end"  # START and END are folders of the two networks, too
-_SAMPLE = "sample.safetensors"
 _CROP = (0.25, 0.75)  # share of the image's area in the crops that are compared with the center view
 _SMALL = (0.1, 0.25)  # in the smaller ones: less than a training view shows, so that training does not aim at them
 CROPS = 2  # crops of each kind
@@ -69,7 +69,7 @@ class Judge:
         """Embed the sample with the start network and keep the result; nothing is done where it is there already."""
         import safetensors.torch
 
-        if distributed.broadcast_object((self.run / START / _SAMPLE).is_file()):
+        if distributed.broadcast_object((self.run / START_SAMPLE).is_file()):
             return
         index, views = self._embed()
         if not self.writes:
@@ -79,7 +79,7 @@ class Judge:
         tensors = {"index": index, "center": views.center, "crop": views.crop, "small": views.small}
         (self.run / START).mkdir(exist_ok=True)
         content = safetensors.torch.save({k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in tensors.items()})
-        write_atomically(self.run / START / _SAMPLE, content)
+        write_atomically(self.run / START_SAMPLE, content)
 
     def epoch(self) -> dict[str, float]:
         """Measure the network as it is now; returns numbers for a row of metrics."""
@@ -168,7 +168,7 @@ class Judge:
         """The start's features of the images `index`; None where they were not kept or an image is not among them."""
         import safetensors.numpy
 
-        path = self.run / START / _SAMPLE
+        path = self.run / START_SAMPLE
         if not path.is_file():
             return None
         kept = safetensors.numpy.load(path.read_bytes())

@@ -38,13 +38,27 @@ class Checkpoint:
     path: Path
 
 
-def save(folder: Path, step: int, tensors: dict[str, Tensor], meta: dict[str, Any], keep: int = 2) -> Path:
-    """Write `folder/step-*`; returns its path. `keep` newest ones stay. Raises OSError with the bytes needed."""
+def save(
+    folder: Path, step: int, tensors: dict[str, Tensor], meta: dict[str, Any], keep: int = 2, replace: bool = False
+) -> Path:
+    """Write `folder/step-*` and return its path. Later ones are removed, since the run has gone back behind them.
+
+    Args:
+        folder: of all checkpoints.
+        step: how many steps are done.
+        tensors: by name.
+        meta: what JSON can hold.
+        keep: how many of the newest stay.
+        replace: write it anew where there is a whole one of this step.
+
+    Raises:
+        OSError: the disk is full; gives the bytes needed and free.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     final = folder / f"step-{step:09d}"
     if final.is_symlink() or final.is_file():
         final.unlink()  # no checkpoint is a file or a link
-    if final.exists() and is_whole(final):
+    if final.exists() and not replace and is_whole(final):
         return final  # a run that went back to an earlier one has come here again
     temporary = folder / f".{final.name}.{os.getpid()}"
     shutil.rmtree(temporary, ignore_errors=True)

@@ -18,6 +18,7 @@ from selfcluster.files import make_writable, remove_temporaries, temporaries, wr
 from selfcluster.runs.formats import FormatError, modern_config
 
 CONFIG, STATUS, METRICS, CHECKPOINTS = "config.yaml", "status.json", "metrics.jsonl", "checkpoints"
+START_SAMPLE = "start/sample.safetensors"  # features of a sample by the start network, which the end is compared with
 
 
 class RunError(ValueError):

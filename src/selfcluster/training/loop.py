@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,15 @@ from torch import Tensor, nn
 from selfcluster import randomness
 from selfcluster.data.loader import Loader
 from selfcluster.data.threads import ReadingStopped
-from selfcluster.distributed import rank
+from selfcluster.distributed import at, rank
+from selfcluster.faults import fault_point
 from selfcluster.methods.base import Method
 from selfcluster.runs.console import Console
 from selfcluster.runs.folder import RunFolder
-from selfcluster.training.embedding import make_embed, to_layout
+from selfcluster.training.embedding import make_embed
 from selfcluster.training.freezing import rate_factors
 from selfcluster.training.health import SAMPLE, Health
+from selfcluster.training.micro_batches import split
 from selfcluster.training.online_probe import OnlineProbe
 from selfcluster.training.optim import clip, forget, learning_rate_at, make_optimizer, set_rates, weight_decay_at
 from selfcluster.training.parallel import join_ranks, read, reducing
@@ -97,22 +99,25 @@ def fit(
     )
     kept = PseudoLabels(method, loader.source.ids, loader.source.labels, device)
     layout = layout_of(device, settings.precision, loader.in_memory)
-    state = RunState(method, optimizer, health, kept, folder, layout, probe)
+    state = RunState(method, optimizer, health, kept, folder, layout, probe, loader.source, per_epoch)
     state.load(checkpoints, console)
     model = join_ranks(method, device)
     statistics = [b for m in method.modules() if isinstance(m, nn.modules.batchnorm._NormBase) for b in m.buffers()]
     before = [b.clone() for b in statistics]
     reassigns = type(method).reassign is not Method.reassign
     batches: Iterator[Batch] | None = None
+    batch: Batch | None = None
     unfit: list[Tensor] = []  # indices of the batches skipped in a row
     clock = saved = time.monotonic()
     steps_timed = 0
     method.train()
     console.start(total, state.step)
+    at(lambda: f"step {state.step}" + (f", images {_first(batch.index, name_of, 4)}" if batch is not None else ""))
 
     with StopRequest() as request, loader.watch.stopping(lambda: request.signal is not None):
         while state.step < total:
             step = state.step
+            fault_point("loop.step")
             progress = Progress(step, total, step // per_epoch, per_epoch, settings.seed)
             set_rates(optimizer, learning_rate_at(training, progress), weight_decay_at(training, progress))
 
@@ -134,7 +139,7 @@ def fit(
                 batches = loader.batches(views, method.plan(), progress.epoch, step % per_epoch, per_epoch, step)
 
             try:
-                batch: Batch = next(batches)
+                batch = next(batches)
             except ReadingStopped as error:
                 if loader.world == 1:  # with several, the others are inside the step and cannot take part in saving
                     state.save()
@@ -205,7 +210,7 @@ def fit(
                 state.save()
                 saved = time.monotonic()
             if len(unfit) == settings.max_skipped:
-                names = ", ".join(name_of(i) for i in unfit[-1][:8].tolist())
+                names = _first(unfit[-1], name_of, 8)
                 raise Diverged(
                     f"{len(unfit)} steps in a row, up to step {step}, had a loss or gradient that is not finite; the "
                     f"last batch held {names}, ... Try a lower --learning-rate or --precision fp32."
@@ -226,20 +231,9 @@ def planned_steps(settings: LoopSettings, steps_per_epoch: int) -> int:
     return max(1, round(settings.training.epochs * steps_per_epoch if images is None else images / batch))
 
 
-def split(batch: Batch, parts: int) -> list[Batch]:
-    """The micro-batches of a batch, in channels-last layout."""
-    views = [view.chunk(parts) for view in batch.views]
-    index = batch.index.chunk(parts)
-    pretext_labels = {name: values.chunk(parts) for name, values in batch.pretext_labels.items()}
-    return [
-        replace(
-            batch,
-            views=to_layout([view[i] for view in views]),
-            index=index[i],
-            pretext_labels={name: values[i] for name, values in pretext_labels.items()},
-        )
-        for i in range(parts)
-    ]
+def _first(index: Tensor, name_of: Callable[[int], str], count: int) -> str:
+    """The ids of the first images of a batch."""
+    return ", ".join(name_of(i) for i in index[:count].tolist())
 
 
 def _report_is_near(progress: Progress, steps: int) -> bool:

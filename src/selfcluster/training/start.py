@@ -21,7 +21,17 @@ from selfcluster.models.backbones import check_name
 from selfcluster.models.pretrained import STARTER, find_origin
 from selfcluster.runs.checkpoint import load_newest, newest_settings
 from selfcluster.runs.console import Console
-from selfcluster.runs.folder import CHECKPOINTS, RunError, RunFolder, has_begun, is_run, is_unused
+from selfcluster.runs.folder import (
+    CHECKPOINTS,
+    START_SAMPLE,
+    RunError,
+    RunFolder,
+    has_begun,
+    is_run,
+    is_unused,
+    read_config,
+    read_status,
+)
 from selfcluster.runs.formats import FORMAT
 from selfcluster.settings.files import deciding, run_config
 from selfcluster.settings.options import FREE
@@ -41,8 +51,11 @@ def open_run(
     from_file: Mapping[str, Any],
     given: Mapping[str, Any],
     console: Console,
+    accept_data_change: bool = False,
 ) -> tuple[RunFolder, dict[str, Any]]:
     """Return the locked folder and the run's whole configuration.
+
+    `accept_data_change`: go on though the data is no longer that of the run's beginning, which is written down.
 
     Raises:
         RunError: the folder holds a run of another method, of other settings or of other data (each difference is
@@ -54,8 +67,17 @@ def open_run(
     if warning:
         console.warn(warning)
     if has_begun(path):
-        config = _same_run(path, method, source, {**from_file, **given}, recipe)
-        return RunFolder(path, deciding(run_config(path))), config
+        config, change = _same_run(path, method, source, {**from_file, **given}, recipe)
+        finished = read_status(path).get("state") == "finished"
+        if change and (finished or not accept_data_change):
+            ways = "choose another --out, or restore the data"
+            if not finished:
+                ways += ", or go on with --accept-data-change, which begins the epoch again"
+            raise RunError(f"{path} was begun on other data: {change}. To go on, {ways}")
+        folder = RunFolder(path, deciding(run_config(path)))
+        if change:
+            _accept(folder, source, config, change)
+        return folder, config
     if path.exists() and not path.is_dir():
         raise RunError(f"{path} is a file; choose another --out")
     if not is_run(path) and not is_unused(path):
@@ -126,7 +148,28 @@ def summarize_data(source: Source, given: Mapping[str, Any], console: Console | 
     return DataSummary(len(source), seen["side"][1], seen["channels"], gpu)
 
 
-def _same_run(path: Path, method: str, source: Source, given: Mapping[str, Any], recipe: str | None) -> dict[str, Any]:
+def _accept(folder: RunFolder, source: Source, config: dict[str, Any], change: str) -> None:
+    """Write into `config.yaml` that the run goes on with other data; the start is embedded again, on images of today.
+
+    Raises:
+        RunError: the weights of --init are gone, so there is no start to embed.
+    """
+    if run_config(folder.path).get("init") and not config.get("init"):
+        folder.close()
+        raise RunError(f"--accept-data-change compares with the start again, and the file of --init is gone: {change}")
+    stored = read_config(folder.path)
+    about = stored["about"]
+    about["source"], about["summary"] = source.describe(), source.summary()
+    about["data_changes"] = [*about.get("data_changes", []), change]
+    folder.write_config(stored)
+    config["about"] = about
+    (folder.path / START_SAMPLE).unlink(missing_ok=True)
+
+
+def _same_run(
+    path: Path, method: str, source: Source, given: Mapping[str, Any], recipe: str | None
+) -> tuple[dict[str, Any], str]:
+    """Return the run's configuration with the settings of now, and in words what has changed in its data."""
     config = run_config(path)
     if config.get("method") != method:
         raise RunError(f"{path} holds a run of {config.get('method')}, not {method}; choose another --out")
@@ -142,12 +185,10 @@ def _same_run(path: Path, method: str, source: Source, given: Mapping[str, Any],
             f"{path} holds a run with other settings: {differences}. Choose another --out, or leave them out"
         )
     _check_unedited(path, deciding(config))
-    difference = source.difference(config["about"]["summary"])
-    if difference:
-        raise RunError(f"{path} was begun on other data: {difference}. Choose another --out, or restore the data")
+    change = source.difference(config["about"]["summary"])
     if config.get("init") and not Path(config["init"]).exists() and load_newest(path / CHECKPOINTS)[0] is not None:
         config["init"] = None  # gone by now, and the checkpoint has every weight
-    return {**config, **{name: value for name, value in wanted.items() if name in FREE}}
+    return {**config, **{name: value for name, value in wanted.items() if name in FREE}}, change
 
 
 def _check_unedited(path: Path, settings: Mapping[str, Any]) -> None:

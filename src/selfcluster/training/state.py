@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,11 @@ import torch
 from torch import Tensor
 
 from selfcluster import distributed
+from selfcluster.data.sources import Source
 from selfcluster.methods.base import Method
 from selfcluster.runs import checkpoint
 from selfcluster.runs.console import Console
-from selfcluster.runs.folder import RunFolder
+from selfcluster.runs.folder import RunError, RunFolder
 from selfcluster.training.health import Health
 from selfcluster.training.online_probe import OnlineProbe
 from selfcluster.training.optim import load_optimizer_tensors, optimizer_tensors
@@ -34,6 +36,8 @@ class RunState:
     folder: RunFolder | None  # None on all ranks but the first, and where nothing is to be written
     layout: dict[str, Any]
     probe: OnlineProbe
+    source: Source
+    steps_per_epoch: int
     step: int = 0
     skipped: int = 0
     reassignment: dict[str, float] = field(default_factory=dict)
@@ -42,8 +46,11 @@ class RunState:
         self.shards = Shards(self.method)
         self.checkpoints: Path | None = None  # where all ranks find them, and save their shards
 
-    def save(self) -> None:
-        """Write a checkpoint; all ranks call it, and rank 0 writes what all hold alike."""
+    def save(self, replace: bool = False) -> None:
+        """Write a checkpoint; all ranks call it, and rank 0 writes what all hold alike.
+
+        `replace`: also where there is a whole one of this step, which was made on other data.
+        """
         health, labels = self.health.together(), self.labels.together()
         if self.folder is None and not self.shards.names:
             return
@@ -65,8 +72,10 @@ class RunState:
             "layout": self.layout,
             "shards": self.shards.files,
             "settings": self.folder.settings,
+            "data": self.source.summary(),
+            "steps_per_epoch": self.steps_per_epoch,
         }
-        checkpoint.save(self.folder.checkpoints, self.step, tensors, meta)
+        checkpoint.save(self.folder.checkpoints, self.step, tensors, meta, replace=replace)
 
     def load(self, checkpoints: Path | None, console: Console) -> None:
         """Go to the newest whole checkpoint, if there is one; says which newer ones were broken."""
@@ -92,6 +101,9 @@ class RunState:
         different = own.keys() - stored.keys() if self.shards.names else own.keys() ^ stored.keys()
         if different:  # a shard finds more than it holds where fewer processes wrote
             raise checkpoint.BrokenCheckpoint(f"{loaded.path}: holds other parts: {sorted(different)}")
+        change = self.source.difference(loaded.meta["data"]) if "data" in loaded.meta else ""
+        if change:
+            self._check_change(own, stored, loaded.meta["data"], change)
         with torch.no_grad():
             for name, tensor in own.items():
                 tensor.copy_(stored[name])  # in place: whoever holds the tensor sees the values
@@ -104,7 +116,25 @@ class RunState:
         for key, before in loaded.meta["layout"].items():
             if self.layout.get(key) != before:
                 console.warn(f"{key} was {before} and is {self.layout.get(key)}: the run goes on, but not bit-exact")
+        if change:
+            epochs = self.step // loaded.meta["steps_per_epoch"]
+            self.step = epochs * self.steps_per_epoch
+            console.say(f"the data has changed ({change}): epoch {epochs} begins again")
+            self.save(replace=True)
         console.say(f"goes on from step {self.step}")
+
+    def _check_change(self, own: Mapping[str, Tensor], stored: Mapping[str, Tensor], then: Any, change: str) -> None:
+        """Raise RunError where the state holds a value for each image and these are no longer the images."""
+        now, name = self.source.summary(), type(self.method).__name__
+        if now["ids"] == then.get("ids"):
+            return
+        images = len(self.source)
+        tied = [n for n, t in own.items() if t.shape != stored[n].shape or images in t.shape[:2]]
+        if tied:
+            raise RunError(
+                f"{change}. {name} keeps a value for each image ({tied[0]}), so it cannot go on with other images: "
+                "choose another --out, or restore the data"
+            )
 
 
 def section(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

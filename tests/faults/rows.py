@@ -1,0 +1,147 @@
+"""The table of faults: what can happen, what follows, and the tests that let it happen. `make faults` runs and writes.
+
+A row's tests are those named `test_row_N_...`, in whichever file they stand. As a program this runs all of them and
+writes docs/faults.md with the result of each row.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+TESTS = Path(__file__).parents[1]
+PAGE = TESTS.parent / "docs/faults.md"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One fault: its number in the table, what happens, what follows, and what is not promised."""
+
+    number: int
+    fault: str
+    follows: str
+    limit: str = ""
+
+
+SECTIONS = {
+    "Data": [
+        Row(1, "a JPEG that is cut short", "refused by its reason; a seeded draw takes its place; counted; more than `--max-bad` fail the run with the true count"),
+        Row(2, "bits that flip inside the pixels", "`selfcluster audit DATA --hashes FILE` finds them", "the file still decodes, so a run that never saw the file before cannot know"),
+        Row(3, "no bytes, random bytes, a web page named .jpg", "each has a reason of its own"),
+        Row(4, "a small file that claims billions of pixels", "refused by its header, before it is decoded; no global setting of Pillow is touched"),
+        Row(5, "16 bits, floats, CMYK, palettes, transparency, one bit", "read by documented rules; nothing is clipped in silence"),
+        Row(6, "EXIF orientation", "images are turned upright"),
+        Row(7, "1 x 1 and 1 x 5000 pixels, several frames", "slivers are refused; the first frame is used"),
+        Row(8, "loops of links, broken links, pipes and devices", "each real file once; the others are named and never opened"),
+        Row(9, "names that are not UTF-8, with line breaks, of 255 bytes", "kept exactly, and written with escapes"),
+        Row(10, "a file that is removed or replaced during a run", "quarantined as vanished; a replaced file is read and counted"),
+        Row(11, "errors of the storage that pass", "tried again, and counted; after a bounded wait a reason"),
+        Row(12, "copies and near copies", "`selfcluster audit` groups them, and so does the page"),
+        Row(13, "no image, one image, fewer than a batch or than clusters", "refused in a second, with both numbers"),
+        Row(14, "a tar that is cut inside a member", "named with the member and the byte"),
+        Row(15, "a tar that is cut between members, or has a damaged header", "not complete, and said"),
+        Row(16, "a tar with `../`, absolute names, links, or a member twice; an address that is a command", "names are only names; links are left out; a member twice is an error; nothing is executed"),
+        Row(17, "data that changes between two starts", "refused with the difference; `--accept-data-change` begins the epoch again, where the method keeps no value for each image"),
+    ],
+    "The machine": [
+        Row(18, "a reader that dies", "readers are threads: an error of one is the image's or the run's, and a kill takes the whole process, see 37 and 40"),
+        Row(19, "a read that hangs", "the timeout names the images; the first SIGTERM saves the run"),
+        Row(20, "a tiny `/dev/shm`", "no effect: nothing is shared through it"),
+        Row(21, "64 open files allowed", "training and embedding end with as many open as at the start"),
+        Row(22, "a list of two million paths", "held in one buffer; memory does not grow over an epoch"),
+        Row(23, "no memory for an image", "that image's fault, and its reason"),
+        Row(24, "an output folder that is read-only, below a file, or full", "refused before training, with the place"),
+        Row(25, "a disk that is full for metrics alone", "training goes on, with one warning; rows are written when there is room"),
+        Row(26, "a window that changes, an output that is closed, a clock that jumps", "no effect on training"),
+    ],
+    "Several processes": [
+        Row(27, "processes that would make different numbers of steps", "they see equal data, or are refused before the first step"),
+        Row(28, "an error in one process", "printed once, with the process, step and images; stored in `status.json`"),
+        Row(29, "a process that is killed", "named by the others, which end; with `--max-restarts` the run ends in the same bytes"),
+        Row(30, "a process that is frozen", "named with its step and images before anything times out; the run goes on when it is back"),
+        Row(31, "long work of one process", "the others wait as long as it lives"),
+        Row(32, "a value that is not finite in one process", "all skip the step"),
+        Row(33, "different numbers of rows in a gather", "lengths are exchanged first"),
+        Row(34, "a launcher that is killed", "its processes save, end and free the folder"),
+        Row(35, "a second run in the same folder", "refused, with the first one's process"),
+        Row(36, "going on with another number of processes", "the same images in the same batches; values to rounding", "not the same bits: sums are taken in another order"),
+    ],
+    "Checkpoints": [
+        Row(37, "a kill at any step of writing", "there is always a whole checkpoint; temporary files are removed"),
+        Row(38, "a disk that is full while saving", "bytes needed and free are said; the checkpoint before stays"),
+        Row(39, "a checkpoint that is cut short, emptied or altered", "its hash tells; the one before is used; `selfcluster verify RUN`"),
+        Row(40, "kills at random moments", "the run ends in the same bytes", "on the same layout of processes and threads, on CPUs"),
+        Row(41, "SIGTERM through torchrun", "saved at the next step, and `preempted` in `status.json`"),
+        Row(42, "a pickle with code", "never loaded"),
+        Row(43, "a run of an older or a newer version, or with other settings", "converted; refused with the version; refused with the difference"),
+    ],
+    "Learning": [
+        Row(44, "losses and gradients that are not finite", "the step is skipped and counted; ten in a row end the run with the images' names"),
+        Row(45, "collapse: one cluster, equal features, a loss at chance", "said within a pass, with what to try; empty clusters are filled"),
+        Row(46, "features and images that no longer fit together", "every row carries its own id, once, in order"),
+    ],
+}  # fmt: skip
+ROWS = {row.number: row for rows in SECTIONS.values() for row in rows}
+
+
+def tests_of() -> dict[int, list[tuple[str, str]]]:
+    """The (file, name) of every test of a row."""
+    found: dict[int, list[tuple[str, str]]] = {number: [] for number in ROWS}
+    for file in sorted(TESTS.rglob("test_*.py")):
+        for node in ast.parse(file.read_text("utf-8")).body:
+            match = re.match(r"test_row_(\d+)_", node.name) if isinstance(node, ast.FunctionDef) else None
+            if match and int(match[1]) in found and isinstance(node, ast.FunctionDef):
+                found[int(match[1])].append((file.relative_to(TESTS.parent).as_posix(), node.name))
+    return found
+
+
+class Outcomes:
+    """A plugin of pytest that keeps how the tests of each row ended."""
+
+    def __init__(self) -> None:
+        self.of: dict[int, list[str]] = {number: [] for number in ROWS}
+
+    def pytest_runtest_logreport(self, report) -> None:
+        match = re.search(r"::test_row_(\d+)_", report.nodeid)
+        if match and (report.when == "call" or report.outcome != "passed") and int(match[1]) in self.of:
+            self.of[int(match[1])].append(report.outcome)
+
+
+def page(outcomes: dict[int, list[str]]) -> str:
+    """The page, from how the tests of each row ended."""
+    lines = [
+        "# What can happen, and what follows",
+        "",
+        "Every row is a set of tests that let the fault happen, with real processes and real files where it can be.",
+        "`make faults` runs them all and writes this page.",
+    ]
+    for title, rows in SECTIONS.items():
+        lines += ["", f"## {title}", "", "| | what happens | what follows | result |", "|---|---|---|---|"]
+        for row in rows:
+            ended = outcomes[row.number]
+            passed, skipped = ended.count("passed"), ended.count("skipped")
+            if not ended or passed + skipped < len(ended):
+                result = "**fails**"
+            else:
+                result = "survived" if not row.limit else f"survived; documented limit: {row.limit}"
+                result += f" ({passed} tests" + (f", {skipped} skipped here)" if skipped else ")")
+            lines.append(f"| {row.number} | {row.fault} | {row.follows} | {result} |")
+    return "\n".join(lines) + "\n"
+
+
+def main(words: list[str]) -> int:
+    """Run the tests of all rows and write the page."""
+    import pytest
+
+    outcomes = Outcomes()
+    files = sorted({file for tests in tests_of().values() for file, _ in tests})
+    code = pytest.main([*files, "-k", "test_row_", *words], plugins=[outcomes])
+    PAGE.write_text(page(outcomes.of), "utf-8")
+    return int(code)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
