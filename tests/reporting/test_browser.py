@@ -29,6 +29,7 @@ if not (CHROMIUM and DRIVER):
     pytest.skip("chromium and chromedriver are not installed", allow_module_level=True)
 
 AXE = Path(__file__).parents[2] / "node_modules/axe-core/axe.min.js"
+MOBILE = {"height": 900, "deviceScaleFactor": 1, "mobile": False}
 HOSTILE = "<img src=x onerror=alert(1)>.png"
 NAMES = [f"photo {n:02}.png" for n in range(23)] + [HOSTILE]
 
@@ -352,6 +353,43 @@ def test_nothing_is_wider_than_the_window_and_every_control_has_a_name(page, wid
         assert not page.execute_script(nameless)
     finally:
         page.set_window_size(1400, 1000)
+
+
+@pytest.mark.parametrize("width", [420, 340])
+def test_the_viewer_fits_before_its_picture_is_there_and_after(page, width):
+    measure = """
+        const box = document.getElementById("viewer"), part = box.querySelector(arguments[0]).getBoundingClientRect();
+        const left = box.getBoundingClientRect().left + box.clientLeft;
+        const fits = part.left >= left && part.right <= left + box.clientWidth;
+        return [box.querySelector("img").hidden, box.scrollWidth - box.clientWidth, fits, part.width];
+    """
+    page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", dict(MOBILE, width=width))
+    try:
+        # in one script, so that no picture can be loaded in between
+        opened = "document.querySelector('#cluster-0 .thumb').click();" + measure
+        *found, wide = page.execute_script(opened, ".large")
+        assert found == [True, 0, True]
+        assert wide > 200
+        wait(one(page, "#viewer img").is_displayed)
+        assert page.execute_script(measure, "img")[:3] == [False, 0, True]
+    finally:
+        page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_the_small_picture_follows_the_size_of_the_window(page):
+    page.execute_script("document.querySelector('#cluster-0 .thumb').click()")
+    off = """
+        const small = document.querySelector("#viewer .large"), size = parseFloat(small.style.backgroundSize);
+        return Math.abs(size - JSON.parse(document.getElementById("album").textContent).columns * small.clientWidth);
+    """
+    wide = page.execute_script("return document.querySelector('#viewer .large').clientWidth")
+    page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", dict(MOBILE, width=340))
+    try:
+        small = "return document.querySelector('#viewer .large').clientWidth"
+        wait(lambda: page.execute_script(small) < wide)
+        wait(lambda: page.execute_script(off) < 1)
+    finally:
+        page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

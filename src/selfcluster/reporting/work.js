@@ -21,6 +21,9 @@ function look(images, place) {
   small.style.cssText = "";
   paint(small, i, small.clientWidth); // known once the dialog is open
 }
+new ResizeObserver(([entry]) => { // a new window size, or a scroll bar that comes or goes
+  if (viewer.open && entry.target.clientWidth) paint(entry.target, around[at], entry.target.clientWidth);
+}).observe(viewer.querySelector(".large"));
 
 function openOne(i) {
   const images = state.groups.get(clusterOf(i));
