@@ -469,3 +469,24 @@ def test_an_action_that_is_refused_is_told_and_one_without_a_server_waits(browse
     wait(lambda: "the disk is full" in browser.execute_script(trouble))
     wait(lambda: "never" not in browser.execute_script("return document.querySelector('#browser h2').textContent"))
     browser.get_log("browser")  # the refused requests
+
+
+def test_an_action_whose_answer_is_lost_is_kept_once(browser, served, run, monkeypatch):
+    real = served.append
+
+    def keep_and_break_off(rows):
+        real(rows)
+        raise ConnectionError
+
+    monkeypatch.setattr(served, "append", keep_and_break_off)
+    open_cluster(browser, 0)
+    rename(browser, "once")
+    wait(lambda: browser.execute_script("return document.querySelector('#desk .trouble').textContent"))
+    assert [row["name"] for row in read_rows(run)] == ["once"]
+    monkeypatch.setattr(served, "append", real)
+    rename(browser, "twice")  # sends the first row again, then this one
+    wait(lambda: [row["name"] for row in read_rows(run)] == ["once", "twice"])
+    saved = "saved in the run"
+    wait(lambda: saved in browser.execute_script("return document.querySelector('#desk .done').textContent"))
+    assert "2 actions" in one(browser, "#desk .done").get_attribute("textContent")
+    browser.get_log("browser")  # the request without an answer

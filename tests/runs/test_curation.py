@@ -160,6 +160,16 @@ def test_appended_rows_are_read_again(tmp_path):
     assert read_curation(tmp_path, START).name_of(0) == "Ärmel"
 
 
+def test_a_row_that_is_sent_again_for_want_of_an_answer_is_kept_once(tmp_path):
+    split, undo = row("split", cluster=0, images=["b"], name=""), row("undo")
+    rows = append_rows(tmp_path, [split], START, once=True)
+    assert append_rows(tmp_path, [split], START, once=True) == rows == read_rows(tmp_path)
+    assert append_rows(tmp_path, [split, undo], START, once=True) == [split, undo]
+    untimed = {"action": "rubbish", "cluster": 1}
+    for count in (3, 4):  # rows without a time are actions of their own
+        assert len(append_rows(tmp_path, [untimed], START, once=True)) == count
+
+
 def test_two_tabs_at_once_lose_nothing(tmp_path):
     def add(i):
         append_rows(tmp_path, [row("rename", cluster=i % 3, name=str(i))], START)

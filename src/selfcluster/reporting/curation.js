@@ -121,6 +121,8 @@ async function begin() {
     refresh(); // the page can be used while the server is asked
     try {
       rows = await ask();
+      const known = new Set(rows.map(keyOf));
+      unsaved = unsaved.filter((row) => !known.has(keyOf(row))); // kept, but the answer never came
     } catch (error) {
       trouble = error.message || "The server cannot be reached.";
     }

@@ -246,25 +246,33 @@ def read_rows(run: Path) -> list[Row]:
     return parse_rows(path.read_bytes(), str(path)) if path.exists() else []
 
 
-def append_rows(run: Path, more: Iterable[Mapping[str, Any]], start: Mapping[str, int]) -> list[Row]:
+def append_rows(
+    run: Path, more: Iterable[Mapping[str, Any]], start: Mapping[str, int], *, once: bool = False
+) -> list[Row]:
     """Append rows to RUN/curation.jsonl, all or none of them, and return all rows of the file.
 
     They are on the disk when this returns. Other processes and threads wait for their turn. A row without a time gets
-    the present one.
+    the present one. With `once`, a row that the file holds already, time included, is not appended again: a browser
+    that got no answer sends its row once more.
 
     Raises:
         CurationError: a row does not fit the rows that the file holds already.
         OSError: the disk is full, say; the file is as it was.
     """
     now = datetime.now(UTC).isoformat(timespec="milliseconds")
-    new = []
+    new: list[Row] = []
+    timed: list[bool] = []
     for number, row in enumerate(more, start=1):
+        timed.append(once and isinstance(row, Mapping) and "time" in row)
         try:
             new.append(check_row({"time": now, **row} if isinstance(row, Mapping) else row))
         except ValueError as error:
             raise CurationError(f"row {number}: {error}") from None
     with _locked(run / CURATION) as file:
-        return _append(file, run, new, start)
+        rows = _rows_of(file, run)
+        known = set(map(_key, rows))
+        fresh = [row for row, has_time in zip(new, timed, strict=True) if not (has_time and _key(row) in known)]
+        return _append(file, run, fresh, start) if fresh else rows
 
 
 def merge_rows(run: Path, other: Sequence[Row], start: Mapping[str, int], where: str) -> list[Row]:

@@ -108,7 +108,7 @@ class CurationServer(ThreadingHTTPServer):
                     f"the clusters of {self.run.name} were made anew; load the page again. This action was not kept",
                 )
             try:
-                return append_rows(self.run, rows, self._start)
+                return append_rows(self.run, rows, self._start, once=True)
             except CurationError as error:
                 raise Refused(HTTPStatus.CONFLICT, str(error)) from error
             except OSError as error:
