@@ -103,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (RuntimeError, OSError, MemoryError) as error:
         if getattr(error, "told", False):  # another process of the run prints it
             return 1
-        return _fail(str(error) or type(error).__name__, 1, as_json)
+        return _fail(str(error) or type(error).__name__, 1, as_json, getattr(error, "result", None))
     try:
         if os.environ.get("RANK", "0") == "0":
             print(json.dumps({"ok": True, "result": result}, default=str) if as_json else visible(text), flush=True)
@@ -147,9 +147,10 @@ def _modern(word: str) -> str:
     return flag(name) + equals + value
 
 
-def _fail(message: str, code: int, as_json: bool) -> int:
+def _fail(message: str, code: int, as_json: bool, result: object = None) -> int:
     if as_json:
-        print(json.dumps({"ok": False, "error": message, "exit": code}), flush=True)
+        found = {} if result is None else {"result": result}
+        print(json.dumps({"ok": False, "error": message, "exit": code, **found}), flush=True)
     print(f"selfcluster: {visible(message)}", file=sys.stderr)
     return code
 

@@ -89,6 +89,19 @@ def test_a_share_is_a_share():
         Quarantine(names(3), None, 2, rank=0)
 
 
+def test_row_25_a_full_disk_is_told_once_and_the_list_is_written_later(tmp_path, caplog):
+    (tmp_path / "full").write_text("")
+    quarantine = Quarantine(names(9), tmp_path / "full" / "list.jsonl", 1.0, 0)  # below a file
+    for row in range(2):
+        quarantine.add(row, BadImage("truncated", "ends early"))
+    assert len(quarantine) == 2
+    assert len(caplog.records) == 1
+    assert "bad images are left out all the same" in caplog.text
+    (tmp_path / "full").unlink()
+    quarantine.add(2, BadImage("truncated", "ends early"))
+    assert len((tmp_path / "full" / "list.jsonl").read_text().splitlines()) == 3
+
+
 def test_the_list_makes_its_folder(tmp_path):
     Quarantine(names(1000), tmp_path / "new/more.quarantine.jsonl", 0.01, rank=0).add(7, BAD)
     assert len(lines(tmp_path / "new/more.quarantine.jsonl")) == 1

@@ -32,7 +32,7 @@ def run(code: str, *words: str, fault: str = "") -> int:
     return subprocess.run([sys.executable, "-c", code, *words], env=environment, timeout=120).returncode
 
 
-def test_a_run_that_was_killed_in_its_first_moments_starts_again(tmp_path):
+def test_row_37_a_run_that_was_killed_in_its_first_moments_starts_again(tmp_path):
     folder = tmp_path / "run"
     assert run(OPEN, str(folder), fault="files.before_rename:kill") == -signal.SIGKILL
     left = sorted(path.name for path in folder.iterdir())
@@ -52,7 +52,7 @@ def test_files_of_the_user_are_never_taken_for_ours(tmp_path):
 @pytest.mark.parametrize(
     "point", ["files.before_rename:kill:1", "files.before_rename:kill:2", "files.after_rename:kill"]
 )
-def test_tables_of_a_killed_command_are_both_old_or_known_to_differ(tmp_path, caplog, point):
+def test_row_37_tables_of_a_killed_command_are_both_old_or_known_to_differ(tmp_path, caplog, point):
     path = tmp_path / "clusters.parquet"
     assert run(CLUSTERS, str(path), "1") == 0
     assert tables.check_table(path) == ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
@@ -14,66 +13,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch.distributed as dist
-from PIL import Image
 
 from selfcluster import heartbeat
 from selfcluster.heartbeat import Heartbeat, RankFailed
 from selfcluster.runs.checkpoint import load_newest
-from tests.conftest import TINY, TINY_SETTINGS
+from tests.faults.programs import environment, flags, lives, rows, run, status, torchrun, train, wait_until
 from tests.methods.test_contract import assert_same_run
 
 slow = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory, pictures) -> Path:
-    folder = tmp_path_factory.mktemp("ranks") / "photos"
-    folder.mkdir()
-    for number, picture in enumerate(pictures):
-        Image.fromarray(picture).save(folder / f"{number:02d}.png")
-    return folder
-
-
-def flags(method: str, **settings) -> list[str]:
-    words = []
-    for name, value in (TINY | TINY_SETTINGS[method] | {"epochs": 6, "checkpoint_every": 2} | settings).items():
-        dashed = name.replace("_", "-")
-        if isinstance(value, bool):
-            words += [f"--{dashed}"] if value else [f"--no-{dashed}"] * (name != "quiet")
-        else:
-            words += [f"--{dashed}", str(value)]
-    return words
-
-
-def environment(**variables: str) -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", **variables}
-
-
-def torchrun(*program: str, restarts: int = 0) -> list[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    return [*command, "--max-restarts", str(restarts), *program]
-
-
-def train(photos: Path, out: Path, *words: str, method: str = "deepcluster_v2", restarts: int = 0, **settings):
-    where = [str(photos), "--out", str(out), "--device", "cpu"]
-    return [
-        *torchrun("-m", "selfcluster", "train", method, restarts=restarts),
-        *where,
-        *flags(method, **settings),
-        *words,
-    ]
-
-
-def run(command: list[str], **variables: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment(**variables))
-
-
-def status(out: Path) -> dict:
-    return json.loads((out / "status.json").read_text())
-
-
-def rows(out: Path) -> list[dict]:
-    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -207,20 +154,6 @@ def test_row_34_processes_whose_launcher_is_killed_save_and_end_and_free_the_fol
     assert (out / f"checkpoints/step-{int(step):09d}").is_dir()
     done = run(train(photos, out, epochs=3000, checkpoint_every=1000), SELFCLUSTER_FAULT="loop.step:raise:2")
     assert "fault injected" in done.stderr  # the lock was free, and the run went on
-
-
-def lives(pid: str) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
-def wait_until(condition, seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"nothing happened for {seconds} s"
-        time.sleep(0.05)
 
 
 @slow

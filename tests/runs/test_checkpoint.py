@@ -35,7 +35,7 @@ def test_older_ones_are_pruned_after_the_new_one_is_there(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "flipped", "missing", "manifest", "meta"])
-def test_a_damaged_newest_one_is_named_and_the_one_before_is_used(tmp_path, damage):
+def test_row_39_a_damaged_newest_one_is_named_and_the_one_before_is_used(tmp_path, damage):
     for step in (1, 2):
         checkpoint.save(tmp_path, step, TENSORS, {"step": step})
     newest = tmp_path / "step-000000002"
@@ -85,7 +85,7 @@ print("finished after", calls)
 
 
 @pytest.mark.slow
-def test_killed_at_every_file_operation_there_is_always_a_whole_one(tmp_path):
+def test_row_37_killed_at_every_file_operation_there_is_always_a_whole_one(tmp_path):
     """The process dies at its nth touch of the folder, for each n: before the temporary one, between its files,
     before and after the rename, while pruning."""
     seen = set()
@@ -109,7 +109,7 @@ def test_killed_at_every_file_operation_there_is_always_a_whole_one(tmp_path):
     assert process.returncode == 0, "the loop must reach the end of a save"
 
 
-def test_a_full_disk_is_said_with_the_bytes_and_the_old_one_stays(tmp_path, monkeypatch):
+def test_row_38_a_full_disk_is_said_with_the_bytes_and_the_old_one_stays(tmp_path, monkeypatch):
     checkpoint.save(tmp_path, 1, TENSORS, {"step": 1})
 
     def full(tensors, path):
@@ -121,7 +121,7 @@ def test_a_full_disk_is_said_with_the_bytes_and_the_old_one_stays(tmp_path, monk
     assert sorted(os.listdir(tmp_path)) == ["step-000000001"]
 
 
-def test_loading_never_unpickles(tmp_path):
+def test_row_42_loading_never_unpickles(tmp_path):
     """A pickle under a checkpoint's name is refused, not run."""
     import pickle
 

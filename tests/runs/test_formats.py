@@ -37,7 +37,7 @@ def test_a_run_of_each_format_is_stored():
 
 
 @pytest.mark.parametrize("name", UNFINISHED)
-def test_an_unfinished_run_of_an_older_format_resumes(stored, name, capsys):
+def test_row_43_an_unfinished_run_of_an_older_format_resumes(stored, name, capsys):
     run = stored(name)
     method = read_config(run)["method"]
     assert main(["train", method, "builtin:digits", "--out", str(run)]) == 0
@@ -62,7 +62,7 @@ def test_an_unfinished_run_of_an_older_format_resumes(stored, name, capsys):
     ],
     ids=lambda words: "-".join(words[:2]).lower(),
 )
-def test_a_finished_run_of_an_older_format_opens_with_every_command(stored, name, words, tmp_path):
+def test_row_43_a_finished_run_of_an_older_format_opens_with_every_command(stored, name, words, tmp_path):
     from PIL import Image
 
     run, image = stored(name), tmp_path / "image.png"
@@ -91,7 +91,7 @@ def test_settings_values_and_tensors_get_their_names_of_today():
 
 
 @pytest.mark.parametrize("number", [FORMAT + 1, -1, "one", True, 1.5])
-def test_a_newer_or_senseless_format_is_refused(number):
+def test_row_43_a_newer_or_senseless_format_is_refused(number):
     with pytest.raises(FormatError, match="update selfcluster" if number == FORMAT + 1 else "not a whole number"):
         modern_config({"about": {"format": number}})
 
@@ -110,7 +110,7 @@ def edited(run: Path, change) -> None:
     (run / "config.yaml").write_text(yaml.safe_dump(config))
 
 
-def test_an_edit_of_a_setting_is_noticed_on_resume(stored, capsys):
+def test_row_43_an_edit_of_a_setting_is_noticed_on_resume(stored, capsys):
     run = stored(UNFINISHED[0])
     assert main(["train", "dino", "builtin:digits", "--out", str(run), "--quiet"]) == 0  # today's checkpoint
     (run / "status.json").write_text(json.dumps({"state": "preempted"}))

@@ -38,6 +38,32 @@ def flip(path):
     path.write_bytes(data)
 
 
+def flip_end(path):
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 1  # in the tensors, which read as well as before
+    path.write_bytes(data)
+
+
+def test_what_a_finished_run_lacks_is_damage_and_json_lists_all(run, capsys):
+    (run / "backbone.safetensors").unlink()
+    assert damaged(run) == {"backbone.safetensors": "missing, though the run is finished"}
+    capsys.readouterr()
+    assert main(["verify", str(run), "--json"]) == 1
+    told = json.loads(capsys.readouterr().out)
+    assert (told["ok"], told["exit"]) == (False, 1)
+    states = {row["name"]: row["state"] for row in told["result"]}
+    assert [name for name, state in states.items() if state == "damaged"] == ["backbone.safetensors"]
+    assert states["config.yaml"] == "read"
+    (run / "backbone.json").unlink()
+    (run / "clusters.parquet").unlink()
+    assert set(damaged(run)) == {"backbone.safetensors", "backbone.json", "clusters.parquet"}
+
+
+def test_weights_that_are_none_cannot_be_read(run):
+    (run / "backbone.safetensors").write_bytes(b"x" * 20)
+    assert "cannot be read" in damaged(run)["backbone.safetensors"]
+
+
 def test_each_kind_of_damage_is_found_and_nothing_is_changed(run, capsys):
     states = {each.name: each.state for each in verify_run(run)}
     assert not damaged(run)
@@ -53,7 +79,7 @@ def test_each_kind_of_damage_is_found_and_nothing_is_changed(run, capsys):
         "embeddings.parquet": lambda: (run / "embeddings.parquet").write_bytes(b"PAR1"),
         "clusters.parquet": lambda: (run / "clusters.csv").write_text("id,path,cluster,distance\n"),
         "backbone.json": lambda: (run / "backbone.json").write_text("[]"),
-        "backbone.safetensors": lambda: (run / "backbone.safetensors").write_bytes(b"x" * 20),
+        "backbone.safetensors": lambda: flip_end(run / "backbone.safetensors"),
         "metrics.jsonl": lambda: (run / "metrics.jsonl").write_text('{"step": 1}\n{"st'),
         "status.json": lambda: (run / "status.json").write_text(""),
         "evaluations/knn-1.json": lambda: (run / "evaluations" / "knn-1.json").write_text("{"),

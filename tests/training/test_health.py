@@ -36,7 +36,7 @@ def test_a_run_that_learns_is_left_alone():
         assert health.verdict(health.report()) is None
 
 
-def test_loss_at_chance_is_said_after_its_patience_and_not_before_warm_up():
+def test_row_45_loss_at_chance_is_said_after_its_patience_and_not_before_warm_up():
     health = Health(10, math.log(10), quiet_steps=100, total_steps=10_000, advice="Try a lower --epsilon.")  # 5 %: 500
     varied = torch.arange(10), torch.randn(64, 16)
     feed(health, 599, math.log(10) * 1.005, *varied)
@@ -56,7 +56,7 @@ def test_a_step_off_the_chance_level_starts_the_count_again():
     assert health.verdict(health.report()) is None
 
 
-def test_thin_features_twice_running():
+def test_row_45_thin_features_twice_running():
     health = Health(10, None, 0, 1000)
     line = torch.randn(SAMPLE, 1) * torch.ones(1, 128)
     feed(health, 1, 0.5, torch.arange(10), line)
@@ -65,14 +65,14 @@ def test_thin_features_twice_running():
     assert "dimensions only" in health.verdict(health.report())
 
 
-def test_one_cluster_takes_all():
+def test_row_45_one_cluster_takes_all():
     health = Health(10, None, 0, 1000)
     codes = torch.zeros(100, dtype=torch.int64)
     feed(health, 1, 0.5, codes, torch.randn(64, 16))
     assert "100% of the images share one cluster" in health.verdict(health.report())
 
 
-def test_a_handful_of_many_clusters_twice_running():
+def test_row_45_a_handful_of_many_clusters_twice_running():
     """Two of 256 clusters: fewer than 2 % of them. Six are not, nor are two of 64."""
     varied = torch.randn(64, 16)
     for clusters, used, collapses in ((256, 2, True), (256, 6, False), (64, 2, False)):
@@ -110,7 +110,7 @@ def test_a_chance_level_that_the_method_logs_counts_as_well():
     assert "chance level 5.541" in health.verdict(health.report())
 
 
-def test_features_that_point_one_way_are_said_though_their_rank_is_not_low():
+def test_row_45_features_that_point_one_way_are_said_though_their_rank_is_not_low():
     health = Health(0, None, 0, 1000, advice="Keep the --predictor.")
     features = torch.randn(64, 16)
     for _ in range(2):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 from types import SimpleNamespace
 
@@ -34,7 +35,7 @@ def poisoned(kind, at: set[int], monkeypatch):
     monkeypatch.setattr(kind, "forward", bad)
 
 
-def test_a_step_that_is_not_finite_changes_nothing(tiny, tmp_path, monkeypatch):
+def test_row_44_a_step_that_is_not_finite_changes_nothing(tiny, tmp_path, monkeypatch):
     """A run whose last step is poisoned ends with the weights, statistics and queue of the step before."""
     poisoned(METHODS["swav"], {8}, monkeypatch)
     tiny("swav", tmp_path / "bad", checkpoint_every=1)
@@ -48,7 +49,7 @@ def test_a_step_that_is_not_finite_changes_nothing(tiny, tmp_path, monkeypatch):
             assert tensor.isfinite().all(), name
 
 
-def test_too_many_in_a_row_stop_the_run_and_name_the_images(tiny, tmp_path, monkeypatch):
+def test_row_44_too_many_in_a_row_stop_the_run_and_name_the_images(tiny, tmp_path, monkeypatch):
     poisoned(METHODS["swav"], set(range(3, 99)), monkeypatch)
     with pytest.raises(Diverged, match=r"10 steps in a row, up to step 12.*the last batch held \d\d"):
         tiny("swav", tmp_path / "run", epochs=6)
@@ -57,7 +58,7 @@ def test_too_many_in_a_row_stop_the_run_and_name_the_images(tiny, tmp_path, monk
     assert all(t.isfinite().all() for t in loaded.tensors.values())
 
 
-def test_collapse_stops_the_run_if_asked(tiny, tmp_path, monkeypatch):
+def test_row_45_collapse_stops_the_run_if_asked(tiny, tmp_path, monkeypatch):
     from selfcluster.training.health import Health
 
     monkeypatch.setattr(Health, "verdict", lambda self, row: "collapse: told so")
@@ -107,7 +108,7 @@ def test_a_finished_run_is_returned_and_not_trained_again(tiny, tmp_path):
     assert (tmp_path / "run/backbone.safetensors").stat().st_mtime_ns == weights
 
 
-def test_other_settings_are_refused_with_the_difference(tiny, tmp_path):
+def test_row_43_other_settings_are_refused_with_the_difference(tiny, tmp_path):
     tiny("swav", tmp_path / "run", epochs=1)
     with pytest.raises(RunError, match=r"--num-prototypes was 8 and is now 9"):
         tiny("swav", tmp_path / "run", epochs=1, num_prototypes=9)
@@ -134,7 +135,7 @@ def test_row_35_a_second_process_is_refused(tiny, tmp_path):
     tiny("swav", tmp_path / "run", epochs=1)
 
 
-def test_a_folder_removed_under_a_run_is_not_written_to_again(tmp_path):
+def test_row_35_a_folder_removed_under_a_run_is_not_written_to_again(tmp_path):
     import shutil
 
     from selfcluster.runs.folder import RunFolder
@@ -151,7 +152,7 @@ def test_a_folder_removed_under_a_run_is_not_written_to_again(tmp_path):
     two.close()
 
 
-def test_an_unwritable_place_is_refused_before_anything_else(tiny, tmp_path):
+def test_row_24_an_unwritable_place_is_refused_before_anything_else(tiny, tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(ValueError, match="choose another --out"):
         tiny("swav", tmp_path / "file/run")
@@ -265,7 +266,7 @@ def test_micro_batches_are_whole_on_every_process(tiny, tmp_path, monkeypatch):
         tiny("deepcluster_v2", tmp_path / "run", accumulate=2, batch_size=12)
 
 
-def test_a_disk_that_is_full_for_a_moment_leaves_whole_rows(tmp_path):
+def test_row_25_a_disk_that_is_full_for_a_moment_loses_no_row(tmp_path, caplog):
     import resource
 
     from selfcluster.runs.folder import RunFolder, read_metrics
@@ -276,12 +277,20 @@ def test_a_disk_that_is_full_for_a_moment_leaves_whole_rows(tmp_path):
     resource.setrlimit(resource.RLIMIT_FSIZE, ((tmp_path / "run/metrics.jsonl").stat().st_size + 4, hard))
     try:
         folder.log({"step": 2})
+        folder.log({"step": 3})
+        assert (folder.rows, folder.lost_rows) == (1, 2)
+        folder.status("running")  # a warning, and no error
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    folder.log({"step": 3})
+    folder.log({"step": 4})
     folder.close()
-    assert [row["step"] for row in read_metrics(tmp_path / "run")] == [1, 3]
-    assert (folder.rows, folder.lost_rows) == (2, 1)
+    assert [row["step"] for row in read_metrics(tmp_path / "run")] == [1, 2, 3, 4]
+    assert (folder.rows, folder.lost_rows) == (4, 0)
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 2  # one for each file
+    assert re.search(
+        r"metrics.jsonl cannot be written \(File too large, [\d,]+ bytes are free\); training goes on", said[0]
+    )
 
 
 def test_repaired_images_are_no_longer_bad_in_a_run_that_never_began(tiny, tmp_path, pictures):

@@ -54,7 +54,7 @@ print(json.dumps({"kills": kills, "seconds": whole}))
 """
 
 
-def test_killed_at_random_moments_the_run_ends_in_the_same_bytes(tmp_path, pictures):
+def test_row_40_killed_at_random_moments_the_run_ends_in_the_same_bytes(tmp_path, pictures):
     np.save(tmp_path / "pictures.npy", pictures)
     settings = TINY | TINY_SETTINGS["deepcluster_v2"] | {"epochs": 30, "seed": 3, "checkpoint_every": 2}
     done = subprocess.run(

@@ -99,8 +99,13 @@ def add_rows(sums: Tensor, x: Tensor, labels: Tensor, weight: Tensor | None) -> 
 
 
 def average(found: Pass, centroids: Tensor, *, spherical: bool, empty: Empty, draw: np.random.Generator) -> Tensor:
-    """The next centroids (k, d): means (scaled to length 1 if spherical), empty clusters kept or split."""
+    """The next centroids (k, d): means (scaled to length 1 if spherical), empty clusters kept or split.
+
+    If spherical, a cluster of zero rows alone has no direction and counts as empty.
+    """
     counts = found.counts
+    if spherical:
+        counts = torch.where((found.sums == 0).all(dim=1), 0.0, counts)
     filled = counts > 0
     means = torch.where(filled[:, None], found.sums / counts.clamp(min=torch.finfo(torch.float64).tiny)[:, None], 0.0)
     new = torch.where(filled[:, None], means, centroids.double())

@@ -90,6 +90,7 @@ def train(
     from selfcluster.training.loop import Preempted, fit
     from selfcluster.training.online_probe import OnlineProbe, read_probe_labels
     from selfcluster.training.precision import pick_device
+    from selfcluster.training.space import check_space
     from selfcluster.training.start import open_run
     from selfcluster.training.targets import make_targets
     from selfcluster.training.tracking import tensorboard_rows
@@ -133,6 +134,8 @@ def train(
             **{key: resolved[key] for key in ("batch_size", "seed", "workers", "max_bad")},
         )
         if not any((path / CHECKPOINTS).glob("step-*")):
+            if folder is not None:
+                check_space(path, parts.method, parts.loop.training.optimizer, len(source))
             loop = plan_duration(parts, loader, resolved, console)
             if loop is not parts.loop:
                 parts = replace(parts, loop=loop)

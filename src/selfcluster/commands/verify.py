@@ -10,6 +10,14 @@ from typing import Any
 HELP = "whether the files of a run are what was written"
 
 
+class Damaged(RuntimeError):
+    """Files of a run are not what was written; `result` has every file's state."""
+
+    def __init__(self, message: str, result: list[dict[str, str]]) -> None:
+        super().__init__(message)
+        self.result = result
+
+
 def verify(run: str | os.PathLike[str]) -> list[dict[str, str]]:
     """Check every file of a run by its hash or twin, or, where it has none, by reading it. Nothing is written.
 
@@ -40,5 +48,5 @@ def run_command(run: str) -> tuple[Any, str]:
     lines = [f"{row['name']:<{width}}  {words[row['state']]}{': ' if row['why'] else ''}{row['why']}" for row in rows]
     damaged = sum(row["state"] == "damaged" for row in rows)
     if damaged:
-        raise RuntimeError("\n".join([*lines, f"{damaged} of {len(rows)} are damaged"]))
+        raise Damaged("\n".join([*lines, f"{damaged} of {len(rows)} are damaged"]), rows)
     return rows, "\n".join([*lines, f"{len(rows)} checked, none damaged"])

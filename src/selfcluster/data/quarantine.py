@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import bisect
 import json
+import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,9 @@ from selfcluster import distributed
 from selfcluster.data.errors import PASSING, BadImage
 from selfcluster.data.names import Names, to_name
 from selfcluster.data.problems import Finding, accepting_share, grouped, listed
-from selfcluster.files import write_atomically
+from selfcluster.files import free_bytes, write_atomically
+
+log = logging.getLogger("selfcluster.data")
 
 Find = tuple[int, str, str]  # row, reason, detail
 # given (N,) what is known to be bad: more finds, and how many images were looked at
@@ -65,6 +69,8 @@ class Quarantine:
         self.retried = 0
         self._findings: list[Finding] = []
         self._pending: list[Find] = []
+        self._waiting: list[str] = []  # lines that could not be written yet
+        self._told = False
         self._read()
 
     def __len__(self) -> int:
@@ -148,14 +154,28 @@ class Quarantine:
             write_atomically(self._path, "".join(line + "\n" for line in kept))
 
     def _write(self, finds: list[Find]) -> None:
-        if self._path is None or not finds:
+        """Append lines. A full disk does not end the run: they wait in memory, and are written when there is room."""
+        entries = ({"path": self._ids[row], "reason": reason, "detail": detail} for row, reason, detail in finds)
+        self._waiting += [json.dumps(entry) + "\n" for entry in entries]
+        if self._path is None or not self._waiting:
             return
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self._path, "a", encoding="utf-8") as file:
-            if file.tell() and not _ends_a_line(self._path):
-                file.write("\n")
-            for row, reason, detail in finds:
-                file.write(json.dumps({"path": self._ids[row], "reason": reason, "detail": detail}) + "\n")
+        size = self._path.stat().st_size if self._path.exists() else 0
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with open(self._path, "a", encoding="utf-8") as file:
+                if file.tell() and not _ends_a_line(self._path):
+                    file.write("\n")
+                file.writelines(self._waiting)
+        except OSError as error:
+            with suppress(OSError):
+                os.truncate(self._path, size)  # or the next line would be glued to this one's beginning
+            if not self._told:
+                self._told = True
+                free = f"{free_bytes(self._path.parent):,} bytes are free"
+                kept = "bad images are left out all the same, and the list is written when there is room"
+                log.warning("%s cannot be written (%s, %s); %s", self._path, error.strerror or error, free, kept)
+            return
+        self._waiting.clear()
 
 
 def read_entries(path: Path) -> list[dict[str, Any]]:

@@ -31,7 +31,9 @@ WEIGHTS = "backbone.safetensors"
 ARCHITECTURE = "backbone.json"
 SMALL = 64  # pixels: up to here a residual network gets the stem for small images
 _EDGES = "input: Sobel edges of the normalized image, two channels; zeros around the image:"
-_HASH = "sha256 of backbone.json"  # in the header of the weights: it shows that the two files belong together
+# In the header of the weights: the hash of the description shows that the two files belong together; behind it stands
+# that of the tensors. One entry, because safetensors writes several in any order, and equal runs have equal files.
+_HASH = "sha256 of backbone.json"
 # entries of timm's `pretrained_cfg` that describe a network; the others say where weights are downloaded or loaded from
 _DESCRIBING = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode", "license", "notes")
 _DESCRIBING += ("num_classes", "first_conv", "classifier", "pool_size", "description", "paper_ids", "paper_name")
@@ -176,7 +178,7 @@ def save_backbone(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     description = json.dumps(_plain(spec), indent=2) + "\n"
-    weights = safetensors.torch.save(state, {_HASH: _digest(spec)})
+    weights = safetensors.torch.save(state, {_HASH: f"{_digest(spec)} {_tensors_digest(state)}"})
     write_together({folder / ARCHITECTURE: description, folder / WEIGHTS: weights})
     return folder / WEIGHTS
 
@@ -203,8 +205,8 @@ def read_description(folder: Path) -> dict[str, Any]:
             "use the network. Remove them, or export the network again."
         )
     if (folder / WEIGHTS).is_file():
-        expected = _header(folder / WEIGHTS).get(_HASH)
-        if expected is not None and expected != _digest(spec):
+        hashes = _hashes(folder / WEIGHTS)
+        if hashes and hashes[0] != _digest(spec):
             raise ValueError(
                 f"{path} and {WEIGHTS} beside it do not belong together: one was edited, or an export was "
                 "interrupted. Export the network again."
@@ -216,15 +218,43 @@ def _digest(spec: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()
 
 
-def _header(weights: Path) -> dict[str, str]:
-    """The texts in the header of a safetensors file; empty where it cannot be read, which loading reports."""
+def _tensors_digest(state: dict[str, torch.Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def check_weights(file: Path) -> str | None:
+    """What is wrong with the tensors of a safetensors file, in words; empty: nothing. None: it has no hash of them.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        state = load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{file} cannot be read: {error}") from error
+    hashes = _hashes(file)
+    if len(hashes) < 2:
+        return None
+    return "" if hashes[1] == _tensors_digest(state) else "its tensors are not those that were written"
+
+
+def _hashes(weights: Path) -> list[str]:
+    """Those of the description and of the tensors, in a file's header; empty where it has none or cannot be read."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(weights, "pt") as file:
-            return file.metadata() or {}
+            return (file.metadata() or {}).get(_HASH, "").split()
     except (SafetensorError, OSError):
-        return {}
+        return []
 
 
 def load_backbone(path: str | Path) -> tuple[Backbone, tuple[float, ...], tuple[float, ...], int]:

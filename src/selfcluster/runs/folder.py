@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import logging
 import math
 import os
 import socket
@@ -14,11 +15,13 @@ from typing import IO, Any
 
 import yaml
 
-from selfcluster.files import make_writable, remove_temporaries, temporaries, write_atomically
+from selfcluster.files import free_bytes, make_writable, remove_temporaries, temporaries, write_atomically
 from selfcluster.runs.formats import FormatError, modern_config
 
 CONFIG, STATUS, METRICS, CHECKPOINTS = "config.yaml", "status.json", "metrics.jsonl", "checkpoints"
 START_SAMPLE = "start/sample.safetensors"  # features of a sample by the start network, which the end is compared with
+
+log = logging.getLogger("selfcluster.runs")
 
 
 class RunError(ValueError):
@@ -37,7 +40,8 @@ class RunFolder:
         self.path = path
         self.settings = dict(settings or {})
         self._rows = 0
-        self._lost = 0
+        self._waiting: list[str] = []  # rows of metrics that could not be written yet
+        self._told: set[str] = set()
         make_writable(path)
         self._lock = self._acquire()
         remove_temporaries(path)
@@ -81,9 +85,12 @@ class RunFolder:
         write_atomically(self.path / CONFIG, text)
 
     def status(self, state: str, **fields: Any) -> None:
-        """Write `status.json`: `state` is running, finished, preempted or failed."""
+        """Write `status.json`: `state` is running, finished, preempted or failed. A full disk is a warning."""
         self._still_ours()
-        write_atomically(self.path / STATUS, json.dumps({"state": state, **fields}, indent=2) + "\n")
+        try:
+            write_atomically(self.path / STATUS, json.dumps({"state": state, **fields}, indent=2) + "\n")
+        except OSError as error:
+            self._tell(STATUS, error, f"the run is {state}")
 
     @property
     def rows(self) -> int:
@@ -98,24 +105,35 @@ class RunFolder:
         self._rows = len(lines)
 
     def log(self, row: dict[str, Any]) -> None:
-        """Append a row. A full disk loses rows, not the run: training goes on, and `lost_rows` counts them."""
+        """Append a row. A full disk does not end the run: rows wait in memory, and are written when there is room."""
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+        self._waiting.append(json.dumps(finite) + "\n")
         path = self.path / METRICS
         size = path.stat().st_size if path.exists() else 0
         try:
             with path.open("a") as file:
-                file.write(json.dumps(finite) + "\n")
-        except OSError:
-            self._lost += 1
+                file.writelines(self._waiting)
+        except OSError as error:
             with suppress(OSError):
                 os.truncate(path, size)  # or the next row would be glued to this one's beginning
+            self._tell(METRICS, error, "training goes on, and rows are written when there is room")
             return
-        self._rows += 1
+        self._rows += len(self._waiting)
+        self._waiting.clear()
+
+    def _tell(self, name: str, error: OSError, what: str) -> None:
+        if name not in self._told:
+            self._told.add(name)
+            log.warning("%s cannot be written (%s, %s bytes are free); %s", *_why(self.path / name, error), what)
 
     @property
     def lost_rows(self) -> int:
-        """Rows that could not be written."""
-        return self._lost
+        """Rows that could not be written yet."""
+        return len(self._waiting)
+
+
+def _why(path: Path, error: OSError) -> tuple[Path, str, str]:
+    return path, error.strerror or str(error), f"{free_bytes(path.parent):,}"
 
 
 def is_run(path: Path) -> bool:

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from selfcluster.models.backbones import ARCHITECTURE, read_description
+from selfcluster.models.backbones import ARCHITECTURE, WEIGHTS, check_weights, read_description
 from selfcluster.runs import checkpoint
 from selfcluster.runs.curation import CURATION, read_curation
-from selfcluster.runs.folder import CHECKPOINTS, CONFIG, METRICS, STATUS, RunError, is_run, read_config
+from selfcluster.runs.folder import CHECKPOINTS, CONFIG, METRICS, STATUS, RunError, is_run, read_config, read_status
 from selfcluster.runs.labels import label_files, read_labels
-from selfcluster.runs.tables import CLUSTERS, check_table, clusters_of, has_hash
+from selfcluster.runs.tables import CLUSTERS, EMBEDDINGS, check_table, clusters_of, has_hash
 
 State = Literal["whole", "read", "damaged"]  # by its hash; it can be read, there is no hash; not what was written
 
@@ -44,6 +44,7 @@ def verify_run(run: Path) -> list[Verified]:
             found.append(_tried(name, lambda file=run / name: _read_lines(file)))
     found += _checkpoints(run)
     found += _networks(run)
+    found += _missing(run)
     for table in sorted(run.glob("*.parquet")):
         why = check_table(table)
         found.append(Verified(table.name, "damaged" if why else "whole" if has_hash(table) else "read", why))
@@ -82,14 +83,27 @@ def _checkpoints(run: Path) -> Iterator[Verified]:
 
 
 def _networks(run: Path) -> Iterator[Verified]:
-    from safetensors.torch import load_file
-
     if (run / ARCHITECTURE).exists():
         yield _tried(ARCHITECTURE, lambda: read_description(run))
     for weights in sorted(run.glob("*.safetensors")):
         try:
-            load_file(weights)
-        except Exception as error:  # safetensors has its own
-            yield Verified(weights.name, "damaged", " ".join(str(error).split()))
-        else:
-            yield Verified(weights.name, "read")
+            why = check_weights(weights)
+        except ValueError as error:
+            why = " ".join(str(error).split())
+        yield Verified(weights.name, "damaged" if why else "read" if why is None else "whole", why or "")
+
+
+def _missing(run: Path) -> Iterator[Verified]:
+    """What a finished run has and this one lacks."""
+    if read_status(run).get("state") != "finished" or "method" not in _config(run):
+        return
+    for name in (ARCHITECTURE, WEIGHTS, EMBEDDINGS, CLUSTERS):
+        if not (run / name).exists():
+            yield Verified(name, "damaged", "missing, though the run is finished")
+
+
+def _config(run: Path) -> dict[str, object]:
+    try:
+        return read_config(run)
+    except RunError:  # told already
+        return {}
