@@ -8,7 +8,19 @@ import selfcluster
 
 ROOT = Path(selfcluster.__file__).parent
 FLOORS = (  # from the ground up
-    ("types", "randomness", "distributed", "heartbeat", "files", "devices", "setting", "choice", "waiting", "faults"),
+    (
+        "types",
+        "randomness",
+        "distributed",
+        "heartbeat",
+        "files",
+        "devices",
+        "setting",
+        "choice",
+        "waiting",
+        "faults",
+        "annotations",
+    ),
     ("clustering", "models"),
     ("views",),
     ("methods", "data"),

@@ -15,12 +15,13 @@ import sys
 import threading
 import zlib
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, ParamSpec, TypeVar, overload
 
 import numpy as np
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 
 _GOLDEN = 0x9E3779B97F4A7C15  # 2**64 divided by the golden ratio, SplitMix64's increment
 _FIRST = 0xBF58476D1CE4E5B9
@@ -40,7 +41,15 @@ def key(seed: int, purpose: str, *counters: int) -> int:
     return state
 
 
-def draw(seed: int, purpose: str, step: int, index: Any, view: int, n: int) -> Any:
+@overload
+def draw(seed: int, purpose: str, step: int, index: np.ndarray, view: int, n: int) -> np.ndarray: ...
+
+
+@overload
+def draw(seed: int, purpose: str, step: int, index: Tensor, view: int, n: int) -> Tensor: ...
+
+
+def draw(seed: int, purpose: str, step: int, index: np.ndarray | Tensor, view: int, n: int) -> np.ndarray | Tensor:
     """Return uniforms in [0, 1). Row b depends on sample `index[b]` and on no other sample.
 
     Args:
@@ -152,7 +161,7 @@ def _random_state() -> Iterator[None]:
             torch.default_generator.set_state(torch.Generator().get_state())  # as after a fresh import
 
 
-def _torch_states() -> list[tuple[Any, Any]]:
+def _torch_states() -> list[tuple[torch.Generator, Tensor]]:
     import torch
 
     generators = [torch.default_generator]

@@ -15,7 +15,10 @@ import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 _WORDS = {
     "int": "a whole number",
@@ -28,7 +31,7 @@ _WORDS = {
 
 
 def setting(
-    default: Any,
+    default: object,
     help: str,
     *,
     least: float | None = None,
@@ -109,14 +112,14 @@ def options_of(settings: type) -> Mapping[str, Option]:
     return options
 
 
-def _written(annotation: Any) -> str:
+def _written(annotation: object) -> str:
     """An annotation as it stands in the source, also where Python has evaluated it."""
     if isinstance(annotation, str):
         return annotation
     return annotation.__name__ if isinstance(annotation, type) else str(annotation).replace("typing.", "")
 
 
-def check_settings(settings: Any) -> None:
+def check_settings(settings: DataclassInstance) -> None:
     """Raise ValueError, naming field and value, where a dataclass of declared settings holds a value out of bounds."""
     for name, option in options_of(type(settings)).items():
         value = getattr(settings, name)
@@ -136,7 +139,7 @@ def check_names(names: Iterable[str], known: Mapping[str, Option]) -> None:
             raise ValueError(f"no setting named {name!r}{hint}")
 
 
-def checked(option: Option, value: Any) -> Any:
+def checked(option: Option, value: object) -> Any:
     """Return the value in the option's type; raise ValueError naming flag, value and the nearest valid value."""
     if value is None:
         if option.nullable or option.default is None:
@@ -153,7 +156,7 @@ def checked(option: Option, value: Any) -> Any:
     return converted
 
 
-def _converted(option: Option, value: Any) -> Any:
+def _converted(option: Option, value: Any) -> object:
     if option.kind == "int":
         return _whole(value)
     if option.kind == "float":
@@ -186,13 +189,13 @@ def _whole(value: Any) -> int:
     return int(value)
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     if isinstance(value, bool) or not isinstance(value, str | int | float | os.PathLike):
         raise ValueError
     return os.fspath(value) if isinstance(value, os.PathLike) else str(value)
 
 
-def _problem(option: Option, value: Any) -> str:
+def _problem(option: Option, value: object) -> str:
     """Return what is wrong with a value of the right type, or ""."""
     for number in value if isinstance(value, tuple) else (value,):
         if isinstance(number, int | float) and not isinstance(number, bool):
@@ -209,6 +212,6 @@ def _problem(option: Option, value: Any) -> str:
     return ""
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     text = " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
     return text if len(text) <= 60 else text[:57] + "..."

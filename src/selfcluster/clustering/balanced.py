@@ -15,15 +15,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from selfcluster import distributed
+from selfcluster.annotations import ArrayLike
 
 _BLOCK = 1 << 22  # scores worked on at a time
 _LEAST = 1e-40  # a column sum below this is float32 underflow: its potential moves by what is known, 92 nats
+
+
+Scores: TypeAlias = np.ndarray | Tensor | Callable[[], object]  # rows, or a function that yields their blocks
 
 
 @dataclass(frozen=True)
@@ -46,10 +51,10 @@ class Balanced:
 
 @torch.no_grad()
 def balanced_assignment(
-    scores: Any,
+    scores: Scores,
     *,
     sharpness: float = 25.0,
-    marginals: Any = None,
+    marginals: ArrayLike | None = None,
     tolerance: float = 0.1,
     max_iter: int = 1000,
     soft: bool = False,
@@ -124,7 +129,7 @@ def balanced_labels(num_samples: int, num_clusters: int, generator: torch.Genera
     return torch.arange(num_samples)[torch.randperm(num_samples, generator=generator)] % num_clusters
 
 
-def _passes(scores: Any) -> Callable[[], Iterator[Tensor]]:
+def _passes(scores: Scores) -> Callable[[], Iterator[Tensor]]:
     """A function that yields the blocks of one pass over the scores."""
     if callable(scores):
         return lambda: (torch.as_tensor(block) for block in _iterable(scores()))
@@ -137,8 +142,8 @@ def _passes(scores: Any) -> Callable[[], Iterator[Tensor]]:
     return lambda: (torch.from_numpy(scores[i : i + size].copy()) for i in starts)  # copied: a map may be read-only
 
 
-def _iterable(blocks: Any) -> Iterable[Any]:
-    if not hasattr(blocks, "__iter__"):
+def _iterable(blocks: object) -> Iterable[object]:
+    if not isinstance(blocks, Iterable):
         raise ValueError(f"scores() returned {type(blocks).__name__}; it must yield the blocks of a pass")
     return blocks
 
@@ -149,7 +154,7 @@ def _width(passes: Callable[[], Iterator[Tensor]]) -> tuple[int, torch.device]:
     raise ValueError("scores() yielded no block; a rank without samples yields one of shape (0, clusters)")
 
 
-def _marginals(marginals: Any, k: int) -> Tensor:
+def _marginals(marginals: ArrayLike | None, k: int) -> Tensor:
     if marginals is None:
         return torch.full((k,), 1 / k, dtype=torch.float64)
     target = torch.as_tensor(marginals).double()

@@ -9,11 +9,14 @@ linear in N. Letters: N samples, M clusterings, k clusters of the consensus.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from scipy.cluster.hierarchy import fcluster, linkage
+
+from selfcluster.annotations import ArrayLike
 
 LIMIT = 4000  # rows linked at most: 64 MB of co-associations, some seconds
 _BLOCK = 1 << 22
@@ -30,7 +33,9 @@ class Consensus:
     n_clusters: int
 
 
-def consensus(labelings: Any, k: int | None = None, *, limit: int = LIMIT, seed: int = 0) -> Consensus:
+def consensus(
+    labelings: ArrayLike | Iterable[ArrayLike], k: int | None = None, *, limit: int = LIMIT, seed: int = 0
+) -> Consensus:
     """The consensus of M clusterings of the same N samples.
 
     Args:

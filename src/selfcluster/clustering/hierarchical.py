@@ -10,8 +10,6 @@ code draws with replacement too but may then split them.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator, ClusterMixin
@@ -19,6 +17,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from selfcluster import distributed, randomness
+from selfcluster.annotations import ArrayLike
 from selfcluster.clustering.kmeans import KMeans
 from selfcluster.clustering.rows import Rows
 
@@ -56,7 +55,7 @@ class HierarchicalKMeans(ClusterMixin, BaseEstimator):
         empty: str = "split",
         donor: str = "uniform",
         perturbation: float = 1 / 1024,
-        random_state: Any = None,
+        random_state: int | np.random.RandomState | None = None,
         exact: bool = True,
     ) -> None:
         self.n_parts = n_parts
@@ -70,7 +69,7 @@ class HierarchicalKMeans(ClusterMixin, BaseEstimator):
         self.random_state = random_state
         self.exact = exact
 
-    def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> HierarchicalKMeans:
+    def fit(self, X: ArrayLike, y: object = None, sample_weight: ArrayLike | None = None) -> HierarchicalKMeans:
         """Cluster the rows of X; arguments, errors and ranks as in `KMeans.fit`."""
         X = X if isinstance(X, Tensor | np.ndarray) else np.asarray(X)
         first = self._model(self.n_parts, self.random_state).fit(X, sample_weight=sample_weight)
@@ -104,7 +103,7 @@ class HierarchicalKMeans(ClusterMixin, BaseEstimator):
         self.labels_ = labels if tensors else labels.numpy()
         return self
 
-    def predict(self, X: Any) -> Any:
+    def predict(self, X: ArrayLike) -> Tensor | np.ndarray:
         """The cluster of each row, (n,) int64: the nearest part, then the nearest cluster in it."""
         check_is_fitted(self)
         X = X if isinstance(X, Tensor | np.ndarray) else np.asarray(X)
@@ -118,17 +117,19 @@ class HierarchicalKMeans(ClusterMixin, BaseEstimator):
             labels[own] = torch.as_tensor(self._fitted(self.cluster_centers_[span]).predict(rows)) + span.start
         return labels if isinstance(X, Tensor) else labels.numpy()
 
-    def _part(self, X: Any, own: Tensor, weight: Tensor | None = None, shared: bool = True) -> Any:
+    def _part(
+        self, X: np.ndarray | Tensor, own: Tensor, weight: Tensor | None = None, shared: bool = True
+    ) -> Tensor | np.ndarray | Rows:
         """The rows at these positions: a copy, but of a file, which may not fit, a view that knows its weights."""
         if isinstance(X, np.memmap):
             return Rows(X, spherical=self.spherical, weight=weight, shared=shared).take(own.numpy())
         return X[own] if isinstance(X, Tensor) else X[own.numpy()]
 
-    def _model(self, k: int, random_state: Any) -> KMeans:
+    def _model(self, k: int, random_state: int | np.random.RandomState | None) -> KMeans:
         names = ("spherical", "init", "max_iter", "empty", "donor", "perturbation", "exact")
         return KMeans(k, random_state=random_state, **{name: getattr(self, name) for name in names})
 
-    def _fitted(self, centers: Any) -> KMeans:
+    def _fitted(self, centers: Tensor | np.ndarray) -> KMeans:
         model = self._model(len(centers), None)
         model.cluster_centers_, model.n_features_in_ = centers, self.n_features_in_
         return model

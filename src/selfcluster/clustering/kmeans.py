@@ -21,9 +21,10 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
 from selfcluster import distributed, randomness
+from selfcluster.annotations import ArrayLike
 from selfcluster.clustering import init as starts
 from selfcluster.clustering.assign import nearest_centroid, unit_rows
-from selfcluster.clustering.lloyd import DONORS, Empty, assignment_pass, average
+from selfcluster.clustering.lloyd import DONORS, Empty, Pass, assignment_pass, average
 from selfcluster.clustering.rows import Rows
 
 _INITS = {
@@ -87,7 +88,7 @@ class KMeans(ClusterMixin, BaseEstimator):
         n_clusters: int = 8,
         *,
         spherical: bool = False,
-        init: str | Any = "random",
+        init: str | ArrayLike = "random",
         max_iter: int = 20,
         tol: float = 0.0,
         empty: str = "split",
@@ -96,7 +97,7 @@ class KMeans(ClusterMixin, BaseEstimator):
         max_points_per_centroid: int | None = None,
         subsample: int | None = None,
         subsample_iter: int | None = None,
-        random_state: Any = None,
+        random_state: int | np.random.RandomState | None = None,
         exact: bool = True,
         approximate: bool = False,
     ) -> None:
@@ -115,7 +116,7 @@ class KMeans(ClusterMixin, BaseEstimator):
         self.exact = exact
         self.approximate = approximate
 
-    def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> KMeans:
+    def fit(self, X: ArrayLike | Rows, y: object = None, sample_weight: ArrayLike | None = None) -> KMeans:
         """Cluster the rows of X.
 
         Args:
@@ -155,18 +156,18 @@ class KMeans(ClusterMixin, BaseEstimator):
         self.labels_ = last.labels if rows.is_tensor else last.labels.numpy()
         return self
 
-    def predict(self, X: Any) -> Any:
+    def predict(self, X: ArrayLike | Rows) -> Tensor | np.ndarray:
         """The nearest centroid of each row: (n,) int64, a tensor if X is one."""
         return self._assign(X)[0]
 
-    def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
+    def score(self, X: ArrayLike, y: object = None, sample_weight: ArrayLike | None = None) -> float:
         """Minus the inertia of X (this rank's rows) under the fitted centroids."""
         distances = torch.as_tensor(self._assign(X)[1]).double()
         if sample_weight is not None:
             distances = distances * torch.as_tensor(sample_weight, device=distances.device)
         return -float(distances.sum())
 
-    def _assign(self, X: Any) -> tuple[Any, Any]:
+    def _assign(self, X: ArrayLike | Rows) -> tuple[Tensor, Tensor] | tuple[np.ndarray, np.ndarray]:
         check_is_fitted(self)
         rows = self._rows(X, None, reset=False, shared=False)
         rows.check()
@@ -177,7 +178,7 @@ class KMeans(ClusterMixin, BaseEstimator):
             labels[part], distances[part] = nearest_centroid(x, centroids, exact=self.exact)
         return (labels, distances) if rows.is_tensor else (labels.numpy(), distances.numpy())
 
-    def _iterate(self, rows: Rows, centroids: Tensor, steps: int, seed: int, stage: int) -> tuple[Tensor, Any, int]:
+    def _iterate(self, rows: Rows, centroids: Tensor, steps: int, seed: int, stage: int) -> tuple[Tensor, Pass, int]:
         empty = Empty(self.empty, self.donor, self.perturbation)
         draw = np.random.default_rng(randomness.key(seed, "empty", stage))
         found = None

@@ -278,5 +278,5 @@ def last_of_each(index: Tensor) -> Tensor:
     return order[torch.searchsorted(ordered, index, right=True) - 1]
 
 
-def _forget_filled(module: Any, _: Any) -> None:
+def _forget_filled(module: Any, _: object) -> None:
     module._filled = False

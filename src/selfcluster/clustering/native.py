@@ -70,7 +70,7 @@ class _Kernel:
             function = self._functions[name] = getattr(library, f"selfcluster_{name}")
             function.argtypes, function.restype = types, _SIZE
 
-    def call(self, name: str, *arguments: Any) -> int:
+    def call(self, name: str, *arguments: object) -> int:
         """A function of the library, tensors given as what they point to."""
         result = self._functions[name](*(a.data_ptr() if isinstance(a, Tensor) else a for a in arguments))
         if result < 0:

@@ -42,8 +42,8 @@ class Neighbors(NamedTuple):
 
 @torch.no_grad()
 def nearest(
-    queries: Any,
-    database: Any,
+    queries: np.ndarray | Tensor,
+    database: np.ndarray | Tensor,
     k: int,
     *,
     metric: str = "inner_product",
@@ -104,7 +104,7 @@ def nearest(
     return Neighbors(value.cpu().numpy(), index.cpu().numpy())
 
 
-def _check(queries: Any, database: Any, metric: str, precision: str) -> None:
+def _check(queries: np.ndarray | Tensor, database: np.ndarray | Tensor, metric: str, precision: str) -> None:
     if metric not in _METRICS:
         raise ValueError(f'metric={metric!r} must be "inner_product" or "l2"')
     if precision not in ("auto", "float32", "bfloat16"):
@@ -147,7 +147,9 @@ class _Search:
     product) or none (l2, where the queries shift too), and leaves the bits to what differs.
     """
 
-    def __init__(self, database: Any, k: int, metric: str, precision: str, shift: Tensor | None) -> None:
+    def __init__(
+        self, database: np.ndarray | Tensor, k: int, metric: str, precision: str, shift: Tensor | None
+    ) -> None:
         self.database, self.k, self.l2, self.shift = database, k, metric == "l2", shift
         self.device = database.device if isinstance(database, Tensor) else torch.device("cpu")
         self.auto = precision == "auto"
@@ -155,7 +157,7 @@ class _Search:
         self.m = (_TILE_CUDA if self.device.type == "cuda" else _TILE) // _QUERIES
         self.mean = self._mean() if self.low or self.l2 else torch.zeros(database.shape[1], device=self.device)
 
-    def rows(self, part: slice | Tensor, data: Any = None) -> Tensor:
+    def rows(self, part: slice | Tensor, data: np.ndarray | Tensor | None = None) -> Tensor:
         return _rows(self.database if data is None else data, part, self.device, self.shift)
 
     def __call__(self, queries: Tensor) -> tuple[Tensor, Tensor]:
@@ -273,7 +275,7 @@ def _best(value: Tensor, index: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return value, index.gather(1, order)
 
 
-def _shift(queries: Any, database: Any) -> Tensor | None:
+def _shift(queries: np.ndarray | Tensor, database: np.ndarray | Tensor) -> Tensor | None:
     """(D,) float64, a row that is subtracted from all where float32 would round away what differs; None for float32."""
     wide = any(str(x.dtype).rpartition(".")[2] in _WIDE for x in (queries, database))
     if not any(distributed.gather_objects(wide)):
@@ -283,7 +285,7 @@ def _shift(queries: Any, database: Any) -> Tensor | None:
     return first[0][0]
 
 
-def _rows(data: Any, part: slice | Tensor, device: torch.device, shift: Tensor | None) -> Tensor:
+def _rows(data: np.ndarray | Tensor, part: slice | Tensor, device: torch.device, shift: Tensor | None) -> Tensor:
     """Some rows in float32; slices, which see every row once, refuse NaN and infinity."""
     if isinstance(data, Tensor):
         rows = data[part].detach()

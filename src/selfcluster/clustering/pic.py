@@ -24,6 +24,7 @@ from sklearn.base import BaseEstimator, ClusterMixin
 from torch import Tensor
 
 from selfcluster import distributed
+from selfcluster.annotations import ArrayLike
 from selfcluster.clustering.neighbors import nearest
 
 
@@ -56,7 +57,7 @@ class PowerIterationClustering(ClusterMixin, BaseEstimator):
         self.alpha = alpha
         self.iterations = iterations
 
-    def fit(self, X: Any, y: Any = None) -> PowerIterationClustering:
+    def fit(self, X: np.ndarray | Tensor, y: object = None) -> PowerIterationClustering:
         """Cluster (n, D) rows: a tensor, a NumPy array or a memory-mapped file. `y` is ignored.
 
         Raises:
@@ -105,7 +106,7 @@ class PowerIterationClustering(ClusterMixin, BaseEstimator):
         return v
 
 
-def _whole(x: Any) -> np.ndarray:
+def _whole(x: ArrayLike) -> np.ndarray:
     return distributed.all_gather(torch.as_tensor(x)).cpu().numpy()
 
 
@@ -116,7 +117,7 @@ def _twins(near: np.ndarray, square: np.ndarray) -> np.ndarray:
     return csgraph.connected_components(links, directed=False)[1]
 
 
-def _ascend(graph: Any, v: np.ndarray, twin: np.ndarray) -> np.ndarray:
+def _ascend(graph: sparse.csr_matrix, v: np.ndarray, twin: np.ndarray) -> np.ndarray:
     """(N,): where each node points; rows of one place all point to their highest, which alone climbs on."""
     order = np.lexsort((np.arange(len(v)), -v, twin))  # by place, highest first, then by number
     first = np.r_[True, np.diff(twin[order]) != 0]

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +24,9 @@ _BLOCK_ELEMENTS = 1 << 24  # 64 MB of float32 at once
 _IN_PLACE = 8
 _DISTINCT_ROWS = 1 << 14  # looked at between two counts
 _FLOATS = (torch.float32, torch.float64, np.dtype(np.float32), np.dtype(np.float64))
+
+
+T = TypeVar("T")
 
 
 class Rows:
@@ -52,7 +55,7 @@ class Rows:
         lengths = self._gather(len(self))
         self.offset, self.total = sum(lengths[: distributed.rank()]) if self.shared else 0, sum(lengths)
 
-    def _gather(self, value: Any) -> list[Any]:
+    def _gather(self, value: T) -> list[T]:
         return distributed.gather_objects(value) if self.shared else [value]
 
     def read(self, part: slice | np.ndarray) -> Tensor:

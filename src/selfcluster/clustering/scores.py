@@ -12,11 +12,14 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 from sklearn import metrics
 from sklearn.metrics.cluster import contingency_matrix
+from torch import Tensor
+
+from selfcluster.annotations import ArrayLike
 
 _AVERAGES = ("geometric", "arithmetic", "min", "max")
 
 
-def nmi(a: Any, b: Any, average: str = "geometric") -> float:
+def nmi(a: ArrayLike, b: ArrayLike, average: str = "geometric") -> float:
     """Normalized mutual information I(A; B) / mean(H(A), H(B)), in [0, 1].
 
     Args:
@@ -33,7 +36,7 @@ def nmi(a: Any, b: Any, average: str = "geometric") -> float:
     return float(metrics.normalized_mutual_info_score(a, b, average_method=average))  # pyright: ignore[reportArgumentType]
 
 
-def ami(a: Any, b: Any, average: str = "arithmetic") -> float:
+def ami(a: ArrayLike, b: ArrayLike, average: str = "arithmetic") -> float:
     """Mutual information adjusted for chance: 0 in expectation for independent labelings, 1 for equal ones.
 
     >>> ami([0, 0, 1, 1], [5, 5, 2, 2])
@@ -45,7 +48,7 @@ def ami(a: Any, b: Any, average: str = "arithmetic") -> float:
     return float(metrics.adjusted_mutual_info_score(a, b, average_method=average))  # pyright: ignore[reportArgumentType]
 
 
-def ari(a: Any, b: Any) -> float:
+def ari(a: ArrayLike, b: ArrayLike) -> float:
     """Rand index adjusted for chance: 0 in expectation for independent labelings, 1 for equal ones.
 
     >>> ari([0, 0, 1, 1], [5, 5, 2, 2])
@@ -54,7 +57,7 @@ def ari(a: Any, b: Any) -> float:
     return float(metrics.adjusted_rand_score(*_pair(a, b)))
 
 
-def matching_accuracy(labels: Any, clusters: Any) -> float:
+def matching_accuracy(labels: ArrayLike, clusters: ArrayLike) -> float:
     """Share of samples whose cluster is matched to their label, by the best one-to-one matching (Hungarian).
 
     With more clusters than labels the clusters left over count as wrong.
@@ -67,7 +70,7 @@ def matching_accuracy(labels: Any, clusters: Any) -> float:
     return float(table[rows, columns].sum() / table.sum())
 
 
-def purity(labels: Any, clusters: Any) -> float:
+def purity(labels: ArrayLike, clusters: ArrayLike) -> float:
     """Share of samples that have their cluster's commonest label. It rises with the number of clusters: 1 at N.
 
     >>> purity([0, 0, 1, 1], [0, 0, 0, 1])
@@ -77,7 +80,7 @@ def purity(labels: Any, clusters: Any) -> float:
     return float(table.max(axis=0).sum() / table.sum())
 
 
-def entropy(clusters: Any) -> float:
+def entropy(clusters: ArrayLike) -> float:
     """Entropy of the cluster sizes in nats: ln K where all K are equal, 0 where one has everything.
 
     >>> entropy([0, 0, 0])
@@ -89,7 +92,7 @@ def entropy(clusters: Any) -> float:
     return float(max(0.0, -(p * np.log(p)).sum()))
 
 
-def effective_clusters(clusters: Any) -> float:
+def effective_clusters(clusters: ArrayLike) -> float:
     """exp(entropy): the number of equal clusters that would be as uneven; far below K warns of collapse.
 
     >>> round(effective_clusters([0, 0, 1, 1]), 6)
@@ -98,7 +101,9 @@ def effective_clusters(clusters: Any) -> float:
     return float(np.exp(entropy(clusters)))
 
 
-def silhouette(X: Any, clusters: Any, *, sample: int = 2000, metric: str = "euclidean", seed: int = 0) -> float:
+def silhouette(
+    X: ArrayLike, clusters: ArrayLike, *, sample: int = 2000, metric: str = "euclidean", seed: int = 0
+) -> float:
     """Mean silhouette of a seeded sample, in [-1, 1]: how much nearer a sample's own cluster is than the next.
 
     Args:
@@ -122,7 +127,7 @@ def silhouette(X: Any, clusters: Any, *, sample: int = 2000, metric: str = "eucl
     return float(metrics.silhouette_score(_features(X, rows), clusters[rows], metric=metric))
 
 
-def rankme(features: Any, *, sample: int = 25_600, eps: float = 1e-7, seed: int = 0) -> float:
+def rankme(features: np.ndarray | Tensor, *, sample: int = 25_600, eps: float = 1e-7, seed: int = 0) -> float:
     """RankMe: the exponential of the entropy of the normalized singular values, a smooth rank in [1, D].
 
     Garrido et al. 2023, arXiv 2210.02885, eq. 1: p_k = s_k / sum(s) + eps. Features are not centered.
@@ -143,7 +148,7 @@ def rankme(features: Any, *, sample: int = 25_600, eps: float = 1e-7, seed: int 
     return float(np.exp(-(p * np.log(p)).sum()))
 
 
-def successive_nmi(previous: Any, current: Any) -> float:
+def successive_nmi(previous: ArrayLike, current: ArrayLike) -> float:
     """Geometric NMI of two successive assignments: 1 = the clusters have settled (DeepCluster's stability curve).
 
     NaN where no sample has a cluster in both.
@@ -155,7 +160,7 @@ def successive_nmi(previous: Any, current: Any) -> float:
     return nmi(previous, current) if both.any() else float("nan")
 
 
-def label_switch_ratio(previous: Any, current: Any) -> float:
+def label_switch_ratio(previous: ArrayLike, current: ArrayLike) -> float:
     """Share of samples whose label changed, names as they are (ODC's change ratio; ids that keep their meaning).
 
     NaN where no sample has a cluster in both.
@@ -175,7 +180,7 @@ def _labels(labels: Any) -> np.ndarray:
     return labels
 
 
-def _pair(a: Any, b: Any) -> tuple[np.ndarray, np.ndarray]:
+def _pair(a: ArrayLike, b: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     a, b = _labels(a), _labels(b)
     if len(a) != len(b):
         raise ValueError(f"the labelings have {len(a)} and {len(b)} samples; they must be of the same samples in order")

@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 
 from selfcluster import distributed, randomness
+from selfcluster.annotations import ArrayLike
 from selfcluster.clustering import scores
 from selfcluster.clustering.kmeans import KMeans
 
@@ -64,7 +65,7 @@ class KChoice:
 
 
 def choose_k(
-    X: Any,
+    X: ArrayLike,
     candidates: Sequence[int] | None = None,
     seed: int = 0,
     *,

@@ -28,6 +28,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from selfcluster import distributed
+from selfcluster.annotations import ArrayLike
 from selfcluster.clustering import native
 from selfcluster.devices import has_triton
 
@@ -40,7 +41,12 @@ _BLOCK = 1 << 20  # entries of a block of rows: 4 MB stay in cache, and threads 
 
 @torch.no_grad()
 def sinkhorn(
-    scores: Any, epsilon: float = 0.05, iterations: int = 3, extra: Any = None, *, check_finite: bool = True
+    scores: ArrayLike,
+    epsilon: float = 0.05,
+    iterations: int = 3,
+    extra: ArrayLike | None = None,
+    *,
+    check_finite: bool = True,
 ) -> Any:
     """Codes that use all clusters equally over the batch: entropic optimal transport with uniform marginals.
 

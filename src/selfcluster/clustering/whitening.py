@@ -9,13 +9,14 @@ Letters: N rows of this rank, D features, d axes kept.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import overload
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from selfcluster import distributed
+from selfcluster.annotations import ArrayLike
 
 _BLOCK = 1 << 22  # numbers of a block of rows
 
@@ -63,7 +64,7 @@ class Whitening:
         self._matrix: Tensor | None = None
 
     @torch.no_grad()
-    def fit(self, X: Any) -> Whitening:
+    def fit(self, X: ArrayLike) -> Whitening:
         """Fit to (N, D) rows: a tensor, a NumPy array or memory-mapped file, or an iterable of such blocks.
 
         Raises:
@@ -86,8 +87,14 @@ class Whitening:
         self._matrix = None
         return self
 
+    @overload
+    def transform(self, X: Tensor) -> Tensor: ...
+
+    @overload
+    def transform(self, X: np.ndarray) -> np.ndarray: ...
+
     @torch.no_grad()
-    def transform(self, X: Any) -> Any:
+    def transform(self, X: Tensor | np.ndarray) -> Tensor | np.ndarray:
         """(N, D) to (N, d) float32 (float64 for float64 rows), of X's kind, on its device."""
         if not hasattr(self, "mean_"):
             raise ValueError("this Whitening is not fitted yet: call fit first")
@@ -97,7 +104,13 @@ class Whitening:
         rows = torch.cat(blocks) if blocks else torch.empty(0, len(self.components_))
         return rows if isinstance(X, Tensor) else rows.numpy()
 
-    def fit_transform(self, X: Any) -> Any:
+    @overload
+    def fit_transform(self, X: Tensor) -> Tensor: ...
+
+    @overload
+    def fit_transform(self, X: np.ndarray) -> np.ndarray: ...
+
+    def fit_transform(self, X: Tensor | np.ndarray) -> Tensor | np.ndarray:
         """`fit(X)`, then `transform(X)`."""
         return self.fit(X).transform(X)
 
@@ -149,7 +162,7 @@ class WhiteningMemory(nn.Module):
         return found.transform(rows)
 
 
-def _scatter(X: Any) -> tuple[int, Tensor, Tensor]:
+def _scatter(X: ArrayLike) -> tuple[int, Tensor, Tensor]:
     """Number of rows, sum of outer products about the mean (D, D), and mean (D,), over all ranks, in float64.
 
     A rank sums about the mean of its first block, so that a large common offset costs no digits, and moves its sums to
@@ -183,7 +196,7 @@ def _scatter(X: Any) -> tuple[int, Tensor, Tensor]:
     return count, distributed.all_reduce(outer), mean
 
 
-def _blocks(X: Any) -> Iterator[Tensor]:
+def _blocks(X: object) -> Iterator[Tensor]:
     if isinstance(X, (Tensor, np.ndarray)):
         if X.ndim != 2:
             raise ValueError(f"X has shape {tuple(X.shape)}; it must be (rows, features)")

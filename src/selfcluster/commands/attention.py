@@ -54,7 +54,7 @@ def add_flags(parser: argparse.ArgumentParser, words: list[str]) -> None:
     parser.set_defaults(run_command=run_command)
 
 
-def run_command(**settings: Any) -> tuple[Any, str]:
+def run_command(**settings: Any) -> tuple[object, str]:
     result = attention(**settings)
     down, across = result["grid"]
     return result, f"{result['out']}: {result['heads']} heads of {down} x {across} patches, and the mask, of each image"

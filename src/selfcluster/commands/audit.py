@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypedDict
 
+from selfcluster.annotations import Data
 from selfcluster.commands.flags import add_option
 from selfcluster.data.sources import open_source
 from selfcluster.settings.options import SHARED
@@ -36,8 +38,8 @@ class AuditResult(TypedDict):
 
 
 def audit(
-    data: Any,
-    data2: Any = None,
+    data: Data,
+    data2: Data | None = None,
     *,
     near: float = 0.99,
     hashes: str | os.PathLike[str] | None = None,
@@ -80,7 +82,7 @@ def audit(
     parts: list[dict[str, Any]] = []
     for source, seen in zip(sources, examined):
 
-        def named(rows: Any, ids: list[str] = seen.ids) -> list[str]:
+        def named(rows: Iterable[int], ids: list[str] = seen.ids) -> list[str]:
             return [ids[int(row)] for row in rows]
 
         parts.append(
@@ -134,7 +136,7 @@ def add_flags(parser: argparse.ArgumentParser, words: list[str]) -> None:
     parser.set_defaults(run_command=run_command)
 
 
-def run_command(**settings: Any) -> tuple[Any, str]:
+def run_command(**settings: Any) -> tuple[object, str]:
     result = audit(**settings)
     lines = _table(result)  # pyright: ignore[reportArgumentType]
     if result["second"] is not None:
@@ -177,7 +179,7 @@ def _line(words: str, count: int, examples: list[str], detail: str = "") -> str:
     return f"{words:<18}{count:>9}  {shown}{f' ({detail})' if detail else ''}".rstrip()
 
 
-def _progress(where: str, total: int, quiet: bool) -> Any:
+def _progress(where: str, total: int, quiet: bool) -> Callable[[int], None] | None:
     """A line on a terminal that counts the images; nothing elsewhere."""
     if quiet or not sys.stderr.isatty():
         return None

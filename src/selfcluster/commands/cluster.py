@@ -6,10 +6,11 @@ import argparse
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from selfcluster.annotations import Data
 from selfcluster.commands.flags import add_model_flag, add_network_flags, names_images
 from selfcluster.commands.results import Clustered
 from selfcluster.data.sources import Source, open_source
@@ -17,13 +18,16 @@ from selfcluster.files import make_writable
 from selfcluster.randomness import keeps_random_state
 from selfcluster.runs.folder import RunError, check_finished, is_run
 
+if TYPE_CHECKING:
+    from selfcluster.runs.console import Console
+
 HELP = "groups of images, found by a pretrained network or by a run"
 SUBSET = ("limit", "classes", "long_tail", "labels_from", "range", "max_megapixels")
 
 
 @keeps_random_state
 def cluster(
-    data: Any,
+    data: Data,
     *,
     model: str | os.PathLike[str] | None = None,
     k: int | str | None = None,
@@ -71,8 +75,8 @@ def cluster(
 
 
 def _cluster_images(
-    data: Any,
-    model: Any,
+    data: Data,
+    model: str | os.PathLike[str] | None,
     k: int | str | None,
     algorithm: str,
     whiten: int | None,
@@ -97,7 +101,7 @@ def _cluster_images(
 
 
 def embed_images(
-    data: Any,
+    data: Data,
     model: str | os.PathLike[str] | None = None,
     out: str | os.PathLike[str] | None = None,
     *,
@@ -173,7 +177,7 @@ def _cluster_table(
     )
 
 
-def _keep_decisions(run: Path, ids: list[str], clusters: np.ndarray, console: Any) -> None:
+def _keep_decisions(run: Path, ids: list[str], clusters: np.ndarray, console: Console) -> None:
     """Rename `curation.jsonl` where new clusters replace those that its rows speak of."""
     from selfcluster.runs.curation import CURATION, set_aside
     from selfcluster.runs.tables import CLUSTERS, read_clusters
@@ -230,7 +234,7 @@ def _number_or_auto(text: str) -> int | str:
         raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor auto") from error
 
 
-def run_command(**settings: Any) -> tuple[Any, str]:
+def run_command(**settings: Any) -> tuple[object, str]:
     result = cluster(**{name: value for name, value in settings.items() if value is not None})
     lines = ["{clusters} clusters of {images} images, from {smallest} to {largest}; {out} and {csv}".format(**result)]
     if result["none"]:

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from selfcluster.annotations import Data
 from selfcluster.commands.flags import add_network_flags
 from selfcluster.randomness import keeps_random_state
 
@@ -22,7 +23,7 @@ HELP = "results of several runs in one table"
 def compare(
     *runs: str | os.PathLike[str],
     protocol: str | None = None,
-    train: Any = None,
+    train: Data | None = None,
     out: str | os.PathLike[str] | None = None,
     **settings: Any,
 ) -> Comparison:
@@ -117,7 +118,7 @@ def add_flags(parser: argparse.ArgumentParser, words: list[str]) -> None:
     parser.set_defaults(run_command=run_command, batch_size=None)
 
 
-def run_command(runs: list[str], **settings: Any) -> tuple[Any, str]:
+def run_command(runs: list[str], **settings: Any) -> tuple[object, str]:
     from selfcluster.reporting.comparison import comparison_text
 
     result = compare(*runs, **settings)

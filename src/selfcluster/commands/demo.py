@@ -67,7 +67,7 @@ def add_flags(parser: argparse.ArgumentParser, words: list[str]) -> None:
     parser.set_defaults(run_command=run_command)
 
 
-def run_command(out: str, seed: int, quiet: bool) -> tuple[Any, str]:
+def run_command(out: str, seed: int, quiet: bool) -> tuple[object, str]:
     rows = demo(out, seed=seed, quiet=quiet)
     head = f"{'features':<20}{'k-NN':>8}{'matching':>10}{'NMI':>8}{'seconds':>10}"
     lines = [

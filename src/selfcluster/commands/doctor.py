@@ -9,7 +9,7 @@ import os
 import platform
 import shutil
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 HELP = "what this machine has, what is chosen for it, and why"
 _CORE = ("torch", "timm", "numpy", "scikit-learn", "pyarrow", "pillow")
@@ -48,7 +48,7 @@ def doctor() -> dict[str, dict[str, str]]:
     }
 
 
-def _processor(torch: Any) -> dict[str, str]:
+def _processor(torch: ModuleType) -> dict[str, str]:
     flags, name = set[str](), platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.is_file():
@@ -100,7 +100,7 @@ def _clustering() -> dict[str, str]:
     return {"k-means, neighbors, Sinkhorn": text}
 
 
-def _training(torch: Any) -> dict[str, str]:
+def _training(torch: ModuleType) -> dict[str, str]:
     from selfcluster.devices import has_triton
     from selfcluster.training.precision import pick_device, pick_precision
 

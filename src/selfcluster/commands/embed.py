@@ -103,7 +103,7 @@ def add_flags(parser: argparse.ArgumentParser, words: list[str]) -> None:
     parser.set_defaults(run_command=run_command)
 
 
-def run_command(run: str, data: str | None, out: str | None, **settings: Any) -> tuple[Any, str]:
+def run_command(run: str, data: str | None, out: str | None, **settings: Any) -> tuple[object, str]:
     if out is None and (
         data is not None
         or settings.get("model") is not None

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from selfcluster.annotations import Data
 from selfcluster.commands.embed import STARTER
 from selfcluster.commands.flags import (
     EMBEDDING,
@@ -35,7 +36,7 @@ def evaluate(
     run: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     *,
     train: Any = None,
-    test: Any = None,
+    test: Data | None = None,
     split: float = 0.2,
     labels_from: str | None = None,
     seed: int = 0,
@@ -160,7 +161,7 @@ def add_flags(parser: argparse.ArgumentParser, words: list[str]) -> None:
     parser.set_defaults(run_command=run_command)
 
 
-def run_command(**settings: Any) -> tuple[Any, str]:
+def run_command(**settings: Any) -> tuple[object, str]:
     print(f"selfcluster: evaluating by {settings['protocol']}", file=sys.stderr)
     run = settings.pop("run")
     result = evaluate(run=run[0] if isinstance(run, list) and len(run) == 1 else run, **settings)
@@ -170,11 +171,11 @@ def run_command(**settings: Any) -> tuple[Any, str]:
     return shown, "\n\n".join(part for part in parts if part)
 
 
-def _cell(value: Any) -> str:
+def _cell(value: object) -> str:
     return f"{value:.4f}" if isinstance(value, float) else "" if value is None else str(value)
 
 
-def _table(rows: Sequence[Mapping[str, Any]]) -> str:
+def _table(rows: Sequence[Mapping[str, object]]) -> str:
     """Rows as aligned text below the names of their columns."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     cells = [names, *([_cell(row.get(name)) for name in names] for row in rows)]

@@ -132,7 +132,7 @@ def add_flags(parser: argparse.ArgumentParser, words: list[str]) -> None:
     parser.set_defaults(run_command=run_command)
 
 
-def run_command(run: str, out: str | None, **settings: Any) -> tuple[Any, str]:
+def run_command(run: str, out: str | None, **settings: Any) -> tuple[object, str]:
     result = export(run, out, **settings)
     if "out" in result:
         return result, f"{result['out']}: {result['images']:,} images in {result['clusters']} clusters"

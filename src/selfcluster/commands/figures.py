@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from selfcluster.annotations import Data
 from selfcluster.commands.flags import EMBEDDING, SUBSET, add_network_flags, given
 from selfcluster.randomness import keeps_random_state
 from selfcluster.setting import Option
@@ -18,7 +19,7 @@ HELP = "a network's filters and its classes on a plane, as pictures"
 def figures(
     run: str | os.PathLike[str],
     *,
-    train: Any = None,
+    train: Data | None = None,
     labels_from: str | None = None,
     layer: str | None = None,
     filters: int = 8,
@@ -136,6 +137,6 @@ def add_flags(parser: argparse.ArgumentParser, words: list[str]) -> None:
     parser.set_defaults(run_command=run_command)
 
 
-def run_command(**settings: Any) -> tuple[Any, str]:
+def run_command(**settings: Any) -> tuple[object, str]:
     result = figures(**settings)
     return result, "\n".join(f"{Path(result['out'], name)}" for name in result["files"])

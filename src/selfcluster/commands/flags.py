@@ -53,7 +53,7 @@ def add_model_flag(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def names_images(word: Any) -> bool:
+def names_images(word: object) -> bool:
     """Whether an argument names images, rather than a run, an exported backbone or a file of weights.
 
     >>> names_images("builtin:digits"), names_images("starter")

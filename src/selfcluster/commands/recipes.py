@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
 
 from selfcluster.settings.recipes import RECIPES
 
@@ -14,7 +13,7 @@ def add_flags(parser: argparse.ArgumentParser, words: list[str]) -> None:
     parser.set_defaults(run_command=run_command)
 
 
-def run_command() -> tuple[Any, str]:
+def run_command() -> tuple[object, str]:
     import inspect
 
     found = {name: inspect.getdoc(recipe) or "" for name, recipe in RECIPES.items()}

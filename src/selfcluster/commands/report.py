@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from selfcluster.annotations import Data
 from selfcluster.commands.flags import add_model_flag, names_images
 from selfcluster.data.sources import DataError, Source
 from selfcluster.settings.files import run_source
@@ -22,7 +23,7 @@ HELP = "a page that shows the clusters"
 
 def report(
     run: str | os.PathLike[str],
-    data: Any = None,
+    data: Data | None = None,
     *,
     out: str | os.PathLike[str] | None = None,
     model: str | os.PathLike[str] | None = None,
@@ -48,7 +49,7 @@ def report(
 
 def serve(
     run: str | os.PathLike[str],
-    data: Any = None,
+    data: Data | None = None,
     *,
     port: int = 0,
     model: str | os.PathLike[str] | None = None,
@@ -77,7 +78,12 @@ def _say(line: str) -> None:
     print(f"selfcluster: {line.strip()}", file=sys.stderr)
 
 
-def _prepare(run: Any, data: Any, model: Any, apply: Any) -> tuple[Path, Source | None]:
+def _prepare(
+    run: str | os.PathLike[str],
+    data: Data | None,
+    model: str | os.PathLike[str] | None,
+    apply: str | os.PathLike[str] | None,
+) -> tuple[Path, Source | None]:
     """The run folder, made first where images are given, with the rows of a file applied; and its images."""
     if names_images(run):
         from selfcluster.commands.cluster import cluster
@@ -121,7 +127,7 @@ def add_flags(parser: argparse.ArgumentParser, words: list[str]) -> None:
 
 def run_command(
     run: str, data: str | None, out: str | None, serve: bool, port: int | None, **settings: Any
-) -> tuple[Any, str]:
+) -> tuple[object, str]:
     if serve and out is not None:
         raise ValueError("--out has no effect with --serve: nothing but RUN/curation.jsonl is written")
     if not serve and port is not None:
@@ -132,7 +138,7 @@ def run_command(
     return {"out": str(path)}, f"{path}: open it in a browser"
 
 
-def _serve(run: str, data: str | None, port: int, settings: dict[str, Any]) -> tuple[Any, str]:
+def _serve(run: str, data: str | None, port: int, settings: dict[str, Any]) -> tuple[object, str]:
     with serve(run, data, port=port, **settings) as server:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it else

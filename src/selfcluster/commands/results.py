@@ -139,7 +139,7 @@ class Hits(list[dict[str, Any]]):
         return pd.DataFrame(list(self))
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     if isinstance(value, np.ndarray):
         return f"array {value.shape}"
     text = f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -6,6 +6,7 @@ import argparse
 import csv
 import io
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,7 @@ def _balanced(run: Path, ids: list[str], clusters: np.ndarray, distances: np.nda
     return np.concatenate(rows)
 
 
-def _text(rows: list[dict[str, Any]], path: Path) -> str:
+def _text(rows: Sequence[Mapping[str, object]], path: Path) -> str:
     if path.suffix == ".txt":
         return "".join(f"{row['path']}\n" for row in rows)
     text = io.StringIO()
@@ -112,7 +113,7 @@ def add_flags(parser: argparse.ArgumentParser, words: list[str]) -> None:
     parser.set_defaults(run_command=run_command)
 
 
-def run_command(**settings: Any) -> tuple[Any, str]:
+def run_command(**settings: Any) -> tuple[object, str]:
     rows = sample(**settings)
     if settings["out"] is not None:
         clusters = len({row["cluster"] for row in rows})

@@ -84,7 +84,7 @@ def add_flags(parser: argparse.ArgumentParser, words: list[str]) -> None:
     parser.set_defaults(run_command=run_command)
 
 
-def run_command(**settings: Any) -> tuple[Any, str]:
+def run_command(**settings: Any) -> tuple[object, str]:
     rows = search(**settings)
     lines = [
         f"{r['rank']:>4}{r['cosine']:>9.4f}  {'-' if r['cluster'] is None else r['cluster']:>7}  {r['path']}"

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from selfcluster.annotations import Data
 from selfcluster.data.names import to_id, to_name
 from selfcluster.data.sources import Source
 from selfcluster.files import make_writable, write_atomically
@@ -43,7 +44,7 @@ def sort(
     into: str | os.PathLike[str],
     *,
     how: How = "link",
-    data: Any = None,
+    data: Data | None = None,
     rubbish: bool = False,
     dry_run: bool = False,
 ) -> dict[str, Any]:
@@ -77,7 +78,7 @@ class Sorting:
         waiting: those that are not done yet.
     """
 
-    def __init__(self, run: Path, folder: Path, how: How, data: Any = None, rubbish: bool = False) -> None:
+    def __init__(self, run: Path, folder: Path, how: How, data: Data | None = None, rubbish: bool = False) -> None:
         from selfcluster.runs.groups import read_groups
 
         self.folder, self.how = folder, how
@@ -227,7 +228,7 @@ def add_flags(parser: argparse.ArgumentParser, words: list[str]) -> None:
     parser.set_defaults(run_command=run_command, how="link")
 
 
-def run_command(run: str, into: str, how: How, yes: bool, dry_run: bool, **settings: Any) -> tuple[Any, str]:
+def run_command(run: str, into: str, how: How, yes: bool, dry_run: bool, **settings: Any) -> tuple[object, str]:
     sorting = Sorting(Path(run), Path(into), how, **settings)
     result = sorting.summary()
     lines = [f"{count:>8,}  {name}/" for name, count in sorted(result["folders"].items())]

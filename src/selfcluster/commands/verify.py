@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
-from typing import Any
 
 HELP = "whether the files of a run are what was written"
 
@@ -41,7 +40,7 @@ def add_flags(parser: argparse.ArgumentParser, words: list[str]) -> None:
     parser.set_defaults(run_command=run_command)
 
 
-def run_command(run: str) -> tuple[Any, str]:
+def run_command(run: str) -> tuple[object, str]:
     rows = verify(run)
     words = {"whole": "whole", "read": "can be read, has no hash", "damaged": "DAMAGED"}
     width = max(len(row["name"]) for row in rows)

@@ -21,7 +21,7 @@ SAMPLE = 32  # files whose contents are hashed
 Read = Callable[[int], bytes | np.ndarray]
 
 
-def summarize(listing: Listing, read: Read, content_only: bool) -> dict[str, Any]:
+def summarize(listing: Listing, read: Read, content_only: bool) -> dict[str, object]:
     """Return what a later run needs to tell whether the data has changed.
 
     Args:

@@ -47,7 +47,7 @@ def read_exif(data: bytes, degrees: float = 1.0) -> dict[str, str]:
     return {name: value for name, value in found.items() if value}
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     text = value.decode("ascii", "replace") if isinstance(value, bytes) else str(value or "")
     return " ".join(text.replace("\0", " ").split())
 

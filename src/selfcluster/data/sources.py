@@ -59,7 +59,7 @@ class Source:
         where: str,
         labels: np.ndarray | None = None,
         class_names: list[str] | None = None,
-        subset: dict[str, Any] | None = None,
+        subset: dict[str, object] | None = None,
     ) -> None:
         self._reader, self._listing = reader, listing
         self.kind, self.where = kind, where
@@ -127,11 +127,11 @@ class Source:
             self._summary = changes.summarize(self._listing, self.read_in_time, self.kind in ("array", "builtin"))
         return dict(self._summary)
 
-    def difference(self, earlier: dict[str, Any]) -> str:
+    def difference(self, earlier: dict[str, object]) -> str:
         """In words, what has changed since the summary `earlier` was taken; empty where nothing has."""
         return changes.difference(self.summary(), earlier)
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, object]:
         """What was read and how, for `config.yaml` and the console."""
         described: dict[str, Any] = {"kind": self.kind, "data": self.where, "images": len(self)}
         if self.class_names is not None:

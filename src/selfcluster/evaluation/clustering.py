@@ -36,7 +36,7 @@ def cluster_vectors(
     seed: int = 0,
     whiten: int | None = None,
     say: Callable[[str], None] = lambda text: None,
-) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+) -> tuple[np.ndarray, np.ndarray, dict[str, object]]:
     """Return clusters (n,) of embeddings (n, F), each image's distance (n,) to its cluster's mean, and the choice of k.
 
     Cluster -1 holds the images that hdbscan gives to no cluster; their distance is that to the nearest cluster's mean.

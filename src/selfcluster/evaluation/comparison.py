@@ -111,14 +111,14 @@ def _main_number(result: Mapping[str, Any]) -> str | None:
     return next((name for name, value in result["numbers"].items() if isinstance(value, float)), None)
 
 
-def _column(result: Mapping[str, Any], run: Path) -> tuple[str, dict[str, Any]]:
+def _column(result: Mapping[str, Any], run: Path) -> tuple[str, dict[str, object]]:
     subject = {k: v for k, v in (result.get("subject") or {}).items() if k not in ("model", "seed", "role")}
     subject["train"] = subject.get("train") or run_config(run).get("data")
     conditions = {**(result.get("settings") or {}), **subject}
     return str(_main_number(result)), {k: v for k, v in conditions.items() if v is not None}
 
 
-def _key(result: Mapping[str, Any], run: Path) -> str:
+def _key(result: Mapping[str, object], run: Path) -> str:
     return json.dumps([result["protocol"], *_column(result, run)], sort_keys=True, default=str)
 
 

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -109,7 +109,7 @@ class Classifier(nn.Module):
 
 
 def fine_tune(
-    network: Network, source: Source, targets: Tensor, recipe: Recipe, seed: int, embedding: Mapping[str, Any]
+    network: Network, source: Source, targets: Tensor, recipe: Recipe, seed: int, embedding: Mapping[str, object]
 ) -> tuple[Classifier, float]:
     """Return the trained classifier and the loss of its last epoch.
 
@@ -159,7 +159,7 @@ def fine_tune(
 
 @torch.no_grad()
 def predict(
-    model: nn.Module, network: Network, source: Source, recipe: Recipe, embedding: Mapping[str, Any]
+    model: nn.Module, network: Network, source: Source, recipe: Recipe, embedding: Mapping[str, object]
 ) -> tuple[np.ndarray, Tensor]:
     """Return which images could be read (n,), rising, and their scores (n, ..., L) float32 on the host.
 
@@ -211,7 +211,7 @@ def _fully_connected(network: Network) -> list[nn.Module]:
 
 
 def _loader(
-    source: Source, network: Network, batch: int, device: torch.device, seed: int, embedding: Mapping[str, Any]
+    source: Source, network: Network, batch: int, device: torch.device, seed: int, embedding: Mapping[str, object]
 ) -> Loader:
     chosen = {name: embedding[name] for name in ("workers", "max_bad", "timeout") if name in embedding}
     return network_loader(source, network, batch, device, seed=seed, **chosen)

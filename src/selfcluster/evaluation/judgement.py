@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from selfcluster import distributed
+from selfcluster.choice import RunSettings
 from selfcluster.data.loader import Loader
 from selfcluster.data.order import shuffled
 from selfcluster.data.sources import Source
@@ -131,7 +132,7 @@ class Judge:
         self.console.say(describe(judgement))
         return judgement
 
-    def _compare(self, index: np.ndarray, found: dict[str, Crops]) -> dict[str, Any]:
+    def _compare(self, index: np.ndarray, found: dict[str, Crops]) -> dict[str, object]:
         start = self._start(index)
         if start is None:
             reason = "the start was not embedded, so nothing was compared"
@@ -212,7 +213,7 @@ def mixed(start: Mapping[str, torch.Tensor], end: Mapping[str, torch.Tensor]) ->
     }
 
 
-def make_judge(config: Mapping[str, Any], source: Source, parts: Parts, run: Path, console: Console) -> Judge | None:
+def make_judge(config: RunSettings, source: Source, parts: Parts, run: Path, console: Console) -> Judge | None:
     """Return the judge of a run, or None where there are too few images or `--judge-sample` is 0.
 
     Args:

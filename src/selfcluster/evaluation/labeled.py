@@ -5,18 +5,17 @@ N images, F features, L classes.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 from torch import Tensor
 
+from selfcluster.annotations import ArrayLike
 from selfcluster.data.sources import Source
 
 UNLABELED = -1
 
 
-def labeled(features: Any, labels: Any, what: str) -> tuple[Tensor, Tensor]:
+def labeled(features: ArrayLike, labels: ArrayLike | None, what: str) -> tuple[Tensor, Tensor]:
     """The rows that have a label.
 
     Args:
@@ -50,7 +49,7 @@ def labeled(features: Any, labels: Any, what: str) -> tuple[Tensor, Tensor]:
     return x, y
 
 
-def with_tags(features: Any, labels: Any, what: str) -> tuple[Tensor, Tensor]:
+def with_tags(features: ArrayLike, labels: ArrayLike | None, what: str) -> tuple[Tensor, Tensor]:
     """Features and several labels of each image, checked.
 
     Args:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -104,7 +104,7 @@ def one_tag(cells: Sequence[str], rule: Rule = "rarest", seed: int = 0) -> tuple
     return np.array([numbers.get(tag, -1) for tag in chosen], np.int64), names
 
 
-def cluster_purity(clusters: np.ndarray, labels: np.ndarray, least: int = 5) -> list[dict[str, Any]]:
+def cluster_purity(clusters: np.ndarray, labels: np.ndarray, least: int = 5) -> list[dict[str, int | float]]:
     """Return for each cluster with `least` or more labeled images: cluster, images, share and label of the commonest.
 
     The purest comes first; of equal ones the larger. `clusters` and `labels` (N,), -1 = none.

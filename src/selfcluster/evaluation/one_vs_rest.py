@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from selfcluster import randomness
+from selfcluster.annotations import ArrayLike
 from selfcluster.evaluation.labeled import labeled, same_width, with_tags
 
 _POWERS = tuple(0.5**power for power in range(4, 20))
@@ -53,7 +54,7 @@ def unit_rows(features: np.ndarray) -> np.ndarray:
 
 
 def prepared(
-    train_features: Any, train_labels: Any, test_features: Any, test_labels: Any
+    train_features: ArrayLike, train_labels: ArrayLike | None, test_features: ArrayLike, test_labels: ArrayLike | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Return unit rows and labels of train and test: (N, F), (N, L), (M, F), (M, L) of 1, 0 and -1.
 
@@ -137,7 +138,7 @@ def top1(scores: np.ndarray, labels: np.ndarray, known: np.ndarray) -> float:
     return float((labels[np.arange(len(labels)), best] > 0).mean())
 
 
-def is_single(labels: Any) -> bool:
+def is_single(labels: ArrayLike | None) -> bool:
     """Return whether the images have one label each."""
     return labels is not None and np.ndim(labels) == 1
 

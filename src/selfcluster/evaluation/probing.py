@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from selfcluster import randomness
 from selfcluster.data.sources import Source
+from selfcluster.models.backbones import Backbone
 from selfcluster.models.depths import Depths, LastTokens, depths_of, has_class_token
 from selfcluster.models.frozen import Frozen
 from selfcluster.models.pretrained import Network
@@ -147,7 +148,7 @@ class Probes(nn.Module):
 class _Rows(nn.Module):
     """The network's features, or a module's output averaged over places, as one map (B, F, 1, 1)."""
 
-    def __init__(self, module: Any, layer: str | None) -> None:
+    def __init__(self, module: Backbone, layer: str | None) -> None:
         super().__init__()
         self.frozen = Frozen(module, layer=layer, flag="--layer")
 
@@ -166,7 +167,7 @@ def train_probes(
     batch: int,
     rate: float | None,
     seed: int,
-    embedding: Mapping[str, Any],
+    embedding: Mapping[str, object],
 ) -> list[float]:
     """Train the probes in place; return the loss of each at the last step.
 

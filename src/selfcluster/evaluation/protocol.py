@@ -23,6 +23,8 @@ from selfcluster import __version__
 from selfcluster.files import make_writable, write_atomically
 
 if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
     from selfcluster.evaluation.subject import Subject
 
 EVALUATIONS = "evaluations"
@@ -60,7 +62,7 @@ class Result(Mapping[str, Any]):
 
         return pd.DataFrame(list(self.table) or [dict(self.numbers)])
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, object]:
         """Return a JSON object that holds everything; numbers that are not finite become null."""
         return _plain({**dataclasses.asdict(self), "selfcluster": __version__})
 
@@ -86,9 +88,17 @@ class Protocol:
         raise NotImplementedError
 
 
-def result_of(protocol: str, numbers: Mapping[str, Any], subject: Subject, settings: Any, **more: Any) -> Result:
+def result_of(
+    protocol: str,
+    numbers: Mapping[str, object],
+    subject: Subject,
+    settings: DataclassInstance,
+    *,
+    table: tuple[Mapping[str, object], ...] = (),
+    notes: tuple[str, ...] = (),
+) -> Result:
     """Return a result with the settings and the subject that it is of."""
-    return Result(protocol, numbers, settings=dataclasses.asdict(settings), subject=subject.describe(), **more)
+    return Result(protocol, numbers, table, dataclasses.asdict(settings), subject.describe(), notes)
 
 
 def read_results(run: Path) -> list[dict[str, Any]]:
@@ -105,7 +115,7 @@ def read_results(run: Path) -> list[dict[str, Any]]:
     return found
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> Any:
     if isinstance(value, Mapping):
         return {str(key): _plain(part) for key, part in value.items()}
     if isinstance(value, list | tuple):

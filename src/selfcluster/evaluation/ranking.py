@@ -8,7 +8,6 @@ N images, F features, R networks.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -74,7 +73,7 @@ def measures(views: Crops, seed: int = 0) -> dict[str, float]:
     return {**found, "k": k, "images": n}
 
 
-def mean_ranks(rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
+def mean_ranks(rows: Sequence[Mapping[str, object]]) -> np.ndarray:
     """Return the mean over the measures of each network's rank (R,): 1 = best in all. Equal values share a rank.
 
     A measure that is not finite counts as the worst.

@@ -100,7 +100,7 @@ class Subject:
         """The run's configuration; empty where the model is no run."""
         return {} if self.run is None else run_config(self.run)
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, object]:
         """Return what was measured, as JSON."""
         plain = {name: None if (value := getattr(self, name)) is None else str(value) for name in ("train", "test")}
         numbers = {name: getattr(self, name) for name in ("seed", "layer", "image_size", "limit", "test_limit")}

@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
+from selfcluster.annotations import ArrayLike
 from selfcluster.clustering.kmeans import KMeans
 from selfcluster.clustering.neighbors import nearest
 from selfcluster.clustering.scores import ami, nmi, rankme
@@ -102,7 +104,7 @@ def paired_change(before: np.ndarray, after: np.ndarray) -> Change:
     return Change(mean, mean - margin, mean + margin)
 
 
-def retrieval(first: Any, second: Any) -> float:
+def retrieval(first: ArrayLike, second: ArrayLike) -> float:
     """Return the share of images whose nearest row (by cosine) in the other set of views is their own.
 
     Both directions count alike. A tie with another image counts as a miss.
@@ -117,7 +119,7 @@ def retrieval(first: Any, second: Any) -> float:
     return float(retrieval_hits(first, second).mean())
 
 
-def retrieval_hits(center: Any, crops: Any) -> np.ndarray:
+def retrieval_hits(center: ArrayLike, crops: ArrayLike) -> np.ndarray:
     """Return how often each image finds its own other view, (N,) from 0 to 1; `retrieval` is the mean.
 
     Args:
@@ -137,7 +139,7 @@ def retrieval_hits(center: Any, crops: Any) -> np.ndarray:
     return hits / (2 * len(others))
 
 
-def neighbor_overlap(first: Any, second: Any, k: int = NEIGHBORS) -> float:
+def neighbor_overlap(first: ArrayLike, second: ArrayLike, k: int = NEIGHBORS) -> float:
     """Return the mean share of an image's k nearest images (by cosine, without itself) that both feature spaces share.
 
     Two unrelated spaces share k / (N - 1) in expectation.
@@ -162,7 +164,7 @@ def neighbor_overlap(first: Any, second: Any, k: int = NEIGHBORS) -> float:
     return float(np.take_along_axis(member, lists[1], axis=1).mean())
 
 
-def clusterings(features: Any, k: int, seeds: int = SEEDS, seed: int = 0) -> np.ndarray:
+def clusterings(features: ArrayLike, k: int, seeds: int = SEEDS, seed: int = 0) -> np.ndarray:
     """Return the labels (S, N) of spherical k-means with S seeds, of at most as many clusters as rows differ."""
     x = _unit(features).astype(np.float32)
     k = min(k, len(np.unique(x, axis=0)))
@@ -197,7 +199,7 @@ def explained(labelings: np.ndarray, groups: np.ndarray) -> float:
     return float(np.mean([ami(labels, groups) for labels in labelings]))
 
 
-def quantile_groups(values: Any, k: int) -> np.ndarray:
+def quantile_groups(values: ArrayLike, k: int) -> np.ndarray:
     """Return k groups (N,) of about equal size by the order of the values (N,); equal values share a group.
 
     >>> quantile_groups([5.0, 1.0, 9.0, 7.0], 2).tolist()
@@ -259,7 +261,11 @@ def number_of_clusters(n: int) -> int:
 
 
 def measure(
-    views: Crops, surface: Surface | None = None, start: Crops | None = None, labels: Any = None, seed: int = 0
+    views: Crops,
+    surface: Surface | None = None,
+    start: Crops | None = None,
+    labels: ArrayLike | None = None,
+    seed: int = 0,
 ) -> dict[str, float]:
     """Return every label-free measure of a network's features of a sample; and 20-NN where there are labels.
 
@@ -310,8 +316,8 @@ def measure(
     return result
 
 
-def _unit(features: Any) -> np.ndarray:
-    x = np.asarray(features.detach().cpu() if hasattr(features, "detach") else features, dtype=np.float64)
+def _unit(features: ArrayLike) -> np.ndarray:
+    x = np.asarray(features.detach().cpu() if isinstance(features, torch.Tensor) else features, dtype=np.float64)
     if x.ndim != 2 or not np.isfinite(x).all():
         raise ValueError(f"features of shape {x.shape}: finite rows (N, F) are needed")
     return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)

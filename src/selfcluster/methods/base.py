@@ -7,7 +7,7 @@ Letters: B images of this rank, V views, F features of the backbone, D of the pr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby
 from math import isnan, sqrt
 from typing import Any, ClassVar
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from selfcluster.choice import Choice, RunShape
+from selfcluster.choice import Choice, RunSettings, RunShape
 from selfcluster.clustering.scores import successive_nmi
 from selfcluster.distributed import all_reduce, world_size
 from selfcluster.models.backbones import Backbone, final_relu
@@ -69,7 +69,7 @@ class Method(nn.Module):
         return plan_from_crops(crops, channels)
 
     @classmethod
-    def check(cls, settings: Mapping[str, Any], num_images: int) -> None:
+    def check(cls, settings: RunSettings, num_images: int) -> None:
         """Raise ValueError where settings do not fit each other or the data. `settings`: those of the whole run."""
 
     @classmethod
@@ -190,7 +190,7 @@ def check_clusters(k: int, most: int, images: str = "the number of images") -> N
         raise ValueError(f"--num-prototypes {k}: must be 2 to {images}, {most}")
 
 
-def check_clusters_of_last_epoch(settings: Mapping[str, Any], num_images: int) -> None:
+def check_clusters_of_last_epoch(settings: RunSettings, num_images: int) -> None:
     """The same for methods that cluster what the last epoch wrote, which leaves out images beyond its whole batches."""
     most = num_images // settings["batch_size"] * settings["batch_size"]
     images = f"those of the {num_images} images that an epoch's whole batches hold"
@@ -202,7 +202,7 @@ def dropout_of(share: float | None) -> dict[str, float]:
     return {} if share is None else {"drop_rate": share}
 
 
-def check_dropout(settings: Mapping[str, Any]) -> None:
+def check_dropout(settings: RunSettings) -> None:
     """Raise ValueError where `network_dropout` is set for a network that has no dropout inside."""
     share, backbone = settings["network_dropout"], settings["backbone"]
     if share is not None and not backbone.startswith("deepcluster_"):

@@ -12,7 +12,7 @@ squared distance to the unit feature. Rates are one for all parameters (released
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from selfcluster import distributed, randomness
-from selfcluster.choice import Choice, RunShape
+from selfcluster.choice import Choice, RunSettings, RunShape
 from selfcluster.clustering.assign import nearest_centroid
 from selfcluster.clustering.kmeans import KMeans
 from selfcluster.clustering.members import cluster_members
@@ -75,7 +75,7 @@ class ClusterFit(Supervised):
     )
 
     @classmethod
-    def check(cls, settings: Mapping[str, Any], num_images: int) -> None:
+    def check(cls, settings: RunSettings, num_images: int) -> None:
         if settings["target"] in ("kmeans", "per_label"):
             check_clusters(settings["num_prototypes"], num_images)
 
@@ -129,7 +129,7 @@ class ClusterFit(Supervised):
         return None if self.settings.target == "regress" else super().assign(features)
 
 
-def cluster(rows: Tensor, index: Tensor, config: Mapping[str, Any], k: int | None = None, number: int = 0) -> Tensor:
+def cluster(rows: Tensor, index: Tensor, config: RunSettings, k: int | None = None, number: int = 0) -> Tensor:
     """Return clusters (n,) of rows (n, F): k-means to K, in two stages with a sample, whitened with `teacher_pca`.
 
     `index` (n,): the images of the rows. Start and sample are drawn by it, so they are equal on any number of ranks.
@@ -160,7 +160,7 @@ def prototypes(rows: Tensor, labels: Tensor) -> Tensor:
     return known[nearest_centroid(rows, sums[known] / sizes[known, None]).labels]
 
 
-def cluster_by_label(rows: Tensor, index: Tensor, labels: Tensor, config: Mapping[str, Any]) -> Tensor:
+def cluster_by_label(rows: Tensor, index: Tensor, labels: Tensor, config: RunSettings) -> Tensor:
     """Return K clusters (n,) that lie within one label each; a label's share is in proportion to its size's root."""
     count = 1 + max(distributed.gather_objects(int(labels.max()) if len(labels) else 0))
     sizes = distributed.all_reduce(torch.bincount(labels, minlength=count)).cpu().numpy()
@@ -170,7 +170,7 @@ def cluster_by_label(rows: Tensor, index: Tensor, labels: Tensor, config: Mappin
         rows = Whitening(config["teacher_pca"], normalize=False).fit_transform(rows)
     for label in np.flatnonzero(shares):
         here = labels == label
-        within = {**config, "teacher_pca": 0}
+        within: RunSettings = {**config, "teacher_pca": 0}
         found[here] = first + cluster(rows[here], index[here], within, int(shares[label]), int(label))
         first += int(shares[label])
     return found

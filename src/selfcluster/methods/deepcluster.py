@@ -14,16 +14,15 @@ images; the smallest clusters that power iteration finds beyond `max_clusters` s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from math import log
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from selfcluster.choice import Choice, RunShape
+from selfcluster.choice import Choice, RunSettings, RunShape
 from selfcluster.clustering.assign import nearest_centroid
 from selfcluster.clustering.members import cluster_members
 from selfcluster.clustering.pic import PowerIterationClustering
@@ -92,7 +91,7 @@ class DeepCluster(Method):
     )
 
     @classmethod
-    def check(cls, settings: Mapping[str, Any], num_images: int) -> None:
+    def check(cls, settings: RunSettings, num_images: int) -> None:
         if settings["clustering"] == "kmeans":
             check_clusters(settings["num_prototypes"], num_images)
         if settings["accumulate"] > 1 and settings["weighting"] in ("inverse", "inverse_sqrt"):

@@ -11,7 +11,7 @@ and are the same on each, so a run may go on with another number of them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import log
 from typing import Any
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from selfcluster.choice import Choice, RunShape
+from selfcluster.choice import Choice, RunSettings, RunShape
 from selfcluster.clustering.kmeans import KMeans
 from selfcluster.clustering.memory import SampleMemory
 from selfcluster.distributed import all_gather, share
@@ -66,7 +66,7 @@ class DeepClusterV2(Method):
     )
 
     @classmethod
-    def check(cls, settings: Mapping[str, Any], num_images: int) -> None:
+    def check(cls, settings: RunSettings, num_images: int) -> None:
         check_clusters_of_last_epoch(settings, num_images)
 
     @classmethod

@@ -19,7 +19,6 @@ paper's alternatives of the loss.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from math import log
 from typing import Any, Literal
@@ -27,7 +26,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from selfcluster.choice import Choice, RunShape
+from selfcluster.choice import Choice, RunSettings, RunShape
 from selfcluster.clustering.assign import nearest_centroid
 from selfcluster.clustering.members import Members, cluster_members, fill_up_
 from selfcluster.clustering.whitening import WhiteningMemory
@@ -87,7 +86,7 @@ class DeeperCluster(Method):
     )
 
     @classmethod
-    def check(cls, settings: Mapping[str, Any], num_images: int) -> None:
+    def check(cls, settings: RunSettings, num_images: int) -> None:
         check_clusters(settings["num_prototypes"], num_images)
         check_dropout(settings)
         groups, batch = TURNS * settings["num_super_clusters"], settings["batch_size"]

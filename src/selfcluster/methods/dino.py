@@ -11,16 +11,16 @@ float32 under any autocast. The paper leaves open whether the last layer's weigh
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import log
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from selfcluster.choice import Choice, RunShape
+from selfcluster.choice import Choice, RunSettings, RunShape
 from selfcluster.clustering.sinkhorn import Centering, batch_softmax, sinkhorn
 from selfcluster.distributed import all_gather, rank
 from selfcluster.methods.base import MakeBackbone, Method, clusters_from_data, freezing, no_accumulation
@@ -106,7 +106,7 @@ class DINO(Method):
     )
 
     @classmethod
-    def check(cls, settings: Mapping[str, Any], num_images: int) -> None:
+    def check(cls, settings: RunSettings, num_images: int) -> None:
         together = settings["centering"] in ("sinkhorn", "softmax") or settings["loss"] == "infonce"
         if settings["accumulate"] > 1 and together:
             raise ValueError(no_accumulation("dino", settings["accumulate"]))
@@ -193,7 +193,7 @@ class DINO(Method):
     def encode(self, images: Tensor) -> Tensor:
         return self.exported()(images)
 
-    def exported_head(self) -> Any:
+    def exported_head(self) -> nn.Module:
         return self.teacher_head if self.settings.network == "teacher" else self.head
 
     def project(self, features: Tensor) -> Tensor:

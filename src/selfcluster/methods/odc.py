@@ -16,7 +16,7 @@ makes the first features: here in training mode (released: not). The released we
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import log
 from typing import Any, Literal
@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from selfcluster.choice import Choice, RunShape
+from selfcluster.choice import Choice, RunSettings, RunShape
 from selfcluster.clustering.kmeans import KMeans
 from selfcluster.clustering.memory import CentroidMemory, LabelMemory, SampleMemory
 from selfcluster.clustering.rebalance import rebalance
@@ -90,7 +90,7 @@ class ODC(Method):
     }
 
     @classmethod
-    def check(cls, settings: Mapping[str, Any], num_images: int) -> None:
+    def check(cls, settings: RunSettings, num_images: int) -> None:
         check_clusters(settings["num_prototypes"], num_images)
 
     @classmethod

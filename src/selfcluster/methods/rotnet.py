@@ -10,15 +10,14 @@ they are rotated, as in the first paper, where ClusterFit's released recipe flip
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import log
-from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from selfcluster.choice import RunSettings
 from selfcluster.methods.base import MakeBackbone, Method, check_dropout, dropout_of
 from selfcluster.setting import setting
 from selfcluster.types import Batch, Crops, DatasetInfo, Output, Progress, Training
@@ -57,7 +56,7 @@ class RotNet(Method):
     )
 
     @classmethod
-    def check(cls, settings: Mapping[str, Any], num_images: int) -> None:
+    def check(cls, settings: RunSettings, num_images: int) -> None:
         check_dropout(settings)
 
     def __init__(self, make_backbone: MakeBackbone, settings: RotNetSettings, data: DatasetInfo) -> None:

@@ -12,7 +12,7 @@ Settings of its CIFAR runs: 128 clusters, `sharpness` 10, `tolerance` 0.01, 400 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import ceil, log
 from typing import Any
@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from selfcluster.choice import Choice, RunShape
+from selfcluster.choice import Choice, RunSettings, RunShape
 from selfcluster.clustering.balanced import balanced_assignment, balanced_labels
 from selfcluster.distributed import all_gather
 from selfcluster.methods.base import (
@@ -75,7 +75,7 @@ class SeLa(Method):
     }
 
     @classmethod
-    def check(cls, settings: Mapping[str, Any], num_images: int) -> None:
+    def check(cls, settings: RunSettings, num_images: int) -> None:
         check_clusters(settings["num_prototypes"], num_images)
 
     @classmethod

@@ -12,7 +12,7 @@ are any, are balanced with the queues of the full-resolution views in turn.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from math import ceil, log
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from selfcluster.choice import Choice, RunShape
+from selfcluster.choice import Choice, RunSettings, RunShape
 from selfcluster.clustering.memory import FeatureQueue
 from selfcluster.clustering.sinkhorn import sinkhorn
 from selfcluster.methods.base import MakeBackbone, Method, check_clusters, clusters_from_data, freezing
@@ -74,7 +74,7 @@ class SwAV(Method):
     )
 
     @classmethod
-    def check(cls, settings: Mapping[str, Any], num_images: int) -> None:
+    def check(cls, settings: RunSettings, num_images: int) -> None:
         check_clusters(settings["num_prototypes"], num_images)  # equal shares of fewer than one image mean nothing
 
     @classmethod

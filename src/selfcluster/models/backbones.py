@@ -12,7 +12,7 @@ import difflib
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -214,7 +214,7 @@ def read_description(folder: Path) -> dict[str, Any]:
     return spec
 
 
-def _digest(spec: dict[str, Any]) -> str:
+def _digest(spec: Mapping[str, object]) -> str:
     return hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()
 
 
@@ -292,7 +292,7 @@ def preprocessing_of(module: nn.Module) -> Preprocessing:
 
 
 @torch.no_grad()
-def probe(module: Any, channels: int, size: int) -> Tensor:
+def probe(module: Backbone, channels: int, size: int) -> Tensor:
     """What the network gives for an image of zeros, (1, C, size, size).
 
     Raises ValueError where it cannot process such images: a transformer wants whole patches, some networks one size.
@@ -324,7 +324,7 @@ def check_name(name: str) -> None:
         raise ValueError(f"there is no backbone {name!r}" + (f"; the nearest are {', '.join(near)}" if near else ""))
 
 
-def _create(spec: dict[str, Any], optional: dict[str, Any], **once: Any) -> Any:
+def _create(spec: dict[str, object], optional: dict[str, object], **once: Any) -> Any:
     """timm's module, with as many of the optional arguments as its class takes; they become part of its spec."""
     import timm
 
@@ -354,13 +354,13 @@ def _check_patches(side: int | None, image_size: int) -> None:
     raise ValueError(f"--patch-size {side}: images of {image_size} px do not divide into it; use --image-size {sizes}")
 
 
-def _with_edges(module: Any) -> Any:
+def _with_edges(module: Backbone) -> Backbone:
     """With the filters before it that the notes in its spec speak of."""
     said = [note for note in module.spec["pretrained_cfg_overlay"].get("notes", ()) if note.startswith(_EDGES)]
     return put_before(module, int(said[0].removeprefix(_EDGES))) if said else module
 
 
-def _measure(module: Any, channels: int, size: int) -> None:
+def _measure(module: Backbone, channels: int, size: int) -> None:
     """Set num_features to what really comes out: some of timm's networks have a wider layer behind it."""
     features = probe(module, channels, size)
     if features.dim() != 2:
@@ -375,6 +375,6 @@ def _weights_file(init: str | Path) -> Path:
     return Path(init) / WEIGHTS if Path(init).is_dir() else Path(init)
 
 
-def _plain(spec: dict[str, Any]) -> dict[str, Any]:
+def _plain(spec: Mapping[str, object]) -> dict[str, Any]:
     """The spec as JSON gives it back, so that what is saved is what was built."""
     return json.loads(json.dumps(spec))

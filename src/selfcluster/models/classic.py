@@ -126,7 +126,7 @@ default_cfgs = generate_default_cfgs(_CONFIGS)
 def _register_small(name: str, block: type[nn.Module], layers: tuple[int, ...], divisor: int) -> None:
     channels = tuple(c // divisor for c in CHANNELS)
 
-    def create(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    def create(pretrained: bool = False, **kwargs: object) -> nn.Module:
         arguments = {"block": block, "layers": layers, "channels": channels, **kwargs}
         return build_model_with_cfg(SmallResNet, name, pretrained, **arguments)
 

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from selfcluster.models.backbones import Backbone
 from selfcluster.models.taps import channels_first, find_module
 
 MOST = 9600  # numbers of a pooled map: 96 x 10 x 10 of AlexNet's first layer is the largest published one
@@ -32,7 +33,7 @@ _RESNET = {
 }  # fmt: skip
 
 
-def windows_of(network: Any) -> dict[tuple[int, int], Window]:
+def windows_of(network: nn.Module) -> dict[tuple[int, int], Window]:
     """Return the published windows for a network's family, by channels and side of a map; empty for others."""
     name = str(getattr(network, "spec", {}).get("model_name", ""))
     families = {"alexnet": _ALEXNET, "vgg16": _VGG16, "resnet": _RESNET}
@@ -53,7 +54,7 @@ def pooled(maps: Tensor, windows: dict[tuple[int, int], Window]) -> Tensor:
     return F.adaptive_avg_pool2d(maps, parts)
 
 
-def depths_of(network: Any, last: int | None = None) -> list[str]:
+def depths_of(network: nn.Module, last: int | None = None) -> list[str]:
     """Return the modules whose outputs are a network's depths, from the first; `last` keeps the last so many.
 
     These are conv1 to conv5 of AlexNet, the 13 convolutions of VGG-16, the stem and the stages of a ResNet, and the
@@ -78,7 +79,7 @@ class Depths(nn.Module):
         names: of the modules.
     """
 
-    def __init__(self, network: Any, names: list[str]) -> None:
+    def __init__(self, network: Backbone, names: list[str]) -> None:
         super().__init__()
         self.network, self.names = network, names
         self._outputs: dict[str, Tensor] = {}
@@ -87,7 +88,7 @@ class Depths(nn.Module):
             module = find_module(network, name)
 
             # pooled at once: a later operation may write into the map
-            def keep(module: nn.Module, given: Any, out: Any, name: str = name) -> None:
+            def keep(module: nn.Module, given: object, out: Tensor, name: str = name) -> None:
                 self._outputs[name] = self._pooled(channels_first(network, module, out), windows)
 
             module.register_forward_hook(keep)
@@ -146,7 +147,7 @@ class LastTokens(nn.Module):
         return [torch.cat(rows, dim=1).float()[:, :, None, None]]
 
 
-def has_class_token(network: Any) -> bool:
+def has_class_token(network: nn.Module) -> bool:
     """Whether a network is a plain vision transformer, whose blocks all hold the class token."""
     plain = hasattr(network, "num_prefix_tokens") and hasattr(network, "blocks") and hasattr(network, "norm")
     return plain and getattr(network, "cls_token", None) is not None

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 
 def entry(
-    side: int, first_conv: str, classifier: str = "fc", *, channels: int = 3, num_classes: int = 1000, **more: Any
-) -> dict[str, Any]:
+    side: int, first_conv: str, classifier: str = "fc", *, channels: int = 3, num_classes: int = 1000, **more: object
+) -> dict[str, object]:
     """Return what timm keeps of a network beside its code; color images have ImageNet's mean and deviation."""
     rgb = channels == 3
     common = {
@@ -25,7 +24,7 @@ def entry(
     return common | more
 
 
-def register(name: str, create: Callable[..., Any], what: str) -> None:
+def register(name: str, create: Callable[..., object], what: str) -> None:
     """Let timm call `create` by `name`; `what` it makes becomes its documentation."""
     from timm.models import register_model
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,9 @@ from torch import Tensor, nn
 
 from selfcluster.models.entries import register
 from selfcluster.models.sobel import CHANNELS, Sobel, take_away
+
+if TYPE_CHECKING:
+    from selfcluster.models.backbones import Backbone
 
 FOLDED = "folded_sobel"
 
@@ -69,13 +72,13 @@ def fold_sobel(module: Any, *, padding: int | None = None, channels: int | None 
     return folded
 
 
-def full_name(spec: Mapping[str, Any]) -> str:
+def full_name(spec: Mapping[str, object]) -> str:
     """The name by which `make_backbone` makes a network again: a folded one's says which it is and its zeros.
 
     >>> full_name({"model_name": "folded_sobel", "network": "resnet18", "filter_padding": 1})
     'folded_sobel/resnet18/1'
     """
-    name = spec["model_name"]
+    name = str(spec["model_name"])
     return f"{name}/{spec['network']}/{spec['filter_padding']}" if name == FOLDED else name
 
 
@@ -89,7 +92,7 @@ def parts_of(name: str) -> dict[str, Any]:
     return {"model_name": model, "network": rest[0], "filter_padding": int(rest[1])}
 
 
-def for_images(module: Any) -> tuple[Any, str]:
+def for_images(module: Backbone) -> tuple[Backbone, str]:
     """A network that takes images by itself, where its first layer can, and what became of its filters ("")."""
     if getattr(module, "sobel", None) is None:
         return module, ""
@@ -134,12 +137,12 @@ def _larger(old: nn.Conv2d, channels: int, padding: int) -> nn.Conv2d:
     return new.requires_grad_(old.weight.requires_grad)
 
 
-def _replace(module: Any, name: str, layer: nn.Module) -> None:
+def _replace(module: nn.Module, name: str, layer: nn.Module) -> None:
     parent, _, attribute = name.rpartition(".")
     setattr(module.get_submodule(parent), attribute, layer)
 
 
-def _rebuild(network: str, filter_padding: int, *, in_chans: int = 3, **kwargs: Any) -> Any:
+def _rebuild(network: str, filter_padding: int, *, in_chans: int = 3, **kwargs: Any) -> nn.Module:
     """timm's `network`, its first convolution as large as `fold_sobel` makes it; weights are loaded into it."""
     import timm
 
@@ -152,7 +155,7 @@ def _rebuild(network: str, filter_padding: int, *, in_chans: int = 3, **kwargs: 
 register(FOLDED, _rebuild, "any network of timm's whose first convolution does the work of Sobel filters before it too")
 
 
-def _first_convolution(module: Any) -> tuple[str, nn.Conv2d]:
+def _first_convolution(module: nn.Module) -> tuple[str, nn.Conv2d]:
     first = getattr(module, "pretrained_cfg", {}).get("first_conv")
     if not isinstance(first, str):
         raise ValueError(f"{type(module).__name__} names no single first convolution, so no filters can be folded in")

@@ -6,13 +6,12 @@ B images, C channels, F features, K classes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from selfcluster.models.backbones import final_relu
+from selfcluster.models.backbones import Backbone, final_relu
 from selfcluster.models.taps import averaged, channels_first, find_module
 
 _GRAY = (0.299, 0.587, 0.114)  # ITU-R 601-2, as Pillow turns colors into gray
@@ -44,7 +43,7 @@ class Frozen(nn.Module):
 
     def __init__(
         self,
-        network: Any,
+        network: Backbone,
         *,
         layer: str | None = None,
         classifier: nn.Linear | None = None,

@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -79,7 +78,7 @@ class Candidate:
     has_classifier: bool
 
 
-def guess_network(content: Any, names: Sequence[str] | None = None) -> list[Candidate]:
+def guess_network(content: object, names: Sequence[str] | None = None) -> list[Candidate]:
     """Return the networks whose every tensor the file has, and whose layers are all that the file has.
 
     Where some fit without adaptation, only those are returned. An empty list: none of the common networks.
@@ -107,7 +106,7 @@ def guess_network(content: Any, names: Sequence[str] | None = None) -> list[Cand
     return exact or found
 
 
-def _family(content: Any) -> list[str]:
+def _family(content: object) -> list[str]:
     for pattern, names in FAMILIES:
         if any(_has(pattern, tensors) for _, tensors, _ in places(content)):
             return names

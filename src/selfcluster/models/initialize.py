@@ -102,7 +102,7 @@ def initialize(module: nn.Module, path: str | Path, *, allow_partial: bool = Fal
     return report
 
 
-def match(module: nn.Module, content: Any) -> Match:
+def match(module: nn.Module, content: object) -> Match:
     """Return what the content of a weights file has for `module`, which is not changed and may be on the meta device.
 
     Raises:
@@ -124,7 +124,7 @@ def match(module: nn.Module, content: Any) -> Match:
     return result
 
 
-def read_weights(path: Path) -> Any:
+def read_weights(path: Path) -> object:
     """Return the content of a weights file; tensors, NumPy scalars and plain containers are all that is unpickled.
 
     Raises:
@@ -160,7 +160,7 @@ def _harmless() -> list[Any]:
 
 
 def _best_place(
-    content: Any, own: Mapping[str, Tensor], released: Mapping[str, str]
+    content: object, own: Mapping[str, Tensor], released: Mapping[str, str]
 ) -> tuple[dict[str, Tensor], str, dict[str, Tensor], list[str]]:
     """Return the file's tensors under the network's names, where they lay, all tensors there, and names elsewhere.
 
@@ -177,7 +177,7 @@ def _best_place(
     return best[1:]
 
 
-def places(content: Any, wrappers: set[str] = _WRAPPERS) -> Iterator[tuple[str, dict[str, Tensor], list[str]]]:
+def places(content: object, wrappers: set[str] = _WRAPPERS) -> Iterator[tuple[str, dict[str, Tensor], list[str]]]:
     """Yield every place of a file where weights may lie, in words, with its tensors by timm's names and other names."""
     tables = dict(_tables(content))
     for key in sorted(tables, key=lambda k: k.split("/")[-1] not in _PREFERRED):
@@ -242,7 +242,7 @@ def _renamed(name: str, released: Mapping[str, str]) -> str:
     return f"{released[module]}.{kind}" if module in released else name
 
 
-def _tables(content: Any, key: str = "") -> Iterator[tuple[str, dict[str, Tensor]]]:
+def _tables(content: object, key: str = "") -> Iterator[tuple[str, dict[str, Tensor]]]:
     """Every mapping inside the file that holds tensors, by the path of keys that leads to it."""
     if not isinstance(content, Mapping):
         return

@@ -10,7 +10,7 @@ C channels, n samples a channel.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,9 @@ from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from selfcluster import distributed
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 _PLAIN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
@@ -35,8 +38,17 @@ class BatchNorm(_BatchNorm):
         group: the process group that shares statistics; None = all ranks.
     """
 
-    def __init__(self, num_features: int, *args: Any, group: Any = None, **kwargs: Any) -> None:
-        super().__init__(num_features, *args, **kwargs)
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        *,
+        group: ProcessGroup | None = None,
+    ) -> None:
+        super().__init__(num_features, eps, momentum, affine, track_running_stats)
         self._group = _Shared(group)
 
     def _check_input_dim(self, input: Tensor) -> None:
@@ -70,7 +82,7 @@ class BatchNorm(_BatchNorm):
         self.running_var += rate * (unbiased - self.running_var)
 
 
-def convert_sync(module: nn.Module, group: Any = None) -> nn.Module:
+def convert_sync(module: nn.Module, group: ProcessGroup | None = None) -> nn.Module:
     """Give every batch normalization inside `module` statistics over all ranks of `group`.
 
     Parameters and buffers stay the same objects, so optimizers and checkpoints notice nothing. With one process the
@@ -89,7 +101,7 @@ def convert_sync(module: nn.Module, group: Any = None) -> nn.Module:
     return module if distributed.world_size(group) == 1 else _convert(module, group)
 
 
-def _convert(module: nn.Module, group: Any) -> nn.Module:
+def _convert(module: nn.Module, group: ProcessGroup | None) -> nn.Module:
     if getattr(module, "fixed_statistics", False):  # always in evaluation mode: nothing to share
         return module
     if isinstance(module, _BatchNorm) and not isinstance(module, BatchNorm):
@@ -101,7 +113,7 @@ def _convert(module: nn.Module, group: Any) -> nn.Module:
     return module
 
 
-def _shared(old: _BatchNorm, group: Any) -> BatchNorm:
+def _shared(old: _BatchNorm, group: ProcessGroup | None) -> BatchNorm:
     if type(old) not in _PLAIN and not {"drop", "act"} <= old._modules.keys():
         raise TypeError(
             f"cannot share the statistics of {type(old).__name__} between processes: its forward is its own"
@@ -117,10 +129,10 @@ def _shared(old: _BatchNorm, group: Any) -> BatchNorm:
 class _Shared:
     """A process group inside a module: copied modules keep it, since it cannot be copied itself."""
 
-    def __init__(self, value: Any) -> None:
+    def __init__(self, value: ProcessGroup | None) -> None:
         self.value = value
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Shared:
+    def __deepcopy__(self, memo: dict[int, object]) -> _Shared:
         return self
 
 
@@ -157,7 +169,7 @@ class _Normalize(torch.autograd.Function):
         return dx.to(x.dtype), *mine, None, None
 
 
-def _moments(x: Tensor, group: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _moments(x: Tensor, group: ProcessGroup | None) -> tuple[Tensor, Tensor, Tensor]:
     """Mean (C,), biased variance (C,) and number of samples () over all ranks."""
     channels, over = x.shape[1], [d for d in range(x.dim()) if d != 1]
     single = torch.float64 if x.dtype == torch.float64 else torch.float32

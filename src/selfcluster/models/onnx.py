@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from selfcluster.files import write_atomically
 from selfcluster.models.backbones import Backbone, preprocessing_of
@@ -112,7 +113,7 @@ class _Normalizing(torch.nn.Module):
         return self.network((pixels - self.mean) / self.std)
 
 
-def _trace(module: Any, images: torch.Tensor, path: Path) -> None:
+def _trace(module: nn.Module, images: torch.Tensor, path: Path) -> None:
     names: dict[str, Any] = {"input_names": ["images"], "output_names": ["features"]}
     free = {"images": {0: "batch"}, "features": {0: "batch"}}
     with warnings.catch_warnings():

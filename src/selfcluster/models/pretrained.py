@@ -235,7 +235,7 @@ def describe(network: Network) -> str:
 
 
 def _network(
-    module: Any, preprocessing: Preprocessing, report: str, license: str | None, trained: bool = True
+    module: Backbone, preprocessing: Preprocessing, report: str, license: str | None, trained: bool = True
 ) -> Network:
     probe(module, preprocessing.channels, preprocessing.image_size)
     p = preprocessing
@@ -261,7 +261,7 @@ def _timm_origin(name: str) -> Origin:
     return Origin(name, from_config(config), through_timm=True, license=config.get("license"), note=note)
 
 
-def _from_timm(name: str, arguments: dict[str, Any]) -> Any:
+def _from_timm(name: str, arguments: dict[str, Any]) -> Backbone:
     try:
         return make_backbone(name, pretrained=True, **arguments)
     except ValueError:
@@ -384,7 +384,7 @@ def _config_of(name: str) -> dict[str, Any]:
     return dict(module.pretrained_cfg)
 
 
-def _has_classifier(content: Any, name: str) -> bool:
+def _has_classifier(content: object, name: str) -> bool:
     """Whether a file's weights were trained on labels."""
     import timm
 
@@ -419,7 +419,7 @@ def _like_the_file(name: str, has_classifier: bool, default: dict[str, Any]) -> 
     return {**default, **_inputs(chosen)}, note
 
 
-def _inputs(config: Mapping[str, Any]) -> dict[str, Any]:
+def _inputs(config: Mapping[str, object]) -> dict[str, object]:
     return {key: config[key] for key in ("mean", "std", "interpolation", "crop_pct", "crop_mode") if config.get(key)}
 
 
@@ -440,7 +440,7 @@ def _preprocessor(folder: Path) -> dict[str, Any]:
     return words | {"crop_mode": "center" if shortest and size else "squash"}
 
 
-def _side(value: Any) -> int | None:
+def _side(value: object) -> int | None:
     if isinstance(value, Mapping):
         value = value.get("shortest_edge", value.get("height"))
     return int(value) if isinstance(value, int | float) else None

@@ -9,13 +9,14 @@ B images, C channels.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 CHANNELS = 2
+M = TypeVar("M", bound=nn.Module)
 
 
 class Sobel(nn.Module):
@@ -46,7 +47,7 @@ class Sobel(nn.Module):
         return F.conv2d(images.mean(dim=1, keepdim=True), self.weight, padding=self.padding)
 
 
-def put_before(module: Any, padding: int = 1) -> Any:
+def put_before(module: M, padding: int = 1) -> M:
     """Let a network of two input channels take images: its `forward` sees their edges. Its `state_dict` stays as it is.
 
     With a `padding` of 2 edges reach a pixel further than the image, and `fold_sobel` is exact (`folding.py`). Only
@@ -57,7 +58,7 @@ def put_before(module: Any, padding: int = 1) -> Any:
     return module
 
 
-def take_away(module: Any) -> Any:
+def take_away(module: M) -> M:
     """Undo `put_before`: the network takes edges again."""
     for key in [key for key, hook in module._forward_pre_hooks.items() if hook is _edges]:
         del module._forward_pre_hooks[key]
@@ -65,5 +66,5 @@ def take_away(module: Any) -> Any:
     return module
 
 
-def _edges(module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+def _edges(module: Any, args: tuple[object, ...]) -> tuple[object, ...]:
     return module.sobel(args[0]), *args[1:]

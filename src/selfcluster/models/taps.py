@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 
-def find_module(network: Any, name: str, flag: str = "--layer") -> nn.Module:
+def find_module(network: nn.Module, name: str, flag: str = "--layer") -> nn.Module:
     """Return the module of a network; raise ValueError with the names that there are, and the flag."""
     try:
         return network.get_submodule(name)
@@ -20,7 +20,7 @@ def find_module(network: Any, name: str, flag: str = "--layer") -> nn.Module:
         raise ValueError(f"{flag} {name}: {model} has no such layer; it has {names}") from error
 
 
-def channels_first(network: Any, module: nn.Module, out: Tensor) -> Tensor:
+def channels_first(network: nn.Module, module: nn.Module, out: Tensor) -> Tensor:
     """Return a map as (B, F, h, w); a network such as Swin has (B, h, w, F). Other outputs are returned unchanged."""
     last = str(getattr(network, "output_fmt", "NCHW")).endswith("NHWC") and not isinstance(module, nn.Conv2d)
     return out.permute(0, 3, 1, 2) if last and out.dim() == 4 else out
@@ -35,7 +35,7 @@ def averaged(out: Tensor) -> Tensor:
     return out.mean(dim=(2, 3)) if out.dim() == 4 else out.mean(dim=1) if out.dim() == 3 else out
 
 
-def output_of(network: Any, images: Tensor, name: str, flag: str = "--layer") -> Tensor:
+def output_of(network: nn.Module, images: Tensor, name: str, flag: str = "--layer") -> Tensor:
     """Return what a module gives while the images (B, C, height, width) pass through the network.
 
     Raises:

@@ -39,7 +39,7 @@ class Teacher(nn.Module):
         return cls(copy.deepcopy(student))
 
     @torch.no_grad()
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, *args: object, **kwargs: object) -> object:
         return self.network(*args, **kwargs)
 
     @torch.no_grad()

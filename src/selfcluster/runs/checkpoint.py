@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,12 @@ class Checkpoint:
 
 
 def save(
-    folder: Path, step: int, tensors: dict[str, Tensor], meta: dict[str, Any], keep: int = 2, replace: bool = False
+    folder: Path,
+    step: int,
+    tensors: dict[str, Tensor],
+    meta: Mapping[str, object],
+    keep: int = 2,
+    replace: bool = False,
 ) -> Path:
     """Write `folder/step-*` and return its path. Later ones are removed, since the run has gone back behind them.
 
@@ -114,7 +120,7 @@ def load(path: Path) -> Checkpoint:
         raise BrokenCheckpoint(f"{path}: cannot be read ({error})") from error
 
 
-def newest_settings(folder: Path) -> dict[str, Any]:
+def newest_settings(folder: Path) -> dict[str, object]:
     """Return the settings that the newest whole checkpoint was made with; empty where there is none or it has none."""
     for path in reversed(_complete(folder)):
         if is_whole(path):
@@ -176,7 +182,7 @@ def _complete(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("step-*") if path.is_dir() and path.name[5:].isdigit())
 
 
-def _fingerprint(path: Path) -> dict[str, Any]:
+def _fingerprint(path: Path) -> dict[str, str | int]:
     with path.open("rb") as file:
         return {"sha256": hashlib.file_digest(file, "sha256").hexdigest(), "bytes": path.stat().st_size}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -68,7 +69,7 @@ class Console:
         text = f"loss {loss:.3f}  {images_per_second:,.0f} images/s  {self._health}"
         self._bar.update(self._task, completed=done, description=text)
 
-    def report(self, row: dict[str, Any], total_steps: int, seconds_left: float = 0.0) -> None:
+    def report(self, row: Mapping[str, object], total_steps: int, seconds_left: float = 0.0) -> None:
         """A row of metrics, in a line."""
         self._health = _health_line(row)
         if self._bar is None:
@@ -90,12 +91,12 @@ def _left(seconds: float) -> str:
     return f"  {seconds:.0f} s left" if seconds < 90 else f"  {seconds / 60:.0f} min left"
 
 
-def _loss(row: dict[str, Any]) -> str:
+def _loss(row: Mapping[str, object]) -> str:
     text = f"loss {row.get('loss', float('nan')):.3f}"
     return text + (f" (chance {row['chance_loss']:.3f})" if "chance_loss" in row else "")
 
 
-def _health_line(row: dict[str, Any]) -> str:
+def _health_line(row: Mapping[str, object]) -> str:
     parts = []
     if "used_codes" in row:
         parts.append(f"clusters {row['used_codes']} used, {row['effective_clusters']:.0f} effective")

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +22,9 @@ from selfcluster.runs.formats import modern_config
 
 _PROJECTIONS = 8  # numbers that stand for a vector when copies are looked for
 _CELL = 1e-4  # of a projection's standard deviation: wider than rounding, far narrower than two pictures' difference
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -127,7 +130,7 @@ def read_contents(run: Path) -> Contents:
     contents = Contents(run)
     place = shlex.quote(str(run))  # commands are there to be copied into a shell
 
-    def read(name: str, gives: str, command: str, reader: Any) -> Any:
+    def read(name: str, gives: str, command: str, reader: Callable[[Path], T]) -> T | None:
         try:
             return reader(run / name)
         except FileNotFoundError:
@@ -151,12 +154,12 @@ def read_contents(run: Path) -> Contents:
     return contents
 
 
-def is_untrained(config: dict[str, Any]) -> bool:
+def is_untrained(config: Mapping[str, object]) -> bool:
     """Return whether the images of a run were only embedded, by the network that `model` names."""
     return "model" in config and "method" not in config
 
 
-def method_of(config: dict[str, Any]) -> str | None:
+def method_of(config: Mapping[str, object]) -> str | None:
     """The method's name in a run's settings."""
     method = config.get("method")
     return str(method.get("name")) if isinstance(method, dict) else None if method is None else str(method)
@@ -217,7 +220,7 @@ def _strings(column: pa.ChunkedArray) -> pa.Array:
     return pa.concat_arrays(chunks.chunks) if chunks.num_chunks else pa.array([], pa.large_string())
 
 
-def _matrix(column: Any, start: int) -> np.ndarray:
+def _matrix(column: pa.Array, start: int) -> np.ndarray:
     column = column.cast(pa.list_(pa.float32()))  # whichever kind of list it was written as
     values = column.flatten().to_numpy(zero_copy_only=False)
     n = len(column)

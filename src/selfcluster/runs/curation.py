@@ -122,7 +122,7 @@ class Curation:
             raise ValueError(f"no cluster {cluster} in the table of clusters")
 
 
-def check_row(row: Any) -> Row:
+def check_row(row: object) -> Row:
     """Return a row with its known fields only, or raise ValueError saying in a sentence what is wrong with it."""
     if not isinstance(row, dict):
         raise ValueError("not an object with an action")
@@ -150,12 +150,12 @@ def check_row(row: Any) -> Row:
     return {name: row[name] for name in ("time", "action", *_FIELDS[action])}
 
 
-def _check_number(name: str, value: Any, least: int) -> None:
+def _check_number(name: str, value: object, least: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value < _LARGEST:
         raise ValueError(f"{name} {_short(value)} is not the number of a cluster")
 
 
-def _check_name(name: Any) -> None:
+def _check_name(name: object) -> None:
     if not isinstance(name, str):
         raise ValueError(f"name {_short(name)} is not a text")
     if len(name) > _LONGEST_NAME:
@@ -164,7 +164,7 @@ def _check_name(name: Any) -> None:
         raise ValueError(f"the name {_short(name)} has invisible or control characters")
 
 
-def _check_images(images: Any) -> None:
+def _check_images(images: object) -> None:
     if not isinstance(images, list) or not images:
         raise ValueError("images is not a list of image ids")
     for image in images:
@@ -247,7 +247,7 @@ def read_rows(run: Path) -> list[Row]:
 
 
 def append_rows(
-    run: Path, more: Iterable[Mapping[str, Any]], start: Mapping[str, int], *, once: bool = False
+    run: Path, more: Iterable[Mapping[str, object]], start: Mapping[str, int], *, once: bool = False
 ) -> list[Row]:
     """Append rows to RUN/curation.jsonl, all or none of them, and return all rows of the file.
 
@@ -364,6 +364,6 @@ def _locked(path: Path) -> Iterator[IO[bytes]]:
                 return  # else it was set aside while this process waited
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     text = json.dumps(value, default=str)
     return text if len(text) <= 60 else text[:57] + "..."

@@ -27,7 +27,7 @@ class FormatError(ValueError):
     """A run folder that a newer version wrote, or whose format is no number."""
 
 
-def with_modern_names(settings: Mapping[str, Any]) -> dict[str, Any]:
+def with_modern_names(settings: Mapping[str, Any]) -> dict[str, object]:
     """Return settings under today's names, and named values as they are called today."""
     modern = {RENAMED.get(name, name): value for name, value in settings.items()}
     for name, values in RENAMED_VALUES.items():
@@ -36,19 +36,19 @@ def with_modern_names(settings: Mapping[str, Any]) -> dict[str, Any]:
     return modern
 
 
-def modern_config(config: Mapping[str, Any]) -> dict[str, Any]:
+def modern_config(config: Mapping[str, object]) -> dict[str, object]:
     """Return a run's configuration in today's format; raise FormatError for a newer one."""
     about = config.get("about")
     number = about.get("format", 0) if isinstance(about, Mapping) else 0
     return _upgrade(config, number, (with_modern_names,))
 
 
-def modern_meta(meta: Mapping[str, Any]) -> dict[str, Any]:
+def modern_meta(meta: Mapping[str, object]) -> dict[str, object]:
     """Return the JSON of a checkpoint in today's format; raise FormatError for a newer one."""
     return _upgrade(meta, meta.get("format", 0), (_meta_to_1,))
 
 
-def modern_tensors(tensors: dict[str, T], written: Any) -> dict[str, T]:
+def modern_tensors(tensors: dict[str, T], written: object) -> dict[str, T]:
     """Return the tensors of a checkpoint of the format `written` under today's names."""
     if written:
         return tensors
@@ -56,8 +56,10 @@ def modern_tensors(tensors: dict[str, T], written: Any) -> dict[str, T]:
 
 
 def _upgrade(
-    value: Mapping[str, Any], number: Any, converters: tuple[Callable[[Mapping[str, Any]], dict[str, Any]], ...]
-) -> dict[str, Any]:
+    value: Mapping[str, object],
+    number: object,
+    converters: tuple[Callable[[Mapping[str, object]], dict[str, object]], ...],
+) -> dict[str, object]:
     if isinstance(number, bool) or not isinstance(number, int) or number < 0:
         raise FormatError(f"format {number!r} is not a whole number of 0 or more")
     if number > FORMAT:
@@ -67,7 +69,7 @@ def _upgrade(
     return dict(value)
 
 
-def _meta_to_1(meta: Mapping[str, Any]) -> dict[str, Any]:
+def _meta_to_1(meta: Mapping[str, object]) -> dict[str, object]:
     modern = {"reassignment" if name == "renewal" else name: value for name, value in meta.items()}
     layout = modern.get("layout")
     if isinstance(layout, Mapping):

@@ -78,7 +78,7 @@ def read_embeddings(path: Path) -> EmbeddingTable:
     return EmbeddingTable(ids, table["path"].to_pylist() if "path" in table.column_names else ids, matrix)
 
 
-def table_name(out: str | os.PathLike[str] | None, default: Any, *endings: str) -> Any:
+def table_name(out: str | os.PathLike[str] | None, default: object, *endings: str) -> Any:
     """Where a table goes, a Path; raises ValueError for a name that does not end as what is written there."""
     if out is None:
         return default

@@ -23,6 +23,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import numpy as np
+
 from selfcluster.data.errors import BadImage
 from selfcluster.data.images import open_content
 from selfcluster.data.sources import Source
@@ -97,7 +99,7 @@ class CurationServer(ThreadingHTTPServer):
         """Return all rows of the run's curation."""
         return read_rows(self.run)
 
-    def append(self, rows: Any) -> list[dict[str, Any]]:
+    def append(self, rows: object) -> list[dict[str, Any]]:
         """Append rows and return all of them; raise Refused where they do not fit or cannot be written."""
         if not isinstance(rows, list):
             raise Refused(HTTPStatus.BAD_REQUEST, "the body is not a list of actions")
@@ -156,7 +158,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self._answer(self._post)
 
-    def log_message(self, format: str, *args: Any) -> None:
+    def log_message(self, format: str, *args: object) -> None:
         """Say nothing: the address holds the token."""
 
     def _get(self) -> None:
@@ -228,7 +230,7 @@ class _Handler(BaseHTTPRequestHandler):
         if not _same(self.headers.get("X-Token", ""), self.server.token):
             raise Refused(HTTPStatus.FORBIDDEN, "the request lacks the token; load the page again")
 
-    def _send_json(self, value: Any, status: HTTPStatus = HTTPStatus.OK) -> None:
+    def _send_json(self, value: object, status: HTTPStatus = HTTPStatus.OK) -> None:
         self._send(json.dumps(value).encode(), "application/json", status)
 
     def _send(self, body: bytes, kind: str, status: HTTPStatus = HTTPStatus.OK, policy: str = _NOTHING) -> None:
@@ -262,7 +264,7 @@ def _kind(data: bytes) -> str | None:
     return next((kind for start, kind in _SHOWN_BY_BROWSERS.items() if data.startswith(start)), None)
 
 
-def _as_png(pixels: Any) -> bytes:
+def _as_png(pixels: np.ndarray) -> bytes:
     from PIL import Image
 
     buffer = io.BytesIO()

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from selfcluster.annotations import Data
 from selfcluster.data.names import to_id
 from selfcluster.data.sources import Source, open_source
 from selfcluster.methods import canonical
@@ -22,7 +23,7 @@ _SUBSET = ("labels_from", "limit", "classes", "long_tail", "label_noise", "seed"
 _NOT_FLAGS = ("method", "data", "recipe", "about")  # what a config.yaml holds beside the flags
 
 
-def read_settings(config: str | os.PathLike[str] | Mapping[str, Any] | None) -> dict[str, Any]:
+def read_settings(config: str | os.PathLike[str] | Mapping[str, object] | None) -> dict[str, Any]:
     """The settings in a `config.yaml` (a run's own is one) or a mapping; raises ValueError for anything else."""
     if config is None:
         return {}
@@ -65,7 +66,7 @@ def run_config(path: Path) -> dict[str, Any]:
     return {**config, "method": canonical(config["method"]), **values}
 
 
-def deciding(config: Mapping[str, Any]) -> dict[str, Any]:
+def deciding(config: Mapping[str, object]) -> dict[str, object]:
     """Return the settings that decide a run's result, as JSON holds them: a change makes it another run."""
     names = [name for name in config if name not in FREE and name not in ("data", "recipe", "about")]
     return {name: list(v) if isinstance(v := config[name], tuple) else v for name in names}
@@ -81,7 +82,7 @@ def default_out(method: str, source: Source) -> Path:
 
 
 def open_for(
-    method: str, data: Any, said: Mapping[str, Any], out: str | os.PathLike[str] | None
+    method: str, data: Data, said: Mapping[str, Any], out: str | os.PathLike[str] | None
 ) -> tuple[Source, Path]:
     """Return the data source and the run folder. When resuming, omitted subset options come from the existing run."""
     asked = {name: said[name] for name in _SUBSET if name in said}
@@ -94,7 +95,7 @@ def open_for(
     return source, path
 
 
-def run_source(run: Path, data: Any = None) -> Source:
+def run_source(run: Path, data: Data | None = None) -> Source:
     """Return the images of a run, the same ones as in training.
 
     Args:
@@ -109,11 +110,11 @@ def run_source(run: Path, data: Any = None) -> Source:
     return open_source(config["data"] if data is None else data, **part_of(config))
 
 
-def reading_of(config: Mapping[str, Any]) -> dict[str, Any]:
+def reading_of(config: Mapping[str, object]) -> dict[str, Any]:
     """Return how a run reads the values of images, as `open_source` takes it: other images are read the same way."""
     return {name: config[name] for name in ("range", "max_megapixels") if config.get(name) is not None}
 
 
-def part_of(config: Mapping[str, Any]) -> dict[str, Any]:
+def part_of(config: Mapping[str, object]) -> dict[str, Any]:
     """Which images a run is of, as `open_source` takes it; labels were spoilt for training alone, never for a score."""
     return {name: config[name] for name in _SUBSET if name in config and name != "label_noise"}

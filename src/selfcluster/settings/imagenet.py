@@ -14,7 +14,9 @@ from selfcluster.settings.schema import Schema
 _RATES = ("learning_rate", "final_learning_rate", "warmup_learning_rate")
 
 
-def _made(schema: Schema, recipe: str, method: str, said: Mapping[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+def _made(
+    schema: Schema, recipe: str, method: str, said: Mapping[str, object], values: dict[str, Any]
+) -> dict[str, Any]:
     if schema.name != method:
         raise ValueError(f"--recipe {recipe} is a recipe of {method}, not of {schema.name}; use --recipe paper")
     out = {name: Choice(value, f"{recipe}, see docs/fidelity.md") for name, value in values.items()}
@@ -26,7 +28,7 @@ def _made(schema: Schema, recipe: str, method: str, said: Mapping[str, Any], val
     return out
 
 
-def swav_256(schema: Schema, facts: Any, said: Mapping[str, Any]) -> dict[str, Choice]:
+def swav_256(schema: Schema, facts: object, said: Mapping[str, object]) -> dict[str, Choice]:
     """SwAV with batches of 256: rate 0.6 down to 0.0006, no warm-up, 3,840 queued features from epoch 15, 200 epochs.
 
     Caron et al. 2020, section 4.2 and table 3: 72.7 % linear probe on ImageNet, as published; not run here.
@@ -44,7 +46,7 @@ def swav_256(schema: Schema, facts: Any, said: Mapping[str, Any]) -> dict[str, C
     return _made(schema, "swav_256", "swav", said, values)
 
 
-def dino_resnet50(schema: Schema, facts: Any, said: Mapping[str, Any]) -> dict[str, Choice]:
+def dino_resnet50(schema: Schema, facts: object, said: Mapping[str, object]) -> dict[str, Choice]:
     """DINO with ResNet-50 as released: SGD, 0.03 for 256 images, decay 1e-4 throughout, SwAV's crop scales, 100 epochs.
 
     The released command for eight GPUs of 64 images (so rate 0.06) with the defaults of its code: 8 small crops,
@@ -69,7 +71,7 @@ def dino_resnet50(schema: Schema, facts: Any, said: Mapping[str, Any]) -> dict[s
     return _made(schema, "dino_resnet50", "dino", said, values)
 
 
-def deepercluster_imagenet(schema: Schema, facts: Any, said: Mapping[str, Any]) -> dict[str, Choice]:
+def deepercluster_imagenet(schema: Schema, facts: object, said: Mapping[str, object]) -> dict[str, Choice]:
     """DeeperCluster on ImageNet: batches of 748 at rate 0.1, one clustering into 10,000 every fifth epoch.
 
     Caron et al. 2019, appendix 5. The paper starts it from a RotNet network: add `--init` with a run of
@@ -85,7 +87,7 @@ def deepercluster_imagenet(schema: Schema, facts: Any, said: Mapping[str, Any]) 
     return _made(schema, "deepercluster_imagenet", "deepercluster", said, values)
 
 
-def rotnet_vgg16(schema: Schema, facts: Any, said: Mapping[str, Any]) -> dict[str, Choice]:
+def rotnet_vgg16(schema: Schema, facts: object, said: Mapping[str, object]) -> dict[str, Choice]:
     """RotNet of the DeeperCluster paper: VGG-16 with one dropout of 0.3, batches of 512, rate 0.05, decay 1e-5.
 
     Caron et al. 2019, appendix 5. The paper gives no schedule; a constant rate is that of its other runs. Not run here.
@@ -102,7 +104,7 @@ def rotnet_vgg16(schema: Schema, facts: Any, said: Mapping[str, Any]) -> dict[st
     return _made(schema, "rotnet_vgg16", "rotnet", said, values)
 
 
-def deepcluster_thesis(schema: Schema, facts: Any, said: Mapping[str, Any]) -> dict[str, Choice]:
+def deepcluster_thesis(schema: Schema, facts: object, said: Mapping[str, object]) -> dict[str, Choice]:
     """DeepCluster as the thesis words it: the classifier has momentum 0.9 too, empty clusters move at random.
 
     Caron 2021, section 3.2.1; the released code has 0 and a fixed step. Not run here.
@@ -110,7 +112,7 @@ def deepcluster_thesis(schema: Schema, facts: Any, said: Mapping[str, Any]) -> d
     return _made(schema, "deepcluster_thesis", "deepcluster", said, {"head_momentum": 0.9, "split": "random"})
 
 
-def sela_resnet50(schema: Schema, facts: Any, said: Mapping[str, Any]) -> dict[str, Choice]:
+def sela_resnet50(schema: Schema, facts: object, said: Mapping[str, object]) -> dict[str, Choice]:
     """SeLa with the released code's ResNet-50: norms before convolutions, and neither norm nor ReLU behind the stem.
 
     Asano et al. 2020; timm's `resnetv2_50` is that network. 61.5 % linear probe, as published; not run here.

@@ -38,7 +38,7 @@ _FREEZE_BELOW = 20_000  # images: fewer do not change the early layers of a pret
 Recipe = Callable[[Schema, DataSummary, Mapping[str, Any]], dict[str, Choice]]
 
 
-def paper(schema: Schema, facts: DataSummary, said: Mapping[str, Any]) -> dict[str, Choice]:
+def paper(schema: Schema, facts: DataSummary, said: Mapping[str, object]) -> dict[str, Choice]:
     """The paper's own run, made for ImageNet on many GPUs.
 
     `torchrun --nproc-per-node 64 -m selfcluster train swav imagenet/train --recipe paper`: 75.3 % linear probe for
@@ -47,14 +47,14 @@ def paper(schema: Schema, facts: DataSummary, said: Mapping[str, Any]) -> dict[s
     return {}
 
 
-def auto(schema: Schema, facts: DataSummary, said: Mapping[str, Any]) -> dict[str, Choice]:
+def auto(schema: Schema, facts: DataSummary, said: Mapping[str, object]) -> dict[str, Choice]:
     """From the number, size and channels of the images. `selfcluster train swav photos/`"""
     if facts.start_size is not None:
         return _from_network(schema, facts, said)
     n = facts.num_images
     out: dict[str, Choice] = {}
 
-    def choose(name: str, value: Any, reason: str) -> Any:
+    def choose(name: str, value: object, reason: str) -> Any:
         out[name] = Choice(value, reason)
         return said.get(name, value)
 
@@ -233,7 +233,7 @@ _CIFAR: dict[str, dict[str, Any]] = {
 }
 
 
-def cifar(schema: Schema, facts: DataSummary, said: Mapping[str, Any]) -> dict[str, Choice]:
+def cifar(schema: Schema, facts: DataSummary, said: Mapping[str, object]) -> dict[str, Choice]:
     """The common CIFAR setting: ResNet-18, two views of 32 px, 1,000 epochs, batch 256.
 
     `selfcluster train swav cifar10/train --recipe cifar`: online linear probe as solo-learn publishes it, CIFAR-10 and
@@ -270,7 +270,7 @@ def cifar(schema: Schema, facts: DataSummary, said: Mapping[str, Any]) -> dict[s
     return out
 
 
-def small(schema: Schema, facts: DataSummary, said: Mapping[str, Any]) -> dict[str, Choice]:
+def small(schema: Schema, facts: DataSummary, said: Mapping[str, object]) -> dict[str, Choice]:
     """Something to see in five minutes on two cores: a quarter-width ResNet-18 that sees few pixels of 70,000 images.
 
     `selfcluster train swav cifar10/train-00000.tar --recipe small`; what each method reaches: docs/reproduce.md.

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
+from selfcluster.choice import RunSettings
 from selfcluster.methods import METHODS
 from selfcluster.runs.formats import with_modern_names
 from selfcluster.setting import check_names, checked
@@ -39,7 +40,9 @@ def paper_values(schema: Schema) -> dict[str, Any]:
     return values | {option.name: option.default for option in schema.settings}
 
 
-def validated(method: str, given: Mapping[str, Any], config_file: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def validated(
+    method: str, given: Mapping[str, object], config_file: Mapping[str, object] | None = None
+) -> dict[str, Any]:
     """Return the user's settings in their own types, flags over `config_file`. No data is needed, and no torch.
 
     Raises:
@@ -59,8 +62,8 @@ def validated(method: str, given: Mapping[str, Any], config_file: Mapping[str, A
 def resolve(
     method: str,
     facts: DataSummary,
-    given: Mapping[str, Any] | None = None,
-    config_file: Mapping[str, Any] | None = None,
+    given: Mapping[str, object] | None = None,
+    config_file: Mapping[str, object] | None = None,
     recipe: str = "auto",
 ) -> Resolved:
     """Return a value for every option of `method` on data of this description.
@@ -92,13 +95,14 @@ def resolve(
             values[name] = values[name] * values["batch_size"] / per
     values["channels"] = values["channels"] if "channels" in said else facts.channels
     config = {name: checked(options[name], values[name]) for name in options}
-    _check(schema, config, facts)
-    METHODS[schema.name].check(config, facts.num_images)
+    settings = cast(RunSettings, config)  # each value has passed `checked`
+    _check(schema, settings, facts)
+    METHODS[schema.name].check(settings, facts.num_images)
     _check_effect(schema, given or {}, config)
     return Resolved(config, reasons)
 
 
-def _check(schema: Schema, config: dict[str, Any], facts: DataSummary) -> None:
+def _check(schema: Schema, config: RunSettings, facts: DataSummary) -> None:
     if config["epochs"] <= 0:
         raise ValueError(f"--epochs {config['epochs']}: must be above 0")
     if config["minutes"] is not None and config["images_seen"] is not None:
@@ -132,7 +136,7 @@ def _check(schema: Schema, config: dict[str, Any], facts: DataSummary) -> None:
         raise ValueError(f"--milestones has no effect under --schedule {config['schedule']}")
 
 
-def _check_effect(schema: Schema, given: Mapping[str, Any], config: dict[str, Any]) -> None:
+def _check_effect(schema: Schema, given: Mapping[str, object], config: Mapping[str, object]) -> None:
     for names, other, values in schema.idle:
         useless = [name for name in names if given.get(name) is not None]
         if not useless or config[other] not in values:

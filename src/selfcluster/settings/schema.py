@@ -13,10 +13,13 @@ import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from selfcluster.methods import canonical, located
 from selfcluster.setting import Option, declared, options_of
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 _ADVICE = "Try a lower --learning-rate, or larger batches."  # the base's
 _OPERATORS = {
@@ -72,13 +75,13 @@ def schema_of(name: str, method: Any) -> Schema:
     return Schema(name, lines[0], tuple(options_of(method.Settings).values()), paper, **own)
 
 
-def _fields(value: Any) -> dict[str, Any]:
+def _fields(value: DataclassInstance) -> dict[str, object]:
     """The fields of a dataclass that differ from their defaults, without nested ones."""
     fields = [f for f in dataclasses.fields(value) if not dataclasses.is_dataclass(f.default)]
     return _unlike({f.name: getattr(value, f.name) for f in fields}, {f.name: f.default for f in fields})
 
 
-def _unlike(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+def _unlike(values: Mapping[str, object], defaults: Mapping[str, object]) -> dict[str, object]:
     return {name: value for name, value in values.items() if value != defaults[name]}
 
 

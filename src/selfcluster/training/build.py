@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from selfcluster import distributed, randomness
+from selfcluster.choice import RunSettings
 from selfcluster.methods import METHODS
 from selfcluster.methods.base import Method
 from selfcluster.models.backbones import make_backbone, probe
@@ -40,7 +41,7 @@ class Parts:
     notes: list[str]
 
 
-def assemble(config: Mapping[str, Any], num_images: int, run: Path | None = None) -> Parts:
+def assemble(config: RunSettings, num_images: int, run: Path | None = None) -> Parts:
     """Build method, views and loop settings; the network's first weights depend on the seed alone.
 
     `run`: the folder that holds the targets of a method that learns from given ones.
@@ -123,12 +124,12 @@ def assemble(config: Mapping[str, Any], num_images: int, run: Path | None = None
     return Parts(method, views, loop, images, list(dict.fromkeys(notes)))  # a method may build two networks
 
 
-def has_start(config: Mapping[str, Any]) -> bool:
+def has_start(config: RunSettings) -> bool:
     """Whether the run began with the weights of a network, whether or not they are still there."""
     return "input" in config.get("about", {})
 
 
-def run_preprocessing(config: Mapping[str, Any]) -> Preprocessing:
+def run_preprocessing(config: RunSettings) -> Preprocessing:
     """Return how the images of a run are prepared: as its start network's, or as selfcluster's own networks' are."""
     size, channels = config["image_size"], config["channels"]
     if not has_start(config):
@@ -136,6 +137,6 @@ def run_preprocessing(config: Mapping[str, Any]) -> Preprocessing:
     return recolored(resized(from_config(config["about"]["input"]), size), channels)
 
 
-def _named(kind: type, config: Mapping[str, Any], *without: str) -> dict[str, Any]:
+def _named(kind: type, config: Mapping[str, object], *without: str) -> dict[str, Any]:
     """The fields of a dataclass; one that the configuration of an older release lacks keeps its default."""
     return {f.name: config[f.name] for f in fields(kind) if f.name not in without and f.name in config}

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import nn
 
 from selfcluster import distributed
+from selfcluster.choice import RunSettings
 from selfcluster.data.loader import Loader
 from selfcluster.methods.base import Method
 from selfcluster.runs.console import Console
@@ -60,7 +60,7 @@ def seconds_per_step(method: Method, loader: Loader, views: ViewPlan, loop: Loop
     return distributed.broadcast_object(seconds)
 
 
-def plan_duration(parts: Parts, loader: Loader, config: dict[str, Any], console: Console) -> LoopSettings:
+def plan_duration(parts: Parts, loader: Loader, config: RunSettings, console: Console) -> LoopSettings:
     """Return the loop settings of a new run, and print how long it will take.
 
     With `minutes` in `config` the number of epochs is set so that the run takes about that long; `config` follows.
@@ -81,7 +81,7 @@ def plan_duration(parts: Parts, loader: Loader, config: dict[str, Any], console:
     return loop
 
 
-def spend(minutes: float, seconds: float, config: dict[str, Any], loop: LoopSettings, per_epoch: int) -> LoopSettings:
+def spend(minutes: float, seconds: float, config: RunSettings, loop: LoopSettings, per_epoch: int) -> LoopSettings:
     """Return the loop of a run that takes about so many minutes at so many seconds a step; `config` follows it.
 
     The run has at least one step. A longer warm-up than a tenth of it is shortened.

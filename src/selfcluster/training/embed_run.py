@@ -14,7 +14,6 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -53,7 +52,7 @@ class EmbedSettings:
 
 
 def embed_run(
-    path: Path | None, source: Source, settings: EmbedSettings, subset: Mapping[str, Any], console: Console
+    path: Path | None, source: Source, settings: EmbedSettings, subset: Mapping[str, object], console: Console
 ) -> Path:
     """Embed the images of `source` into a run folder, unless the folder has their embeddings by this network already.
 
@@ -94,7 +93,7 @@ def embed_run(
     return path
 
 
-def _fill(path: Path, source: Source, network: Network, settings: EmbedSettings, console: Console) -> dict[str, Any]:
+def _fill(path: Path, source: Source, network: Network, settings: EmbedSettings, console: Console) -> dict[str, object]:
     started = time.monotonic()
     if any(may_have_passed(entry) for entry in read_entries(path / _QUARANTINE)):  # their batches are made again
         shutil.rmtree(path / _KEPT, ignore_errors=True)
@@ -164,7 +163,7 @@ def _key(path: Path, network: Network, settings: EmbedSettings) -> str:
     return found.hexdigest()
 
 
-def _default_folder(source: Source, model: str, subset: Mapping[str, Any]) -> Path:
+def _default_folder(source: Source, model: str, subset: Mapping[str, object]) -> Path:
     """A limited set has a folder of its own, so that a first look at some images is not in the way of all of them."""
     folder = default_out("cluster", source)
     for name in ("limit", "classes", "long_tail"):
@@ -195,7 +194,7 @@ def _is_reusable(path: Path, model: str, image_size: int | None, source: Source)
     return read_status(path).get("state") == "finished" and (path / EMBEDDINGS).is_file()
 
 
-def _config(model: str, network: Network, source: Source, subset: Mapping[str, Any]) -> dict[str, Any]:
+def _config(model: str, network: Network, source: Source, subset: Mapping[str, object]) -> dict[str, object]:
     about = {
         "format": FORMAT,
         "selfcluster": __version__,

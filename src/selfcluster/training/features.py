@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from selfcluster.data.images import check_images
 from selfcluster.data.loader import Loader
 from selfcluster.data.sources import Source
+from selfcluster.models.backbones import Backbone
 from selfcluster.models.frozen import Frozen
 from selfcluster.models.pretrained import Network
 from selfcluster.training.embedding import gather_rows, make_embed
@@ -31,7 +32,7 @@ def network_loader(source: Source, network: Network, batch_size: int, device: to
     return Loader(source, batch_size=min(batch_size, len(source)), device=device, **arguments, **more)
 
 
-def on_device(network: Network, device: torch.device) -> Any:
+def on_device(network: Network, device: torch.device) -> Backbone:
     """Return the module of a network, in evaluation mode and in the layout that is fast there."""
     return network.module.to(device).to(memory_format=torch.channels_last).eval()  # pyright: ignore
 
@@ -73,7 +74,7 @@ def embed_source(
     frozen = None if layer is None else Frozen(module, layer=layer, flag="--layer")
     compute = module if frozen is None else frozen.features
 
-    def features(views: Any) -> Tensor:
+    def features(views: Sequence[Tensor]) -> Tensor:
         rows = run_network(compute, views[0])
         on_batch(len(rows))
         return rows

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from selfcluster.clustering.kmeans import KMeans
 from selfcluster.clustering.scores import effective_clusters
 from selfcluster.data.loader import Loader
 from selfcluster.data.sources import Source
+from selfcluster.methods.base import Method
 from selfcluster.models.backbones import save_backbone
 from selfcluster.models.preprocessing import Preprocessing
 from selfcluster.runs.console import Console
@@ -29,6 +30,8 @@ from selfcluster.runs.thresholds import AT_CHANCE
 from selfcluster.training.embedding import gather_rows, make_embed
 from selfcluster.training.loop import LoopSettings
 from selfcluster.training.state import RunState
+
+T = TypeVar("T")
 
 
 def finish(
@@ -81,7 +84,7 @@ def finish(
 
 
 @torch.no_grad()
-def assign(method: Any, vectors: np.ndarray, device: torch.device) -> tuple[np.ndarray, np.ndarray]:
+def assign(method: Method | None, vectors: np.ndarray, device: torch.device) -> tuple[np.ndarray, np.ndarray]:
     """The method's own clusters of encoded images, or k-means' where it has none or is None: (n,) int64, (n,) float32.
 
     All ranks call it, each with all images.
@@ -98,6 +101,6 @@ def assign(method: Any, vectors: np.ndarray, device: torch.device) -> tuple[np.n
     return cluster, distance
 
 
-def in_parts(function: Callable[[torch.Tensor], Any], vectors: np.ndarray, device: torch.device) -> list[Any]:
+def in_parts(function: Callable[[torch.Tensor], T], vectors: np.ndarray, device: torch.device) -> list[T]:
     """What `function` gives for a few thousand rows of `vectors` (n, F) at a time, on the device."""
     return [function(torch.from_numpy(part).to(device)) for part in np.array_split(vectors, len(vectors) // 4096 + 1)]

@@ -10,7 +10,8 @@ low end of the assignment's entropy; at the high end every prediction is alike, 
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import TypedDict
 
 import torch
 from torch import Tensor
@@ -25,6 +26,13 @@ _PATIENCE, _FEWEST = 0.05, 200  # share of the planned steps, and the fewest ste
 _ALIKE = 0.1  # spread of unit features around their mean, where a method logs it: 1 = all directions, 0 = one
 _ONE = 0.95  # share of images in one cluster
 _FEW, _MOST = 0.02, 1000  # share of the clusters, counting so many at most: of 65,536 a small data set uses few
+
+
+class HealthState(TypedDict):
+    """What a checkpoint's JSON keeps: steps in a row with a bad sign, and sums since the last report."""
+
+    counts: dict[str, float]
+    sums: dict[str, float]
 
 
 class Health:
@@ -62,10 +70,10 @@ class Health:
                 self.tensors["features"] = torch.cat([kept, rows])[-SAMPLE:]
 
     @torch.no_grad()
-    def report(self) -> dict[str, Any]:
+    def report(self) -> dict[str, float]:
         """The row of numbers since the last report, all ranks together; counting starts anew."""
         steps = self._sums.pop("steps", 0.0)
-        row: dict[str, Any] = {key: value / steps for key, value in self._sums.items()} if steps else {}
+        row: dict[str, float] = {key: value / steps for key, value in self._sums.items()} if steps else {}
         self._sums = {}
         if self.chance is not None:
             row.setdefault("chance_loss", self.chance)
@@ -84,7 +92,7 @@ class Health:
         self.tensors = {"codes": torch.zeros_like(codes), "features": features[:0]}
         return row
 
-    def verdict(self, row: dict[str, Any]) -> str | None:
+    def verdict(self, row: Mapping[str, float]) -> str | None:
         """What has collapsed and what to try, in words; None while all is well."""
         if self.counts["at_chance"] >= self.patience:
             return (
@@ -109,7 +117,7 @@ class Health:
             )
         return None
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> HealthState:
         """What a checkpoint's JSON carries; the tensors go beside it."""
         return {"counts": self.counts, "sums": self._sums}
 
@@ -117,7 +125,7 @@ class Health:
         """`tensors` with the counts of all ranks, who call it together."""
         return {**self.tensors, "codes": all_reduce(self.tensors["codes"])}
 
-    def load(self, state: dict[str, Any], tensors: dict[str, Tensor], mine: bool = True) -> None:
+    def load(self, state: HealthState, tensors: dict[str, Tensor], mine: bool = True) -> None:
         """Put back what `state` and `tensors` held; the counts of all ranks become one rank's, `mine`."""
         self.counts |= state["counts"]
         self._sums, self.tensors = dict(state["sums"]), tensors

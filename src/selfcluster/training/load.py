@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
 
+from selfcluster.choice import RunSettings
 from selfcluster.data.sources import Source
 from selfcluster.methods.base import Method
 from selfcluster.models import pretrained
@@ -60,7 +62,8 @@ def trained_method(run: Path, path: Path | None = None) -> tuple[Method, torch.d
     if loaded is None:
         raise RunError(f"{run} has no checkpoint to read the method's own projection and clusters from")
     # the checkpoint has every weight: a file that --init named may be gone by now
-    parts = assemble({**config, "init": None}, config["about"]["source"]["images"], run)
+    settings = cast(RunSettings, {**config, "init": None})  # `run_config` has checked them
+    parts = assemble(settings, config["about"]["source"]["images"], run)
     names = parts.method.state_dict().keys()
     stored = section(Shards(parts.method).load(loaded, {f"method.{name}" for name in names}), "method.")
     parts.method.load_state_dict({name: stored[name] for name in names})

@@ -19,17 +19,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from selfcluster.annotations import Data
 from selfcluster.data.errors import LabelsError
 from selfcluster.data.order import shuffled
 from selfcluster.data.sources import Source, open_source
 from selfcluster.distributed import all_reduce
 from selfcluster.methods.base import Method
+from selfcluster.types import Batch, Progress
 from selfcluster.views.pretext import CELLS
 
 _RATE, _MOMENTUM, _HELD_OUT = 1.0, 0.9, 0.2
 
 
-def read_probe_labels(source: Source, data: Any, labels_from: str) -> np.ndarray:
+def read_probe_labels(source: Source, data: Data, labels_from: str) -> np.ndarray:
     """Return the labels (N,) of the images of a source, -1 = none.
 
     Args:
@@ -131,11 +133,11 @@ class OnlineProbe:
         self.tensors["seen"].zero_()
         return {"probe_accuracy": hits / seen} if seen else {}
 
-    def _expect(self, method: nn.Module, given: tuple[Any, ...]) -> None:
+    def _expect(self, method: nn.Module, given: tuple[Batch, Progress]) -> None:
         batch = given[0]
         self._wanted = len(batch.index), CELLS if batch.views[0].dim() == 5 else 1
 
-    def _keep(self, backbone: nn.Module, given: Any, out: Tensor) -> None:
+    def _keep(self, backbone: nn.Module, given: object, out: Tensor) -> None:
         """Keep the features of the first view: the first rows of the first pass within a forward."""
         if self._wanted is None:
             return

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import ParamsT
 
 from selfcluster.types import Group, Progress, Training
 
@@ -66,7 +67,7 @@ class LARC(torch.optim.Optimizer):
 
     def __init__(
         self,
-        params: Any,
+        params: ParamsT,
         lr: float,
         momentum: float = 0.9,
         weight_decay: float = 0.0,
@@ -79,7 +80,7 @@ class LARC(torch.optim.Optimizer):
         self.trust, self.lars, self.clip_rate = trust, lars, clip_rate
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
             if not params:
@@ -100,7 +101,7 @@ class LARC(torch.optim.Optimizer):
                 updates = buffers
             torch._foreach_add_(params, updates, alpha=-rate)
 
-    def _adapted(self, params: list[Tensor], grads: list[Any], decay: float, rate: float) -> list[Tensor]:
+    def _adapted(self, params: list[Tensor], grads: list[Tensor], decay: float, rate: float) -> list[Tensor]:
         weights = torch.stack(torch._foreach_norm(params))
         decayed = torch._foreach_add(grads, params, alpha=decay)
         if self.lars:
@@ -148,10 +149,10 @@ def make_optimizer(
 
 def _by_factor(
     groups: Sequence[Group], factors: Mapping[Tensor, float], exclude_flat: bool
-) -> Iterator[tuple[Group, float, list[Any]]]:
+) -> Iterator[tuple[Group, float, list[nn.Parameter]]]:
     """The groups, each split by the factor of its parameters' learning rate, and into flat ones and others."""
     for group in groups:
-        parts: dict[tuple[float, bool], list[Any]] = {}
+        parts: dict[tuple[float, bool], list[nn.Parameter]] = {}
         for parameter in group.params:
             flat = exclude_flat and parameter.ndim < 2
             parts.setdefault((factors.get(parameter, 1.0), flat), []).append(parameter)

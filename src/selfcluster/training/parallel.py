@@ -32,7 +32,7 @@ def join_ranks(method: Method, device: torch.device) -> nn.Module:
     return DistributedDataParallel(method, device_ids=ids, gradient_as_bucket_view=True, **quiet)
 
 
-def reducing(model: nn.Module, last: bool) -> AbstractContextManager[Any]:
+def reducing(model: nn.Module, last: bool) -> AbstractContextManager[object]:
     """Gradients are reduced in the last micro-batch of a step only."""
     return nullcontext() if last or not isinstance(model, DistributedDataParallel) else model.no_sync()
 

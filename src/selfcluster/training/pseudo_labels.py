@@ -9,7 +9,6 @@ N images.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -96,5 +95,6 @@ class PseudoLabels:
         epochs = -(-progress.total_steps // progress.steps_per_epoch)
         stride = -(-epochs // MOST)
         write_labels(folder.path, progress.epoch, progress.step, self.ids, found, stride)
-        both: Any = None if self.truth is None else (self.truth >= 0) & (found >= 0)
-        return {} if both is None or not both.any() else {"nmi_labels": nmi(self.truth, found)}
+        if self.truth is None or not ((self.truth >= 0) & (found >= 0)).any():
+            return {}
+        return {"nmi_labels": nmi(self.truth, found)}

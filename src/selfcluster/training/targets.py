@@ -8,16 +8,16 @@ T targets an image (one a teacher), N images, n of this rank, F features, K clus
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from selfcluster import distributed, randomness
+from selfcluster.choice import RunSettings
 from selfcluster.clustering.assign import unit_rows
 from selfcluster.data.loader import Loader
 from selfcluster.data.sources import Source
@@ -36,10 +36,11 @@ from selfcluster.training.precision import pick_device, pick_precision
 from selfcluster.training.state import section
 
 TARGETS_FILE = "targets.npy"
-Config = Mapping[str, Any]
 
 
-def make_targets(config: Config, source: Source, run: Path, console: Console, train: Callable[..., Any]) -> None:
+def make_targets(
+    config: RunSettings, source: Source, run: Path, console: Console, train: Callable[..., object]
+) -> None:
     """Write the run's `targets.npy` where its method needs one and there is none yet. All ranks take part.
 
     `train(config=, out=)` trains a run by that configuration: the earlier rounds of ClusterFit.
@@ -81,7 +82,7 @@ def read_targets(run: Path | None, num_images: int) -> Tensor | None:
     return torch.from_numpy(targets)
 
 
-def teachers_of(config: Config, mean: Sequence[float], std: Sequence[float]) -> list[Frozen] | None:
+def teachers_of(config: RunSettings, mean: Sequence[float], std: Sequence[float]) -> list[Frozen] | None:
     """The networks that the method asks at each step about views normalized by `mean` and `std`; None where none."""
     if config["method"] != "clusterfit" or config["target"] not in AT_EACH_STEP:
         return None
@@ -90,7 +91,7 @@ def teachers_of(config: Config, mean: Sequence[float], std: Sequence[float]) -> 
 
 def open_teacher(
     name: str,
-    config: Config,
+    config: RunSettings,
     layer: str | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
@@ -155,14 +156,14 @@ def _classifier(run: Path) -> torch.nn.Linear | None:
     return head
 
 
-def _teachers(config: Config) -> list[tuple[str, str | None]]:
+def _teachers(config: RunSettings) -> list[tuple[str, str | None]]:
     """Each teacher and the layer that is asked."""
     names = teachers_in(config["teacher"])
     return list(zip(names, layers_in(config["teacher_layer"], len(names)), strict=True))
 
 
 def _targets(
-    teacher: str, layer: str | None, config: Config, source: Source, labels: np.ndarray, console: Console
+    teacher: str, layer: str | None, config: RunSettings, source: Source, labels: np.ndarray, console: Console
 ) -> np.ndarray:
     """(N,) targets by one teacher."""
     kind = config["target"]
@@ -182,7 +183,7 @@ def _targets(
     return targets.numpy()
 
 
-def teacher_rows(teacher: Frozen, source: Source, config: Config) -> tuple[Tensor, Tensor]:
+def teacher_rows(teacher: Frozen, source: Source, config: RunSettings) -> tuple[Tensor, Tensor]:
     """Unit features (n, F) of the center crops of this rank's images, and which images they are (n,)."""
     device = pick_device(config["device"])
     loader = Loader(
@@ -191,7 +192,9 @@ def teacher_rows(teacher: Frozen, source: Source, config: Config) -> tuple[Tenso
         device=device,
         rank=distributed.rank(),
         world=distributed.world_size(),
-        **{key: config[key] for key in ("batch_size", "workers", "max_bad")},
+        batch_size=config["batch_size"],
+        workers=config["workers"],
+        max_bad=config["max_bad"],
     )
     embed = make_embed(
         teacher.to(device), loader, None, device=device, precision=pick_precision(config["precision"], device)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ def tensorboard_rows(folder: Path | None) -> Iterator[Callable[[dict[str, Any]],
         raise ValueError("--tensorboard needs the package: pip install 'selfcluster[tensorboard]'") from error
     writer = SummaryWriter(str(folder / "tensorboard"))
 
-    def write(row: dict[str, Any]) -> None:
+    def write(row: Mapping[str, object]) -> None:
         for name, value in row.items():
             if isinstance(value, int | float) and name != "step":
                 writer.add_scalar(name, value, row["step"])

@@ -7,10 +7,11 @@ arXiv 1807.05520) or the arithmetic one (scikit-learn, recent papers) by "NMI", 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
+from torch import Tensor
 
+from selfcluster.annotations import ArrayLike
 from selfcluster.clustering import scores
 from selfcluster.evaluation.clustering import cluster_vectors
 from selfcluster.evaluation.protocol import Protocol, Result, result_of
@@ -43,7 +44,7 @@ class Clusters(Protocol):
         return result_of("clusters", numbers, subject, settings, notes=notes)
 
 
-def clusters(assigned: Any, labels: Any) -> dict[str, float]:
+def clusters(assigned: ArrayLike, labels: ArrayLike | None) -> dict[str, float]:
     """Agreement of a clustering with the classes; an image that lacks a cluster or a label (-1) takes no part.
 
     Args:
@@ -80,8 +81,8 @@ def clusters(assigned: Any, labels: Any) -> dict[str, float]:
     }
 
 
-def _numbers(x: Any, what: str) -> np.ndarray:
-    x = np.asarray(x.detach().cpu() if hasattr(x, "detach") else x)
+def _numbers(x: ArrayLike | None, what: str) -> np.ndarray:
+    x = np.asarray(x.detach().cpu() if isinstance(x, Tensor) else x)
     if x.ndim != 1 or x.dtype.kind not in "iu":
         raise ValueError(f"{what} are {x.dtype} of shape {x.shape}; needed are whole numbers (N,), -1 = none")
     return x

@@ -13,13 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from selfcluster.annotations import ArrayLike
 from selfcluster.clustering.neighbors import nearest
 from selfcluster.distributed import world_size
 from selfcluster.evaluation.average_precision import class_precisions, mean_precision
@@ -69,10 +69,10 @@ def parse_numbers(text: str, flag: str = "--k") -> tuple[int, ...]:
 
 
 def knn(
-    train_features: Any,
-    train_labels: Any,
-    test_features: Any = None,
-    test_labels: Any = None,
+    train_features: ArrayLike,
+    train_labels: ArrayLike,
+    test_features: ArrayLike | None = None,
+    test_labels: ArrayLike | None = None,
     *,
     k: int = 20,
     temperature: float = 0.07,
@@ -102,10 +102,10 @@ def knn(
 
 
 def knn_sweep(
-    train_features: Any,
-    train_labels: Any,
-    test_features: Any = None,
-    test_labels: Any = None,
+    train_features: ArrayLike,
+    train_labels: ArrayLike | None,
+    test_features: ArrayLike | None = None,
+    test_labels: ArrayLike | None = None,
     *,
     ks: Sequence[int],
     temperature: float = 0.07,
@@ -135,10 +135,10 @@ def knn_sweep(
 
 
 def knn_map(
-    train_features: Any,
-    train_labels: Any,
-    test_features: Any,
-    test_labels: Any,
+    train_features: ArrayLike,
+    train_labels: ArrayLike | None,
+    test_features: ArrayLike,
+    test_labels: ArrayLike | None,
     *,
     ks: Sequence[int],
     temperature: float = 0.07,

@@ -12,12 +12,12 @@ N training images, M test images, F features, L classes.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from selfcluster.annotations import ArrayLike
 from selfcluster.evaluation.labeled import labeled, positions, same_width, top
 from selfcluster.evaluation.protocol import Protocol, Result, result_of
 from selfcluster.evaluation.subject import Subject
@@ -46,10 +46,10 @@ class Logistic(Protocol):
 
 
 def logistic(
-    train_features: Any,
-    train_labels: Any,
-    test_features: Any,
-    test_labels: Any,
+    train_features: ArrayLike,
+    train_labels: ArrayLike | None,
+    test_features: ArrayLike,
+    test_labels: ArrayLike | None,
     *,
     penalty: float | None = None,
     held_out: float = 0.2,

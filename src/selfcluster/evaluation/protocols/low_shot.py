@@ -14,11 +14,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from selfcluster import randomness
+from selfcluster.annotations import ArrayLike
 from selfcluster.evaluation.average_precision import class_precisions, mean_precision
 from selfcluster.evaluation.one_vs_rest import Fits, class_name, is_single, parse_costs, prepared, top1
 from selfcluster.evaluation.protocol import Protocol, Result, result_of
@@ -53,17 +53,17 @@ class LowShot(Protocol):
 
 
 def low_shot(
-    train_features: Any,
-    train_labels: Any,
-    test_features: Any,
-    test_labels: Any,
+    train_features: ArrayLike,
+    train_labels: ArrayLike | None,
+    test_features: ArrayLike,
+    test_labels: ArrayLike | None,
     *,
     shots: Sequence[int] = (1, 2, 4, 8, 16, 32, 64, 96),
     samples: int = 5,
     costs: tuple[float, ...],
     seed: int = 0,
     class_names: list[str] | None = None,
-) -> tuple[dict[str, float], tuple[dict[str, Any], ...], tuple[str, ...]]:
+) -> tuple[dict[str, float], tuple[dict[str, object], ...], tuple[str, ...]]:
     """Return the numbers, a row for each k, and notes.
 
     Args:

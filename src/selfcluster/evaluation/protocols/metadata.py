@@ -70,7 +70,7 @@ class Metadata(Protocol):
         return result_of("metadata", numbers, subject, settings, table=tuple(table), notes=notes)
 
 
-def _agreement(labels: np.ndarray, clusters: np.ndarray) -> dict[str, Any]:
+def _agreement(labels: np.ndarray, clusters: np.ndarray) -> dict[str, object]:
     """NMI and AMI over the images that have both, and how many these are; NaN where none has."""
     both = (labels >= 0) & (clusters >= 0)
     scores = (nmi(labels, clusters), ami(labels, clusters)) if both.any() else (float("nan"), float("nan"))

@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from selfcluster.annotations import ArrayLike
 from selfcluster.evaluation.average_precision import average_precision, class_precisions, mean_precision
 from selfcluster.evaluation.one_vs_rest import Fits, class_name, is_single, parse_costs, prepared, top1
 from selfcluster.evaluation.protocol import Protocol, Result, result_of
@@ -52,10 +53,10 @@ class SVM(Protocol):
 
 
 def svm(
-    train_features: Any,
-    train_labels: Any,
-    test_features: Any,
-    test_labels: Any,
+    train_features: ArrayLike,
+    train_labels: ArrayLike | None,
+    test_features: ArrayLike,
+    test_labels: ArrayLike | None,
     *,
     costs: tuple[float, ...],
     choose: str = "cross_validation",

@@ -16,6 +16,7 @@ import numpy as np
 from selfcluster.evaluation.protocol import Protocol, Result, result_of
 from selfcluster.evaluation.ranking import MEASURES, embed_crops, mean_ranks, measures
 from selfcluster.evaluation.subject import Subject
+from selfcluster.models.pretrained import Network
 from selfcluster.setting import setting
 from selfcluster.training.load import checkpoints_of, has_method, trained_method
 
@@ -41,7 +42,7 @@ class Unlabeled(Protocol):
         network = subject.network(source)
         arguments = {"max_bad": subject.config.get("max_bad", 0.01), **subject.embedding, "seed": subject.seed}
 
-        def measured(candidate: Any) -> dict[str, float]:
+        def measured(candidate: Network) -> dict[str, float]:
             return measures(embed_crops(source, candidate, **arguments)[1], subject.seed)
 
         numbers = measured(network)

@@ -96,7 +96,7 @@ def score(
     ]
 
 
-def summarize(table: list[dict[str, Any]]) -> dict[str, Any]:
+def summarize(table: list[dict[str, Any]]) -> dict[str, object]:
     """Return the means over all objects (j_and_f, j, j_recall, j_decay, f, f_recall, f_decay), and the counts."""
     names = ("j", "j_recall", "j_decay", "f", "f_recall", "f_decay")
     means = {name: float(np.mean([row[name] for row in table])) for name in names}
