@@ -52,8 +52,9 @@ def wait_for(process: subprocess.Popen[str], word: str) -> None:
 
 
 @pytest.mark.slow
-def test_row_19_a_hung_read_ends_the_run_with_the_name_of_the_image(tmp_path, encode):
-    process = start(tmp_path, encode, "--timeout", "1")
+@pytest.mark.parametrize("workers", ["2", "0"])
+def test_row_19_a_hung_read_ends_the_run_with_the_name_of_the_image(tmp_path, encode, workers):
+    process = start(tmp_path, encode, "--timeout", "1", "--workers", workers)
     wait_for(process, "hanging")
     started = time.monotonic()
     _, errors = process.communicate(timeout=60)

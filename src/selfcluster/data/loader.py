@@ -52,7 +52,7 @@ class Loader:
         interpolation, crop_pct, crop_mode: of the center view, see `views.crops.center`.
         seed: of orders, crops and replacements.
         device: where the views end up.
-        workers: threads; None: one a core, shared among the processes of this host. 0 loads in the calling thread.
+        workers: threads; None: one a core, shared among the processes of this host. 0: one, and nothing is read ahead.
         quarantine: file for the list of bad images, or None.
         max_bad: share of N that may be bad (see `quarantine.py` for the exact rule).
         rank, world: this process among all.
@@ -278,20 +278,18 @@ class Loader:
 
     # threads
 
-    def _threads(self) -> DaemonThreads | None:
-        if self.workers > 0 and self._pool is None:
-            self._pool = DaemonThreads(self.workers, "selfcluster-loader")
+    def _threads(self) -> DaemonThreads:
+        if self._pool is None:  # the calling thread reads nothing: a read that hangs could not be told from there
+            self._pool = DaemonThreads(max(1, self.workers), "selfcluster-loader")
             weakref.finalize(self, self._pool.end)
         return self._pool
 
     def _loaded(self, jobs: Iterator[Job]) -> Iterator[Job]:
         """Yield the jobs, done and in order, while the threads work on the next few."""
         pool = self._threads()
-        if pool is None:
+        if self.workers == 0:
             for job in jobs:
-                for start in self._cutter.begin(job):
-                    job.finds += self._cutter.load(job, start)
-                yield job
+                yield self._done(job, [pool.submit(self._cutter.load, job, start) for start in self._cutter.begin(job)])
             return
         ahead: deque[tuple[Job, list[Future[list[Find]]]]] = deque()
         try:
