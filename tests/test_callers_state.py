@@ -25,6 +25,25 @@ def test_train_and_embed_leave_the_generators_as_they_were(tmp_path, tiny, pictu
     assert draws() == expected
 
 
+def test_the_callers_default_type_and_modes_change_nothing(tmp_path, tiny, pictures):
+    tiny("swav", tmp_path / "one", epochs=1)
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.no_grad():
+            tiny("swav", tmp_path / "two", epochs=1)
+            assert not torch.is_grad_enabled()
+        with torch.inference_mode():
+            tiny("swav", tmp_path / "three", epochs=1)
+            vectors = api.embed(tmp_path / "three", pictures)["vectors"]
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+    weights = (tmp_path / "one/backbone.safetensors").read_bytes()
+    assert (tmp_path / "two/backbone.safetensors").read_bytes() == weights
+    assert (tmp_path / "three/backbone.safetensors").read_bytes() == weights
+    np.testing.assert_array_equal(vectors, api.embed(tmp_path / "one", pictures)["vectors"])
+
+
 def test_also_after_an_error():
     @keeps_random_state
     def fails():

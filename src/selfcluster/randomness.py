@@ -123,7 +123,8 @@ def keeps_random_state(function: Callable[P, R]) -> Callable[P, R]:
     """Decorate a public function: it leaves the caller's random generators as they were, also after an error.
 
     Those of Python, NumPy and torch, torch's on every device in use. Calls of several threads take turns, because
-    torch's dropout and initialization draw from one generator of the process; a call that waits says so.
+    torch's dropout and initialization draw from one generator of the process; a call that waits says so. The work is
+    done with torch's own defaults, float32 and gradients, whatever the caller has set.
     """
 
     @functools.wraps(function)
@@ -134,12 +135,28 @@ def keeps_random_state(function: Callable[P, R]) -> Callable[P, R]:
             )
             _ONE_AT_A_TIME.acquire()
         try:
-            with _random_state():
+            with _random_state(), _defaults_of_torch():
                 return function(*args, **kwargs)
         finally:
             _ONE_AT_A_TIME.release()
 
     return kept
+
+
+@contextlib.contextmanager
+def _defaults_of_torch() -> Iterator[None]:
+    if "torch" not in sys.modules:  # then no one has changed them
+        yield
+        return
+    import torch
+
+    dtype = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            yield
+    finally:
+        torch.set_default_dtype(dtype)
 
 
 @contextlib.contextmanager

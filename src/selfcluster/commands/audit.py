@@ -12,6 +12,7 @@ from typing import Any, TypedDict
 from selfcluster.annotations import Data
 from selfcluster.commands.flags import add_option
 from selfcluster.data.sources import open_source
+from selfcluster.randomness import keeps_random_state
 from selfcluster.settings.options import SHARED
 
 HELP = "duplicates, dark, blurred, constant and unreadable images; leaks between two sets"
@@ -37,6 +38,7 @@ class AuditResult(TypedDict):
     hashes: dict[str, Any] | None  # file, and written (a number) or changed, missing and added (ids)
 
 
+@keeps_random_state
 def audit(
     data: Data,
     data2: Data | None = None,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selfcluster.files import make_writable, write_atomically
+from selfcluster.randomness import keeps_random_state
 from selfcluster.runs.folder import check_finished
 from selfcluster.settings.files import run_source
 
@@ -27,6 +28,7 @@ _CLUSTERS = {  # of each format the file or folder in RUN/export
 }
 
 
+@keeps_random_state
 def export(
     run: str | os.PathLike[str],
     out: str | os.PathLike[str] | None = None,

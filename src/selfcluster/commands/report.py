@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from selfcluster.annotations import Data
 from selfcluster.commands.flags import add_model_flag, names_images
 from selfcluster.data.sources import DataError, Source
+from selfcluster.randomness import keeps_random_state
 from selfcluster.settings.files import run_source
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 HELP = "a page that shows the clusters"
 
 
+@keeps_random_state
 def report(
     run: str | os.PathLike[str],
     data: Data | None = None,

@@ -13,11 +13,13 @@ from typing import Any
 import numpy as np
 
 from selfcluster.files import write_atomically
+from selfcluster.randomness import keeps_random_state
 from selfcluster.runs.folder import RunError
 
 HELP = "a small balanced part of the images, to label by hand"
 
 
+@keeps_random_state
 def sample(
     run: str | os.PathLike[str],
     n: int,

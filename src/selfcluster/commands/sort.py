@@ -20,6 +20,7 @@ from selfcluster.annotations import Data
 from selfcluster.data.names import to_id, to_name
 from selfcluster.data.sources import Source
 from selfcluster.files import make_writable, write_atomically
+from selfcluster.randomness import keeps_random_state
 from selfcluster.settings.files import run_source
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class Step:
     target: PurePosixPath
 
 
+@keeps_random_state
 def sort(
     run: str | os.PathLike[str],
     into: str | os.PathLike[str],
