@@ -59,7 +59,9 @@ def test_responses_are_means_over_places_or_tokens():
     with responses(network, "blocks.1") as respond:
         found = respond(images)
     torch.testing.assert_close(found, kept[0].mean(dim=1))
-    with pytest.raises(ValueError, match=r"--layer blocks.99: the network has no such layer; it has patch_embed"):
+    with pytest.raises(
+        ValueError, match=r"--layer blocks.99: vit_tiny_patch16_224 has no such layer; it has patch_embed"
+    ):
         responses(network, "blocks.99").__enter__()
 
 

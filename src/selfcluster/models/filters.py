@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from selfcluster.models.taps import averaged
+from selfcluster.models.taps import averaged, find_module
 
 _BLUR = (1 / 16, 4 / 16, 6 / 16, 4 / 16, 1 / 16)  # a Gaussian of one pixel's variance
 
@@ -54,11 +54,7 @@ def responses(network: nn.Module, layer: str | None) -> Iterator[Callable[[Tenso
     kept: list[Any] = []
     handle = None
     if layer is not None:
-        try:
-            module = network.get_submodule(layer)
-        except AttributeError as error:
-            names = ", ".join(name for name, _ in network.named_children())
-            raise ValueError(f"--layer {layer}: the network has no such layer; it has {names}") from error
+        module = find_module(network, layer)
         handle = module.register_forward_hook(lambda module, given, out: kept.append(out))
 
     def respond(images: Tensor) -> Tensor:

@@ -17,7 +17,8 @@ def find_module(network: nn.Module, name: str, flag: str = "--layer") -> nn.Modu
     except AttributeError as error:
         names = ", ".join(child for child, _ in network.named_children())
         model = getattr(network, "spec", {}).get("model_name", "the network")
-        raise ValueError(f"{flag} {name}: {model} has no such layer; it has {names}") from error
+        every = "; `evaluate linear` takes all of them, one after the other" if name == "all" else ""
+        raise ValueError(f"{flag} {name}: {model} has no such layer; it has {names}{every}") from error
 
 
 def channels_first(network: nn.Module, module: nn.Module, out: Tensor) -> Tensor:
