@@ -189,7 +189,7 @@ def test_names_merges_splits_and_undo_survive_a_reload_and_become_the_runs(page,
     click(page, "#desk [data-do=download]")
     file = run.parent / "curation.jsonl"
     downloaded = Path(page.downloads) / "curation.jsonl"
-    wait(downloaded.exists)
+    wait(lambda: downloaded.exists() and downloaded.stat().st_size)  # an empty file holds its name at first
     downloaded.replace(file)
     assert apply_rows(run, file) == 7
     assert apply_rows(run, file) == 0
@@ -353,6 +353,40 @@ def test_nothing_is_wider_than_the_window_and_every_control_has_a_name(page, wid
         assert not page.execute_script(nameless)
     finally:
         page.set_window_size(1400, 1000)
+
+
+def test_on_a_narrow_screen_the_tools_are_folded_and_work(page):
+    top = "return document.querySelector('#browser .list').getBoundingClientRect().top"
+    page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", dict(MOBILE, width=420))
+    try:
+        open_cluster(page, 0)
+        assert page.execute_script(top) < 0.2 * MOBILE["height"]
+        assert not one(page, "#browser [name=name]").is_displayed()
+        assert one(page, "#browser [data-do=tools]").get_attribute("ariaExpanded") == "false"
+        click(page, "#browser [data-do=tools]")
+        assert one(page, "#browser [data-do=tools]").get_attribute("ariaExpanded") == "true"
+        rename(page, "boots")
+        assert one(page, "#browser h2").text == "boots"
+        click(page, "#browser [data-do=tools]")
+        assert not one(page, "#browser [name=name]").is_displayed()
+        click(page, "#browser [data-do=undo]")
+        assert one(page, "#browser h2").text == "Cluster 0"
+        tick_first(page, 1)
+        click(page, "#browser [data-do=close]")
+        assert one(page, "#desk").size["height"] < 100
+    finally:
+        page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    open_cluster(page, 0)
+    assert one(page, "#browser [name=name]").is_displayed()
+    assert not one(page, "#browser [data-do=tools]").is_displayed()
+
+
+def test_one_value_of_the_loss_is_words_and_no_drawing(browser, run):
+    (run / "metrics.jsonl").write_text(json.dumps({"step": 7, "loss": 1.25}) + "\n")
+    browser.get(write_report(run, open_source(str(run.parents[1] / "photos"))).as_uri())
+    assert not browser.find_elements(By.CSS_SELECTOR, "#curves svg")
+    words = "1.25 at step 7 is the only value that was logged, so there is no curve"
+    assert words in one(browser, "#curves figure").text
 
 
 @pytest.mark.parametrize("width", [420, 340])

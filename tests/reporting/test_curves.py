@@ -22,13 +22,14 @@ def test_the_chance_level_is_drawn_and_named(tmp_path):
     assert curve is not None
     assert "8.01 = ln 3,000" in curve.meaning
     assert "var(--chance)" in curve.svg
-    plain = loss_curve(contents(tmp_path, [{"step": 0, "loss": 1.0}]))
+    plain = loss_curve(contents(tmp_path, [{"step": i, "loss": 1.0} for i in range(2)]))
     assert plain is not None
+    assert plain.svg
     assert "var(--chance)" not in plain.svg
 
 
 def test_a_level_that_is_no_logarithm_is_not_called_one(tmp_path):
-    curve = loss_curve(contents(tmp_path, [{"step": 0, "loss": 1.0, "chance_loss": 2.0}]))
+    curve = loss_curve(contents(tmp_path, [{"step": i, "loss": 1.0, "chance_loss": 2.0} for i in range(2)]))
     assert curve is not None
     assert "ln" not in curve.meaning.split("is chance")[0].removeprefix("the dashed line")
 
@@ -49,6 +50,16 @@ def test_drawings_are_bounded_and_equal_each_time(tmp_path):
     assert first is not None
     assert first == second
     assert len(first.svg) < 40_000
+
+
+def test_one_value_of_the_loss_is_said_in_words(tmp_path):
+    rows = [{"step": 0, "loss": None}, {"step": 1500, "loss": 2.34567, "chance_loss": float(np.log(3000))}]
+    curve = loss_curve(contents(tmp_path, rows))
+    assert curve is not None
+    assert curve.svg == ""
+    assert curve.meaning == (
+        "2.35 at step 1,500 is the only value that was logged, so there is no curve; chance is 8.01 = ln 3,000"
+    )
 
 
 def test_no_loss_no_curve(tmp_path):

@@ -43,7 +43,7 @@ _TITLES = {
 
 @dataclass(frozen=True)
 class Curve:
-    """A drawing and the words around it. `svg` is ours from first to last byte."""
+    """A drawing and the words around it. `svg` is ours from first to last byte; empty: there is nothing to draw."""
 
     title: str
     meaning: str
@@ -56,13 +56,20 @@ def loss_curve(contents: Contents) -> Curve | None:
     if contents.last("loss") is None:
         return None
     chance = contents.last("chance_loss")
+    steps, values = contents.metrics["loss"]
+    points = np.flatnonzero(np.isfinite(values) & np.isfinite(steps))
+    if len(points) < 2:
+        at = f" at step {steps[points[0]]:,.0f}" if len(points) else ""
+        level = "" if chance is None else f"; chance is {chance:.3g}{_as_logarithm(chance)}"
+        meaning = f"{contents.last('loss'):.3g}{at} is the only value that was logged, so there is no curve{level}"
+        return Curve("Loss", meaning, Markup(""), None)
     meaning = "lower is better"
     if chance is not None:
         meaning = (
             f"the dashed line at {chance:.3g}{_as_logarithm(chance)} is chance, the loss of a network that has learned "
             "nothing; a curve that stays on it is a collapsed run"
         )
-    return Curve("Loss", meaning, _draw(*contents.metrics["loss"], (5.6, 2.3), "loss", chance), contents.last("loss"))
+    return Curve("Loss", meaning, _draw(steps, values, (5.6, 2.3), "loss", chance), contents.last("loss"))
 
 
 def other_curves(contents: Contents) -> list[Curve]:
@@ -124,7 +131,7 @@ def _draw(
         figure = Figure(figsize=inches, layout="constrained")
         axes = figure.subplots()
         axes.patch.set_visible(False)
-        axes.plot(x, y, color=_LINE, linewidth=1.6, marker="o" if len(x) == 1 else None, solid_joinstyle="round")
+        axes.plot(x, y, color=_LINE, linewidth=1.6, solid_joinstyle="round")
         if level is not None:
             axes.axhline(level, color=_CHANCE, linewidth=1.2, linestyle=(0, (5, 3)))
             axes.set_ylim(top=max(level, float(y.max())) * 1.04)

@@ -120,6 +120,10 @@ const browserActions = {
     if (own.length) act({ action: "unselect", images: ids(own) });
   },
   undo: () => undo(),
+  tools: () => { // folded where the window is small
+    const isOpen = browser.classList.toggle("with-tools");
+    browser.querySelector("[data-do=tools]").setAttribute("aria-expanded", String(isOpen));
+  },
   close: () => browser.close(),
 };
 browser.querySelector("form").addEventListener("submit", (event) => {
@@ -157,9 +161,10 @@ function report() {
   const done = state.count === 1 ? "1 action" : `${number(state.count)} actions`;
   const where = server
     ? unsaved.length ? `${number(unsaved.length)} not saved yet` : "saved in the run's curation.jsonl"
-    : "kept in this browser; download them for “selfcluster report RUN --apply curation.jsonl”";
+    : "kept in this browser";
   desk.hidden = !state.count && !trouble && !unsaved.length;
   desk.querySelector(".done").textContent = state.count ? `${done}, ${where}.` : "";
+  desk.querySelector(".how").textContent = server ? "" : "Download them for “selfcluster report RUN --apply curation.jsonl”.";
   desk.querySelector(".trouble").textContent = trouble;
   desk.querySelector("[data-do=undo]").disabled = !state.count;
   desk.querySelector("[data-do=ticked]").hidden = !state.ticked.size;
