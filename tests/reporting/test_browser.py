@@ -381,6 +381,23 @@ def test_on_a_narrow_screen_the_tools_are_folded_and_work(page):
     assert not one(page, "#browser [data-do=tools]").is_displayed()
 
 
+def test_a_list_that_just_fits_its_window_is_drawn_once(page):
+    # without room kept for it, the scroll bar made the pictures smaller, which took the bar away, and so on for ever
+    count = """
+        const [over, done] = arguments, inner = document.querySelector("#browser .inner"), list = inner.parentElement;
+        list.style.flex = "none";
+        list.style.height = inner.offsetHeight + over + "px";
+        setTimeout(() => {
+            let drawn = 0;
+            new MutationObserver(() => drawn++).observe(inner, { childList: true });
+            setTimeout(() => done(drawn), 300);
+        }, 200);
+    """
+    open_cluster(page, 0)
+    for over in (-4, -1, 0, 1):
+        assert page.execute_async_script(count, over) == 0
+
+
 def test_one_value_of_the_loss_is_words_and_no_drawing(browser, run):
     (run / "metrics.jsonl").write_text(json.dumps({"step": 7, "loss": 1.25}) + "\n")
     browser.get(write_report(run, open_source(str(run.parents[1] / "photos"))).as_uri())
