@@ -2,6 +2,7 @@
 other folders or from above."""
 
 import ast
+import re
 from pathlib import Path
 
 import selfcluster
@@ -97,3 +98,34 @@ def test_the_readme_maps_every_file():
     text = (ROOT.parent.parent / "README.md").read_text()
     files = {path.name for path in ROOT.rglob("*.py")} - {"__init__.py", "__main__.py"}
     assert not {name for name in files if f"`{name}`" not in text}
+
+
+def any_in_signatures(path: Path) -> tuple[list[str], int]:
+    """Functions of a file whose parameters or result name `Any`, at any depth, and how many functions it has."""
+    functions = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.FunctionDef)]
+    found = []
+    for function in functions:
+        a = function.args
+        arguments = [*a.posonlyargs, *a.args, *a.kwonlyargs, *(v for v in (a.vararg, a.kwarg) if v is not None)]
+        written = [n for n in (*(v.annotation for v in arguments), function.returns) if n is not None]
+        if any(re.search(r"\bAny\b", ast.unparse(n)) for n in written):
+            found.append(f"{path.relative_to(ROOT)}: {function.name}")
+    return found, len(functions)
+
+
+def test_few_signatures_say_any(tmp_path, monkeypatch):
+    monkeypatch.setitem(globals(), "ROOT", tmp_path)
+    (tmp_path / "x.py").write_text(
+        "def a(x: int) -> str: ...\ndef b(x: 'dict[str, Any]'): ...\ndef c(*, x: list[Any]): ...\n"
+        "class D:\n    def d(self, **x: Any): ...\n"
+        "    def e(self) -> tuple[int, Any]: ...\n    def f(self): x: Any = 1\n"
+    )
+    names = ["b", "c", "d", "e"]
+    assert any_in_signatures(tmp_path / "x.py") == ([f"x.py: {name}" for name in names], 6)
+    monkeypatch.undo()
+
+    found, total = [], 0
+    for path in sorted(ROOT.rglob("*.py")):
+        some, count = any_in_signatures(path)
+        found, total = found + some, total + count
+    assert len(found) < 0.1 * total, "\n".join(found)

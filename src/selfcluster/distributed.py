@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -15,6 +15,7 @@ from torch import Tensor
 from selfcluster.heartbeat import Heartbeat, RankFailed
 
 _COLLECTIVE_SECONDS = 1800  # for one operation on tensors; a process that is gone is noticed long before
+T = TypeVar("T")
 _alone = False
 _heartbeat: Heartbeat | None = None
 
@@ -96,12 +97,12 @@ def alone() -> Iterator[None]:
         _alone = before
 
 
-def rank(group: Any = None) -> int:
+def rank(group: dist.ProcessGroup | None = None) -> int:
     """This process's number in the group, from 0."""
     return dist.get_rank(group) if dist.is_initialized() and not _alone else 0
 
 
-def world_size(group: Any = None) -> int:
+def world_size(group: dist.ProcessGroup | None = None) -> int:
     """How many processes the group has; 1 without one."""
     return dist.get_world_size(group) if dist.is_initialized() and not _alone else 1
 
@@ -113,12 +114,12 @@ def share(n: int, r: int | None = None, world: int | None = None) -> slice:
     return slice(n * r // world, n * (r + 1) // world)
 
 
-def all_reduce(x: Tensor, group: Any = None) -> Tensor:
+def all_reduce(x: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
     """The sum of `x` over all ranks, differentiable; `x` itself is left alone."""
     return x if world_size(group) == 1 else _AllReduce.apply(x, group)  # pyright: ignore[reportReturnType]
 
 
-def all_gather(x: Tensor, group: Any = None) -> Tensor:
+def all_gather(x: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
     """The ranks' `x` concatenated along dimension 0 in rank order, differentiable; lengths may differ.
 
     The gradient of a rank's part is the sum over ranks of what each computed for it.
@@ -133,7 +134,7 @@ def broadcast(x: Tensor, source: int = 0) -> Tensor:
     return x
 
 
-def broadcast_object(value: Any, source: int = 0) -> Any:
+def broadcast_object(value: T, source: int = 0) -> T:
     """Rank `source`'s small Python object; the others wait as long as that process lives."""
     if world_size() == 1:
         return value
@@ -144,7 +145,7 @@ def broadcast_object(value: Any, source: int = 0) -> Any:
     return box[0]
 
 
-def gather_objects(value: Any) -> list[Any]:
+def gather_objects(value: T) -> list[T]:
     """Every rank's small Python object, in rank order, on all ranks."""
     if world_size() == 1:
         return [value]
@@ -161,7 +162,7 @@ def barrier() -> None:
 
 class _AllReduce(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, group: Any) -> Tensor:
+    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
         ctx.group = group
         total = x.detach().clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total, group=group)
@@ -176,7 +177,7 @@ class _AllReduce(torch.autograd.Function):
 
 class _AllGather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, group: Any) -> Tensor:
+    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
         # gloo aborts the process where lengths differ, so they are exchanged first and the parts padded
         length = torch.tensor([x.shape[0]], device=x.device)
         lengths = [torch.empty_like(length) for _ in range(world_size(group))]

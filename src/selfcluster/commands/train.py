@@ -11,6 +11,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from selfcluster.annotations import Data
 from selfcluster.commands.flags import add_option
 from selfcluster.commands.results import Trained
 from selfcluster.data.listing import left_out
@@ -31,11 +32,11 @@ HELP = "learn features and clusters from images"
 @keeps_random_state
 def train(
     method: str,
-    data: Any,
+    data: Data,
     *,
     out: str | os.PathLike[str] | None = None,
     recipe: str | None = None,
-    config: str | os.PathLike[str] | Mapping[str, Any] | None = None,
+    config: str | os.PathLike[str] | Mapping[str, object] | None = None,
     quiet: bool = False,
     accept_data_change: bool = False,
     **settings: Any,
@@ -243,7 +244,7 @@ def add_flags(parser: argparse.ArgumentParser, words: list[str]) -> None:
         add_option(common if name in shared else own, option, shown)
 
 
-def run_command(method: str, data: str, **settings: Any) -> tuple[Any, str]:
+def run_command(method: str, data: str, **settings: Any) -> tuple[object, str]:
     summary = train(canonical(method), data, **settings)
     lines = [f"{key:>20}  {value}" for key, value in summary.items() if key != "judgement"]
     run = shlex.quote(summary["run"])

@@ -191,7 +191,7 @@ def read_entries(path: Path) -> list[dict[str, Any]]:
     return found
 
 
-def may_have_passed(entry: Mapping[str, Any]) -> bool:
+def may_have_passed(entry: Mapping[str, object]) -> bool:
     """Whether the reason of a quarantine's line is one that passes: the storage was away, or memory was short."""
     return entry.get("reason") in PASSING
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -92,7 +91,7 @@ def reduce(vectors: Vectors, kept: int = KEPT, seed: int = 0) -> np.ndarray:
     return out
 
 
-def rows_of(ids: Any, among: Any) -> np.ndarray:
+def rows_of(ids: pa.Array, among: pa.Array) -> np.ndarray:
     """(N,) positions of `ids` in `among`, -1 where absent."""
     at = pc.call_function("index_in", [ids], pc.SetLookupOptions(among))
     return pc.fill_null(at, -1).to_numpy(zero_copy_only=False)

@@ -24,7 +24,7 @@ _SCALE = np.array([[13, 8, 35], [92, 25, 98], [178, 52, 84], [238, 122, 60], [25
 
 def write_attention(
     run: Path, files: Sequence[Path], out: Any, share: float, image_size: int | None, device: str
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Show image files to the network of `run` and draw what it looks at; see `api.attention`."""
     if not files or not 0 < share <= 1:
         raise ValueError(f"{len(files)} images, share={share}: name at least one image, and a share above 0 up to 1")

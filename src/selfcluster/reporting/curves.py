@@ -86,7 +86,7 @@ def other_curves(contents: Contents) -> list[Curve]:
     ]
 
 
-def table_curve(rows: Sequence[Mapping[str, Any]], salt: str) -> Curve | None:
+def table_curve(rows: Sequence[Mapping[str, object]], salt: str) -> Curve | None:
     """The score of a result's rows in their order, such as accuracy by layer; None where its rows form no curve."""
     across = next((name for name in _ACROSS if rows and name in rows[0]), None)
     score = next((name for name in _SCORES if rows and isinstance(rows[0].get(name), float)), None)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from selfcluster.evaluation.protocol import read_results
 from selfcluster.reporting.curves import table_curve
@@ -12,7 +11,7 @@ from selfcluster.reporting.curves import table_curve
 _MOST_ROWS = 200
 
 
-def shown_results(run: Path) -> list[dict[str, Any]]:
+def shown_results(run: Path) -> list[dict[str, object]]:
     """Return protocol, numbers, settings that differ from null, and columns, rows and curve of the table."""
     shown = []
     for number, result in enumerate(read_results(run)):
@@ -37,9 +36,9 @@ def shown_results(run: Path) -> list[dict[str, Any]]:
     return shown
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)
 
 
-def _sentences(notes: Any) -> Sequence[str]:
+def _sentences(notes: object) -> Sequence[str]:
     return [str(note) for note in notes] if isinstance(notes, list) else []

@@ -15,16 +15,16 @@ import json
 import re
 import shlex
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup, escape
 
 from selfcluster.clustering.scores import rankme
+from selfcluster.data.sources import Source
 from selfcluster.files import make_writable, write_atomically
 from selfcluster.reporting.album import rows_of
 from selfcluster.reporting.assignments import which_clusters
@@ -56,7 +56,7 @@ Progress = Callable[[str], None] | None
 
 def write_report(
     run: Path,
-    source: Any,
+    source: Source | None,
     *,
     out: Path | None = None,
     landmarks: int = LANDMARKS,
@@ -98,7 +98,7 @@ def write_report(
 
 def render_report(
     run: Path,
-    source: Any,
+    source: Source | None,
     *,
     landmarks: int = LANDMARKS,
     title: str | None = None,
@@ -173,7 +173,7 @@ def shareable(text: str) -> str:
     return _ABSOLUTE.sub(lambda found: "…/" + "/".join(found.group(2).split("/")[-2:]), text)
 
 
-def visible(value: Any, longest: int = _LONGEST, *, private: bool = False) -> str:
+def visible(value: object, longest: int = _LONGEST, *, private: bool = False) -> str:
     """Text with every character to be seen: newlines, controls and direction marks as escapes, long names shortened.
 
     >>> visible("a" + chr(10) + chr(0x202E) + "gpj.b")
@@ -187,7 +187,7 @@ def visible(value: Any, longest: int = _LONGEST, *, private: bool = False) -> st
     return "".join(c if c.isprintable() or c in _INVISIBLE_BUT_MEANT else repr(c)[1:-1] for c in text)
 
 
-def _gallery(contents: Contents, source: Any, labels: np.ndarray | None) -> Gallery | None:
+def _gallery(contents: Contents, source: Source | None, labels: np.ndarray | None) -> Gallery | None:
     clusters = contents.clusters
     if clusters is None or not len(clusters.cluster):
         return None
@@ -197,7 +197,7 @@ def _gallery(contents: Contents, source: Any, labels: np.ndarray | None) -> Gall
         numbers = contents.vectors.copies
         copies = np.where(at >= 0, numbers[at], -1 - np.arange(len(at))) if len(numbers) else None
     row_labels = None
-    if labels is not None:
+    if source is not None and labels is not None:
         names = clusters.ids.to_pylist()
         where = _positions(source, names)
         row_labels = np.array([labels[where[name]] if name in where else -1 for name in names], np.int64)
@@ -224,7 +224,7 @@ def _rank(contents: Contents) -> tuple[float | None, int | None]:
     return (rankme(vectors), len(vectors)) if len(vectors) else (None, None)
 
 
-def _pictures(contents: Contents, source: Any, gallery: Gallery | None) -> dict[int, dict[str, Any]]:
+def _pictures(contents: Contents, source: Source | None, gallery: Gallery | None) -> dict[int, dict[str, object]]:
     """Thumbnails of the cards by row of the table of clusters; they are there without a script too."""
     if source is None or gallery is None or contents.clusters is None:
         return {}
@@ -241,7 +241,7 @@ def _pictures(contents: Contents, source: Any, gallery: Gallery | None) -> dict[
     }
 
 
-def _positions(source: Any, wanted: Iterable[str]) -> dict[str, int]:
+def _positions(source: Source, wanted: Iterable[str]) -> dict[str, int]:
     wanted = set(wanted)
     return {name: i for i, name in enumerate(source.ids) if name in wanted}
 
@@ -252,7 +252,7 @@ def _colors(gallery: Gallery | None) -> dict[int, str]:
     return dict(zip(numbers, cluster_colors(len(numbers)), strict=True))
 
 
-def _facts(contents: Contents, gallery: Gallery | None, verdict: Verdict) -> dict[str, Any]:
+def _facts(contents: Contents, gallery: Gallery | None, verdict: Verdict) -> dict[str, object]:
     """The key numbers; None where unknown."""
     seconds = contents.metrics.get("seconds", (np.empty(0), np.empty(0)))[1]
     table = contents.clusters.cluster if contents.clusters is not None else contents.vectors
@@ -277,14 +277,14 @@ def _epochs(contents: Contents) -> float | None:
     return None if last is None else last + 1
 
 
-def _settings(config: dict[str, Any]) -> list[tuple[str, list[tuple[str, Any]]]]:
+def _settings(config: Mapping[str, object]) -> list[tuple[str, list[tuple[str, object]]]]:
     """Groups of settings: what stands at the top level first, then every section by its name."""
     top = [(key, value) for key, value in config.items() if not isinstance(value, dict)]
     sections = [(str(key), list(_flat(value))) for key, value in config.items() if isinstance(value, dict)]
     return [(name, rows) for name, rows in [("run", top), *sections] if rows and name != "about"]
 
 
-def _flat(section: dict[Any, Any], before: str = "") -> Iterable[tuple[str, Any]]:
+def _flat(section: dict[object, object], before: str = "") -> Iterable[tuple[str, object]]:
     for key, value in section.items():
         if isinstance(value, dict):
             yield from _flat(value, f"{before}{key}.")
@@ -292,7 +292,7 @@ def _flat(section: dict[Any, Any], before: str = "") -> Iterable[tuple[str, Any]
             yield f"{before}{key}", value
 
 
-def _json_for_script(value: Any) -> Markup:
+def _json_for_script(value: object) -> Markup:
     """JSON that is safe inside <script>: it holds no `<`, `>`, `&` and nothing outside ASCII."""
     text = json.dumps(value, separators=(",", ":"), allow_nan=False)
     return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))

@@ -11,11 +11,10 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 from PIL import Image
 
-from selfcluster.reporting.thumbnails import read_squares
+from selfcluster.reporting.thumbnails import Pictures, read_squares
 
 COLUMNS = 16
 PER_SHEET = COLUMNS * COLUMNS
@@ -38,7 +37,7 @@ class Sheets:
 
 
 def make_sheets(
-    source: Any,
+    source: Pictures,
     positions: Sequence[int | None],
     most_bytes: int,
     progress: Callable[[str], None] | None = None,

@@ -9,13 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from selfcluster.reporting.album import Album
+
+if TYPE_CHECKING:
+    from selfcluster.data.sources import Source
 
 FARTHEST = 200
 KINDS = ("exact", "near", "farthest", "dark", "blurred", "constant")
@@ -43,7 +46,7 @@ class Suspects:
     is_audited: bool = False
 
 
-def find_suspects(album: Album, source: Any, progress: Callable[[str], None] | None = None) -> Suspects:
+def find_suspects(album: Album, source: Source | None, progress: Callable[[str], None] | None = None) -> Suspects:
     """Look at all embeddings and, where `source` is a `Source`, at all pixels.
 
     Args:

@@ -9,7 +9,7 @@ import base64
 import io
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 from PIL import Image
@@ -19,7 +19,13 @@ _MOST_BYTES = 4_000  # what most photographs of 104 px need; noise would need 12
 PIXEL_ART = 64  # images up to this size are stored as they are, and the page enlarges them without smoothing
 
 
-def read_squares(source: Any, index: Sequence[int], side: int) -> list[Image.Image | None]:
+class Pictures(Protocol):
+    """What has images to read by position, such as a `Source`."""
+
+    def read(self, i: int, /) -> bytes | np.ndarray: ...
+
+
+def read_squares(source: Pictures, index: Sequence[int], side: int) -> list[Image.Image | None]:
     """The middle squares of images, at most `side` pixels wide, read by several threads.
 
     Args:
@@ -79,7 +85,7 @@ def _jpeg(picture: Image.Image, most_bytes: int) -> str:
     return code
 
 
-def _encoded(picture: Image.Image, kind: str, **options: Any) -> str:
+def _encoded(picture: Image.Image, kind: str, **options: object) -> str:
     buffer = io.BytesIO()
     picture.save(buffer, kind, **options)
     return base64.b64encode(buffer.getvalue()).decode("ascii")

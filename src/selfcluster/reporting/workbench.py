@@ -44,7 +44,7 @@ class Workbench:
 
 def build_workbench(
     contents: Contents,
-    source: object,
+    source: Source | None,
     page: Path | None,
     progress: Callable[[str], None] | None = None,
     *,
@@ -66,7 +66,7 @@ def build_workbench(
         return None
     sheets, cell, missing = [], 0, list(range(len(album)))
     if source is not None:
-        place = {name: row for row, name in enumerate(source.ids)}  # pyright: ignore[reportAttributeAccessIssue]
+        place = {name: row for row, name in enumerate(source.ids)}
         made = make_sheets(source, [place.get(name) for name in album.ids], SHEET_BYTES, progress)
         sheets, cell, missing = made.pictures, made.cell, made.missing
     places = _places(album, landmarks, progress)
@@ -123,11 +123,11 @@ def _whole(places: np.ndarray) -> list[int | None]:
     return [None if math.isnan(p) else round(p * _STEPS) for p in places.tolist()]
 
 
-def _is_small(source: object) -> bool:
+def _is_small(source: Source | None) -> bool:
     return not isinstance(source, Source) or source.kind in ("array", "builtin")
 
 
-def _base(source: object, page: Path | None) -> str | None:
+def _base(source: Source | None, page: Path | None) -> str | None:
     """The images' folder as the page sees it, with a slash at its end; None where it is far away or no folder."""
     if page is None or not isinstance(source, Source) or source.kind != "folder" or "://" in str(source.location):
         return None

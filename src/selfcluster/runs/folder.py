@@ -79,12 +79,12 @@ class RunFolder:
         """Let go of the folder."""
         self._lock.close()
 
-    def write_config(self, config: dict[str, Any]) -> None:
+    def write_config(self, config: Mapping[str, object]) -> None:
         """Write `config.yaml`; itself a valid `--config`."""
         text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=120)
         write_atomically(self.path / CONFIG, text)
 
-    def status(self, state: str, **fields: Any) -> None:
+    def status(self, state: str, **fields: object) -> None:
         """Write `status.json`: `state` is running, finished, preempted or failed. A full disk is a warning."""
         self._still_ours()
         try:
@@ -104,7 +104,7 @@ class RunFolder:
         write_atomically(path, b"".join(lines))
         self._rows = len(lines)
 
-    def log(self, row: dict[str, Any]) -> None:
+    def log(self, row: Mapping[str, object]) -> None:
         """Append a row. A full disk does not end the run: rows wait in memory, and are written when there is room."""
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
         self._waiting.append(json.dumps(finite) + "\n")

@@ -148,7 +148,7 @@ def summarize_data(source: Source, given: Mapping[str, Any], console: Console | 
     return DataSummary(len(source), seen["side"][1], seen["channels"], gpu)
 
 
-def _accept(folder: RunFolder, source: Source, config: dict[str, Any], change: str) -> None:
+def _accept(folder: RunFolder, source: Source, config: dict[str, object], change: str) -> None:
     """Write into `config.yaml` that the run goes on with other data; the start is embedded again, on images of today.
 
     Raises:
@@ -167,8 +167,8 @@ def _accept(folder: RunFolder, source: Source, config: dict[str, Any], change: s
 
 
 def _same_run(
-    path: Path, method: str, source: Source, given: Mapping[str, Any], recipe: str | None
-) -> tuple[dict[str, Any], str]:
+    path: Path, method: str, source: Source, given: Mapping[str, object], recipe: str | None
+) -> tuple[dict[str, object], str]:
     """Return the run's configuration with the settings of now, and in words what has changed in its data."""
     config = run_config(path)
     if config.get("method") != method:
@@ -230,7 +230,7 @@ def absolute_word(name: str) -> str:
     return f"{network}{equals}{Path(file).resolve()}" if is_path else name
 
 
-def _words(value: Any) -> str:
+def _words(value: object) -> str:
     if isinstance(value, tuple):
         return " ".join(_words(part) for part in value) or "none"
     return f"{value:g}" if isinstance(value, float) else str(value)
