@@ -65,6 +65,8 @@ class Heartbeat:
         self._seen: dict[int, tuple[dict[str, Any], float]] = {}  # of the others: their last sign, and since when
         self._warned: set[int] = set()
         self._stopping = threading.Event()
+        self._is_main = threading.current_thread() is threading.main_thread()  # elsewhere Python allows no handlers
+        self._sigterm = signal.signal(signal.SIGTERM, _leave) if self._is_main else None
         self._beat(store)
         self._thread = threading.Thread(target=self._watch, name="selfcluster-heartbeat", daemon=True)
         self._thread.start()
@@ -74,6 +76,8 @@ class Heartbeat:
         """Tell the others that this process is done, so that no one waits for its signs."""
         if not self._stopping.is_set():
             self._stopping.set()
+            if self._is_main and threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, self._sigterm or signal.SIG_DFL)
             self._thread.join(5 * INTERVAL)
             with suppress(RuntimeError):  # the store has gone before
                 self._store.set(_key(self._rank), json.dumps({_GONE: True}))
@@ -103,12 +107,12 @@ class Heartbeat:
 
     def cause(self, error: BaseException) -> RankFailed:
         """Return the first error of all processes; this one's where none came before. Tells it to all."""
-        lost = isinstance(error, dist.DistError) or any(word in str(error) for word in _LOST)
+        lost = isinstance(error, dist.DistError | SystemExit) or any(word in str(error) for word in _LOST)
         try:
             if isinstance(error, RankFailed):
                 return error
             message = self._lost(error) if lost else self._own(error)
-            kind = type(error).__name__
+            kind = KeyboardInterrupt.__name__ if isinstance(error, SystemExit) else type(error).__name__
             if message is not None:
                 record = json.dumps({"rank": self._rank, "message": message, "kind": kind})
                 if json.loads(self._store.compare_set(_FIRST, "", record))["rank"] == self._rank:
@@ -119,6 +123,8 @@ class Heartbeat:
             return RankFailed(away if lost else self._own(error), type(error).__name__, told=False)
 
     def _own(self, error: BaseException) -> str:
+        if isinstance(error, SystemExit):
+            return f"{self._here()}: stopped by SIGTERM"
         words = str(error) or type(error).__name__
         if type(error).__name__ in ("Preempted", "KeyboardInterrupt"):  # the same on all
             return words
@@ -208,6 +214,11 @@ class Heartbeat:
         timer = threading.Timer(_TO_SAVE, self._end, ["the launcher has ended, and saving took too long"])
         timer.daemon = True
         timer.start()
+
+
+def _leave(number: int, frame: object) -> None:
+    """SIGTERM outside the loop: an exception, so that what happened is told before the process ends."""
+    raise SystemExit(128 + number)
 
 
 @contextmanager

@@ -70,7 +70,7 @@ def test_leaks_between_two_folders(folder, tmp_path):
     assert found["second"]["images"] == 7
 
 
-def test_a_thousand_copies_are_one_group():
+def test_row_12_a_thousand_copies_are_one_group():
     images = np.random.default_rng(0).integers(0, 255, (60, 16, 16), np.uint8)
     images[10:50] = images[3]
     found = audit(images, quiet=True)
@@ -78,7 +78,7 @@ def test_a_thousand_copies_are_one_group():
     assert found["near_duplicates"] == []
 
 
-def test_large_sets_find_the_same_near_copies_by_parts_of_a_hash(folder, monkeypatch):
+def test_row_12_large_sets_find_the_same_near_copies_by_parts_of_a_hash(folder, monkeypatch):
     examined = looks.examine(open_source(folder))
     exhaustive = looks.near_groups(examined)
     monkeypatch.setattr(looks, "_BRUTE", 5)

@@ -127,7 +127,8 @@ def page(outcomes: dict[int, list[str]]) -> str:
                 result = "**fails**"
             else:
                 result = "survived" if not row.limit else f"survived; documented limit: {row.limit}"
-                result += f" ({passed} tests" + (f", {skipped} skipped here)" if skipped else ")")
+                result += f" ({passed} test{'' if passed == 1 else 's'}"
+                result += f", {skipped} skipped here)" if skipped else ")"
             lines.append(f"| {row.number} | {row.fault} | {row.follows} | {result} |")
     return "\n".join(lines) + "\n"
 

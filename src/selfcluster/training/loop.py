@@ -25,6 +25,7 @@ from selfcluster.faults import fault_point
 from selfcluster.methods.base import Method
 from selfcluster.runs.console import Console
 from selfcluster.runs.folder import RunFolder
+from selfcluster.training.compiled import compiled
 from selfcluster.training.embedding import make_embed
 from selfcluster.training.freezing import rate_factors
 from selfcluster.training.health import SAMPLE, Health
@@ -63,6 +64,7 @@ class LoopSettings:
     seed: int = 0
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     precision: str = "fp32"
+    compile: bool = False
     accumulate: int = 1
     images_seen: int | None = None
     on_collapse: str = "warn"
@@ -98,7 +100,7 @@ def fit(
         getattr(method.settings, "num_prototypes", None), method.chance_loss(), int(quiet), total, method.advice
     )
     kept = PseudoLabels(method, loader.source.ids, loader.source.labels, device)
-    layout = layout_of(device, settings.precision, loader.in_memory)
+    layout = layout_of(device, settings.precision, loader.in_memory, settings.compile)
     state = RunState(method, optimizer, health, kept, folder, layout, probe, loader.source, per_epoch)
     state.load(checkpoints, console)
     model = join_ranks(method, device)
@@ -114,7 +116,8 @@ def fit(
     console.start(total, state.step)
     at(lambda: f"step {state.step}" + (f", images {_first(batch.index, name_of, 4)}" if batch is not None else ""))
 
-    with StopRequest() as request, loader.watch.stopping(lambda: request.signal is not None):
+    fast = compiled(method, settings.compile)
+    with StopRequest() as request, loader.watch.stopping(lambda: request.signal is not None), fast:
         while state.step < total:
             step = state.step
             fault_point("loop.step")

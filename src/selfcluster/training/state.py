@@ -142,7 +142,7 @@ def section(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def layout_of(device: torch.device, precision: str, in_memory: bool) -> dict[str, str | int]:
+def layout_of(device: torch.device, precision: str, in_memory: bool, compiled: bool = False) -> dict[str, str | int]:
     """What has to be the same for a resumed run to equal an uninterrupted one bit for bit."""
     return {
         "processes": distributed.world_size(),
@@ -150,5 +150,6 @@ def layout_of(device: torch.device, precision: str, in_memory: bool) -> dict[str
         "device": device.type,
         "precision": precision,
         "in_memory": in_memory,
+        **({"compiled": True} if compiled else {}),
         "torch": str(torch.__version__),
     }
