@@ -217,7 +217,7 @@ class Heartbeat:
 
 
 def _leave(number: int, frame: object) -> None:
-    """SIGTERM outside the loop: an exception, so that what happened is told before the process ends."""
+    """SIGTERM outside the loop: an exception, so that the process first says what happened."""
     raise SystemExit(128 + number)
 
 

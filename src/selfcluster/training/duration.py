@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import replace
 
@@ -19,6 +20,7 @@ from selfcluster.training.loop import LoopSettings, planned_steps
 from selfcluster.training.precision import autocast
 from selfcluster.types import Batch, Progress
 from selfcluster.views.plans import ViewPlan
+from selfcluster.waiting import busy_advice
 
 _LONG = 5.0  # seconds: a first step that takes longer is not followed by a second one
 _WARMUP = 0.1  # share of a run of given minutes that the warm-up takes at most
@@ -66,6 +68,10 @@ def plan_duration(parts: Parts, loader: Loader, config: RunSettings, console: Co
     With `minutes` in `config` the number of epochs is set so that the run takes about that long; `config` follows.
     """
     loop, per_epoch = parts.loop, loader.steps_per_epoch
+    if loop.device.type == "cpu":
+        advice = busy_advice(torch.get_num_threads(), os.getloadavg()[0], os.cpu_count() or 1)
+        if advice:
+            console.say(advice)
     seconds = seconds_per_step(parts.method, loader, parts.views, loop)
     minutes = config.get("minutes")
     if seconds is None:
