@@ -27,24 +27,24 @@ from selfcluster.settings.schema import read_schema
 from selfcluster.waiting import let_threads_sleep
 
 COMMANDS = {
-    "demo": "the digits, without their labels, in a table",
+    "demo": "train on digits without labels and compare the results in a table",
     "train": "learn features and clusters from images",
-    "embed": "features of images by a trained network",
-    "cluster": "clusters of embedded images",
+    "embed": "compute features of images with a trained network",
+    "cluster": "group images with a pretrained network or a trained run",
     "evaluate": "score features or clusters against labels",
-    "report": "a page that shows the clusters",
-    "compare": "results of several runs in one table",
-    "search": "images of a run that are most like a given one",
-    "attention": "what a vision transformer looks at",
-    "figures": "a network's filters and its classes on a plane, as pictures",
-    "audit": "duplicates, dark, blurred, constant and unreadable images; leaks between two sets",
-    "export": "a network, or the clusters, for other tools",
-    "sort": "the images in folders, one a cluster",
-    "sample": "a small balanced part of the images, to label by hand",
-    "verify": "whether the files of a run are what was written",
-    "doctor": "what this machine has, what is chosen for it, and why",
-    "methods": "what can be trained",
-    "recipes": "named settings",
+    "report": "write a page that shows the clusters",
+    "compare": "show results of several runs in one table",
+    "search": "find the images most similar to a given image",
+    "attention": "draw the attention maps of a vision transformer",
+    "figures": "draw a network's filters and a map of the classes",
+    "audit": "find duplicates, dark, blurred, constant and unreadable images, and leaks between two sets",
+    "export": "write the network or the clusters for other tools",
+    "sort": "put the images into folders, one folder per cluster",
+    "sample": "choose a small balanced set of images to label by hand",
+    "verify": "check the files of a run for damage",
+    "doctor": "show this machine's hardware and packages, and the settings chosen for them",
+    "methods": "list the training methods",
+    "recipes": "list the recipes: named sets of settings",
 }
 
 
@@ -164,7 +164,7 @@ def _parse(words: list[str]) -> argparse.Namespace:
     parser = _Parser(
         prog="selfcluster",
         description="Learn visual features from unlabeled images by clustering; get the features and the clusters.",
-        epilog="selfcluster COMMAND --help tells more; selfcluster train METHOD --help lists a method's settings.",
+        epilog="selfcluster COMMAND --help shows the flags; selfcluster train METHOD --help lists a method's settings.",
     )
     parser.add_argument("--version", action="version", version=f"selfcluster {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", parser_class=_Parser)

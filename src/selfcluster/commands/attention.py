@@ -10,7 +10,7 @@ from typing import Any
 
 from selfcluster.randomness import keeps_random_state
 
-HELP = "what a vision transformer looks at"
+HELP = "draw the attention maps of a vision transformer"
 
 
 @keeps_random_state

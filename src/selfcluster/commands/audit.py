@@ -15,7 +15,7 @@ from selfcluster.data.sources import open_source
 from selfcluster.randomness import keeps_random_state
 from selfcluster.settings.options import SHARED
 
-HELP = "duplicates, dark, blurred, constant and unreadable images; leaks between two sets"
+HELP = "find duplicates, dark, blurred, constant and unreadable images, and leaks between two sets"
 _SHOWN = 5  # examples that are printed; --json has all
 
 
@@ -124,12 +124,14 @@ def audit(
 
 def add_flags(parser: argparse.ArgumentParser, words: list[str]) -> None:
     parser.add_argument("data", metavar="DATA", help="folder, list of paths, tar or folder of tars")
-    parser.add_argument("data2", metavar="DATA2", nargs="?", help="other images: what both share is reported as a leak")
     parser.add_argument(
-        "--near", type=float, default=0.99, help="correlation from which on images are near copies, 0.9 to 1"
+        "data2", metavar="DATA2", nargs="?", help="a second set; images in both sets are reported as leaks"
     )
     parser.add_argument(
-        "--hashes", metavar="FILE", help="SHA-256 of the images: written if the file is missing, else compared"
+        "--near", type=float, default=0.99, help="images with at least this correlation are near copies, 0.9 to 1"
+    )
+    parser.add_argument(
+        "--hashes", metavar="FILE", help="SHA-256 of the images; a missing file is written, an existing one compared"
     )
     parser.add_argument("--quiet", action="store_true", help="show no progress")
     for option in SHARED:

@@ -21,7 +21,7 @@ from selfcluster.runs.folder import RunError, check_finished, is_run
 if TYPE_CHECKING:
     from selfcluster.runs.console import Console
 
-HELP = "groups of images, found by a pretrained network or by a run"
+HELP = "group images with a pretrained network or a trained run"
 SUBSET = ("limit", "classes", "long_tail", "labels_from", "range", "max_megapixels")
 
 
@@ -208,16 +208,19 @@ def add_flags(parser: argparse.ArgumentParser, words: list[str]) -> None:
     parser.add_argument("data", metavar="DATA|RUN|FILE", help="images, a run folder, or an embeddings file")
     add_model_flag(parser)
     parser.add_argument(
-        "--k", type=_number_or_auto, help="number of clusters, or auto; default auto, or a trained run's own clusters"
+        "--k",
+        type=_number_or_auto,
+        help="number of clusters, or auto; default auto; for a trained run its own clusters",
     )
     parser.add_argument("--algorithm", default="kmeans", help="kmeans, hierarchical, pic or hdbscan")
     parser.add_argument(
         "--whiten",
         type=int,
-        help="principal components kept and whitened first; default 3 k / 2 (pic: n / 4; hdbscan: n / 20); 0: none",
+        help="principal components to keep and whiten; default 3 k / 2 (pic: n / 4; hdbscan: n / 20); 0: no whitening",
     )
     parser.add_argument(
-        "--out", help="run folder, for images; else a Parquet file with a CSV twin. Default: runs/cluster-DATANAME"
+        "--out",
+        help="images: run folder, default runs/cluster-DATANAME; else: Parquet file; a CSV is written beside it",
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the clustering")
     parser.add_argument("--quiet", action="store_true", help="print warnings only")

@@ -16,7 +16,7 @@ from selfcluster.randomness import keeps_random_state
 if TYPE_CHECKING:
     from selfcluster.evaluation.comparison import Comparison
 
-HELP = "results of several runs in one table"
+HELP = "show results of several runs in one table"
 
 
 @keeps_random_state
@@ -106,11 +106,13 @@ _READING = ("batch_size", "workers", "device", "precision", "max_bad", "timeout"
 
 def add_flags(parser: argparse.ArgumentParser, words: list[str]) -> None:
     parser.usage = "selfcluster compare RUN... [flags]"
-    parser.add_argument("runs", metavar="RUN", nargs="+", help="run folders; those that differ in the seed share a row")
+    parser.add_argument(
+        "runs", metavar="RUN", nargs="+", help="run folders; runs that differ only in the seed share a row"
+    )
     parser.add_argument("--out", help="write the table to this HTML file too")
-    parser.add_argument("--protocol", help="show this protocol only; with --train, evaluate it where it is missing")
-    parser.add_argument("--train", help="labeled images to evaluate the runs, untrained networks and starts on")
-    parser.add_argument("--test", help="labeled images to score on; default a held-out share of --train")
+    parser.add_argument("--protocol", help="show this protocol only; with --train, evaluate runs that lack it")
+    parser.add_argument("--train", help="labeled images to evaluate runs, their starts and untrained networks")
+    parser.add_argument("--test", help="labeled images for the score; default: a held-out share of --train")
     parser.add_argument("--labels-from", help="folders, column:NAME or a CSV file; default folders")
     parser.add_argument("--seed", type=int, help="seed of the split and of the protocol")
     parser.add_argument("--test-limit", type=int, metavar="N", help="use N test images only, drawn by the seed")

@@ -17,7 +17,7 @@ from selfcluster.data.sources import open_source
 from selfcluster.randomness import keeps_random_state
 from selfcluster.waiting import one_thread
 
-HELP = "the digits, without their labels, in a table"
+HELP = "train on digits without labels and compare the results in a table"
 
 
 @keeps_random_state
@@ -61,7 +61,7 @@ def demo(out: str | os.PathLike[str] = "runs", *, seed: int = 0, quiet: bool = F
 
 
 def add_flags(parser: argparse.ArgumentParser, words: list[str]) -> None:
-    parser.add_argument("--out", default="runs", help="folder for the runs, which are made anew")
+    parser.add_argument("--out", default="runs", help="folder for the runs; existing runs are replaced")
     parser.add_argument("--seed", type=int, default=0, help="seed of the runs")
     parser.add_argument("--quiet", action="store_true", help="print the table only")
     parser.set_defaults(run_command=run_command)

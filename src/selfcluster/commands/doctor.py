@@ -11,7 +11,7 @@ import shutil
 from pathlib import Path
 from types import ModuleType
 
-HELP = "what this machine has, what is chosen for it, and why"
+HELP = "show this machine's hardware and packages, and the settings chosen for them"
 _CORE = ("torch", "timm", "numpy", "scikit-learn", "pyarrow", "pillow")
 _EXTRAS = {  # the module that is imported, the extra that brings it, what it is for
     "tifffile": ("tiff", "TIFF of every depth and layout"),

@@ -16,7 +16,7 @@ from selfcluster.randomness import keeps_random_state
 from selfcluster.runs.folder import RunError, is_run
 from selfcluster.settings.files import part_of, reading_of, run_config
 
-HELP = "features of images by a trained network"
+HELP = "compute features of images with a trained network"
 STARTER = "starter"  # the word of `selfcluster.models.pretrained`, which would bring torch
 _EMBEDDING = "selfcluster: embedding the images"
 
@@ -95,8 +95,8 @@ def embed(
 
 
 def add_flags(parser: argparse.ArgumentParser, words: list[str]) -> None:
-    parser.add_argument("run", metavar="RUN", help="run folder, another word for a network, or images")
-    parser.add_argument("data", metavar="DATA", nargs="?", help="images; default those of the run")
+    parser.add_argument("run", metavar="RUN", help="run folder, images, or a network as for --model")
+    parser.add_argument("data", metavar="DATA", nargs="?", help="images; default: the images of the run")
     parser.add_argument("--out", help="Parquet file; default RUN/embeddings.parquet")
     add_model_flag(parser)
     add_network_flags(parser, "labels_from", "seed")

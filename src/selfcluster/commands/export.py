@@ -16,7 +16,7 @@ from selfcluster.settings.files import run_source
 if TYPE_CHECKING:
     from selfcluster.data.sources import Source
 
-HELP = "a network, or the clusters, for other tools"
+HELP = "write the network or the clusters for other tools"
 _NETWORK = ("safetensors", "onnx")
 _CLUSTERS = {  # of each format the file or folder in RUN/export
     "csv": "clusters.csv",
@@ -122,14 +122,16 @@ def _sizes(source: Source, ids: list[str]) -> list[tuple[int, int]]:
 
 
 def add_flags(parser: argparse.ArgumentParser, words: list[str]) -> None:
-    parser.add_argument("run", metavar="RUN", help="run folder, or another word for a network")
+    parser.add_argument("run", metavar="RUN", help="run folder, starter, timm:NAME, FILE, NETWORK=FILE or an export")
     parser.add_argument("--out", help="folder or file; default in RUN/export")
     parser.add_argument(
         "--format", default="safetensors", help=", ".join((*_NETWORK, *_CLUSTERS)) + "; default safetensors"
     )
-    parser.add_argument("--data", help="images, if they have moved; for coco and contact-sheets")
+    parser.add_argument("--data", help="new place of the images, if they have moved; for coco and contact-sheets")
     parser.add_argument(
-        "--normalize-inside", action="store_true", help="onnx: take pixels in 0..1 and normalize them in the file"
+        "--normalize-inside",
+        action="store_true",
+        help="onnx: the exported network takes pixels in 0..1 and normalizes them itself",
     )
     parser.set_defaults(run_command=run_command)
 

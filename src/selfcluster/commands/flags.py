@@ -75,8 +75,8 @@ def given(settings: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
 
 
 def add_network_flags(parser: argparse.ArgumentParser, *more: str) -> None:
-    parser.add_argument("--batch-size", type=int, default=256, help="images at a time")
-    parser.add_argument("--image-size", type=int, help="side in pixels, for a timm name")
+    parser.add_argument("--batch-size", type=int, default=256, help="number of images to process at a time")
+    parser.add_argument("--image-size", type=int, help="side of the images in pixels, for timm:NAME")
     wanted = {"workers", "device", "precision", "max_bad", "limit", "classes", "long_tail", *more}
     wanted |= {"range", "max_megapixels", "timeout"}
     for option in SHARED:

@@ -7,7 +7,7 @@ import argparse
 from selfcluster.methods import NAMES
 from selfcluster.settings.schema import read_schema
 
-HELP = "what can be trained"
+HELP = "list the training methods"
 
 
 def add_flags(parser: argparse.ArgumentParser, words: list[str]) -> None:

@@ -6,7 +6,7 @@ import argparse
 
 from selfcluster.settings.recipes import RECIPES
 
-HELP = "named settings"
+HELP = "list the recipes: named sets of settings"
 
 
 def add_flags(parser: argparse.ArgumentParser, words: list[str]) -> None:

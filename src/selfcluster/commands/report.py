@@ -19,7 +19,7 @@ from selfcluster.settings.files import run_source
 if TYPE_CHECKING:
     from selfcluster.serve.curation import CurationServer
 
-HELP = "a page that shows the clusters"
+HELP = "write a page that shows the clusters"
 
 
 @keeps_random_state
@@ -116,13 +116,13 @@ def apply_rows(run: Path, file: Path) -> int:
 
 def add_flags(parser: argparse.ArgumentParser, words: list[str]) -> None:
     parser.add_argument("run", metavar="RUN|DATA", help="run folder, or images")
-    parser.add_argument("--data", help="images, if they have moved")
+    parser.add_argument("--data", help="new place of the images, if they have moved")
     parser.add_argument("--out", help="HTML file; default RUN/report.html")
-    parser.add_argument("--apply", metavar="FILE", help="first add the curation rows of this file to the run's")
+    parser.add_argument("--apply", metavar="FILE", help="first add the curation rows of FILE to the run")
     parser.add_argument(
-        "--serve", action="store_true", help="show the page in this machine's browser and keep what is done there"
+        "--serve", action="store_true", help="serve the page to a browser on this machine, and save edits made there"
     )
-    parser.add_argument("--port", type=int, help="with --serve: the port of 127.0.0.1; default any free one")
+    parser.add_argument("--port", type=int, help="with --serve: port on 127.0.0.1; default: any free port")
     add_model_flag(parser)
     parser.set_defaults(run_command=run_command)
 

@@ -16,7 +16,7 @@ from selfcluster.files import write_atomically
 from selfcluster.randomness import keeps_random_state
 from selfcluster.runs.folder import RunError
 
-HELP = "a small balanced part of the images, to label by hand"
+HELP = "choose a small balanced set of images to label by hand"
 
 
 @keeps_random_state
@@ -110,8 +110,8 @@ def add_flags(parser: argparse.ArgumentParser, words: list[str]) -> None:
     parser.add_argument("run", metavar="RUN", help="run folder with clusters and embeddings")
     parser.add_argument("--n", type=int, required=True, help="how many images")
     parser.add_argument("--by", default="clusters", help="clusters (default) or random")
-    parser.add_argument("--out", help=".csv file, or .txt file with the paths alone; default: only printed")
-    parser.add_argument("--seed", type=int, default=0, help="of the random draw")
+    parser.add_argument("--out", help=".csv file, or .txt file with paths only; default: print only")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random draw")
     parser.set_defaults(run_command=run_command)
 
 

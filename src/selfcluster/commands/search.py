@@ -17,7 +17,7 @@ from selfcluster.files import write_atomically
 from selfcluster.randomness import keeps_random_state
 from selfcluster.settings.files import run_config
 
-HELP = "images that are most like a given one"
+HELP = "find the images most similar to a given image"
 
 
 @keeps_random_state
@@ -77,7 +77,7 @@ def _write(file: Path, hits: Hits) -> None:
 def add_flags(parser: argparse.ArgumentParser, words: list[str]) -> None:
     parser.add_argument("run", metavar="RUN|DATA", help="run folder, or images")
     parser.add_argument("image", metavar="IMAGE", help="an image file")
-    parser.add_argument("--k", type=int, default=10, help="how many images; default 10")
+    parser.add_argument("--k", type=int, default=10, help="number of images to show; default 10")
     parser.add_argument("--out", help="also write the rows to this .csv, .parquet or .json file")
     add_model_flag(parser)
     parser.add_argument("--device", default="auto", help="cpu, cuda or auto")

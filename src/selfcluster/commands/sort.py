@@ -26,7 +26,7 @@ from selfcluster.settings.files import run_source
 if TYPE_CHECKING:
     from selfcluster.runs.groups import Groups
 
-HELP = "the images in folders, one a cluster"
+HELP = "put the images into folders, one folder per cluster"
 PLAN = "sorted.csv"
 How = Literal["link", "copy", "move"]
 
@@ -218,13 +218,13 @@ def _earlier_origins(folder: Path, targets: list[PurePosixPath]) -> list[Path | 
 
 def add_flags(parser: argparse.ArgumentParser, words: list[str]) -> None:
     parser.add_argument("run", metavar="RUN", help="run folder with clusters")
-    parser.add_argument("--into", required=True, metavar="FOLDER", help="where the folders go")
+    parser.add_argument("--into", required=True, metavar="FOLDER", help="folder in which the cluster folders are made")
     ways = parser.add_mutually_exclusive_group()
-    ways.add_argument("--link", dest="how", action="store_const", const="link", help="symbolic links (default)")
-    ways.add_argument("--copy", dest="how", action="store_const", const="copy", help="copies")
+    ways.add_argument("--link", dest="how", action="store_const", const="link", help="make symbolic links (default)")
+    ways.add_argument("--copy", dest="how", action="store_const", const="copy", help="copy the files")
     ways.add_argument("--move", dest="how", action="store_const", const="move", help="move the files; needs --yes")
-    parser.add_argument("--data", help="images, if they have moved")
-    parser.add_argument("--rubbish", action="store_true", help="sort clusters that are marked as rubbish, too")
+    parser.add_argument("--data", help="new place of the images, if they have moved")
+    parser.add_argument("--rubbish", action="store_true", help="also sort clusters that are marked as rubbish")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and change nothing")
     parser.add_argument("--yes", action="store_true", help="allow --move")
     parser.set_defaults(run_command=run_command, how="link")

@@ -214,12 +214,14 @@ def add_flags(parser: argparse.ArgumentParser, words: list[str]) -> None:
     parser.usage = "selfcluster train METHOD DATA [--out RUN] [flags]"
     parser.add_argument("method", metavar="METHOD", help=", ".join(NAMES))
     parser.add_argument("data", metavar="DATA", help="folder, list of paths, folder of tars, or builtin:digits")
-    parser.add_argument("--out", help="run folder; default runs/METHOD-DATANAME; an unfinished run in it resumes")
+    parser.add_argument("--out", help="run folder, default runs/METHOD-DATANAME; resumes an unfinished run in it")
     recipes = "{" + ",".join(RECIPES) + "}"
-    parser.add_argument("--recipe", metavar=recipes, help="named settings; default auto, from the data")
-    parser.add_argument("--config", help="settings from a file; a run's config.yaml is one")
+    parser.add_argument(
+        "--recipe", metavar=recipes, help="named set of settings; default: auto, which looks at the data"
+    )
+    parser.add_argument("--config", help="file of settings, such as a run's config.yaml")
     parser.add_argument("--quiet", action="store_true", help="print warnings only")
-    words_of = "let an unfinished run go on though its data has changed; its epoch begins again"
+    words_of = "resume a run although its images have changed; its current epoch starts again"
     parser.add_argument("--accept-data-change", action="store_true", help=words_of)
     parser.set_defaults(run_command=run_command)
     method = next((word for word in words if not word.startswith("-")), None)

@@ -6,7 +6,7 @@ import argparse
 import os
 from pathlib import Path
 
-HELP = "whether the files of a run are what was written"
+HELP = "check the files of a run for damage"
 
 
 class Damaged(RuntimeError):

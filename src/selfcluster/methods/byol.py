@@ -28,15 +28,15 @@ class BYOLSettings:
     dim: int = setting(256, "D, size of the projected features", least=1)
     hidden: int = setting(4096, "width of projector and predictor", least=1, auto=True)
     predictor: bool = setting(
-        True, "predict the target's features by a network of its own; without it the features collapse"
+        True, "predict the target's features with a predictor network; without it the features collapse"
     )
     batch_norm: bool = setting(True, "batch norm in projector and predictor")
     centering: Literal["none", "center"] = setting(
-        "none", "center: take a moving mean of the target's features away from them, as DINO does; or none"
+        "none", "center: subtract a moving mean from the target's features, as DINO does; none: subtract nothing"
     )
-    center_momentum: float = setting(0.9, "share of the old center kept at a step", least=0, most=1)
+    center_momentum: float = setting(0.9, "share of the old center that each step keeps", least=0, most=1)
     teacher_momentum: float = setting(
-        0.996, "how much of the target network stays at a step; rises to 1; 0: a copy throughout", least=0, most=1
+        0.996, "share of the target network that each step keeps; rises to 1; 0: always a copy", least=0, most=1
     )
 
 

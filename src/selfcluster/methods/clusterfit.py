@@ -37,25 +37,29 @@ from selfcluster.types import Assignment, Crops, DatasetInfo, Training
 class ClusterFitSettings:
     teacher: str | None = setting(
         None,
-        "starter, timm:NAME, a run, an export, FILE, NETWORK=FILE or an untrained network; repeat it for several",
+        "starter, timm:NAME, a run, an export, FILE, NETWORK=FILE or an untrained network; repeat for several",
         repeat=True,
     )
     teacher_layer: str | None = setting(
-        None, "layer that is clustered, e.g. layer3, or one a teacher: layer3,blocks.11"
+        None, "layer whose output is clustered, e.g. layer3, or one per teacher: layer3,blocks.11"
     )
-    teacher_pca: int = setting(0, "principal components kept and whitened before k-means; 0: none", least=0)
+    teacher_pca: int = setting(0, "principal components to keep and whiten before k-means; 0: no whitening", least=0)
     target: Literal["kmeans", "per_label", "prototypes", "distill", "regress"] = setting(
-        "kmeans", "what is learned: kmeans, per_label, prototypes, distill or regress"
+        "kmeans", "what the network learns: kmeans, per_label, prototypes, distill or regress"
     )
     num_prototypes: int = setting(16000, "K, clusters of a teacher's features (kmeans, per_label)", least=2, auto=True)
     kmeans_iterations: int = setting(50, "updates of the centroids on all images", least=1)
     kmeans_sample: int | None = setting(
-        None, "run k-means on so many images first; then 5 --kmeans-iterations do", least=1
+        None, "run k-means on N images first; then 5 --kmeans-iterations are enough", least=1
     )
     kmeans_sample_iterations: int = setting(30, "updates of the centroids on that sample", least=1)
-    rounds: int = setting(1, "refits in a row, each of the network that the one before has trained", least=1)
-    distill_weight: float = setting(0.75, "of the teacher's predictions; the labels have the rest", least=0, most=1)
-    distill_temperature: float = setting(20.0, "T of the softmax of both networks' predictions", least=1e-4)
+    rounds: int = setting(
+        1, "number of rounds; each round clusters the features of the network from the round before", least=1
+    )
+    distill_weight: float = setting(
+        0.75, "weight of the teacher's predictions in the loss; the labels have the rest", least=0, most=1
+    )
+    distill_temperature: float = setting(20.0, "T, temperature of the softmax of both networks", least=1e-4)
 
 
 class ClusterFit(Supervised):

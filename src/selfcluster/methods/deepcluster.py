@@ -45,23 +45,24 @@ from selfcluster.types import Assignment, Batch, Crops, DatasetInfo, EpochPlan, 
 class DeepClusterSettings:
     num_prototypes: int = setting(10000, "K, clusters of k-means", least=2, auto=True)
     clustering: Literal["kmeans", "pic"] = setting(
-        "kmeans", "kmeans, or pic: power-iteration clustering, which finds their number itself"
+        "kmeans", "kmeans, or pic (power iteration clustering), which chooses the number of clusters itself"
     )
-    max_clusters: int = setting(10000, "K under pic: rows of the classifier, for the clusters it may find", least=1)
-    pca_dim: int = setting(256, "d, axes that the features are whitened along", least=1)
+    max_clusters: int = setting(10000, "with pic: most clusters that the classifier has room for", least=1)
+    pca_dim: int = setting(256, "d, whitened dimensions of the features for k-means", least=1)
     kmeans_iterations: int = setting(20, "updates of the centroids at each reassignment", least=1)
     reassign_epochs: int = setting(1, "epochs from one reassignment to the next", least=1)
     weighting: Literal["uniform", "inverse", "inverse_sqrt", "none", "released"] = setting(
-        "uniform", "draw clusters alike; inverse, inverse_sqrt: by size in the loss; none; released"
+        "uniform",
+        "uniform: draw all clusters equally often; inverse, inverse_sqrt: weights in the loss; none; released",
     )
     split: Literal["alternating", "random"] = setting(
-        "alternating", "how an empty cluster leaves its donor: by 1/1024 up and down in turn, or in a random direction"
+        "alternating", "how an empty cluster moves away from its donor: up and down by 1/1024 in turn, or at random"
     )
     head_momentum: float = setting(
-        0.0, "of the classifier under sgd, larc and lars; the thesis has 0.9", least=0, most=1
+        0.0, "momentum of the classifier under sgd, larc and lars; the thesis has 0.9", least=0, most=1
     )
     dropout: float = setting(
-        0.0, "between features and classifier; AlexNet and VGG16 have the paper's inside", least=0, most=1
+        0.0, "dropout between features and classifier; AlexNet and VGG16 contain the paper's dropout", least=0, most=1
     )
 
 

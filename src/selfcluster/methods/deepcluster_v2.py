@@ -42,7 +42,7 @@ from selfcluster.types import Assignment, Batch, Crops, DatasetInfo, Output, Pro
 class DeepClusterV2Settings:
     dim: int = setting(128, "D, size of the projected features", least=1)
     hidden: int = setting(2048, "width of the projection head's hidden layer; 0: one linear layer", least=0, auto=True)
-    num_prototypes: int = setting(3000, "K, clusters a head", least=2, auto=True)
+    num_prototypes: int = setting(3000, "K, clusters per head", least=2, auto=True)
     num_heads: int = setting(3, "H, independent clusterings", least=1)
     temperature: float = setting(0.1, "tau of the softmax", least=1e-4)
     kmeans_iterations: int = setting(10, "updates of the centroids at each reassignment", least=1)

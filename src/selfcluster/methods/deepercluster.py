@@ -52,18 +52,20 @@ TURNS = 4
 
 @dataclass(frozen=True, kw_only=True)
 class DeeperClusterSettings:
-    num_prototypes: int = setting(320000, "K, clusters in all; as many in each super-cluster", least=2, auto=True)
+    num_prototypes: int = setting(
+        320000, "K, total number of clusters; each super-cluster has the same number", least=2, auto=True
+    )
     num_super_clusters: int = setting(
-        4, "m: 4 m super-classes with the rotations; 2 for small data, 1 for rotations alone", least=1
+        4, "m; 4 rotations make 4 m super-classes; use 2 for small data, 1 for rotations alone", least=1
     )
     combination: Literal["hierarchical", "sum", "product"] = setting(
-        "hierarchical", "super-classes, then clusters (eq. 5); 'sum' of two losses; 'product' (eq. 4)"
+        "hierarchical", "hierarchical: super-class, then cluster (eq. 5); sum: two losses; product: eq. 4"
     )
     reassign_epochs: int = setting(3, "epochs between two clusterings; 5 on ImageNet", least=1)
-    pca_dim: int = setting(4096, "d, whitened axes that k-means sees; at most the features there are", least=1)
+    pca_dim: int = setting(4096, "d, whitened dimensions for k-means; at most the number of features", least=1)
     kmeans_iterations: int = setting(10, "updates of the centroids at each clustering", least=1)
     network_dropout: float | None = setting(
-        None, "inside deepcluster_vgg16 and deepcluster_alexnet, instead of their 0.5", least=0, most=1
+        None, "dropout inside deepcluster_vgg16 and deepcluster_alexnet, instead of 0.5", least=0, most=1
     )
 
 

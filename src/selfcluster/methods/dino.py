@@ -35,37 +35,37 @@ from selfcluster.types import Assignment, Batch, Crops, DatasetInfo, Group, Outp
 class DINOSettings:
     num_prototypes: int = setting(65536, "K, outputs of the head", least=2, auto=True)
     hidden: int = setting(2048, "width of the head's hidden layers", least=1, auto=True)
-    dim: int = setting(256, "D, size of the normalized bottleneck, where there is one", least=1)
-    head_layers: int = setting(4, "linear layers of the head in all, 1 to 4 in the thesis", least=1)
+    dim: int = setting(256, "D, size of the normalized bottleneck, with --bottleneck", least=1)
+    head_layers: int = setting(4, "total number of linear layers in the head; 1 to 4 in the thesis", least=1)
     bottleneck: bool = setting(True, "normalize the rows before the last layer, and that layer's weights")
-    activation: Literal["gelu", "relu"] = setting("gelu", "of the head: gelu or relu")
+    activation: Literal["gelu", "relu"] = setting("gelu", "activation function of the head: gelu or relu")
     batch_norm: bool = setting(False, "batch norm in the head, and in the predictor")
     fixed_norm: bool = setting(
-        True, "the last layer's weights keep unit length; learning it is better where it is stable"
+        True, "keep the last layer's weights at unit length; learned lengths are better if training is stable"
     )
-    predictor: bool = setting(False, "one more MLP in the student's head alone, before the last layer")
+    predictor: bool = setting(False, "add an MLP before the last layer of the student's head only")
     loss: Literal["cross_entropy", "mse", "infonce"] = setting(
-        "cross_entropy", "cross_entropy, mse or infonce (negatives: the teacher's batch)"
+        "cross_entropy", "cross_entropy, mse or infonce (whose negatives are the teacher's batch)"
     )
     temperature: float = setting(0.1, "tau_s of the student's softmax, and of infonce", least=1e-4)
     teacher_temperature: float = setting(
-        0.07, "tau_t of the teacher's softmax after its warm-up; lower if it collapses", least=0
+        0.07, "tau_t of the teacher's softmax after the warm-up; lower it if the features collapse", least=0
     )
     warmup_teacher_temperature: float = setting(0.04, "tau_t at the first step", least=0)
     teacher_warmup_epochs: float = setting(30.0, "epochs in which tau_t rises", least=0)
     centering: Literal["center", "sinkhorn", "softmax", "none"] = setting(
-        "center", "keeps one output from taking all: center, sinkhorn, softmax (over the batch) or none"
+        "center", "keeps images from all getting one output: center, sinkhorn, softmax (over the batch) or none"
     )
-    center_momentum: float = setting(0.9, "share of the old center kept at a step", least=0, most=1)
+    center_momentum: float = setting(0.9, "share of the old center that each step keeps", least=0, most=1)
     teacher_rule: Literal["momentum", "epoch", "iteration", "copy"] = setting(
-        "momentum", "momentum, or the student of the last epoch, of the last iteration, or a copy of it"
+        "momentum", "teacher: moving mean (momentum), or the student of the last epoch or iteration, or its copy"
     )
-    teacher_momentum: float = setting(0.996, "at the first step; it rises to 1 along a cosine", least=0, most=1)
-    drop_path: float = setting(0.1, "stochastic depth of a transformer student; the teacher has none", least=0, most=1)
+    teacher_momentum: float = setting(0.996, "momentum at the first step; rises to 1 along a cosine", least=0, most=1)
+    drop_path: float = setting(0.1, "stochastic depth of a transformer student, not of the teacher", least=0, most=1)
     freeze_epochs: float = setting(
-        1.0, "epochs for which the head's last layer stays as it was drawn", least=0, auto=True
+        1.0, "first epochs, in which the head's last layer is not trained", least=0, auto=True
     )
-    network: Literal["teacher", "student"] = setting("teacher", "whose features users get: teacher or student")
+    network: Literal["teacher", "student"] = setting("teacher", "network that the run saves: teacher or student")
 
 
 class DINO(Method):

@@ -32,9 +32,9 @@ from selfcluster.views.pretext import CELLS
 
 @dataclass(frozen=True, kw_only=True)
 class JigsawSettings:
-    num_permutations: int = setting(2000, "P, orders of the nine patches to tell apart", least=1)
+    num_permutations: int = setting(2000, "P, permutations of the nine patches to distinguish", least=1)
     hidden: int = setting(1000, "D, size of a patch's projection", least=1, auto=True)
-    flip: bool = setting(True, "mirror half of the images, as released; the papers name no mirroring")
+    flip: bool = setting(True, "mirror half of the images, as in the released code; the papers do not mention it")
 
 
 class Jigsaw(Method):

@@ -38,13 +38,15 @@ class MoCoV2Settings:
     )
     temperature: float = setting(0.2, "tau of the softmax; 0.07 in the first version", least=1e-4)
     queue_length: int = setting(65536, "Q, keys of past batches, over all processes", least=1, auto=True)
-    teacher_momentum: float = setting(0.999, "how much of the key network stays at a step", least=0, most=1)
+    teacher_momentum: float = setting(0.999, "share of the key network that each step keeps", least=0, most=1)
     bn_splits: int = setting(
-        8, "G, parts of a batch that batch norm sees apart, keys shuffled among them; two images at least", least=1
+        8,
+        "G, groups of a batch with separate batch norm; keys are shuffled among them; at least two images each",
+        least=1,
     )
     batch_norm: bool = setting(False, "batch norm in the projection head, and in the predictor")
-    predictor: bool = setting(False, "one more MLP behind the query's head alone")
-    symmetric: bool = setting(False, "both full-resolution views give keys; else the second alone")
+    predictor: bool = setting(False, "add an MLP after the query's head only")
+    symmetric: bool = setting(False, "both full-resolution views give keys; off: only the second view does")
 
 
 class MoCoV2(Method):

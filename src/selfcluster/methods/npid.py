@@ -30,10 +30,8 @@ class NPIDSettings:
     dim: int = setting(128, "D, size of the projected features", least=1)
     hidden: int = setting(0, "width of the projection head's hidden layer; 0: one linear layer", least=0)
     temperature: float = setting(0.07, "tau of the softmax", least=1e-4)
-    loss: Literal["nce", "softmax"] = setting(
-        "nce", "'nce': is it this image or noise, or 'softmax': which image is it"
-    )
-    num_negatives: int = setting(4096, "M, images drawn a step; 0: all N, for the softmax", least=0)
+    loss: Literal["nce", "softmax"] = setting("nce", "nce: tell the image from noise; softmax: tell which image it is")
+    num_negatives: int = setting(4096, "M, images drawn per step; 0: all N, for softmax", least=0)
     exclude_self: bool = setting(False, "an image is never its own negative")
     memory_momentum: float = setting(0.5, "share of the new feature in an image's memory", least=0, most=1)
     proximal: float = setting(0.0, "lambda, weight of the squared distance to the image's memory", least=0)

@@ -46,20 +46,25 @@ from selfcluster.types import Assignment, Batch, Crops, DatasetInfo, EpochPlan, 
 class ODCSettings:
     dim: int = setting(256, "D, size of the compact features that are clustered", least=1)
     hidden: int = setting(512, "width of the head's hidden layer", least=1, auto=True)
-    dropout: float = setting(0.5, "behind the hidden layer", least=0, most=1)
+    dropout: float = setting(0.5, "dropout after the hidden layer", least=0, most=1)
     norm_momentum: float = setting(
-        0.001, "of the running statistics of the head's batch norm; 0.1 for short runs", least=0, most=1
+        0.001, "momentum of the running statistics in the head's batch norm; 0.1 for short runs", least=0, most=1
     )
     num_prototypes: int = setting(10000, "K, about ten times the classes you expect", least=2, auto=True)
     memory_momentum: float = setting(0.5, "m, share of the new feature in an image's memory, eq. 2", least=0, most=1)
     min_cluster: int = setting(
-        20, "clusters not larger than this are remade from the largest, 0: empty ones; below N / K", least=0, auto=True
+        20,
+        "refill clusters of up to N images from the largest; 0: only empty ones; below images / K",
+        least=0,
+        auto=True,
     )
     centroids_every: int = setting(10, "steps between updates of the centroids", least=1)
-    kmeans_iterations: int = setting(20, "of the clustering that the run starts from", least=1)
-    head_momentum: float = setting(0.0, "of the classifier under sgd, larc and lars; 0 as released", least=0, most=1)
+    kmeans_iterations: int = setting(20, "k-means iterations of the first clustering", least=1)
+    head_momentum: float = setting(
+        0.0, "momentum of the classifier under sgd, larc and lars; 0 as released", least=0, most=1
+    )
     rules: Literal["paper", "released"] = setting(
-        "paper", "or 'released': unit rows, nearest by raw product, below min_cluster, draws with replacement"
+        "paper", "released: unit rows, nearest by dot product, refills below min_cluster, draws with replacement"
     )
 
 

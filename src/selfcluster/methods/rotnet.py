@@ -32,11 +32,11 @@ _TURNS = 4
 class RotNetSettings:
     all_rotations: bool = setting(False, "show all four rotations of every image, in batches four times as large")
     rotate_first: bool = setting(
-        False, "flip after rotating, as VISSL did: quarter turns mix up, 75 % are right at best"
+        False, "flip after rotating, as VISSL did; this confuses quarter turns: at best 75 % are right"
     )
-    dropout: float = setting(0.0, "of the features before the classifier", least=0, most=1)
+    dropout: float = setting(0.0, "dropout of the features before the classifier", least=0, most=1)
     network_dropout: float | None = setting(
-        None, "inside deepcluster_vgg16 and deepcluster_alexnet, instead of their 0.5", least=0, most=1
+        None, "dropout inside deepcluster_vgg16 and deepcluster_alexnet, instead of 0.5", least=0, most=1
     )
 
 

@@ -41,16 +41,14 @@ _BLOCK = 1 << 22  # scores computed at a time otherwise
 
 @dataclass(frozen=True, kw_only=True)
 class SeLaSettings:
-    num_prototypes: int = setting(3000, "K, clusters a head", least=2, auto=True)
+    num_prototypes: int = setting(3000, "K, clusters per head", least=2, auto=True)
     num_heads: int = setting(10, "H, independent labelings", least=1)
-    num_optimizations: int = setting(
-        100, "how often labels are made anew, the first time before the first step", least=1
-    )
-    quadratic: bool = setting(True, "make labels often at first and seldom later; off: at equal distances")
-    one_head: bool = setting(False, "reassign one head's labels at a time, in turn, instead of all")
+    num_optimizations: int = setting(100, "number of label assignments; the first is before the first step", least=1)
+    quadratic: bool = setting(True, "assign labels often at first and seldom later; off: at equal intervals")
+    one_head: bool = setting(False, "assign the labels of one head at a time, in turn, instead of all heads")
     sharpness: float = setting(25.0, "lambda, inverse entropy weight of the assignment, eq. 5", least=1e-4)
-    tolerance: float = setting(0.1, "error at which the assignment's iteration ends, summed over all images", least=0)
-    max_iter: int = setting(1000, "most passes of the assignment over the scores", least=1)
+    tolerance: float = setting(0.1, "the assignment stops at this error, summed over all images", least=0)
+    max_iter: int = setting(1000, "most iterations of the assignment", least=1)
 
 
 class SeLa(Method):

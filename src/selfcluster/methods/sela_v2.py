@@ -29,12 +29,12 @@ from selfcluster.types import Crops, DatasetInfo, Output, Progress, Training
 class SeLaV2Settings:
     dim: int = setting(128, "D, size of the projected features", least=1)
     hidden: int = setting(2048, "width of the projection head's hidden layer; 0: one linear layer", least=0, auto=True)
-    num_prototypes: int = setting(3000, "K, clusters a head", least=2, auto=True)
+    num_prototypes: int = setting(3000, "K, clusters per head", least=2, auto=True)
     num_heads: int = setting(3, "H, independent labelings", least=1)
     temperature: float = setting(0.1, "tau of the softmax", least=1e-4)
     sharpness: float = setting(25.0, "lambda, SeLa's inverse entropy weight of the assignment", least=1e-4)
-    tolerance: float = setting(0.1, "error at which the assignment's iteration ends, summed over all images", least=0)
-    max_iter: int = setting(100, "most passes of the assignment over the scores", least=1)
+    tolerance: float = setting(0.1, "the assignment stops at this error, summed over all images", least=0)
+    max_iter: int = setting(100, "most iterations of the assignment", least=1)
 
 
 class SeLaV2(DeepClusterV2):

@@ -32,7 +32,9 @@ class SimCLRSettings:
     dim: int = setting(128, "D, size of the projected features", least=1)
     hidden: int = setting(2048, "width of the projection head's hidden layers", least=1, auto=True)
     num_layers: int = setting(3, "layers of the projection head; the first version has 2", least=1)
-    temperature: float = setting(0.1, "tau of the softmax, eq. 1; higher for small images and batches", least=1e-4)
+    temperature: float = setting(
+        0.1, "tau of the softmax, eq. 1; use higher values for small images or batches", least=1e-4
+    )
 
 
 class SimCLR(Method):

@@ -39,20 +39,22 @@ class SwAVSettings:
     num_prototypes: int = setting(3000, "K, about ten times the classes you expect", least=2, auto=True)
     temperature: float = setting(0.1, "tau of the softmax, eq. 2", least=1e-4)
     epsilon: float = setting(
-        0.05, "entropy weight of the codes, eq. 3; lower if the loss stays at ln K", least=1e-4, auto=True
+        0.05, "entropy weight of the codes, eq. 3; lower it if the loss stays at ln K", least=1e-4, auto=True
     )
     sinkhorn_iterations: int = setting(
-        3, "rounds of the codes' normalization, each over clusters and then over images", least=1
+        3, "Sinkhorn rounds; each normalizes the codes over clusters, then over images", least=1
     )
     queue_length: int = setting(
-        0, "Q, queued features a view, over all processes; 0: none; 3840 for batches of 256", least=0, auto=True
+        0, "Q, queued features per view, over all processes; 0: no queue; 3840 for batches of 256", least=0, auto=True
     )
-    queue_from_epoch: float = setting(15.0, "when the queue starts to fill; it is used once full", least=0, auto=True)
-    freeze_epochs: float = setting(1.0, "epochs for which the prototypes stay as they were drawn", least=0, auto=True)
-    rounded_codes: bool = setting(False, "a code is its best prototype alone; faster at first and worse in the end")
+    queue_from_epoch: float = setting(
+        15.0, "epoch at which the queue starts to fill; a full queue is used", least=0, auto=True
+    )
+    freeze_epochs: float = setting(1.0, "first epochs, in which the prototypes are not trained", least=0, auto=True)
+    rounded_codes: bool = setting(False, "each code is its best prototype only; learns faster at first, ends worse")
     codes_from: Literal["global", "all"] = setting("global", "views that get codes: global (full resolution) or all")
     momentum_encoder: float | None = setting(
-        None, "share that a slowly following network, which gives the codes, keeps a step", least=0, most=1
+        None, "compute codes with a slowly updated copy; it keeps this share per step", least=0, most=1
     )
 
 
