@@ -1,4 +1,4 @@
-"""BYOL: predict a slowly following network's features of one view from another view, with no negatives.
+"""BYOL: predict, from one view, the features that a slowly updated copy computes for another view; no negatives.
 
 Grill et al. 2020, arXiv 2006.07733; multi-crop and the switches between it and DINO (predictor, batch norm, centering)
 after Caron et al. 2021, arXiv 2104.14294. B images, V views, D projection.

@@ -1,4 +1,4 @@
-"""DeepCluster-v2: predict, from every view, the k-means cluster its image had in the previous epoch.
+"""DeepCluster-v2: predict, from every view, the k-means cluster of the image in the previous epoch.
 
 Caron et al. 2020, arXiv 2006.09882, section 4 and its released code. B images, V views, D projection, N images in all,
 H heads with K prototypes each; head h clusters the memory of full-resolution view h mod 2.

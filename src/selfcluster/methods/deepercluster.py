@@ -1,4 +1,4 @@
-"""DeeperCluster: predict an image's rotation together with its cluster, from a hierarchy of many clusters.
+"""DeeperCluster: predict the rotation of an image together with its cluster, in a hierarchy of clusters.
 
 Caron et al. 2019, arXiv 1905.01278. N images, B of this rank, F features, d whitened axes, K clusters: m super-clusters
 of k = K // m each, S = 4 m super-classes (super-cluster, rotation) numbered 4 * super-cluster + quarter turns.

@@ -1,4 +1,4 @@
-"""DINO: predict the centered and sharpened output of a slowly following teacher, from every view.
+"""DINO: predict, from every view, the centered and sharpened output of a slowly updated teacher.
 
 Caron et al. 2021, arXiv 2104.14294, and the thesis's tables 5.9 to 5.13 for the switches. B images, V views, D
 bottleneck, K outputs. The teacher sees the two full-resolution views only.

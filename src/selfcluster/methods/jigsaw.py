@@ -1,4 +1,4 @@
-"""Jigsaw: tell which permutation shuffled the nine patches of an image.
+"""Jigsaw: predict which permutation shuffled the nine patches of an image.
 
 Noroozi and Favaro 2016, arXiv 1603.09246, as ClusterFit's paper trains it (Yan et al. 2020, arXiv 1912.03330, appendix
 A): 2,000 permutations that differ most, a ResNet on each patch alone, the nine features side by side. B images, V

@@ -1,4 +1,4 @@
-"""MoCo-v2: find a view's key, made by a slowly following network, among the queued keys of other images.
+"""MoCo-v2: find the key of a view among queued keys of other images; a slowly updated copy computes the keys.
 
 Chen et al. 2020, arXiv 2003.04297; He et al. 2020, arXiv 1911.05722; multi-crop after Caron et al. 2021, arXiv
 2104.14294. B images, V views, D projection, Q queued keys, G groups of batch norm.

@@ -1,4 +1,4 @@
-"""NPID: tell every image from all others by a memory of one feature an image.
+"""NPID: distinguish every image from all others, with a memory of one feature per image.
 
 Wu et al. 2018, arXiv 1805.01978. B images, V views, D projection, N images in all, M negatives.
 Departs: the memory moves with a momentum of one half, as in the released code, where the paper overwrites it and pulls

@@ -1,4 +1,4 @@
-"""ODC: cluster and learn at once; an image's label is reassigned, from a memory of features, whenever it is seen.
+"""ODC: cluster and learn at the same time; each step reassigns the labels of its images, from a memory of features.
 
 Zhan et al. 2020, arXiv 2006.10645. B images, V views, D compact features, N images in all, K clusters.
 Two memories: of samples (their features F and labels y) and of centroids C. A step reads y, predicts it, moves F

@@ -1,4 +1,4 @@
-"""RotNet: tell by how many quarter turns an image was rotated.
+"""RotNet: predict by how many quarter turns an image was rotated.
 
 Gidaris et al. 2018, arXiv 1803.07728, in ClusterFit's form (Yan et al. 2020, arXiv 1912.03330, appendix): one random
 rotation an image, ResNet-50, 105 epochs, batches of 256, rate 0.1 divided by 10 every 30 epochs; the decay of 1e-4 is

@@ -1,4 +1,4 @@
-"""SeLa: learn labels that are balanced over the whole set, and made anew a hundred times on the way.
+"""SeLa: predict labels that are balanced over the whole set and reassigned a hundred times during training.
 
 Asano et al. 2020, arXiv 1911.05371. B images, V views, F features of the backbone, N images in all, H
 heads with K clusters each.

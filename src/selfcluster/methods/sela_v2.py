@@ -1,4 +1,4 @@
-"""SeLa-v2: predict, from every view, the balanced label its image had in the previous epoch.
+"""SeLa-v2: predict, from every view, the balanced label of the image in the previous epoch.
 
 Caron et al. 2020, arXiv 2006.09882, section 4.3: SeLa (Asano et al. 2020, arXiv 1911.05371) trained as DeepCluster-v2
 is. No code was released; what the paper leaves open follows the author's description: DeepCluster-v2 with balanced

@@ -1,4 +1,4 @@
-"""SimCLR: tell the other view of an image from the views of all other images in the batch.
+"""SimCLR: distinguish the other view of an image from the views of all other images in the batch.
 
 Chen et al. 2020, arXiv 2002.05709 (v2 of the head: arXiv 2006.10029); multi-crop after Caron et al. 2020, arXiv
 2006.09882. B images of this process, N of all, V views, D projection.

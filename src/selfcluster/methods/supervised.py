@@ -1,4 +1,4 @@
-"""Supervised training from labels: the reference row of every table.
+"""Supervised: predict the labels; a reference for the other methods.
 
 Goyal et al. 2017, arXiv 1706.02677 (their schedule for ResNet-50). B images, V views, F features, T targets an image
 (one head each), N images in all.

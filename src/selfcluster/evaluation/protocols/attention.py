@@ -1,4 +1,4 @@
-"""Compares what each attention head looks at with true masks: Jaccard index of the best head.
+"""Compares the attention mask of each head with true masks: Jaccard index of the best head.
 
 Caron et al. 2021, arXiv 2104.14294, section 4.2.2: a head's mask is the fewest patches that hold 60 % of the class
 token's attention. Each object counts with its best head; then objects are averaged in an image, and images.
@@ -31,8 +31,8 @@ _FOLDERS = ("SegmentationObject", "SegmentationClass")
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionSettings:
-    share: float = setting(0.6, "share of the attention that a head's mask holds", least=0.01, most=1)
-    side: int = setting(480, "shorter side of the images in pixels, as the network sees them", least=16)
+    share: float = setting(0.6, "share of the attention that each head's mask contains", least=0.01, most=1)
+    side: int = setting(480, "shorter side in pixels to which images are resized", least=16)
     every: int = setting(1, "use every Nth frame of videos", least=1)
 
 

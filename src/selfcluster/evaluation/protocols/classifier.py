@@ -1,4 +1,4 @@
-"""The classifier that a supervised run trained, scored on images with the labels it learned.
+"""Scores the classifier of a supervised run on other labeled images.
 
 The test accuracy of `selfcluster train supervised` after its last epoch: no probe is fitted.
 
@@ -20,7 +20,7 @@ from selfcluster.training.load import kept_other, trained_method
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifierSettings:
-    head: int = setting(0, "which of the run's targets is scored, from 0", least=0)
+    head: int = setting(0, "number of the target to score, counted from 0", least=0)
 
 
 class Classifier(Protocol):

@@ -1,4 +1,4 @@
-"""How well the clusters agree with labels that the training never saw.
+"""Measures how well the clusters agree with labels that training did not use.
 
 N images, K clusters, L classes. The literature means the geometric mean (DeepCluster, Caron et al. 2018,
 arXiv 1807.05520) or the arithmetic one (scikit-learn, recent papers) by "NMI", so both are given under their names.
@@ -21,7 +21,7 @@ from selfcluster.setting import setting
 
 @dataclass(frozen=True, kw_only=True)
 class ClustersSettings:
-    k: int | None = setting(None, "clusters that k-means makes anew; default: the run's own clusters", least=1)
+    k: int | None = setting(None, "make K new clusters with k-means; default: the run's own clusters", least=1)
 
 
 class Clusters(Protocol):

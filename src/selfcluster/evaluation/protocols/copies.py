@@ -1,4 +1,4 @@
-"""Finds the originals of manipulated copies: Copydays, with distractors.
+"""Finds the originals of manipulated copies, as in Copydays; distractors can be added.
 
 Douze et al. 2009; Caron et al. 2021 (DINO), table 4: token and generalized mean (p = 4) of the last map side by side,
 whitened on other images, compared by the cosine. An original is right where the first four characters of the names
@@ -30,10 +30,10 @@ _BEST = 20
 @dataclass(frozen=True, kw_only=True)
 class CopiesSettings:
     block: str = setting("strong", "folder of copies beside original/, such as strong, jpeg/75 or crops/50")
-    distractors: str | None = setting(None, "folder of images to search among besides the originals")
-    side: int = setting(224, "both sides of the images in pixels", least=16)
-    gem_power: float = setting(4.0, "p of the generalized mean", least=1)
-    whiten: int = setting(0, "dimensions kept by a whitening learned on --train; 0: none", least=0)
+    distractors: str | None = setting(None, "folder of further images to search, in addition to the originals")
+    side: int = setting(224, "width and height of the images in pixels", least=16)
+    gem_power: float = setting(4.0, "p, power of the generalized mean", least=1)
+    whiten: int = setting(0, "dimensions to keep in a whitening learned on --train; 0: no whitening", least=0)
 
 
 class Copies(Protocol):

@@ -1,4 +1,4 @@
-"""The network is trained on with a new classifier on labeled images, and scored on other images.
+"""Trains the network and a new classifier on labeled images, and scores both on other images.
 
 Presets: `swav` (Caron et al. 2020, arXiv 2006.09882: 35 epochs; the rates are those of its semi-supervised script at
 10 %), `dino` (Caron et al. 2021, arXiv 2104.14294, with DeiT's recipe, Touvron et al. 2020, arXiv 2012.12877),
@@ -56,19 +56,19 @@ VOC_ALL = replace(
 @dataclass(frozen=True, kw_only=True)
 class FinetuneSettings:
     preset: Literal["swav", "dino", "deepercluster", "odc", "voc"] = setting(
-        "swav", "whose optimizer, rates, schedule and length are used"
+        "swav", "paper whose optimizer, rates, schedule and length to use"
     )
     tune: Literal["all", "fc", "head"] | None = setting(
-        None, "what is trained beside the classifier: all, fully connected layers (fc) or nothing (head)"
+        None, "what to train besides the classifier: all, fully connected layers (fc) or nothing (head)"
     )
     epochs: int | None = setting(None, "passes over the training images; default the preset's", least=1)
     trunk_rate: float | None = setting(
         None, "learning rate of the network, for the preset's batch; 0 freezes it", least=0
     )
     head_rate: float | None = setting(None, "learning rate of the classifier, for the preset's batch", least=0)
-    weight_decay: float | None = setting(None, "default the preset's", least=0)
-    dropout: float | None = setting(None, "before the classifier; default the preset's", least=0, most=0.95)
-    tune_batch: int | None = setting(None, "images a step; default the preset's", least=2)
+    weight_decay: float | None = setting(None, "weight decay; default: the preset's", least=0)
+    dropout: float | None = setting(None, "dropout before the classifier; default: the preset's", least=0, most=0.95)
+    tune_batch: int | None = setting(None, "images per step; default: the preset's", least=2)
     test_crops: int | None = setting(None, "1 (the center) or 10; default the preset's", least=1, most=10)
 
 

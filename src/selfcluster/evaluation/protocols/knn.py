@@ -1,4 +1,4 @@
-"""Weighted nearest neighbors on frozen features: nothing is trained, so nothing can be tuned.
+"""Classifies images by their weighted nearest neighbors, on frozen features; trains nothing.
 
 Wu et al. 2018, arXiv 1805.01978, section 3.4, with the settings of Caron et al. 2021, arXiv 2104.14294: features of
 unit length, k = 20 neighbors, each votes for its class with exp(cosine / 0.07). DINO's sweep is `--k 10,20,100,200`:
@@ -33,8 +33,8 @@ _HELD = 1 << 24  # votes and neighbors' labels of one tile of test images: 64 MB
 
 @dataclass(frozen=True, kw_only=True)
 class KNNSettings:
-    k: str = setting("20", "neighbors that vote; several numbers, as 10,20,100,200, share one search", repeat=True)
-    temperature: float = setting(0.07, "the smaller, the more the nearest neighbors decide", least=1e-4)
+    k: str = setting("20", "number of neighbors that vote; you can give several, such as 10,20,100,200", repeat=True)
+    temperature: float = setting(0.07, "smaller values give nearer neighbors more weight", least=1e-4)
 
 
 class KNN(Protocol):

@@ -1,4 +1,4 @@
-"""A linear classifier trained by SGD on crops and flips, the network frozen: the papers' linear probe.
+"""Trains a linear classifier by SGD on crops and flips, with a frozen network: the papers' linear probe.
 
 Presets, each with its optimizer, schedule, batch and crops as released: `swav` (Caron et al. 2020, arXiv 2006.09882,
 eval_linear), `dino` (Caron et al. 2021, arXiv 2104.14294), `moco` (He et al. 2020, arXiv 1911.05722), `vissl` (Goyal et
@@ -30,11 +30,11 @@ from selfcluster.setting import setting
 @dataclass(frozen=True, kw_only=True)
 class LinearSettings:
     preset: Literal["swav", "dino", "moco", "vissl", "deepcluster", "deepercluster", "odc"] = setting(
-        "swav", "whose optimizer, schedule and length are used"
+        "swav", "paper whose optimizer, schedule and length to use"
     )
     epochs: int | None = setting(None, "passes over the training images; default the preset's", least=1)
-    learning_rate: float | None = setting(None, "for 256 images; default the preset's", least=0)
-    probe_batch: int = setting(256, "images a step", least=2)
+    learning_rate: float | None = setting(None, "learning rate for 256 images; default: the preset's", least=0)
+    probe_batch: int = setting(256, "images per step", least=2)
     depths: int | None = setting(None, "with --layer all: only the last N depths of the network", least=1)
     test_crops: int | None = setting(None, "1 (the center) or 10; default the preset's", least=1, most=10)
 

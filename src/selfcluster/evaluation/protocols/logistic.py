@@ -1,4 +1,4 @@
-"""Logistic regression on frozen features, fitted to its minimum: a linear probe without crops.
+"""Fits a logistic regression to frozen features until it converges: a linear probe without crops.
 
 Features are standardized with the training images' mean and deviation. The penalty on the weights is chosen on a part
 of the *training* images held out for it, then the classifier is fitted to all of them and meets the test images once:
@@ -28,9 +28,13 @@ PENALTIES = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)  # from strong to weak: ea
 
 @dataclass(frozen=True, kw_only=True)
 class LogisticSettings:
-    penalty: float | None = setting(None, "on half the squared weights; default: the best on held-out images", least=0)
-    held_out: float = setting(0.2, "share of the training images that chooses the penalty", least=0.01, most=0.9)
-    max_iter: int = setting(1000, "most iterations of L-BFGS", least=1)
+    penalty: float | None = setting(
+        None, "penalty on half the squared weights; default: the best on held-out images", least=0
+    )
+    held_out: float = setting(
+        0.2, "share of the training images to hold out for choosing the penalty", least=0.01, most=0.9
+    )
+    max_iter: int = setting(1000, "maximum number of L-BFGS iterations", least=1)
 
 
 class Logistic(Protocol):

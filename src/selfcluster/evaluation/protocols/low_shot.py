@@ -1,4 +1,4 @@
-"""Support vector machines on few images a class, frozen features: mean and deviation over independent draws.
+"""Trains support vector machines on few images per class, on frozen features: mean and deviation over draws.
 
 Goyal et al. 2019, arXiv 1905.01235, with 1 to 96 positive images a class and 5 draws. For each class a draw holds k
 positive images and (L - 1) * k negative ones, without replacement; no other image is used for that class. Every cost
@@ -31,10 +31,10 @@ Draw = list[tuple[np.ndarray, np.ndarray]]  # for each class the rows of its pos
 
 @dataclass(frozen=True, kw_only=True)
 class LowShotSettings:
-    shots: str = setting("1,2,4,8,16,32,64,96", "positive images a class, numbers joined by commas")
+    shots: str = setting("1,2,4,8,16,32,64,96", "positive images per class; numbers separated by commas")
     samples: int = setting(5, "independent draws for each number of images", least=1, most=1000)
     costs: str = setting(
-        "vissl", "vissl (27 costs), openselfsup (19), or numbers joined by commas; large ones are slow on weak features"
+        "vissl", "vissl (27 costs), openselfsup (19), or numbers separated by commas; high costs can be slow"
     )
 
 

@@ -1,4 +1,4 @@
-"""How far the clusters follow what is known beside the pixels: columns of a CSV, or the cameras' EXIF.
+"""Measures how well the clusters agree with metadata: columns of a CSV, or EXIF.
 
 Caron et al. 2019, arXiv 1905.01278, section 4.2: NMI (geometric) of clusters and metadata over the epochs; of several
 tags of an image the least frequent one counts. A table may cover some of the images only; each column is scored over
@@ -25,15 +25,17 @@ from selfcluster.setting import setting
 
 @dataclass(frozen=True, kw_only=True)
 class MetadataSettings:
-    table: str | None = setting(None, "CSV with a column id or path and others; default: EXIF of the images")
-    columns: str | None = setting(None, "columns of the table to score, separated by commas; default: all that group")
-    tags: Literal["rarest", "random"] = setting("rarest", "which tag of a cell `a;b` counts: rarest, or random")
-    cell: float = setting(1.0, "degrees of a cell of EXIF's places", least=1e-4, most=90)
-    k: int | None = setting(None, "clusters that k-means makes anew; default: the run's own clusters", least=1)
-    neighbors: int = setting(10, "of each image in the neighbor graph", least=1)
-    shown: int = setting(3, "purest and most mixed clusters to list for each column", least=0)
-    least: int = setting(5, "images of a cluster that a column must cover before the cluster is listed", least=1)
-    colors: bool = setting(True, "measure the deviation of mean colors, which reads every image again")
+    table: str | None = setting(None, "CSV with a column id or path, and further columns; default: EXIF of the images")
+    columns: str | None = setting(None, "columns to score, separated by commas; default: all columns that group images")
+    tags: Literal["rarest", "random"] = setting(
+        "rarest", "tag to use if an image has several, such as `a;b`: rarest or random"
+    )
+    cell: float = setting(1.0, "size in degrees of the grid cells that group EXIF places", least=1e-4, most=90)
+    k: int | None = setting(None, "make K new clusters with k-means; default: the run's own clusters", least=1)
+    neighbors: int = setting(10, "neighbors of each image in the neighbor graph", least=1)
+    shown: int = setting(3, "number of purest and of most mixed clusters to list per column", least=0)
+    least: int = setting(5, "list a cluster only if the column has values for this many of its images", least=1)
+    colors: bool = setting(True, "measure the deviation of mean colors; this reads every image again")
 
 
 class Metadata(Protocol):

@@ -1,4 +1,4 @@
-"""Finds the images of the same building: Oxford and Paris, in their original and revisited forms.
+"""Finds images of the same building, in the Oxford and Paris sets, original or revisited.
 
 Radenović et al. 2018, arXiv 1803.11285 (easy, medium and hard, with junk) and Philbin et al. 2007 (the original). As in
 DeeperCluster (R-MAC of 3 levels at 1,024 px, whitening learned on the other set) and DINO (the class token).
@@ -35,15 +35,17 @@ _SETUPS = {
 @dataclass(frozen=True, kw_only=True)
 class RetrievalSettings:
     pooling: Literal["token", "gem", "rmac"] = setting(
-        "rmac", "token (of a transformer, else the mean of the map), gem or rmac"
+        "rmac", "token (class token of a transformer, else the mean of the feature map), gem or rmac"
     )
     side: int = setting(1024, "longer side of the images in pixels", least=16)
-    levels: int = setting(3, "L of R-MAC's grid of regions", least=1)
-    gem_power: float = setting(3.0, "p of gem", least=1)
+    levels: int = setting(3, "L, levels of R-MAC's grid of regions", least=1)
+    gem_power: float = setting(3.0, "p, power of gem", least=1)
     whiten: int = setting(
-        512, "dimensions kept by a whitening learned on --train; 0: none, and --train is not read", least=0
+        512, "dimensions to keep in a whitening learned on --train; 0: no whitening, no --train needed", least=0
     )
-    crop_queries: bool = setting(True, "search with the query's box only, as the sets intend; DINO's code does not")
+    crop_queries: bool = setting(
+        True, "search with the query's box only, as the data sets define; DINO's code does not"
+    )
 
 
 class Retrieval(Protocol):

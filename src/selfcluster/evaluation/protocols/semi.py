@@ -1,4 +1,4 @@
-"""Learning from few labels: a share of each class, or a list of images, then scored on other images.
+"""Learns from few labels (a share of each class, or a list of images), and scores on other images.
 
 The network is fine-tuned with the presets `swav` (Caron et al. 2020, arXiv 2006.09882, table 1: 20 epochs; at 1 % the
 classifier learns 250 times as fast as the network, at 10 % 20 times), `odc` (Zhan et al. 2020, arXiv 2006.10645, with
@@ -45,17 +45,17 @@ PRESETS = {  # for 1 %, for 10 %
 
 @dataclass(frozen=True, kw_only=True)
 class SemiSettings:
-    share: float = setting(0.01, "of each class's labels that are kept", least=1e-6, most=1)
-    subset: str | None = setting(None, "file of the images whose labels are kept, one id or file name a line")
+    share: float = setting(0.01, "share of each class's labels to keep", least=1e-6, most=1)
+    subset: str | None = setting(None, "file that lists the images whose labels to keep; one id or file name per line")
     classifier: Literal["finetune", "logistic", "knn"] = setting(
         "finetune", "fine-tune the network, or classify its frozen features"
     )
-    preset: Literal["swav", "odc", "vissl"] = setting("swav", "whose rates, schedule and length fine-tuning uses")
+    preset: Literal["swav", "odc", "vissl"] = setting("swav", "paper whose rates, schedule and length to use")
     epochs: int | None = setting(None, "passes over the kept images; default the preset's", least=1)
     trunk_rate: float | None = setting(None, "learning rate of the network for 256 images; 0 freezes it", least=0)
     head_rate: float | None = setting(None, "learning rate of the classifier for 256 images", least=0)
-    weight_decay: float | None = setting(None, "default the preset's", least=0)
-    tune_batch: int | None = setting(None, "images a step; default 256", least=2)
+    weight_decay: float | None = setting(None, "weight decay; default: the preset's", least=0)
+    tune_batch: int | None = setting(None, "images per step; default 256", least=2)
 
 
 class Semi(Protocol):

@@ -1,4 +1,4 @@
-"""A linear support vector machine for each class on frozen features, scored by mean average precision.
+"""Trains a linear support vector machine for each class on frozen features: mean average precision.
 
 The VOC07 protocol of Goyal et al. 2019 (arXiv 1905.01235) and of OpenSelfSup (Zhan et al. 2020, arXiv 2006.10645):
 the cost of each class is the one with the best mean average precision in three folds of the training images; then the
@@ -30,12 +30,12 @@ from selfcluster.setting import setting
 @dataclass(frozen=True, kw_only=True)
 class SVMSettings:
     costs: str = setting(
-        "vissl", "vissl (27 costs), openselfsup (19), or numbers joined by commas; large ones are slow on weak features"
+        "vissl", "vissl (27 costs), openselfsup (19), or numbers separated by commas; high costs can be slow"
     )
     choose: Literal["cross_validation", "test"] = setting(
-        "cross_validation", "which images choose the cost of a class; test images flatter the result"
+        "cross_validation", "images that choose the cost of a class; test makes the result too good"
     )
-    folds: int = setting(3, "of the cross-validation", least=2, most=20)
+    folds: int = setting(3, "number of folds of the cross-validation", least=2, most=20)
 
 
 class SVM(Protocol):

@@ -1,4 +1,4 @@
-"""Quality without labels: RankMe, stability over seeds, silhouette and crop retrieval; several runs are ranked.
+"""Ranks runs without labels: RankMe, stability over seeds, silhouette and crop retrieval.
 
 Caron's thesis, section 6.2.3, leaves open how to choose a model without labels. A seeded sample of the images is
 embedded; `evaluation/ranking.py` says what is measured. Of a run with several checkpoints each is measured.
@@ -23,8 +23,8 @@ from selfcluster.training.load import checkpoints_of, has_method, trained_method
 
 @dataclass(frozen=True, kw_only=True)
 class UnlabeledSettings:
-    sample: int = setting(1000, "images, drawn by the seed; the cost grows with their square", least=8)
-    checkpoints: bool = setting(True, "measure a run's checkpoints, too, where it has several")
+    sample: int = setting(1000, "number of images, drawn by the seed; the time grows with its square", least=8)
+    checkpoints: bool = setting(True, "also measure the checkpoints of a run if it has several")
 
 
 class Unlabeled(Protocol):

@@ -1,4 +1,4 @@
-"""Tracks objects through videos by frozen features: masks of the first frame are propagated.
+"""Tracks objects through videos: propagates the masks of the first frame with frozen features.
 
 Caron et al. 2021, arXiv 2104.14294, section 4.2.2, on DAVIS 2017 (`layouts/davis.py`). A place of a new frame takes the
 mean label of the 5 most similar places in the first frame and the 7 frames before it, within 12 places of its own
@@ -36,11 +36,13 @@ _TOGETHER = 1 << 25  # similarities computed at a time
 
 @dataclass(frozen=True, kw_only=True)
 class VideoSettings:
-    context: int = setting(7, "frames before a frame, besides the first, whose labels it takes", least=0)
-    radius: int = setting(12, "places around a place's own position that are looked at; 0: all", least=0)
-    topk: int = setting(5, "most similar places whose labels count", least=1)
-    temperature: float = setting(0.1, "the smaller, the more the most similar places decide", least=1e-4)
-    frame_side: int = setting(480, "shorter side of the frames in pixels, as the network sees them", least=8)
+    context: int = setting(
+        7, "number of previous frames, in addition to the first, that give labels to a frame", least=0
+    )
+    radius: int = setting(12, "search this many places around the same position; 0: search everywhere", least=0)
+    topk: int = setting(5, "number of most similar places whose labels count", least=1)
+    temperature: float = setting(0.1, "smaller values give more similar places more weight", least=1e-4)
+    frame_side: int = setting(480, "shorter side in pixels to which frames are resized", least=8)
     max_frames: int | None = setting(None, "use only the first N frames of each video", least=3)
 
 
