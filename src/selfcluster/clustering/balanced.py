@@ -62,23 +62,23 @@ def balanced_assignment(
 ) -> Balanced:
     """Assign every sample so that cluster k receives the share `marginals[k]` of all samples.
 
-    The soft plan meets the marginals; hard labels are its arg-max (the released SeLa's), and meet them closely where
-    the plan is sharp. Under `torch.distributed` each rank passes its share of the samples and gets their labels; an
-    iteration costs one all-reduce of K + 1 numbers.
+    The soft plan matches the marginals. The hard labels are its arg-max, as in the released SeLa; they match the
+    marginals closely if the plan is sharp. Under `torch.distributed` each rank passes its share of the samples and gets
+    their labels. Each iteration costs one all-reduce of K + 1 numbers.
 
     Args:
         scores: (N, K) tensor, NumPy array or memory-mapped file; or a function without arguments that yields the blocks
             (n, K) of a pass, in the same order each time it is called.
         sharpness: SeLa's lambda, 1 / epsilon of `sinkhorn`. 25 for log-probabilities or logits, 20 for cosines.
         marginals: (K,) positive shares, scaled to sum 1; None: all equal.
-        tolerance: stop when the row error, the sum over all samples of |row sum * N - 1| after the columns were
-            corrected (the released SeLa's measure), is below this.
-        max_iter: most passes over the scores; 100 for SeLa-v2.
+        tolerance: stop if the row error is below this. The row error is the sum over all samples of
+            |row sum * N - 1| after the columns were corrected, as in the released SeLa.
+        max_iter: maximum number of passes over the scores; 100 for SeLa-v2.
         soft: also return the plan (N, K) of this rank.
-        potentials: (K,), where to start: those of an earlier call.
+        potentials: (K,), the potentials of an earlier call, to start from.
 
     Raises:
-        ValueError: for shapes, marginals or a sharpness that mean nothing, and for scores that are not finite.
+        ValueError: wrong shapes, marginals or sharpness, or scores that are not finite.
 
     >>> found = balanced_assignment(torch.tensor([[0.9, 0.8], [0.7, 0.1], [0.6, 0.5], [0.9, 0.2]]))
     >>> found.labels

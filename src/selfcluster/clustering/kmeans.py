@@ -53,31 +53,33 @@ class KMeans(ClusterMixin, BaseEstimator):
             squared distances are 2 - 2 cos.
         init: "random" members (the default here and in faiss), "k-means++" over at most 65,536 rows, "k-means||", or
             an array (k, d) of centroids.
-        max_iter: centroid updates at most; the labels come from one more assignment.
-        tol: stop once an iteration lowers the inertia by no more than this share of it; 0 stops only when no row moves.
-        empty: "split" gives an empty cluster half of a donor, "split_randomly" starts it beside the donor in a random
-            direction, "keep" leaves its centroid where it was.
-        donor: who is split: "uniform" over the non-empty clusters, by "size" (faiss), or the "largest" (ODC).
-        perturbation: halves of a split are the donor's centroid times 1 +- this, alternating over dimensions.
+        max_iter: maximum number of centroid updates; one more assignment gives the labels.
+        tol: stop if an iteration lowers the inertia by no more than this share of it; 0: stop only if no row moves.
+        empty: "split" gives an empty cluster half of a donor cluster. "split_randomly" puts its centroid beside the
+            donor's centroid, in a random direction. "keep" does not move its centroid.
+        donor: which cluster is split: drawn uniformly from the non-empty clusters ("uniform"), drawn in proportion to
+            size ("size", as in faiss), or the largest one ("largest", as in ODC).
+        perturbation: the two halves of a split are the donor's centroid times 1 +- this, alternating over dimensions.
         max_points_per_centroid: iterate on at most k times this many rows drawn at random, then assign all rows;
-            None uses all rows throughout (faiss's default is 256).
-        subsample: iterate first on this many rows drawn at random (ClusterFit's two stages), then on everything.
-        subsample_iter: updates of that first stage; None means `max_iter`.
+            None uses all rows in every iteration (faiss's default is 256).
+        subsample: iterate first on this many rows drawn at random (ClusterFit's two stages), then on all rows.
+        subsample_iter: maximum number of updates in this first stage; None means `max_iter`.
         random_state: None, an int or a `numpy.random.RandomState`. An int gives the same result every time, on any
             number of ranks (to 1e-5).
-        exact: labels equal float64's even on bfloat16 hardware; False trusts the fast product.
-        approximate: for thousands of clusters: compare a row only with the 192 centroids in its region's direction
-            (`two_level.py`). Ten times faster at k = 10,000, inertia about the same. `labels_` are such too; `predict`
-            is exact.
+        exact: compute the labels that float64 gives, even on bfloat16 hardware. False accepts the labels of the fast
+            product without a check.
+        approximate: for thousands of clusters: compare a row only with the 192 centroids in the direction of its
+            region (`two_level.py`). This is ten times faster at k = 10,000, with about the same inertia. `labels_` are
+            approximate, too; `predict` is exact.
 
     Attributes:
         cluster_centers_: (k, d), a tensor if X was one.
         labels_: (n,) int64, this rank's rows.
         inertia_: sum over all ranks' rows of weight times squared distance.
-        seed_: the seed that `random_state` came to.
-        n_iter_: centroid updates made on everything (on the sample under `max_points_per_centroid`).
-        history_: a list of dicts, one an assignment: stage, inertia, moved (rows whose label changed), empty
-            (clusters), largest (size of the largest cluster).
+        seed_: the seed that `random_state` gave.
+        n_iter_: number of centroid updates on all rows (with `max_points_per_centroid`: on the sample).
+        history_: a list of dicts, one per assignment: stage, inertia, moved (number of rows whose label changed),
+            empty (number of empty clusters), largest (size of the largest cluster).
 
     >>> KMeans(2, random_state=0).fit(np.array([[0.0], [1.0], [9.0]])).inertia_
     0.5

@@ -52,24 +52,24 @@ def nearest(
 ) -> Neighbors:
     """The k nearest database rows of every query.
 
-    Holds a tile of scores, some queries and some candidates' rows at a time: about 300 MB on a CPU beside the arguments
-    and the result, whatever N and M. Under `torch.distributed` each rank passes its contiguous slice of the queries
-    *and* of the database (slices in rank order are the whole) and gets its own queries' neighbors in the whole
-    database; indices count over the whole.
+    Memory: about 300 MB on a CPU in addition to the arguments and the result, for any N and M, because the function
+    holds only one tile of scores and some rows at a time. Under `torch.distributed` each rank passes its slice of the
+    queries *and* of the database; the slices in rank order form the whole. Each rank gets the neighbors of its queries
+    in the whole database. The indices count over the whole database.
 
     Args:
-        queries: (N, D) tensor, NumPy array or memory-mapped file; the result is of its kind.
-        database: (M, D), likewise; a tensor's device does the work.
-        k: neighbors wanted.
+        queries: (N, D) tensor, NumPy array or memory-mapped file; the result has the same type.
+        database: (M, D), of the same kinds; the computation runs on a tensor's device.
+        k: number of neighbors.
         metric: "inner_product", largest first (the cosine for rows of length 1); "l2", smallest distance first.
-        exclude_self: `queries` is `database`: row i is not its own neighbor. By number, so a duplicate of it may be.
-        precision: "float32", "bfloat16", or "auto": the compiled kernel, or bfloat16 where the hardware multiplies it.
-            The result is exact with each, for rows rounded to float32 (for l2 less a common row, where they are wider);
-            among rows of equal score any may be taken.
+        exclude_self: `queries` is `database`, and row i must not be its own neighbor. Another row with the same values
+            may be its neighbor.
+        precision: "float32", "bfloat16", or "auto": the compiled kernel, or bfloat16 if the hardware supports it. The
+            result is exact with each of them, for rows rounded to float32 (wider rows under l2: after subtracting a
+            common row). Rows with equal scores may come in any order.
 
     Raises:
-        ValueError: for shapes, k, metric or precision that do not fit, rows that are not finite or whose squares are
-            not.
+        ValueError: wrong shapes, k, metric or precision; rows that are not finite or whose squares overflow.
 
     >>> nearest(np.eye(3, dtype="float32"), np.array([[1, 0, 0], [0, 2, 0]], dtype="float32"), 1).indices[:2].ravel()
     array([0, 1])

@@ -50,24 +50,24 @@ def sinkhorn(
 ) -> Any:
     """Codes that use all clusters equally over the batch: entropic optimal transport with uniform marginals.
 
-    Under `torch.distributed` the batch is that of all ranks; the result equals one process's on the concatenated
-    scores. It costs a K-vector all-reduce an iteration, and one number once. Computed in float32 (float64 scores in
-    float64), also under autocast. No gradient flows.
+    Under `torch.distributed` the batch consists of the samples of all ranks. The result equals that of one process on
+    the concatenated scores. Each iteration costs an all-reduce of K numbers; the call costs one more, of one number.
+    The computation is in float32 (float64 for float64 scores), also under autocast. It passes no gradient.
 
     Args:
         scores: (B, K), similarity of this rank's samples to the prototypes, a tensor or an array. B may differ between
-            ranks, also be 0.
-        epsilon: entropy weight in the scores' unit; smaller is sharper.
-        iterations: rounds of one column (cluster) and one row (sample) normalization; the row's is last.
-        extra: (Q, K), the same on every rank and counted once: scores of queued samples that join the balancing.
-        check_finite: refuse scores that are NaN or +inf, of which one makes all codes NaN. It costs a pass and a wait
-            for the device; a training loop that checks its loss leaves it out.
+            ranks and may be 0.
+        epsilon: entropy weight in the unit of the scores; smaller values give sharper codes.
+        iterations: number of rounds; each normalizes the columns (clusters), then the rows (samples).
+        extra: (Q, K), scores of queued samples that take part in the balancing; the same on every rank, counted once.
+        check_finite: raise an error if a score is NaN or +inf, because one such score makes all codes NaN. The check
+            costs a pass and a wait for the device. A training loop that checks its loss can skip it.
 
     Returns:
         (B, K), a tensor if `scores` is one: rows sum to 1; columns to about B / K (exactly, as `iterations` grows).
 
     Raises:
-        ValueError: for shapes, epsilon or iterations that mean nothing, and scores that are NaN or +inf.
+        ValueError: wrong shapes, epsilon or iterations, or scores that are NaN or +inf.
 
     >>> sinkhorn(torch.tensor([[0.9, 0.1], [0.8, 0.1]]), iterations=10).argmax(dim=1)
     tensor([0, 1])

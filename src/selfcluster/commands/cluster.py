@@ -41,19 +41,19 @@ def cluster(
     """Group images.
 
     Args:
-        data: images (a folder, for example), a run folder, or an embeddings file (Parquet or .npy). Images are
-            embedded into a new run folder first, without training. A run's images are compared as its method does
-            (behind SwAV's projection, say); embeddings are compared as they are.
+        data: images (for example a folder), a run folder, or an embeddings file (Parquet or .npy). Images are first
+            embedded into a new run folder, without training. For a run, the clustering uses the features that its
+            method compares, for example those after SwAV's projection. Embeddings are used unchanged.
         model: for images, the network: "starter" (the default), "timm:NAME", a weights file, "NETWORK=FILE", an
             exported backbone or a run.
-        k: how many clusters; "auto" recommends a number with its uncertainty. None: a trained run's own clusters
-            where its method has some, else "auto".
-        algorithm: kmeans, hierarchical, pic or hdbscan. hdbscan finds the number itself and leaves images that
-            belong to no group in a group of their own, number -1.
-        whiten: principal components that are kept and whitened first; default 3 k / 2 (pic: a quarter of the images;
-            hdbscan: n / 20, at most 32), at most 256; 0: none.
-        out: for images the run folder, default runs/cluster-DATANAME. Else the Parquet file (id, path, cluster,
-            distance), with a CSV twin of the same name; default clusters.parquet beside the embeddings.
+        k: number of clusters. "auto" recommends a number and a range. None: the trained run's own clusters if its
+            method has clusters, else "auto".
+        algorithm: kmeans, hierarchical, pic or hdbscan. hdbscan chooses the number of clusters itself. It gives
+            images that belong to no cluster the number -1.
+        whiten: number of principal components to keep and whiten before clustering; 0: no whitening. Default 3 k / 2
+            (pic: a quarter of the images; hdbscan: n / 20, at most 32), at most 256.
+        out: for images: the run folder, default runs/cluster-DATANAME. Otherwise: the Parquet file (id, path, cluster,
+            distance), default clusters.parquet beside the embeddings; a CSV of the same name is written, too.
         seed: of the clustering.
         quiet: print nothing.
         **settings: for images: image_size, batch_size, workers, device, precision, max_bad, allow_partial, timeout,

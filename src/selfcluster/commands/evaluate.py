@@ -51,19 +51,19 @@ def evaluate(
 
     Args:
         protocol: its name; `selfcluster evaluate --help` lists them.
-        run: a run folder, an exported backbone, or any other word for a network. `unlabeled` ranks several of them.
-        train, test: labeled images. Without `test` a seeded share of `train` is held out. Without both, the run's
-            own images are used.
-        split: share that is held out for the test.
-        labels_from: where the labels are, see `open_source`; default the folders' names (the digits' own for those).
-        seed: of the split, and of all else that the protocol draws.
-        layer: a module of the network whose output, averaged over positions, is taken for the features.
-        image_size: side of the images; default the network's own.
-        model: the network, where `run` names the labeled images instead; see `cluster`. Without it the starter.
-        limit, test_limit: use so many training and test images only, drawn by the seed. Without `test`, `limit` counts
-            the images before the split, and `test_limit` those held out.
-        **settings: the protocol's own (`selfcluster evaluate PROTOCOL --help`), and of `embed`: batch_size, workers,
-            device, precision, max_bad, timeout, classes, long_tail, range, max_megapixels.
+        run: a run folder or another network, named as for `model` of `cluster`. `unlabeled` ranks several of them.
+        train, test: labeled images. Without `test`, a share of `train` is held out, drawn by the seed. Without both,
+            the run's own images are used.
+        split: share of the images to hold out.
+        labels_from: source of the labels, see `open_source`; default: folder names (for the digits: their labels).
+        seed: seed of the split and of all random draws of the protocol.
+        layer: a module of the network; its output, averaged over positions, replaces the features.
+        image_size: side of the images; default: the network's.
+        model: the network, if `run` names labeled images instead; see `cluster`. Default: the starter network.
+        limit, test_limit: use only this many training and test images, drawn by the seed. Without `test`, `limit`
+            counts the images before the split, and `test_limit` counts the images that are held out.
+        **settings: settings of the protocol (`selfcluster evaluate PROTOCOL --help`), and these of `embed`: batch_size,
+            workers, device, precision, max_bad, timeout, classes, long_tail, range, max_megapixels.
 
     Returns:
         The result, which reads like a dict of its numbers. A run keeps it in its folder, `evaluations/`.

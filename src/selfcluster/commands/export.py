@@ -40,18 +40,24 @@ def export(
     """Write a network for other tools (`timm.create_model(**json, checkpoint_path=weights)` rebuilds it), or clusters.
 
     Args:
-        run: a run folder, or another word for a network ("starter", "timm:NAME", a weights file).
-        out: folder for what is written; default RUN/export. For clusters the file, or the folder of the sheets.
-        format: safetensors for `backbone.safetensors` and `backbone.json`; onnx for `backbone.onnx`, whose metadata
-            say how its images are prepared (needs the extra `onnx`). The clusters, with the names, merges and splits
-            of `curation.jsonl`: csv, parquet, coco, fiftyone (labels.json of a FiftyOneImageClassificationDataset),
-            label-studio (tasks with predictions, and the interface as .xml), contact-sheets (PNG and PDF).
-        normalize_inside: with onnx: the file takes pixels in 0..1 and normalizes them itself.
-        data: the images, if they have moved; used by coco and contact-sheets.
+        run: a run folder, or another network ("starter", "timm:NAME", a weights file).
+        out: output folder, default RUN/export. For clusters: the file, or the folder of the contact sheets.
+        format: for the network:
+            - safetensors writes `backbone.safetensors` and `backbone.json`;
+            - onnx writes `backbone.onnx`; its metadata say how to prepare images (needs the extra `onnx`).
+
+            For the clusters, with the names, merges and splits of `curation.jsonl`:
+            - csv, parquet and coco;
+            - fiftyone: labels.json of a FiftyOneImageClassificationDataset;
+            - label-studio: tasks with predictions, and the interface as .xml;
+            - contact-sheets: PNG and PDF.
+        normalize_inside: with onnx: the exported network takes pixels in 0..1 and normalizes them itself.
+        data: the new place of the images, if they have moved; used by coco and contact-sheets.
 
     Returns:
-        weights, architecture, a note ("" but for networks of edges: whether the filters could be folded into the first
-        layer, and where that is exact), and the arguments of `create_model`. For clusters: out, images, clusters.
+        weights, architecture, a note, and the arguments of `create_model`. The note is "" unless the network has Sobel
+        input. Then it says if the Sobel filters could be folded into the first layer, and where the folded network is
+        exact. For clusters: out, images, clusters.
     """
     if format not in (*_NETWORK, *_CLUSTERS):
         raise ValueError(f"--format {format}: choose one of {', '.join((*_NETWORK, *_CLUSTERS))}")

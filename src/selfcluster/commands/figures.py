@@ -30,21 +30,21 @@ def figures(
     limit: int | None = None,
     **settings: Any,
 ) -> dict[str, Any]:
-    """Draw a network's first filters, what filters of a deeper layer answer to, and its classes on a plane.
+    """Draw a network's first filters, images that activate deeper filters, and a map of the classes.
 
     Args:
-        run: a run folder, or any other word for a network.
-        train: images; by default the run uses its own. Without any, only the first filters are drawn.
-        labels_from: where the classes are, see `open_source`; default as in the run. Without labels no map of classes
-            is drawn.
-        layer: the module whose filters are shown; default the last convolution, or the features of a network that has
-            one convolution at most.
-        filters: how many, drawn by the seed.
-        steps: of gradient ascent.
+        run: a run folder, or another network, named as for `model` of `cluster`.
+        train: images; default: the images of the run. Without images, only the first filters are drawn.
+        labels_from: source of the labels, see `open_source`; default as in the run. Without labels, no map of the
+            classes is drawn.
+        layer: the module whose filters are shown; default: the last convolution. If the network has at most one
+            convolution, the default is its features.
+        filters: number of filters to show, drawn by the seed.
+        steps: steps of gradient ascent.
         out: folder; default RUN/figures, or figures.
-        seed: of the choice of filters, the noise that ascent begins with, and t-SNE.
-        image_size: side of the images; default the network's own.
-        limit: use so many images only, drawn by the seed.
+        seed: seed of the choice of filters, of the noise at the start of the ascent, and of t-SNE.
+        image_size: side of the images; default: the network's.
+        limit: use only this many images, drawn by the seed.
         **settings: of `embed`: batch_size, workers, device, precision, max_bad, timeout, classes, long_tail, range,
             max_megapixels.
 

@@ -52,12 +52,13 @@ class Loader:
         interpolation, crop_pct, crop_mode: of the center view, see `views.crops.center`.
         seed: of orders, crops and replacements.
         device: where the views end up.
-        workers: threads; None: one a core, shared among the processes of this host. 0: one, and nothing is read ahead.
+        workers: number of threads; None: one per core, divided among the processes of this host. 0: one thread, which
+            does not read ahead.
         quarantine: file for the list of bad images, or None.
         max_bad: share of N that may be bad (see `quarantine.py` for the exact rule).
-        rank, world: this process among all.
+        rank, world: number of this process, and number of processes.
         in_memory: None decides by size; False never keeps the images on the device.
-        timeout: seconds after which a read that hangs ends the pass with `ReadTimeout`; None waits for ever.
+        timeout: seconds to wait for a read before the pass ends with `ReadTimeout`; None waits without limit.
 
     >>> from selfcluster.data.sources import open_source
     >>> source = open_source(np.zeros((20, 8, 8), np.uint8))

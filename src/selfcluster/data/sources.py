@@ -174,27 +174,31 @@ def open_source(
         data: a folder (searched to any depth); a .txt/.csv/.parquet list of paths; a .tar or a folder of them; a split
             of PASCAL VOC (ImageSets/Main/trainval.txt); an array (N, H, W) or (N, H, W, C); or "builtin:digits".
             Folders and files may be addresses that fsspec reads, such as "s3://bucket/photos".
-        labels_from: "folders" (the name of the folder that holds the image), "column:NAME" of the list,
-            "columns:A,B,C" of the list (1 or 0 each: several labels an image), a .csv of id and label (of several rows
-            for an image one is drawn by `seed`), "tags:FILE.csv" (the same file; all rows of an image count, and a cell
-            may hold several tags, as `sea;sun`), "voc" (the objects of PASCAL VOC's Annotations/; several labels an
-            image), or "labels" (the digits' own). None: no labels.
-        limit: keep so many images, drawn by `seed`.
-        classes: a file of class names, one a line; only their images are kept. Needs labels.
-        long_tail: ratio of the largest class to the smallest of a long-tailed subset. Needs labels.
+        labels_from: the source of the labels; None: no labels. One of
+            - "folders": the name of the folder that holds the image;
+            - "column:NAME": this column of the list;
+            - "columns:A,B,C": these columns of the list, 1 or 0 each, so an image can have several labels;
+            - a .csv of id and label; if an image has several rows, `seed` draws one;
+            - "tags:FILE.csv": the same file, but all rows of an image count, and a cell may hold several tags
+              (`sea;sun`);
+            - "voc": the objects in PASCAL VOC's Annotations/, several labels per image;
+            - "labels": the labels of the built-in digits.
+        limit: keep this many images, drawn by `seed`.
+        classes: a file of class names, one per line; keep only images of these classes. Needs labels.
+        long_tail: make a long-tailed subset with this ratio of the largest to the smallest class. Needs labels.
         label_noise: share of labels to make wrong. Needs labels.
-        seed: of the subset, the noise and the drawn tags.
-        range: (LOW, HIGH), the values of images deeper than 8 bits that become 0 and 255; None measures them in a
+        seed: seed of the subset, the noise and the drawn tags.
+        range: (LOW, HIGH), the values that become 0 and 255 in images deeper than 8 bits; None measures them in a
             sample (see `ranges.py`).
-        max_megapixels: most pixels of an image, in millions; default 64.
-        timeout: seconds that one read outside the loader may take.
+        max_megapixels: maximum size of an image in millions of pixels; default 64.
+        timeout: maximum seconds of one read outside the loader.
 
     Returns:
         the images in bytewise order of their ids.
 
     Raises:
         DataError: no such data, no image in it, or a damaged tar.
-        LabelsError: labels that do not exist; names the classes found.
+        LabelsError: labels that do not exist; the message lists the classes found.
 
     >>> open_source(np.zeros((20, 8, 8), np.uint8)).ids[3]
     '03'

@@ -74,31 +74,31 @@ def make_backbone(
     """Return a network without a classifier, freshly initialized or with weights.
 
     Args:
-        name: a network of timm's or of ours; folded_sobel/NETWORK/ZEROS for one whose first layer has room for the
-            filters of edges, as an export of a network of edges has (`folding.py`). For images of up to 64 pixels
-            `resnet18`, `resnet34` and `resnet50` become their `*_small` variant; `spec["model_name"]` tells which
-            network it really is.
+        name: a network of timm or of this package. For images of up to 64 pixels, `resnet18`, `resnet34` and
+            `resnet50` become their `*_small` variants; `spec["model_name"]` holds the final name.
+            "folded_sobel/NETWORK/ZEROS" is a network whose first layer has room for the Sobel filters. Exports of
+            networks with Sobel input use such names (`folding.py`).
         channels: C.
         image_size: side of the full-resolution views in pixels. It sets the stem and the position embeddings.
         init: a `.safetensors`, `.pt` or `.pth` file of weights (nothing in it is executed), or a folder with a
-            `backbone.safetensors`: an exported backbone or a finished run. What matched is in `.load_report`.
+            `backbone.safetensors`: an exported backbone or a finished run. `.load_report` lists what matched.
         drop_path: rate of stochastic depth.
-        sobel: the network sees two edge channels of the image (`sobel.py`); it is called with images all the same. A
-            number is how many zeros lie around the image: 1 (True), or 2, after which folding is exact; a transformer,
-            which wants whole patches, has 1.
-        mean, std: of the images' normalization, one number a channel; default ImageNet's for RGB, else 0.5.
+        sobel: compute two edge channels (`sobel.py`) inside the network; callers still pass images. A number is the
+            width of the zero padding around the image: 1 (the same as True), or 2, with which folding is exact. A
+            transformer needs whole patches and always has 1.
+        mean, std: of the images' normalization, one number per channel; default ImageNet's for RGB, else 0.5.
         preprocessing: mean, std, interpolation and crop of a pretrained network. The network then keeps its own stem,
-            however small the images are.
+            also for small images.
         pretrained: load timm's published weights, from its cache or the network.
         allow_partial: accept a file of weights that leaves parts of the network random.
-        **create: any further argument of `timm.create_model`; `patch_size`, of a vision transformer, in pixels.
+        **create: further arguments of `timm.create_model`, such as a vision transformer's `patch_size` in pixels.
 
     Returns:
         timm's module with `num_features`, `spec` and `load_report` added (see `Backbone`).
 
     Raises:
-        ValueError: an unknown name (the nearest ones are named), an argument the network does not take, images
-            it cannot process, or weights that are another network's.
+        ValueError: an unknown name (the message lists similar names), an argument that the network does not take,
+            images that it cannot process, or weights of another network.
 
     >>> backbone = make_backbone("resnet18", channels=3, image_size=32)
     >>> backbone.spec["model_name"], backbone.num_features, backbone(torch.zeros(2, 3, 32, 32)).shape

@@ -30,26 +30,28 @@ FOLDED = "folded_sobel"
 
 
 def fold_sobel(module: Any, *, padding: int | None = None, channels: int | None = None) -> Any:
-    """The same network for normalized images (B, C, h, w): its first convolution does the filters' work too.
+    """Return the same network for normalized images (B, C, h, w), with the Sobel filters inside its first convolution.
 
-    The new convolution has the kernel k + 2 and the padding p + s. It gives what filters and network gave
-    - everywhere where s = 2 (DeeperCluster pads the image by 2 before filters without padding, which is the same), or
-      where p = 0 (patches of a vision transformer);
-    - in the interior otherwise (DeepCluster: s = 1): the network put zeros where the folded one sees edges against the
-      zeros outside. Outputs whose window reaches over the border differ.
+    The first convolution of the network has kernel k and padding p; the Sobel filters have padding s. The new
+    convolution has the kernel k + 2 and the padding p + s. Its outputs equal those of the Sobel filters followed by the
+    network
+    - at every position if s = 2 or p = 0. DeeperCluster pads the image by 2 before filters without padding, which is
+      the same as s = 2. Patches of a vision transformer have p = 0.
+    - otherwise (DeepCluster: s = 1) in the interior only. At the border the original network pads the edges with
+      zeros; the new one computes edges between the image and the zeros outside.
 
     Args:
-        module: a backbone of two input channels, filters before it (`sobel.put_before`) or not; it is not changed.
-        padding: s; default that of its own filters, 1 without them.
-        channels: C; default what its `spec` says of the images, 3 without one.
+        module: a backbone of two input channels, with filters before it (`sobel.put_before`) or without; not changed.
+        padding: s; default: the padding of its filters, or 1 if it has none.
+        channels: C; default: the image channels in its `spec`, or 3 if it has none.
 
     Returns:
-        A copy without filters. `load_report` says where it is exact. Where the network has a `spec`, the
-        copy's own spec rebuilds it strictly with `timm.create_model(**spec)`. Otherwise the spec is None and the copy
-        cannot be saved.
+        A copy without filters. `load_report` says where it is exact. If the network has a `spec`, the copy has one,
+        too, and `timm.create_model(**spec)` rebuilds it strictly. Otherwise the spec is None and the copy cannot be
+        saved.
 
     Raises:
-        ValueError: a first convolution that is not plain, or not of two channels.
+        ValueError: the first convolution is not plain, or does not have two input channels.
     """
     own = getattr(module, "sobel", None)
     filters = own if own is not None and padding is None else Sobel(1 if padding is None else padding)
