@@ -64,9 +64,11 @@ def inertia64(x: Tensor, centers: Tensor, labels: Tensor) -> float:
 
 @contextlib.contextmanager
 def route(name: str) -> Iterator[None]:
-    """Which engine assigns: "native", "torch" (without the compiled kernel), "float32"."""
+    """Which engine assigns: "native" or one of its sets of instructions, "torch" (nothing compiled), "float32"."""
     fastest = assign._fastest
-    if name != "native":
+    if name in native.INSTRUCTIONS:
+        os.environ["SELFCLUSTER_NATIVE"] = name
+    elif name != "native":
         os.environ["SELFCLUSTER_NATIVE"] = "0"
     if name == "float32":
         assign._fastest = lambda x: "float32"
@@ -75,6 +77,16 @@ def route(name: str) -> Iterator[None]:
     finally:
         os.environ.pop("SELFCLUSTER_NATIVE", None)
         assign._fastest = fastest
+
+
+def lesser_instructions() -> list[str]:
+    """The sets of instructions that this processor has beside its best one, the best first."""
+    found = []
+    for name in native.INSTRUCTIONS:
+        with route(name):
+            if native.instructions() == name:
+                found.insert(0, name)
+    return found[1:]
 
 
 def in_turn(contestants: dict[str, Callable[[], Any]], repeats: int) -> tuple[dict[str, list[float]], dict[str, Any]]:
@@ -116,7 +128,7 @@ def kmeans_faiss(options: argparse.Namespace) -> list[Row]:
             return model.cluster_centers_, model.labels_
 
         contestants: dict[str, Callable[[], Any]] = {"faiss": peer}
-        for name in ("native", "torch", "float32"):
+        for name in ("native", *lesser_instructions(), "torch", "float32"):
             contestants[name] = lambda name=name: ours(name)
         seconds, results = in_turn(contestants, options.repeats)
         reference = inertia64(x, *results["faiss"])
