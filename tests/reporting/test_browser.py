@@ -22,7 +22,7 @@ from selfcluster.runs.curation import append_rows, read_rows
 from selfcluster.runs.groups import read_groups
 from selfcluster.runs.tables import read_clusters
 from selfcluster.serve.curation import CurationServer
-from tests.reporting.folders import make_run
+from tests.reporting.folders import make_run, write_clusters
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 if not (CHROMIUM and DRIVER):
@@ -396,6 +396,49 @@ def test_a_list_that_just_fits_its_window_is_drawn_once(page):
     open_cluster(page, 0)
     for over in (-4, -1, 0, 1):
         assert page.execute_async_script(count, over) == 0
+
+
+def test_clusters_are_sorted_by_stability_and_by_agreement_with_a_column(browser, run):
+    table = read_clusters(run / "clusters.parquet")
+    cluster = table.clusters.copy()  # 0, 1, 2, 0, 1, 2, ...: the groups of the embeddings
+    cluster[[0, 3, 6, 9]], cluster[[1, 4, 7, 10]] = 1, 0  # half of either group: another seed has 4 of 12 together
+    write_clusters(run / "clusters.parquet", table.ids, cluster, table.distances)
+    hostile = "<b>day"
+    shades = ["dark" if c == 2 or (c == 1 and n % 2) else f"light {c}" for n, c in enumerate(cluster)]
+    rows = [f"{name},{shade},{n}" for n, (name, shade) in enumerate(zip(table.ids, shades, strict=True))]
+    file = run.parent / "known.csv"
+    file.write_text("\n".join([f"id,{hostile},number", *rows]) + "\n")
+    path = write_report(run, open_source(str(run.parents[1] / "photos")), metadata=file)
+    browser.get(path.as_uri())
+    browser.execute_script("localStorage.clear()")
+
+    def order():
+        return [int(card.get_attribute("data-cluster")) for card in browser.find_elements(By.CSS_SELECTOR, ".card")]
+
+    notes = texts(browser, ".card .notes")
+    assert sum("stability 100%" in note for note in notes) == 1
+    assert sum("stability 33%" in note for note in notes) == 2
+    click(browser, "[data-sort=stability]")
+    assert order()[0] == 2
+    assert one(browser, "[data-sort=stability]").get_attribute("aria-pressed") == "true"
+    options = [option.text for option in browser.find_elements(By.CSS_SELECTOR, "#agreement option")]
+    assert options == ["Agreement with…", hostile]  # a column of numbers that are all different groups nothing
+    purest = {c: max(shades_of(shades, cluster, c)) for c in range(3)}
+    click(browser, "[data-sort=tightness]")
+    browser.execute_script(
+        "const s = document.getElementById('agreement'); s.value = 'values0'; s.dispatchEvent(new Event('change'))"
+    )
+    assert [purest[c] for c in order()] == sorted(purest.values(), reverse=True)
+    assert order()[-1] == 1
+    assert f"{hostile}: 50% “dark”" in texts(browser, ".card .notes")[-1]
+    assert not browser.find_elements(By.CSS_SELECTOR, "#agreement b, .notes b")
+    assert one(browser, "[data-sort=tightness]").get_attribute("aria-pressed") == "false"
+    assert not browser.get_log("browser")
+
+
+def shades_of(shades, cluster, number):
+    own = [shade for shade, c in zip(shades, cluster, strict=True) if c == number]
+    return [own.count(shade) / len(own) for shade in own]
 
 
 def test_one_value_of_the_loss_is_words_and_no_drawing(browser, run):

@@ -85,3 +85,23 @@ def test_nobody_is_lost_and_nobody_is_shown_twice(images):
         members = rows(card.members)
         assert len(members) == len(set(members)) == min(card.size, NEAREST + FARTHEST + RANDOM)
         assert (cluster[members] == card.number).all()
+
+
+def test_stability_and_metadata_by_hand_and_their_heads_have_pictures():
+    cluster = np.repeat(np.arange(12), 3)
+    column = np.full(36, -1)
+    column[:9] = [0, 0, 1, 1, 1, 1, 0, 1, 2]  # shares of clusters 0, 1, 2: 2/3, 1, 1/3; no value in others
+    gallery = build_gallery(
+        cluster,
+        np.repeat(np.arange(12), 3).astype(np.float32),  # the first is the tightest
+        stability={11: 0.9, 10: 0.4},
+        metadata={"day": (column, ["mon", "tue", "wed"])},
+        cards=8,
+    )
+    by_number = {c.number: c for c in gallery.clusters}
+    assert [by_number[n].stability for n in (9, 10, 11)] == [None, 0.4, 0.9]
+    assert [by_number[n].values for n in (0, 1, 3)] == [(("mon", 2 / 3),), (("tue", 1.0),), (None,)]
+    assert gallery.columns == ("day",)
+    assert gallery.is_stability_known
+    assert 11 in {c.number for c in gallery.cards}
+    assert not build_gallery(cluster, np.zeros(36, np.float32)).is_stability_known

@@ -30,6 +30,7 @@ def report(
     out: str | os.PathLike[str] | None = None,
     model: str | os.PathLike[str] | None = None,
     apply: str | os.PathLike[str] | None = None,
+    metadata: str | os.PathLike[str] | None = None,
 ) -> Path:
     """Write the page that shows the clusters: one HTML file that opens offline. Return its path.
 
@@ -39,14 +40,17 @@ def report(
         out: default RUN/report.html.
         model: for images, the network; see `cluster`.
         apply: a file of curation rows; those that RUN/curation.jsonl lacks are added to it first.
+        metadata: a CSV with a column `id` or `path` and others: the page sorts clusters by agreement with a column.
 
     Raises:
         CurationError: a row of the file does not fit the run's clusters; nothing was added.
+        ValueError: the metadata cannot be read, name no image, or have no column that groups images.
     """
     from selfcluster.reporting.page import write_report
 
     where, source = _prepare(run, data, model, apply)
-    return write_report(where, source, out=None if out is None else Path(out), progress=_say)
+    known = None if metadata is None else Path(metadata)
+    return write_report(where, source, out=None if out is None else Path(out), metadata=known, progress=_say)
 
 
 def serve(
@@ -56,13 +60,14 @@ def serve(
     port: int = 0,
     model: str | os.PathLike[str] | None = None,
     apply: str | os.PathLike[str] | None = None,
+    metadata: str | os.PathLike[str] | None = None,
 ) -> CurationServer:
     """Return a server of the page for this machine's browser: what is done there is kept in RUN/curation.jsonl at once.
 
     Its `address` opens the page, token included; `serve_forever()` answers until another thread calls `shutdown()`.
 
     Args:
-        run, data, model, apply: as for `report`.
+        run, data, model, apply, metadata: as for `report`.
         port: of 127.0.0.1; 0: any free one.
 
     Raises:
@@ -73,7 +78,12 @@ def serve(
     from selfcluster.serve.curation import CurationServer
 
     where, source = _prepare(run, data, model, apply)
-    return CurationServer(where, source, lambda token: render_report(where, source, token=token, progress=_say), port)
+    known = None if metadata is None else Path(metadata)
+
+    def render(token: str) -> str:
+        return render_report(where, source, token=token, metadata=known, progress=_say)
+
+    return CurationServer(where, source, render, port)
 
 
 def _say(line: str) -> None:
@@ -119,6 +129,9 @@ def add_flags(parser: argparse.ArgumentParser, words: list[str]) -> None:
     parser.add_argument("--data", help="new place of the images, if they have moved")
     parser.add_argument("--out", help="HTML file; default RUN/report.html")
     parser.add_argument("--apply", metavar="FILE", help="first add the curation rows of FILE to the run")
+    parser.add_argument(
+        "--metadata", metavar="FILE.csv", help="columns by image: the page sorts clusters by agreement with one"
+    )
     parser.add_argument(
         "--serve", action="store_true", help="serve the page to a browser on this machine, and save edits made there"
     )

@@ -29,23 +29,23 @@ SEPARATOR = ";"
 _SIDE = 32  # pixels of the side from which a mean color is read
 
 
-def read_columns(path: str, ids: Sequence[str]) -> dict[str, list[str]]:
+def read_columns(path: str, ids: Sequence[str], flag: str = "--table") -> dict[str, list[str]]:
     """Return each column of a CSV as N cells, "" for images without a row.
 
     The column `id` or `path`, or else the first, names the images: as their ids, without the suffix, or, where no two
     images share a name, without the folder.
 
     Raises:
-        ValueError: the file cannot be read, has one column, or names none of the images.
+        ValueError: the file cannot be read, has one column, or names none of the images; the message names the `flag`.
     """
     try:
         rows = read_csv(path)
         header = next(rows, [])
         body = list(rows)
     except OSError as error:
-        raise ValueError(f"--table {path}: cannot be read ({error.strerror or error})") from error
+        raise ValueError(f"{flag} {path}: cannot be read ({error.strerror or error})") from error
     if len(header) < 2:
-        raise ValueError(f"--table {path}: needs a column of ids and one more; its header is {header}")
+        raise ValueError(f"{flag} {path}: needs a column of ids and one more; its header is {header}")
     key = next((header.index(name) for name in ("id", "path") if name in header), 0)
     of: dict[str, list[str]] = {}
     for row in body:
@@ -60,7 +60,7 @@ def read_columns(path: str, ids: Sequence[str]) -> dict[str, list[str]]:
         found.append(next((of[each] for each in every if each in of), []))
     if not any(found):
         example = next(iter(of), "none")
-        raise ValueError(f"--table {path}: no row names an image; its ids look like {example!r}, not {ids[0]!r}")
+        raise ValueError(f"{flag} {path}: no row names an image; its ids look like {example!r}, not {ids[0]!r}")
     columns = {name: place for place, name in enumerate(header) if place != key}
     return {name: [row[place].strip() if len(row) > place else "" for row in found] for name, place in columns.items()}
 

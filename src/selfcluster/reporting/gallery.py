@@ -5,7 +5,7 @@ N images, K clusters. Only positions are chosen here; pictures are read elsewher
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +27,8 @@ class Member:
 class Cluster:
     """One cluster. `tightness` is its members' mean distance to the center; `purity` the share of its commonest label.
 
+    `stability` is its best overlap with a cluster of another seed. `values` are its commonest value of each column of
+    metadata and that value's share among the members that have one; None where no member has.
     Members are listed for the clusters that are shown as cards only.
     """
 
@@ -36,6 +38,8 @@ class Cluster:
     tightness: float
     purity: float | None = None
     label: str | None = None
+    stability: float | None = None
+    values: tuple[tuple[str, float] | None, ...] = ()
     repeated: int = 0
     nearest: tuple[Member, ...] = ()
     random: tuple[Member, ...] = ()
@@ -49,7 +53,8 @@ class Cluster:
 @dataclass(frozen=True)
 class Gallery:
     """`cards` have pictures, `rows` do not; both biggest first. `empty` numbers have no image, `without` images no
-    cluster; `repeated` images are copies of another one in their cluster. `purity` is over all labeled images."""
+    cluster; `repeated` images are copies of another one in their cluster. `purity` is over all labeled images;
+    `columns` are the names of the metadata that each cluster's `values` follow."""
 
     cards: list[Cluster]
     rows: list[Cluster]
@@ -57,6 +62,12 @@ class Gallery:
     without: int
     repeated: int
     purity: float | None = None
+    columns: tuple[str, ...] = ()
+
+    @property
+    def is_stability_known(self) -> bool:
+        """Whether any cluster has a stability."""
+        return any(c.stability is not None for c in self.clusters)
 
     @property
     def clusters(self) -> list[Cluster]:
@@ -70,6 +81,8 @@ def build_gallery(
     copies: np.ndarray | None = None,
     labels: np.ndarray | None = None,
     class_names: Sequence[str] | None = None,
+    stability: Mapping[int, float] | None = None,
+    metadata: Mapping[str, tuple[np.ndarray, Sequence[str]]] | None = None,
     cards: int = 60,
     seed: int = 0,
 ) -> Gallery:
@@ -81,7 +94,10 @@ def build_gallery(
         copies: (N,) int64, equal where two rows show the same picture; None: not known.
         labels: (N,) int64, -1 = unknown; None: no purity is computed.
         class_names: what the labels are called; None: by number.
-        cards: how many clusters get pictures: half of them the biggest, a quarter the smallest, a quarter the tightest.
+        stability: of the clusters by number, in [0, 1]; None: not known.
+        metadata: of each column by name: (N,) int64 numbers of its values, -1 = none, and what the values are called.
+        cards: how many clusters get pictures: half of them the biggest, the others by equal parts the smallest, the
+            tightest, the most stable and those that agree best with each column of metadata.
         seed: of the random members.
     """
     order = np.lexsort((distance, cluster))  # by cluster, nearest first
@@ -94,7 +110,15 @@ def build_gallery(
     total = np.add.reduceat(finite, starts) if k else np.empty(0)
     tightness = np.where(counted > 0, total / np.maximum(counted, 1), np.nan)
     purity, common = _purity(groups, labels)
-    shown = _shown(sizes, tightness, cards)
+    steady = np.array([(stability or {}).get(number, np.nan) for number in numbers.tolist()])
+    columns = metadata or {}
+    agreed = [_purity(groups, values) for values, _ in columns.values()]
+    heads = [steady] if stability else []
+    shown = _shown(sizes, tightness, cards, heads + [shares for shares, _ in agreed if shares is not None])
+
+    def value(i: int, column: int, names: Sequence[str]) -> tuple[str, float] | None:
+        shares, commonest = agreed[column]
+        return None if shares is None or commonest[i] < 0 else (names[commonest[i]], float(shares[i]))
 
     def describe(i: int) -> Cluster:
         label = None
@@ -107,6 +131,8 @@ def build_gallery(
             tightness=float(tightness[i]),
             purity=None if purity is None else float(purity[i]),
             label=label,
+            stability=float(steady[i]) if np.isfinite(steady[i]) else None,
+            values=tuple(value(i, column, names) for column, (_, names) in enumerate(columns.values())),
             repeated=int(sizes[i] - len(np.unique(copies[groups[i]]))) if copies is not None else 0,
             **(_members(groups[i], copies, int(numbers[i]), seed) if i in shown else {}),
         )
@@ -119,11 +145,12 @@ def build_gallery(
         without=len(cluster) - len(order),
         repeated=sum(c.repeated for c in every),
         purity=scores.purity(labels, cluster) if labels is not None and (labels[order] >= 0).any() else None,
+        columns=tuple(columns),
     )
 
 
-def _shown(sizes: np.ndarray, tightness: np.ndarray, cards: int) -> set[int]:
-    """Whatever a reader sorts by, the head of the list has pictures."""
+def _shown(sizes: np.ndarray, tightness: np.ndarray, cards: int, more: Sequence[np.ndarray] = ()) -> set[int]:
+    """Whatever a reader sorts by, the head of the list has pictures. `more` are sorted from the highest (K,) down."""
     k = len(sizes)
     if k <= cards:
         return set(range(k))
@@ -131,9 +158,12 @@ def _shown(sizes: np.ndarray, tightness: np.ndarray, cards: int) -> set[int]:
         np.lexsort((np.arange(k), -sizes)),
         np.lexsort((np.arange(k), sizes)),
         np.argsort(tightness, kind="stable"),
+        *(np.argsort(-values, kind="stable") for values in more),
     )
+    half = cards // 2
+    ends = [half + (cards - half) * part // (len(orders) - 1) for part in range(len(orders))]
     shown: set[int] = set()
-    for by, until in zip(orders, (cards // 2, cards * 3 // 4, cards), strict=True):
+    for by, until in zip(orders, ends, strict=True):
         for i in by.tolist():
             if len(shown) >= until:
                 break

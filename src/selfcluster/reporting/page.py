@@ -14,6 +14,7 @@ import hashlib
 import json
 import re
 import shlex
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from importlib import resources
@@ -25,6 +26,7 @@ from markupsafe import Markup, escape
 
 from selfcluster.clustering.scores import rankme
 from selfcluster.data.sources import Source
+from selfcluster.evaluation.metadata import one_tag, read_columns
 from selfcluster.files import make_writable, write_atomically
 from selfcluster.reporting.album import rows_of
 from selfcluster.reporting.assignments import which_clusters
@@ -37,7 +39,7 @@ from selfcluster.reporting.suspects import KINDS, find_suspects
 from selfcluster.reporting.thumbnails import data_uri, is_pixel_art, read_squares
 from selfcluster.reporting.verdict import Verdict, judge
 from selfcluster.reporting.workbench import build_workbench
-from selfcluster.runs.contents import Contents, is_untrained, method_of, read_contents
+from selfcluster.runs.contents import Contents, Vectors, is_untrained, method_of, read_contents
 
 _CARDS = 60
 _PARTS = ("album", "curation", "work", "map", "suspects")  # of the script, in this order
@@ -61,6 +63,7 @@ def write_report(
     out: Path | None = None,
     landmarks: int = LANDMARKS,
     title: str | None = None,
+    metadata: Path | None = None,
     progress: Progress = None,
 ) -> Path:
     """Write the page of a run.
@@ -72,6 +75,8 @@ def write_report(
         landmarks: t-SNE places so many images on the map, and the others stand beside them; 0: no map. The page holds
             a small picture of every image; the file stays under 25 MB for 20,000 of them.
         title: the page's heading; default: the run folder's name.
+        metadata: a CSV with a column `id` or `path` and others. Clusters can be sorted by how far they agree with a
+            column that has some images of the same value; of several tags `a;b` the rarest counts.
         progress: receives lines of text while pictures are read.
 
     Returns:
@@ -79,7 +84,7 @@ def write_report(
 
     Raises:
         FileNotFoundError: `run` is not a folder.
-        ValueError: `landmarks` is negative, or the page's folder cannot be written to.
+        ValueError: `landmarks` is negative, the page's folder cannot be written to, or `metadata` cannot be used.
 
     >>> write_report(Path("runs/swav-photos"), open_source("photos"))  # doctest: +SKIP
     PosixPath('runs/swav-photos/report.html')
@@ -91,7 +96,7 @@ def write_report(
         read_contents(Path(run))  # raises before a folder is made
     make_writable(path.parent)
     # a lone surrogate can reach us in a command line; it is shown as its number
-    text = render_report(run, source, landmarks=landmarks, title=title, page=path, progress=progress)
+    text = render_report(run, source, landmarks=landmarks, title=title, metadata=metadata, page=path, progress=progress)
     write_atomically(path, text.encode("utf-8", "backslashreplace"))
     return path
 
@@ -102,6 +107,7 @@ def render_report(
     *,
     landmarks: int = LANDMARKS,
     title: str | None = None,
+    metadata: Path | None = None,
     token: str = "",
     page: Path | None = None,
     progress: Progress = None,
@@ -109,7 +115,7 @@ def render_report(
     """Return the page of a run as HTML; see `write_report`.
 
     Args:
-        run, source, landmarks, title, progress: as there.
+        run, source, landmarks, title, metadata, progress: as there.
         token: for a page that is served: what it sends along when it reads and writes the run's curation. Such a page
             may fetch pictures and rows from where it came from, and nothing from elsewhere.
         page: the file that is written, from which the page reaches the images; None: it does not.
@@ -117,7 +123,7 @@ def render_report(
     run = Path(run)
     contents = read_contents(run)
     labels = getattr(source, "labels", None)
-    gallery = _gallery(contents, source, labels)
+    gallery = _gallery(contents, source, labels, metadata, progress)
     verdict = judge(contents, *_rank(contents))
     colors = _colors(gallery)
     about = contents.config.get("about")
@@ -187,15 +193,20 @@ def visible(value: object, longest: int = _LONGEST, *, private: bool = False) ->
     return "".join(c if c.isprintable() or c in _INVISIBLE_BUT_MEANT else repr(c)[1:-1] for c in text)
 
 
-def _gallery(contents: Contents, source: Source | None, labels: np.ndarray | None) -> Gallery | None:
+def _gallery(
+    contents: Contents, source: Source | None, labels: np.ndarray | None, metadata: Path | None, progress: Progress
+) -> Gallery | None:
     clusters = contents.clusters
     if clusters is None or not len(clusters.cluster):
+        if metadata is not None:
+            raise ValueError(f"--metadata {metadata}: the run has no clusters that could agree with it")
         return None
-    copies = None
+    copies, stability = None, None
     if contents.vectors is not None:
         at = rows_of(clusters.ids, contents.vectors.ids)  # (N,) rows of the embeddings
         numbers = contents.vectors.copies
         copies = np.where(at >= 0, numbers[at], -1 - np.arange(len(at))) if len(numbers) else None
+        stability = _stability(contents.vectors, clusters.cluster, at, progress)
     row_labels = None
     if source is not None and labels is not None:
         names = clusters.ids.to_pylist()
@@ -207,8 +218,37 @@ def _gallery(contents: Contents, source: Source | None, labels: np.ndarray | Non
         copies=copies,
         labels=row_labels,
         class_names=getattr(source, "class_names", None),
+        stability=stability,
+        metadata=None if metadata is None else _columns(metadata, clusters.ids.to_pylist()),
         cards=_CARDS,
     )
+
+
+def _stability(vectors: Vectors, cluster: np.ndarray, at: np.ndarray, progress: Progress) -> dict[int, float]:
+    """The clusters' stability, from at most 20,000 images; `at` (N,) are the rows of the embeddings, -1 = none."""
+    from selfcluster.reporting.stability import MOST_ROWS, cluster_stability
+
+    begun = time.monotonic()
+    known = np.flatnonzero((at >= 0) & (cluster >= 0))
+    known = known[sample_rows(len(known), MOST_ROWS)]
+    known = known[np.argsort(at[known], kind="stable")]  # vectors are read in their order on the disk
+    found = cluster_stability(vectors.take(at[known]), cluster[known])
+    if found and progress is not None:
+        progress(f"  clustered {len(known):,} images again with another seed in {time.monotonic() - begun:.1f} s")
+    return found
+
+
+def _columns(path: Path, ids: list[str]) -> dict[str, tuple[np.ndarray, list[str]]]:
+    """Numbers (N,) and names of the values of each column that groups the images."""
+    cells = read_columns(str(path), ids, "--metadata")
+    columns = {name: one_tag(values) for name, values in cells.items()}
+    grouping = {name: found for name, found in columns.items() if 1 < len(found[1]) < (found[0] >= 0).sum()}
+    if not grouping:
+        raise ValueError(
+            f"--metadata {path}: no column groups the images: {', '.join(columns)} have one value for all, or another "
+            "for each"
+        )
+    return grouping
 
 
 def _rank(contents: Contents) -> tuple[float | None, int | None]:
