@@ -20,9 +20,9 @@ from selfcluster.data.sources import open_source
 from selfcluster.reporting.page import render_report, write_report
 from selfcluster.runs.curation import append_rows, read_rows
 from selfcluster.runs.groups import read_groups
-from selfcluster.runs.tables import read_clusters
+from selfcluster.runs.tables import read_clusters, read_embeddings
 from selfcluster.serve.curation import CurationServer
-from tests.reporting.folders import make_run, write_clusters
+from tests.reporting.folders import make_run, write_clusters, write_vectors
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 if not (CHROMIUM and DRIVER):
@@ -141,8 +141,6 @@ def test_an_image_opens_large_with_its_neighbors(page):
 
 
 def test_the_nearest_images_are_those_of_the_embeddings(page, run):
-    from selfcluster.runs.tables import read_embeddings
-
     table = read_embeddings(run / "embeddings.parquet")
     unit = table.vectors / np.linalg.norm(table.vectors, axis=1, keepdims=True)
     page.execute_script("document.querySelector('#cluster-0 .thumb').click()")
@@ -439,6 +437,90 @@ def test_clusters_are_sorted_by_stability_and_by_agreement_with_a_column(browser
 def shades_of(shades, cluster, number):
     own = [shade for shade, c in zip(shades, cluster, strict=True) if c == number]
     return [own.count(shade) / len(own) for shade in own]
+
+
+def choose_groups(browser, count):
+    choice = "const s = document.querySelector('[name=groups]'); s.value = arguments[0];"
+    browser.execute_script(f"{choice} s.dispatchEvent(new Event('change'))", str(count))
+
+
+def titles_by_group(browser):
+    """The titles of the pictures below each head, by the text of the head, from top to bottom."""
+    found = {}
+    parts = browser.execute_script("""
+        return [...document.querySelectorAll("#browser .inner > *")].map((e) => [parseFloat(e.style.top),
+            e.tagName, e.tagName === "H3" ? e.textContent.trim() : e.querySelector(".tile").title]);
+    """)
+    for _, kind, text in sorted(parts, key=lambda part: part[0]):
+        if kind == "H3":
+            found[text] = []
+        else:
+            list(found.values())[-1].append(text)
+    return found
+
+
+def test_a_cluster_falls_into_the_groups_of_its_embeddings_and_a_group_becomes_a_cluster(browser, run):
+    table = read_clusters(run / "clusters.parquet")
+    write_clusters(run / "clusters.parquet", table.ids, np.zeros(24, int), table.distances)  # of three far groups
+    browser.get(write_report(run, open_source(str(run.parents[1] / "photos"))).as_uri())
+    browser.execute_script("localStorage.clear()")
+    browser.refresh()
+    open_cluster(browser, 0)
+    assert not texts(browser, "#browser .group")
+    choose_groups(browser, 3)
+    groups = titles_by_group(browser)
+    assert [text.split(" · ")[1] for text in groups] == ["8 images"] * 3
+    assert {frozenset(names) for names in groups.values()} == {frozenset(table.ids[n::3]) for n in range(3)}
+    near = dict(zip(table.ids, table.distances.tolist(), strict=True))
+    assert all([*map(near.get, names)] == sorted(map(near.get, names)) for names in groups.values())
+
+    second = list(groups.values())[1]
+    browser.find_elements(By.CSS_SELECTOR, "#browser .group input")[1].click()  # by the pointer, head and all
+    assert "24 images, 8 ticked" in one(browser, "#browser .count").text
+    assert list(titles_by_group(browser))[1] == "Group 2 · 8 images, 8 ticked"
+    assert browser.switch_to.active_element.get_attribute("data-place") == "group1"  # drawn again, still in focus
+    click(browser, "[data-do=split]")
+    left = titles_by_group(browser)
+    assert [text.split(" · ")[0] for text in left] == ["Group 1", "Group 3"]  # the others stay as they are
+    assert list(left.values()) == [names for n, names in enumerate(groups.values()) if n != 1]
+    click(browser, "#browser [data-do=undo]")
+    assert [*titles_by_group(browser).values()] == [*groups.values()]
+    click(browser, "#browser .group input")
+    tick_first(browser, 1)  # of group 3
+    boxes = browser.find_elements(By.CSS_SELECTOR, "#browser .group input")
+    assert [box.get_property("checked") for box in boxes] == [True, True, False]
+    assert [box.get_property("indeterminate") for box in boxes] == [False, False, True]
+    click(browser, "#browser .group input")  # unticks the first group
+    assert "24 images, 9 ticked" in one(browser, "#browser .count").text
+    assert [*titles_by_group(browser).values()][1] == second
+    click(browser, "#browser .tile")  # the first picture of the first group opens, among all
+    assert one(browser, "#viewer h2").text == next(iter(groups.values()))[0]
+    assert one(browser, "#viewer .facts-line").text.startswith("1 of 24")
+    click(browser, "#viewer [data-do=close]")
+    click(browser, "#browser [data-do=close]")
+    assert [row["action"] for row in kept_rows(browser)][:3] == ["select", "split", "undo"]
+    open_cluster(browser, 0)
+    choose_groups(browser, 1)
+    assert not texts(browser, "#browser .group")
+    assert not browser.get_log("browser")
+
+
+def kept_rows(browser):
+    return json.loads(browser.execute_script("return Object.values(localStorage).find((v) => v.includes('select'))"))
+
+
+def test_an_image_without_an_embedding_stands_in_a_section_of_its_own(browser, run):
+    vectors = read_embeddings(run / "embeddings.parquet")
+    table = read_clusters(run / "clusters.parquet")
+    write_clusters(run / "clusters.parquet", table.ids, np.zeros(24, int), table.distances)
+    write_vectors(run / "embeddings.parquet", vectors.ids[1:], vectors.vectors[1:])
+    browser.get(write_report(run, open_source(str(run.parents[1] / "photos"))).as_uri())
+    open_cluster(browser, 0)
+    choose_groups(browser, 2)
+    groups = titles_by_group(browser)
+    assert groups["Without an embedding · 1 image"] == [vectors.ids[0]]
+    assert sorted(name for names in groups.values() for name in names) == sorted(table.ids)
+    assert not browser.get_log("browser")
 
 
 def test_one_value_of_the_loss_is_words_and_no_drawing(browser, run):

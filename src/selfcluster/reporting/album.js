@@ -47,10 +47,14 @@ function tileOf(i, side, onclick, label = shown(album.ids[i])) {
 
 // the nearest images by the packed vectors; on 20,000 images a few milliseconds
 let packed = null;
+function packedVectors() {
+  packed = packed || new Int8Array(bytes(album.vectors).buffer);
+  return packed;
+}
 function nearestTo(i, count) {
   const { dim, n } = album, without = new Set(album.vectorless);
   if (!dim || without.has(i)) return [];
-  packed = packed || new Int8Array(bytes(album.vectors).buffer);
+  packedVectors();
   const far = new Float64Array(n);
   for (let j = 0, at = 0; j < n; j++) {
     let sum = 0;
@@ -63,13 +67,21 @@ function nearestTo(i, count) {
   return Array.from(far.keys()).filter((j) => far[j] < Infinity).sort((a, b) => far[a] - far[b]).slice(0, count);
 }
 
-// ---- a list of images of any length: only the rows in sight are in the document
+// ---- a list of images of any length, in titled sections or in one: only what is in sight is in the document
+const HEAD = 46; // pixels of a section's title
 class ImageList {
-  constructor(box, open, tick, ticked) {
-    Object.assign(this, { box, open, tick, ticked, images: [] });
+  constructor(box, { open, tick, ticked, tickAll }) {
+    Object.assign(this, { box, open, tick, ticked, tickAll, images: [], sections: [] });
     this.inner = box.appendChild(make("div", { className: "inner" }));
     box.addEventListener("scroll", () => this.draw());
     new ResizeObserver(() => this.draw(true)).observe(box);
+  }
+
+  // `sections`: a title and images each; one without a title has no head
+  fill(sections) {
+    let from = 0;
+    this.sections = sections.map(({ title, images }) => ({ title, images, from: (from += images.length) - images.length }));
+    this.images = sections.flatMap(({ images }) => images);
   }
 
   show() {
@@ -80,25 +92,51 @@ class ImageList {
   draw(anew = false) {
     const width = this.box.clientWidth;
     if (!width) return;
-    const columns = Math.max(2, Math.floor(width / 116)), side = Math.floor(width / columns), gap = 6;
-    const first = Math.max(0, Math.floor(this.box.scrollTop / side) - 2);
-    const last = Math.ceil((this.box.scrollTop + this.box.clientHeight) / side) + 2;
-    if (!anew && first === this.first && last === this.last) return;
-    [this.first, this.last] = [first, last];
-    this.inner.style.height = Math.ceil(this.images.length / columns) * side + "px";
+    const columns = Math.max(2, Math.floor(width / 116)), side = Math.floor(width / columns);
+    const seen = Math.floor(this.box.scrollTop / side);
+    if (!anew && seen === this.seen) return;
+    this.seen = seen;
+    const from = (seen - 2) * side, to = this.box.scrollTop + this.box.clientHeight + 3 * side;
     const focused = document.activeElement && document.activeElement.dataset.place;
     this.inner.replaceChildren();
-    for (let at = first * columns; at < Math.min(this.images.length, last * columns); at++) {
-      const i = this.images[at], name = shown(album.ids[i]);
-      const picture = tileOf(i, side - gap, () => this.open(at));
-      picture.dataset.place = at;
-      const box = make("input", { type: "checkbox", checked: this.ticked(i), ariaLabel: "Tick " + name });
-      box.addEventListener("change", () => this.tick(i, box.checked));
-      const cell = make("div", { className: "cell" }, picture, box);
-      cell.style.left = (at % columns) * side + "px";
-      cell.style.top = Math.floor(at / columns) * side + "px";
-      this.inner.append(cell);
-      if (String(at) === focused) picture.focus({ preventScroll: true });
-    }
+    let top = 0;
+    this.sections.forEach((section, n) => {
+      if (section.title) {
+        if (top < to && top + HEAD > from) this.inner.append(this.head(section, n, top));
+        top += HEAD;
+      }
+      const rows = Math.ceil(section.images.length / columns);
+      const first = Math.max(0, Math.floor((from - top) / side)), last = Math.min(rows, Math.ceil((to - top) / side));
+      for (let k = first * columns; k < Math.min(section.images.length, last * columns); k++) {
+        const left = (k % columns) * side;
+        this.inner.append(this.cell(section.from + k, left, top + Math.floor(k / columns) * side, side - 6));
+      }
+      top += rows * side;
+    });
+    this.inner.style.height = top + "px";
+    const again = focused && this.inner.querySelector(`[data-place="${focused}"]`);
+    if (again) again.focus({ preventScroll: true });
+  }
+
+  cell(at, left, top, side) {
+    const i = this.images[at], picture = tileOf(i, side, () => this.open(at));
+    picture.dataset.place = at;
+    const box = make("input", { type: "checkbox", checked: this.ticked(i), ariaLabel: "Tick " + shown(album.ids[i]) });
+    box.dataset.place = "tick" + at;
+    box.addEventListener("change", () => this.tick(i, box.checked));
+    const cell = make("div", { className: "cell" }, picture, box);
+    Object.assign(cell.style, { left: left + "px", top: top + "px" });
+    return cell;
+  }
+
+  head({ title, images }, n, top) {
+    const ticked = images.filter((i) => this.ticked(i)).length;
+    const box = make("input", { type: "checkbox", checked: ticked === images.length, indeterminate: ticked > 0 && ticked < images.length });
+    box.dataset.place = "group" + n;
+    box.addEventListener("change", () => this.tickAll(images, box.checked));
+    const words = ` ${title} · ${imagesText(images.length)}` + (ticked ? `, ${number(ticked)} ticked` : "");
+    const head = make("h3", { className: "group" }, make("label", {}, box, words));
+    head.style.top = top + "px";
+    return head;
   }
 }

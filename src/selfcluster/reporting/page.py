@@ -42,7 +42,7 @@ from selfcluster.reporting.workbench import build_workbench
 from selfcluster.runs.contents import Contents, Vectors, is_untrained, method_of, read_contents
 
 _CARDS = 60
-_PARTS = ("album", "curation", "work", "map", "suspects")  # of the script, in this order
+_PARTS = ("album", "curation", "subgroups", "work", "map", "suspects")  # of the script, in this order
 _MOST_ROWS = 2_000  # clusters without pictures
 _MOST_BAD = 500
 _ABSOLUTE = re.compile(r"(?<![\w.…/:])(/)((?:[^\s/'\"]+/)+[^\s/'\"]+)")

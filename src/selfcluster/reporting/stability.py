@@ -51,7 +51,7 @@ def cluster_stability(vectors: np.ndarray, cluster: np.ndarray, seed: int = 1) -
             KMeans(k, init="k-means++", max_iter=_ITERATIONS, random_state=seed * _RESTARTS + r).fit(x)
             for r in range(restarts)
         ]
-    again = min(fits, key=lambda fit: fit.inertia_).labels_
+    again = np.asarray(min(fits, key=lambda fit: fit.inertia_).labels_)
     return dict(zip(numbers.tolist(), best_overlaps(own, again).tolist(), strict=True))
 
 

@@ -59,11 +59,19 @@ viewer.addEventListener("keydown", (event) => {
 });
 
 // ---- all images of a cluster, or of a search
-const list = new ImageList(browser.querySelector(".list"), (place) => look(list.images, place), tick, (i) => state.ticked.has(i));
+const ids = (images) => images.map((i) => album.ids[i]);
+function tickAll(images, wish) {
+  const rest = images.filter((i) => state.ticked.has(i) !== wish);
+  if (rest.length) act({ action: wish ? "select" : "unselect", images: ids(rest) });
+}
+const list = new ImageList(browser.querySelector(".list"), {
+  open: (place) => look(list.images, place), tick, ticked: (i) => state.ticked.has(i), tickAll,
+});
 let open = null, order = "nearest"; // open: a cluster's number, or a title and a function that gives images
+let parts = 1, groupOf = new Map(); // groups that the open cluster is shown in, and the group of each image
 
 function browse(what) {
-  if (what !== open) order = "nearest";
+  if (what !== open) [order, parts, groupOf] = ["nearest", 1, new Map()];
   open = what;
   fill();
   if (!browser.open) browser.showModal();
@@ -104,21 +112,26 @@ function fill() {
     make("option", { value: "", textContent: "Merge into…" }),
     ...others.map((c) => make("option", { value: c, textContent: nameOf(c) })),
   );
-  list.images = images;
+  const groups = browser.querySelector("[name=groups]");
+  groups.hidden = !isCluster || !album.dim || images.length < 2;
+  groups.value = parts;
+  list.fill(isCluster && parts > 1 ? sectionsOf(images) : [{ images }]);
 }
 
-const ids = (images) => images.map((i) => album.ids[i]);
+// an image that leaves the cluster leaves its group; the other groups stay as they are
+function sectionsOf(images) {
+  if (!images.every((i) => groupOf.has(i))) groupOf = subgroups(images, parts);
+  const made = Array.from({ length: parts + 1 }, (_, n) => (
+    { title: n < parts ? `Group ${n + 1}` : "Without an embedding", images: images.filter((i) => groupOf.get(i) === n) }
+  ));
+  return made.filter((section) => section.images.length);
+}
+
 const browserActions = {
   split: () => act({ action: "split", cluster: open, images: ids(list.images.filter((i) => state.ticked.has(i))), name: "" }),
   rubbish: () => act({ action: state.rubbish.has(open) ? "keep" : "rubbish", cluster: open }),
-  all: () => {
-    const rest = list.images.filter((i) => !state.ticked.has(i));
-    if (rest.length) act({ action: "select", images: ids(rest) });
-  },
-  none: () => {
-    const own = list.images.filter((i) => state.ticked.has(i));
-    if (own.length) act({ action: "unselect", images: ids(own) });
-  },
+  all: () => tickAll(list.images, true),
+  none: () => tickAll(list.images, false),
   undo: () => undo(),
   tools: () => { // folded where the window is small
     const isOpen = browser.classList.toggle("with-tools");
@@ -136,6 +149,10 @@ browser.querySelector("[name=into]").addEventListener("change", (event) => {
   if (into === "") return;
   act({ action: "merge", cluster: open, into: Number(into) });
   browse(Number(into));
+});
+browser.querySelector("[name=groups]").addEventListener("change", (event) => {
+  [parts, groupOf] = [Number(event.target.value), new Map()];
+  browse(open);
 });
 browser.querySelectorAll("[data-order-by]").forEach((button) => button.addEventListener("click", () => {
   order = button.dataset.orderBy;
