@@ -606,6 +606,46 @@ def test_on_a_served_page_every_action_is_in_the_run(browser, served, run):
     assert not browser.get_log("browser")
 
 
+def test_the_viewer_of_a_served_page_shows_what_a_vision_transformer_looks_at(browser, run):
+    from selfcluster.models.backbones import make_backbone, save_backbone
+
+    module = make_backbone("vit_tiny_patch4_32", channels=3, image_size=32, depth=1)
+    save_backbone(run, module, (0.5,) * 3, (0.25,) * 3, 32)
+    source = open_source(str(run.parents[1] / "photos"))
+    with CurationServer(run, source, lambda token: render_report(run, source, token=token)) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            browser.get(server.address)
+            browser.execute_script("document.querySelector('#cluster-1 .thumb').click()")
+            picture, button = one(browser, "#viewer img"), one(browser, "#viewer [data-do=attention]")
+            wait(picture.is_displayed)
+            button.click()
+            wait(picture.is_displayed)
+            assert picture.get_attribute("src").startswith(server.address + "attention/")
+            size = "return [arguments[0].naturalWidth, arguments[0].naturalHeight]"
+            wait(lambda: browser.execute_script(size, picture) == [224, 224])
+            assert picture.get_attribute("alt").startswith("What the network looks at in photo")
+            colors = """
+                const pen = new OffscreenCanvas(224, 224).getContext("2d");
+                pen.drawImage(arguments[0], 0, 0);
+                return new Set(pen.getImageData(0, 0, 224, 224).data).size;
+            """
+            assert browser.execute_script(colors, picture) > 20  # the photograph itself is of one shade
+            one(browser, "#viewer [data-do=next]").click()  # the next image shows its map, too
+            wait(picture.is_displayed)
+            assert "/attention/" in picture.get_attribute("src")
+            button.click()
+            wait(lambda: "/images/" in picture.get_attribute("src"))
+            assert not browser.get_log("browser")
+        finally:
+            server.shutdown()
+            thread.join()
+    path = write_report(run, source)  # a file cannot ask a network
+    browser.get(path.as_uri())
+    assert not browser.find_elements(By.CSS_SELECTOR, "[data-do=attention]")
+
+
 def test_two_tabs_see_each_others_actions(browser, served, run):
     open_cluster(browser, 0)
     rename(browser, "first")

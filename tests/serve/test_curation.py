@@ -145,6 +145,27 @@ def test_strangers_are_refused(server, run, path, headers):
     assert not (run / CURATION).exists()
 
 
+def test_there_is_an_attention_map_only_of_the_runs_images_and_of_a_transformer(server, run):
+    status, content, _ = ask(server, "attention/" + quote(HOSTILE[0]))
+    assert (status, json.loads(content)["error"]) == (404, "the network of this run is no vision transformer")
+    spec = {"model_name": "vit_of_nobody"}
+    (run / "backbone.json").write_text(json.dumps(spec))
+    source = open_source(str(run.parent / "photos"))
+    with CurationServer(run, source, lambda token: f"<p>{token}</p>") as other:
+        threading.Thread(target=other.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        try:
+            for name in ("../secret.txt", "none.png"):
+                status, content, _ = ask(other, "attention/" + quote(name, safe=""))
+                assert status == 404
+                assert "no image" in json.loads(content)["error"]
+            status, content, _ = ask(other, "attention/" + quote(HOSTILE[0]))  # a network that cannot be loaded
+            assert status in (404, 500)
+            assert json.loads(content)["error"]
+            assert ask(other, f"/{'x' * 32}/attention/{quote(HOSTILE[0])}")[0] == 403
+        finally:
+            other.shutdown()
+
+
 def test_the_own_page_is_let_in(server):
     own = f"http://127.0.0.1:{server.server_port}"
     status, content, headers = ask(server, "", Origin=own, Sec_Fetch_Site="same-origin")

@@ -5,9 +5,12 @@ H heads, h x w patches, S side of the image in pixels. Drawn with Pillow, enlarg
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import io
+import json
+import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -16,7 +19,14 @@ from selfcluster.data.decode import BadImage, decode
 from selfcluster.data.ranges import ValueRange
 from selfcluster.runs.folder import is_run, read_config
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from selfcluster.models.preprocessing import Preprocessing
+
+_ARCHITECTURE = "backbone.json"  # `models/backbones.py` has the name, too, but loads torch
 _SIDE = 224  # pixels: smaller images are enlarged to this, or patches could not be told apart
+_HEAT = 0.6  # share of the colors where they lie over a gray image
 _DIM = 0.2  # brightness of what is outside the mask
 # from little attention to much; lightness rises evenly, so that a gray print says the same
 _SCALE = np.array([[13, 8, 35], [92, 25, 98], [178, 52, 84], [238, 122, 60], [252, 245, 184]], dtype=np.float64)
@@ -29,19 +39,10 @@ def write_attention(
     if not files or not 0 < share <= 1:
         raise ValueError(f"{len(files)} images, share={share}: name at least one image, and a share above 0 up to 1")
 
-    import torch
-
-    from selfcluster.models.attention import class_maps, last_attention, mass_mask
-    from selfcluster.training.load import load_network
-    from selfcluster.training.precision import pick_device
-    from selfcluster.views.crops import center
+    from selfcluster.models.attention import mass_mask
 
     folder = Path(out) if out is not None else run / "attention" if run.is_dir() else Path("attention")
-    opened = load_network(str(run), image_size)
-    images = opened.preprocessing
-    target = pick_device(device)
-    network = opened.module.to(target).eval()
-    offset, scale = torch.tensor(images.mean)[:, None, None], torch.tensor(images.std)[:, None, None]
+    images, look = _open(run, image_size, device)
     used = ValueRange.of(read_config(run).get("range") if is_run(run) else None)
     stems = [file.stem for file in files]
     pictures: list[Path] = []
@@ -49,18 +50,80 @@ def write_attention(
     for number, file in enumerate(files):
         try:
             decoded = decode(file.read_bytes(), channels=images.channels, value_range=used)
-            pixels = center(  # (S, S, C)
-                decoded, images.image_size, images.interpolation, images.crop_pct, images.crop_mode
-            )
         except (BadImage, OSError) as error:
             raise ValueError(f"{file}: {getattr(error, 'strerror', None) or error}; name image files") from error
-        image = (torch.from_numpy(pixels).permute(2, 0, 1) / 255 - offset) / scale
-        whole, grid = last_attention(network, image[None].to(target))
-        maps = class_maps(whole, grid)[0].cpu()  # (H, h, w)
+        pixels, maps, grid = look(decoded)
         heads = len(maps)
         name = file.stem if stems.count(file.stem) == 1 else f"{number}-{file.stem}"
         pictures += draw_attention(pixels, maps.numpy(), mass_mask(maps.mean(dim=0), share).numpy(), folder, name)
     return {"out": str(folder), "heads": heads, "grid": list(grid), "pictures": [str(path) for path in pictures]}
+
+
+def _open(
+    run: Path, image_size: int | None, device: str
+) -> tuple[Preprocessing, Callable[[np.ndarray], tuple[np.ndarray, Tensor, tuple[int, int]]]]:
+    """How the network of `run` takes images, and a function from an image (height, width, C) to what the network saw
+    of it (S, S, C), its maps (H, h, w) and h, w."""
+    import torch
+
+    from selfcluster.models.attention import class_maps, last_attention
+    from selfcluster.training.load import load_network
+    from selfcluster.training.precision import pick_device
+    from selfcluster.views.crops import center
+
+    opened = load_network(str(run), image_size)
+    images = opened.preprocessing
+    target = pick_device(device)
+    network = opened.module.to(target).eval()
+    offset, scale = torch.tensor(images.mean)[:, None, None], torch.tensor(images.std)[:, None, None]
+
+    def look(decoded: np.ndarray) -> tuple[np.ndarray, Tensor, tuple[int, int]]:
+        pixels = center(decoded, images.image_size, images.interpolation, images.crop_pct, images.crop_mode)
+        image = (torch.from_numpy(pixels).permute(2, 0, 1) / 255 - offset) / scale
+        whole, grid = last_attention(network, image[None].to(target))
+        return pixels, class_maps(whole, grid)[0].cpu(), grid
+
+    return images, look
+
+
+def is_transformer(run: Path) -> bool:
+    """Whether the network in a run folder is a plain vision transformer by its name; nothing is loaded."""
+    try:
+        name = json.loads((run / _ARCHITECTURE).read_text("utf-8"))["model_name"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return isinstance(name, str) and name.startswith(("vit_", "deit"))
+
+
+class AttentionPictures:
+    """Pictures of what the network of a run looks at, the mean of its heads over the image; loaded at the first one.
+
+    Calls from several threads take turns.
+    """
+
+    def __init__(self, run: Path) -> None:
+        self._run, self._lock, self._opened = run, threading.Lock(), None
+
+    def picture(self, read: Callable[[int], np.ndarray]) -> bytes:
+        """Return a square picture as PNG.
+
+        Args:
+            read: gives the image (height, width, C) uint8 for a number of channels C.
+
+        Raises:
+            ValueError: the network has no such attention.
+        """
+        with self._lock:
+            if self._opened is None:
+                self._opened = _open(self._run, None, "cpu")
+            images, look = self._opened
+            pixels, maps, _ = look(read(images.channels))
+        side = max(_SIDE, pixels.shape[0])
+        seen = Image.fromarray(np.ascontiguousarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)).convert("L")
+        heat = Image.fromarray(colored(maps.mean(dim=0).numpy())).resize((side, side), Image.Resampling.BICUBIC)
+        buffer = io.BytesIO()
+        Image.blend(seen.resize((side, side)).convert("RGB"), heat, _HEAT).save(buffer, "PNG")
+        return buffer.getvalue()
 
 
 def draw_attention(image: np.ndarray, maps: np.ndarray, mask: np.ndarray, folder: Path, name: str) -> list[Path]:

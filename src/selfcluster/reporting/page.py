@@ -30,6 +30,7 @@ from selfcluster.evaluation.metadata import one_tag, read_columns
 from selfcluster.files import make_writable, write_atomically
 from selfcluster.reporting.album import rows_of
 from selfcluster.reporting.assignments import which_clusters
+from selfcluster.reporting.attention import is_transformer
 from selfcluster.reporting.colors import cluster_colors
 from selfcluster.reporting.curves import loss_curve, other_curves
 from selfcluster.reporting.evaluations import shown_results
@@ -140,6 +141,7 @@ def render_report(
         title=title or run.resolve().name,
         policy=_policy(script, served=bool(token), has_files=work is not None and work.data["base"] is not None),
         token=token,
+        has_attention=bool(token) and is_transformer(run),
         style=Markup(package_file("style.css")),
         script=Markup(script),
         work=work,

@@ -1,6 +1,8 @@
 // ---- one image, large, with its neighbors
 const viewer = element("viewer"), browser = element("browser"), desk = element("desk");
 const picture = viewer.querySelector(".stage").appendChild(make("img", { hidden: true }));
+const attention = viewer.querySelector("[data-do=attention]"); // of a served page whose network is a ViT
+const isAttention = () => Boolean(attention) && attention.getAttribute("aria-pressed") === "true";
 let around = [], at = 0; // the list that the image stands in, and its place there
 
 function look(images, place) {
@@ -8,9 +10,13 @@ function look(images, place) {
   const i = around[at], id = album.ids[i], small = viewer.querySelector(".large");
   viewer.querySelector("h2").textContent = shown(id);
   picture.hidden = true;
-  picture.alt = shown(id);
+  picture.alt = (isAttention() ? "What the network looks at in " : "") + shown(id);
   picture.onload = () => { picture.hidden = false; };
-  if (server) picture.src = "images/" + encodeURIComponent(id);
+  picture.onerror = () => {
+    if (isAttention()) viewer.querySelector(".facts-line").textContent = "No attention map could be made of this image.";
+  };
+  if (isAttention()) picture.src = "attention/" + encodeURIComponent(id);
+  else if (server) picture.src = "images/" + encodeURIComponent(id);
   else if (album.base) picture.src = album.base + id.split("/").map(encodeURIComponent).join("/");
   else picture.removeAttribute("src");
   tellOfImage();
@@ -48,6 +54,10 @@ const viewerActions = {
   next: () => move(1),
   tick: () => tick(around[at], !state.ticked.has(around[at])),
   cluster: () => { viewer.close(); browse(clusterOf(around[at])); },
+  attention: () => {
+    attention.setAttribute("aria-pressed", String(!isAttention()));
+    look(around, at);
+  },
   close: () => viewer.close(),
 };
 viewer.addEventListener("keydown", (event) => {

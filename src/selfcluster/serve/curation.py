@@ -3,7 +3,8 @@
     GET  /TOKEN/           the page, which names the token
     GET  /TOKEN/curation   all rows, as a JSON array
     POST /TOKEN/curation   a JSON array of rows to append, all or none of them; the answer holds all rows
-    GET  /TOKEN/images/ID  an image of the run, in a format that browsers show
+    GET  /TOKEN/images/ID  an image of the run, in a format that browsers show.
+    GET  /TOKEN/attention/ID  its attention map, as PNG
 
 Only this machine reaches the server. Pages of other sites are refused by their origin, other names for this machine by
 the host that they name, and other users by the token. An answer that is no 200 is {"error": sentence}.
@@ -28,6 +29,7 @@ import numpy as np
 from selfcluster.data.errors import BadImage
 from selfcluster.data.images import open_content
 from selfcluster.data.sources import Source
+from selfcluster.reporting.attention import AttentionPictures, is_transformer
 from selfcluster.runs.curation import MAX_ROW_BYTES, CurationError, append_rows, read_rows
 from selfcluster.runs.tables import CLUSTERS, clusters_of
 
@@ -75,6 +77,7 @@ class CurationServer(ThreadingHTTPServer):
         self.run, self.source, self._render = run, source, render
         self.token = token or secrets.token_urlsafe(24)
         self._place = {} if source is None else {name: row for row, name in enumerate(source.ids)}
+        self._attention = AttentionPictures(run) if is_transformer(run) else None
         self._lock = threading.Lock()
         self._read_run()
         try:
@@ -132,6 +135,20 @@ class CurationServer(ThreadingHTTPServer):
         except (BadImage, OSError, ValueError) as error:
             raise Refused(HTTPStatus.NOT_FOUND, f"{name[:80]} cannot be read: {error}") from error
 
+    def attention(self, name: str) -> tuple[bytes, str]:
+        """Return the attention map of an image and its type, by the image's id; raise Refused where there is none."""
+        if self._attention is None:
+            raise Refused(HTTPStatus.NOT_FOUND, "the network of this run is no vision transformer")
+        source = self.source
+        if source is None or name not in self._place:
+            raise Refused(HTTPStatus.NOT_FOUND, f"no image {json.dumps(name[:80])} in this run")
+        try:
+            data = source.read(self._place[name])
+            made = self._attention.picture(lambda channels: open_content(source, data).pixels(channels, _LARGEST_SIDE))
+        except (BadImage, OSError, ValueError) as error:
+            raise Refused(HTTPStatus.NOT_FOUND, f"no attention map of {name[:80]}: {error}") from error
+        return made, "image/png"
+
     def _read_run(self) -> None:
         self._made_from = self._version()
         self._start = clusters_of(self.run).by_id()
@@ -173,6 +190,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._send_json(self.server.rows())
         elif path.startswith("images/"):
             self._send(*self.server.image(unquote(path.removeprefix("images/"), errors="surrogateescape")))
+        elif path.startswith("attention/"):
+            self._send(*self.server.attention(unquote(path.removeprefix("attention/"), errors="surrogateescape")))
         else:
             raise Refused(HTTPStatus.NOT_FOUND, "no such page")
 
