@@ -150,7 +150,8 @@ def run_command(**settings: Any) -> tuple[object, str]:
             lines.append(_line(words, len(pairs), pairs))
     if result["hashes"] is not None and "written" in result["hashes"]:
         lines.append(
-            f"{result['hashes']['file']}: {result['hashes']['written']} hashes written; audit again to compare"
+            f"{result['hashes']['file']}: {result['hashes']['written']} hashes written; "
+            "run the same command later to compare"
         )
     elif result["hashes"] is not None:
         lines += ["", f"since {result['hashes']['file']} was written"]

@@ -145,7 +145,9 @@ def _cluster_table(
     path = path.with_suffix(".parquet")  # and a twin
     if not file.is_file():
         check_finished(where)
-        raise RunError(f"{file}: no embeddings there; make them with: selfcluster embed {where} DATA --out {file}")
+        raise RunError(
+            f"{file}: the file contains no embeddings; make them with: selfcluster embed {where} DATA --out {file}"
+        )
     make_writable(path.parent)
     table = tables.read_embeddings(file)
     console = Console(quiet)
@@ -188,7 +190,7 @@ def _keep_decisions(run: Path, ids: list[str], clusters: np.ndarray, console: Co
         before = read_clusters(run / CLUSTERS)
         if before.ids == ids and np.array_equal(before.clusters, clusters):
             return
-    console.say(f"the clusters are new: {set_aside(run)} keeps the names and merges of the old ones")
+    console.say(f"the clusters are new; {set_aside(run)} keeps the names and merges of the old clusters")
 
 
 def _holds_vectors(path: Path) -> bool:

@@ -63,7 +63,7 @@ def embed(
     where = Path(run)
     trained = run_config(where) if is_run(where) else {}
     if data is None and not trained:
-        raise RunError(f"{run} is no run folder, so it names no images: say which")
+        raise RunError(f"{run} is no run folder, so it names no images: add a folder of images")
     chosen = part_of(trained) if data is None else reading_of(trained)
     source = open_source(trained["data"] if data is None else data, **chosen | subset)
 

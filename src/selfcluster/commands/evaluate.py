@@ -117,13 +117,15 @@ def _rank(protocol: str, runs: Sequence[Any], **settings: Any) -> Result:
     from selfcluster.settings.files import run_config
 
     if protocol != _RANKING:
-        raise ValueError(f"evaluate {protocol} takes one run, not {len(runs)}; compare shows the results of several")
+        raise ValueError(
+            f"evaluate {protocol} takes one run, not {len(runs)}; compare several with: selfcluster compare"
+        )
     if len({os.fspath(run) for run in runs}) < 2:
         raise ValueError(f"evaluate {protocol}: name at least two different runs to rank")
     if settings["train"] is None:
         for run in runs:
             if names_images(run):
-                raise ValueError(f"evaluate {protocol}: {run} is no network; name the images with --train")
+                raise ValueError(f"evaluate {protocol}: {run} is not a run or network; name images with --train")
         places = {str(run_config(Path(run))["data"]) for run in runs if is_run(Path(run))}
         if len(places) > 1:
             raise ValueError(f"the runs were trained on {' and '.join(sorted(places))}; name one set with --train")

@@ -62,9 +62,9 @@ def export(
     if format not in (*_NETWORK, *_CLUSTERS):
         raise ValueError(f"--format {format}: choose one of {', '.join((*_NETWORK, *_CLUSTERS))}")
     if normalize_inside and format != "onnx":
-        raise ValueError("--normalize-inside needs --format onnx: safetensors hold weights, and no operations")
+        raise ValueError("--normalize-inside needs --format onnx, because safetensors files hold weights only")
     if out is None and not Path(run).is_dir():
-        raise ValueError(f"export: {run} is no folder; name the folder of the export with --out")
+        raise ValueError(f"export: {run} is not a folder; name a folder for the export with --out")
     if format in _CLUSTERS:
         return _export_clusters(
             Path(run), Path(run) / "export" / _CLUSTERS[format] if out is None else Path(out), format, data

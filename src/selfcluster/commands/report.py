@@ -144,7 +144,7 @@ def run_command(
     run: str, data: str | None, out: str | None, serve: bool, port: int | None, **settings: Any
 ) -> tuple[object, str]:
     if serve and out is not None:
-        raise ValueError("--out has no effect with --serve: nothing but RUN/curation.jsonl is written")
+        raise ValueError("--out has no effect with --serve, which writes only RUN/curation.jsonl")
     if not serve and port is not None:
         raise ValueError("--port has no effect without --serve")
     if serve:

@@ -95,7 +95,7 @@ class Sorting:
         self.steps = [Step(*parts) for parts in zip(groups.ids, origins, targets, strict=True)]
         inside = next((step.id for step in self.steps if step.origin is None), None)
         if how != "copy" and inside is not None:
-            raise ValueError(f"--{how}: {inside!r} is no file of its own but inside an archive or table; use --copy")
+            raise ValueError(f"--{how}: {inside!r} is inside an archive or table, so it has no file; use --copy")
         self.place = {} if self.source is None else {name: row for row, name in enumerate(self.source.ids)}
         unknown = next((step.id for step in self.steps if step.origin is None and step.id not in self.place), None)
         if self.source is not None and unknown is not None:
@@ -212,7 +212,7 @@ def _earlier_origins(folder: Path, targets: list[PurePosixPath]) -> list[Path | 
         return None
     rows = list(csv.DictReader(io.StringIO((folder / PLAN).read_text("utf-8"))))
     if [row.get("target") for row in rows] != [str(target) for target in targets]:
-        raise ValueError(f"{folder} was sorted by other clusters, as {folder / PLAN} shows; choose another --into")
+        raise ValueError(f"{folder} was sorted by other clusters (see {folder / PLAN}); choose another --into")
     return [Path(os.fsdecode(to_name(row["origin"]))) if row.get("origin") else None for row in rows]
 
 
@@ -238,6 +238,6 @@ def run_command(run: str, into: str, how: How, yes: bool, dry_run: bool, **setti
     if dry_run:
         return result | {"done": 0}, "nothing was changed (--dry-run)"
     if how == "move" and not yes:
-        raise ValueError(f"--move takes the images out of their folders, where {run} expects them; add --yes to do so")
+        raise ValueError(f"--move moves the images away from where {run} expects them; add --yes to confirm")
     result |= {"done": sorting.carry_out()}
     return result, f"{into}: {result['done']:,} done, {result['kept']:,} were there already"

@@ -160,7 +160,7 @@ def compare_hashes(examined: Examined, path: Path) -> dict[str, list[str]]:
     for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1], start=1):
         digest, _, id = line.partition("  ")
         if len(digest) != 64 or not id:
-            raise DataError(f"{path} line {number}: a SHA-256, two spaces and an image's id are needed")
+            raise DataError(f"{path} line {number}: expected a SHA-256, two spaces and the id of an image")
         earlier[id] = digest
     now = {id: digest.hex() for id, digest in zip(examined.ids, examined.digests)}
     return {

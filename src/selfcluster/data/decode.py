@@ -322,7 +322,7 @@ def _check_size(width: int, height: int, max_pixels: int, min_side: int) -> None
     if width * height > max_pixels:
         raise BadImage("too_large", f"{width}x{height} pixels, more than {max_pixels:,}; --max-megapixels raises this")
     if min(width, height) < min_side:
-        raise BadImage("too_small", f"{width}x{height} pixels, the shorter side needs {min_side}")
+        raise BadImage("too_small", f"{width}x{height} pixels, the shorter side needs at least {min_side}")
     if max(width, height) > _STRIPE * min(width, height):
         raise BadImage("too_small", f"{width}x{height} pixels, the shorter side needs a {_STRIPE}th of the longer one")
 
@@ -345,7 +345,7 @@ def _webp_size(data: bytes) -> tuple[int, int]:
     """(width, height) from the container's first chunk (RFC 9649, sections 2.5 to 2.7)."""
     claimed = int.from_bytes(data[4:8], "little") + 8
     if len(data) < max(30, claimed):
-        raise BadImage("truncated", f"WebP of {claimed} bytes, of which {len(data)} exist")
+        raise BadImage("truncated", f"WebP of {claimed} bytes, but the file has only {len(data)}")
     if data[12:16] == b"VP8X":
         return int.from_bytes(data[24:27], "little") + 1, int.from_bytes(data[27:30], "little") + 1
     if data[12:16] == b"VP8L":

@@ -143,7 +143,7 @@ def remarks(seen: SampleDescription, where: str) -> tuple[list[str], list[str]]:
         used = seen["range"]
         notes.append(
             f"images deeper than 8 bits: values {used} become 0..255 ({used.reason or 'as asked'}); "
-            "--range LOW HIGH sets other ones"
+            "--range LOW HIGH sets other values"
         )
     advice = (
         "check what they show; for images deeper than 8 bits, --range LOW HIGH names the values that become 0 and 255"

@@ -259,14 +259,16 @@ def _open(
         return _source(open_array(data, value_range=value_range), "array")
     if isinstance(data, list | tuple):
         raise DataError(
-            f"data is a {type(data).__name__}: write the paths into a .txt file, a line each, and give that"
+            f"data is a {type(data).__name__}: write the paths into a .txt file, one per line, and pass that file"
         )
     text = os.fspath(data)
     if text == "array" and not os.path.exists(text):
-        raise DataError("the images of that run were an array, which is not kept: give the array again as `data`")
+        raise DataError(
+            "the run was made from an array, and a run does not store arrays: pass the array again as `data`"
+        )
     if text.startswith("builtin:"):
         if text != "builtin:digits":
-            raise DataError(f"{text!r} is not built in; 'builtin:digits' is")
+            raise DataError(f"{text!r} is not a built-in set; the only one is 'builtin:digits'")
         return _source(open_digits(), text)
     kind, _, name = (labels_from or "").partition(":")
     column = name if kind in ("column", "columns") else None
@@ -314,7 +316,7 @@ def _open_file(text: str, info: Info, column: str | None) -> Opened:
     what = f" ({kind.name}: {kind.advice})" if kind.advice else ""
     raise DataError(
         f"{text!r} is neither a folder nor a .txt, .csv, .parquet or .tar file{what}; "
-        "an image is given by its folder or a list"
+        "to use one image, give its folder or a list"
     )
 
 
@@ -351,9 +353,9 @@ def _labels(
 def _check_single(source: Source, option: str) -> None:
     """Raise LabelsError unless every image has at most one label."""
     if source.labels is None:
-        raise LabelsError(f"{option} needs labels; say where they are with labels_from (--labels-from)")
+        raise LabelsError(f"{option} needs labels; name their source with labels_from (--labels-from)")
     if source.labels.ndim != 1:
-        raise LabelsError(f"{option} needs one label an image; the images have several")
+        raise LabelsError(f"{option} needs one label an image; these images have several")
 
 
 def _only_classes(source: Source, path: str) -> Source:

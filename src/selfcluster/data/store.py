@@ -189,7 +189,10 @@ def _remote(location: bytes) -> tuple[Any, str]:
     text = location.decode("utf-8", "surrogateescape")
     protocol = text.partition("://")[0]
     if protocol in _REFUSED or "::" in text:
-        raise DataError(f"no data at {text!r}: addresses that run commands or nest other addresses are not read")
+        raise DataError(
+            f"no data at {text!r}: for safety, selfcluster does not read addresses "
+            "that run commands or contain other addresses"
+        )
     try:
         import fsspec
     except ImportError as error:

@@ -191,8 +191,8 @@ class Watch:
             rows = [row for seconds, row in waits if seconds > self.timeout / 2]
             named = ", ".join(self._name(row) for row in rows[:_NAMED]) + (", ..." if len(rows) > _NAMED else "")
             raise ReadTimeout(
-                f"reading did not end within {self.timeout:g} s: {named}. The storage may be away. "
-                "The run can be resumed; --timeout SECONDS waits longer"
+                f"reading did not end within {self.timeout:g} s: {named}. The storage may be disconnected. "
+                "To resume, run the same command again; --timeout SECONDS waits longer"
             )
         for seconds, row in waits:
             if seconds > _WARN_AFTER and row not in self._warned:

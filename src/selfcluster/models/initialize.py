@@ -90,8 +90,8 @@ def initialize(module: nn.Module, path: str | Path, *, allow_partial: bool = Fal
         raise ValueError(f"another network's {report}")
     if found.missing and not allow_partial:
         raise PartialWeights(
-            f"{report}. A network with random parts gives bad features. Name the network that the file belongs to, "
-            "or insist with --allow-partial"
+            f"{report}. A network with random parts gives bad features. Name the network of the file, "
+            "or accept random parts with --allow-partial"
         )
     if found.skipped and not allow_partial:
         raise PartialWeights(

@@ -166,7 +166,7 @@ def find_origin(model: str | Path, network: str | None = None) -> Origin:
             f"there is no {word}; give a run folder, an exported backbone, a file of weights, NETWORK=FILE, "
             f"{STARTER}, {TIMM}NAME or the name of a network of timm's"
         )
-    raise ValueError(f"{word} has no weights: it is the name of an untrained network. timm's own weights: {TIMM}{word}")
+    raise ValueError(f"{word} is a network without weights. To use timm's weights, write {TIMM}{word}")
 
 
 def load_network(
@@ -221,7 +221,7 @@ def starter_file() -> Path:
     for folder in folders:
         for path in sorted(Path(folder, "models").glob("efficientnet-lite0-*.pth")):
             return path
-    raise FileNotFoundError(f"the starter network is not installed. Ways on: {_WAYS}")
+    raise FileNotFoundError(f"the starter network is not installed. Use one of: {_WAYS}")
 
 
 def describe(network: Network) -> str:

@@ -168,7 +168,7 @@ def method_of(config: Mapping[str, object]) -> str | None:
 def _mapping(path: Path) -> dict[str, Any]:
     value = yaml.safe_load(path.read_text("utf-8", "replace"))
     if not isinstance(value, dict):
-        raise ValueError(f"it holds a {type(value).__name__}, not settings")
+        raise ValueError(f"it contains a {type(value).__name__}, not settings")
     return modern_config(value)
 
 

@@ -173,7 +173,7 @@ def read_config(path: Path) -> dict[str, Any]:
         raise RunError(f"{file} is not a mapping of settings")
     for name, kind in (("method", str), ("data", str), ("about", dict)):
         if name in config and not isinstance(config[name], kind):
-            raise RunError(f"{file}: {name!r} is {_one_line(config.get(name))}, not what a run writes there")
+            raise RunError(f"{file}: {name!r} is {_one_line(config.get(name))}, which no run writes")
     try:
         return modern_config(config)
     except FormatError as error:

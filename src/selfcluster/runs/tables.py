@@ -104,7 +104,7 @@ def read_clusters(path: Path) -> ClusterTable:
     table = _read(path, {"id", "cluster", "distance"})
     if wrong_twin(path, table):
         log.warning(
-            "%s is not the twin of %s: it was edited, or an interrupted command left the older one. "
+            "%s is not the twin of %s: it was edited, or an interrupted command did not update it. "
             "`selfcluster cluster` writes both again",
             path.with_suffix(".csv"),
             path,

@@ -60,7 +60,7 @@ def run_config(path: Path) -> dict[str, Any]:
         if not isinstance(source, Mapping) or not isinstance(source.get("images"), int) or source["images"] < 1:
             raise ValueError("about.source.images is not a number of images")
         if not isinstance(summary, Mapping):
-            raise ValueError("about.summary does not describe the images")
+            raise ValueError("about.summary is not a description of the images")
     except (KeyError, ValueError) as error:
         raise RunError(f"{file}: {error.args[0]}. Restore the file, or choose another --out") from error
     return {**config, "method": canonical(config["method"]), **values}

@@ -43,7 +43,7 @@ def check_needs(method: str, said: Mapping[str, Any], source: Source) -> None:
         _check_classes(teacher, source)
     layers_in(said.get("teacher_layer"), len(teachers))
     if target == "distill" and said.get("teacher_layer"):
-        raise ValueError("--teacher-layer has no effect under --target distill, which asks the teacher's classifier")
+        raise ValueError("--teacher-layer has no effect under --target distill, which uses the teacher's classifier")
     if isinstance(rounds, int) and (rounds < 1 or (rounds > 1 and target in AT_EACH_STEP)):
         wanted = "must be 1 or more" if rounds < 1 else f"--target {target} asks the same teacher throughout"
         raise ValueError(f"--rounds {rounds}: {wanted}")
@@ -76,7 +76,7 @@ def _check_labels(who: str, source: Source) -> None:
             f"{who} learns from labels: say where they are with --labels-from (folders, column:NAME or a CSV file)"
         )
     if source.labels.ndim != 1:
-        raise ValueError(f"{who} learns from one label an image; --labels-from gives several")
+        raise ValueError(f"{who} needs one label per image, but --labels-from gives several")
     if len(np.unique(source.labels[source.labels >= 0])) < 2:
         name = (source.class_names or ["?"])[int(source.labels.max())]
         raise ValueError(f"{who} needs two labels or more: by --labels-from all {len(source)} images are {name!r}")
@@ -99,13 +99,15 @@ def _check_teacher(teacher: str, target: str) -> None:
         if state != "finished":
             raise ValueError(f"--teacher {teacher}: that run is {state}; finish it first")
     elif file and not path.exists() and Path(file).is_dir():
-        raise ValueError(f"--teacher {teacher}: {file} is a folder, which says whose its weights are; give it alone")
+        raise ValueError(
+            f"--teacher {teacher}: {file} is a folder, which already names its network; leave NETWORK= out"
+        )
     elif not path.exists() and (file or "/" in teacher) and not Path(file).is_file():
         raise ValueError(f"--teacher {teacher}: there is no {file or teacher}; give {_TEACHER}")
     if target != "distill":
         return
     if not is_run(path):
-        raise ValueError(f"--target distill: {teacher} has no classifier here; only a run of supervised brings its own")
+        raise ValueError(f"--target distill: {teacher} has no classifier here; only runs of supervised have one")
     method = read_config(path).get("method")
     if method != "supervised":
         raise ValueError(

@@ -108,7 +108,10 @@ def _check(schema: Schema, config: RunSettings, facts: DataSummary) -> None:
     if config["minutes"] is not None and config["images_seen"] is not None:
         raise ValueError("--minutes and --images-seen both set the length of the run; leave one of them out")
     if config["global_crops"] < 2 <= schema.paper.get("crops", {}).get("global_crops", 2):
-        raise ValueError(f"--global-crops {config['global_crops']}: {schema.name} compares two full views of an image")
+        raise ValueError(
+            f"--global-crops {config['global_crops']}: {schema.name} compares two full views "
+            "of an image, so at least 2 are needed"
+        )
     if config["local_crops"] and config["local_size"] >= config["image_size"]:
         raise ValueError(
             f"--local-size {config['local_size']}: small views must be smaller than the full ones, "

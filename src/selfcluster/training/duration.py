@@ -80,7 +80,7 @@ def plan_duration(parts: Parts, loader: Loader, config: RunSettings, console: Co
         return loop
     if minutes:
         loop = spend(minutes, seconds, config, loop, per_epoch)
-        console.say(f"  --epochs {config['epochs']:.2f}: as many as fit into --minutes {minutes:g}")
+        console.say(f"  --epochs {config['epochs']:.2f}: as many epochs as fit into --minutes {minutes:g}")
     steps = planned_steps(loop, per_epoch)
     more = ", and the reassignments" if type(parts.method).reassign is not Method.reassign else ""
     console.say(f"about {in_words(steps * seconds)} of training: {steps} steps of {seconds:.2g} s{more}")

@@ -75,7 +75,7 @@ def embed_run(
     if not is_run(path) and not is_unused(path):
         raise RunError(f"{path} is not empty and holds no run; choose another --out")
     if is_run(path) and _is_reusable(path, model, settings.image_size, source):
-        console.say(f"{path} has the embeddings of {len(source):,} images by {settings.model}; they are used again")
+        console.say(f"{path} has the embeddings of {len(source):,} images by {settings.model}; it uses them again")
         return path
     network = load_network(settings.model, settings.image_size, source, allow_partial=settings.allow_partial)
     console.say(f"embedding {len(source):,} images with {describe(network)}")
@@ -101,7 +101,7 @@ def _fill(path: Path, source: Source, network: Network, settings: EmbedSettings,
     if not kept.batches:
         (path / _QUARANTINE).unlink(missing_ok=True)
     else:
-        console.say(f"going on after {len(kept.index):,} images, which an interrupted run embedded")
+        console.say(f"resuming after {len(kept.index):,} images, which an interrupted run embedded")
     index, vectors = embed_source(
         source,
         network,

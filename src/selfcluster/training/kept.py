@@ -60,7 +60,7 @@ class KeptRows:
                 write_atomically(self._folder / f"{self._end:010}.npz", content.getvalue())
             except OSError as error:
                 self._works = False
-                log.warning("features are no longer kept on the way, an interrupted pass would start over: %s", error)
+                log.warning("features are no longer kept; if this pass is interrupted, it starts over: %s", error)
         self._new, self.batches, self._written = [], self._end, time.monotonic()
 
     def remove(self) -> None:

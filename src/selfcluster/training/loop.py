@@ -221,7 +221,7 @@ def fit(
             if stop:
                 raise Preempted(
                     f"stopped by {request.signal or 'a signal'} after step {state.step} of {total}: saved; "
-                    "the same command goes on"
+                    "the same command resumes the run"
                 )
     console.stop()
     return state

@@ -72,8 +72,8 @@ def open_run(
         if change and (finished or not accept_data_change):
             ways = "choose another --out, or restore the data"
             if not finished:
-                ways += ", or go on with --accept-data-change, which begins the epoch again"
-            raise RunError(f"{path} was begun on other data: {change}. To go on, {ways}")
+                ways += ", or go on with --accept-data-change, which starts the current epoch again"
+            raise RunError(f"{path} started with other data: {change}. To resume, {ways}")
         folder = RunFolder(path, deciding(run_config(path)))
         if change:
             _accept(folder, source, config, change)
@@ -156,7 +156,9 @@ def _accept(folder: RunFolder, source: Source, config: dict[str, object], change
     """
     if run_config(folder.path).get("init") and not config.get("init"):
         folder.close()
-        raise RunError(f"--accept-data-change compares with the start again, and the file of --init is gone: {change}")
+        raise RunError(
+            f"--accept-data-change must compare with the start again, but the file of --init is missing: {change}"
+        )
     stored = read_config(folder.path)
     about = stored["about"]
     about["source"], about["summary"] = source.describe(), source.summary()

@@ -84,7 +84,9 @@ class RunState:
         if loaded is not None and (missing := _META_KEYS - loaded.meta.keys()):
             raise checkpoint.BrokenCheckpoint(f"{loaded.path}: meta.json has no {', '.join(sorted(missing))}")
         for complaint in complaints:
-            console.warn(f"{complaint}; {'the one before is used' if loaded else 'the run begins anew'}")
+            console.warn(
+                f"{complaint}; {'using the checkpoint before it' if loaded else 'the run starts from the beginning'}"
+            )
         steps = distributed.gather_objects(loaded.meta["step"] if loaded else 0)
         if len(set(steps)) > 1:
             raise checkpoint.BrokenCheckpoint(f"{checkpoints}: the processes read checkpoints of the steps {steps}")
@@ -115,7 +117,10 @@ class RunState:
         self.reassignment = loaded.meta["reassignment"]
         for key, before in loaded.meta["layout"].items():
             if self.layout.get(key) != before:
-                console.warn(f"{key} was {before} and is {self.layout.get(key)}: the run goes on, but not bit-exact")
+                console.warn(
+                    f"{key} was {before} and is {self.layout.get(key)}: "
+                    "the run continues, but its result is no longer bit-exact"
+                )
         if change:
             epochs = self.step // loaded.meta["steps_per_epoch"]
             self.step = epochs * self.steps_per_epoch

@@ -117,7 +117,7 @@ def open_teacher(
 
         network_name, _, weights = name.partition("=")
         if not weights and means_a_path(name):
-            raise RunError(f"--teacher {name} is gone; the run asks it again, so put it back")
+            raise RunError(f"--teacher {name} is missing, but the run still needs it; restore it")
         known = timm.get_pretrained_cfg(network_name) if weights else None
         size = known.input_size[1] if known else config["image_size"]
         torch.manual_seed(randomness.key(config["seed"], "teacher") >> 1)
@@ -137,7 +137,7 @@ def open_teacher(
         if console is not None and weights:
             console.say(f"{name}: {network.load_report}")
         elif console is not None:
-            console.warn(f"{name} is a network without training; give --teacher {name}=WEIGHTS-FILE for a trained one")
+            console.warn(f"{name} is an untrained network; give --teacher {name}=WEIGHTS-FILE for a trained one")
     return Frozen(network, layer=layer, classifier=classifier, mean=mean, std=std)
 
 

@@ -63,7 +63,8 @@ def _as_bytes(images: np.ndarray, value_range: ValueRange | None) -> np.ndarray:
     """(N, H, W, C) uint8 from an array of other shape or type; one rule for the whole array, nothing is clipped."""
     if images.ndim == 3 and images.shape[2] == 3:
         raise DataError(
-            f"an array of shape {images.shape} is one image in color, or {images.shape[0]} that are 3 pixels wide"
+            f"an array of shape {images.shape} can be one color image, or {images.shape[0]} gray images of width 3; "
+            "make it (N, H, W, C)"
         )
     if images.ndim == 3:
         images = images[..., None]

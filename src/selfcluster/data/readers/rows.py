@@ -97,7 +97,8 @@ def _check_unique(path: str, folder: bytes, names: Names) -> None:
         if files.raw(first) == files.raw(second):
             other = "twice" if names.raw(first) == names.raw(second) else f"and {names[second]!r}, which are one file"
             raise DataError(
-                f"{path} names {names[first]!r} {other}; every image has one row, and its file is in the column `path`"
+                f"{path} names {names[first]!r} {other}; "
+                "each image must have exactly one row, with its file in the column `path`"
             )
 
 

@@ -81,7 +81,7 @@ def index_tars(root: bytes, shards: Listing) -> tuple[Listing, Tars]:
     listing.names, where = names.take(order), where[order]
     for i in range(1, len(order)):
         if listing.names.raw(i) == listing.names.raw(i - 1):
-            raise DataError(f"member {listing.names[i]!r} occurs twice; every image needs its own name")
+            raise DataError(f"member {listing.names[i]!r} occurs twice; each image needs a different name")
     listing.sizes, listing.mtimes = where[:, 2], shards.mtimes[where[:, 0]]
     return listing, Tars(root, shards.names, where, shards.mtimes)
 

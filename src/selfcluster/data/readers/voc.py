@@ -54,7 +54,7 @@ def open_split(path: str) -> Opened:
     if missing:
         raise DataError(f"{path}: {len(missing)} of {len(names)} images are not in {_IMAGES}/, e.g. {missing[0]!r}")
     if len(set(names)) < len(names):
-        raise DataError(f"{path} names {len(names)} images, but only {len(set(names))} different ones")
+        raise DataError(f"{path} names {len(names)} images, but only {len(set(names))} different ones; list each once")
     ids = sorted(to_name(f"{_IMAGES}/{files[name]}") for name in names)
     folder = os.fsencode(root)
     found = [store.info(store.join(folder, name))[0] for name in ids]
