@@ -222,7 +222,7 @@ def add_flags(parser: argparse.ArgumentParser, words: list[str]) -> None:
     )
     parser.add_argument(
         "--out",
-        help="images: run folder, default runs/cluster-DATANAME; else: Parquet file; a CSV is written beside it",
+        help="for images: run folder, default runs/cluster-DATANAME; else: Parquet file, with a CSV beside it",
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the clustering")
     parser.add_argument("--quiet", action="store_true", help="print warnings only")

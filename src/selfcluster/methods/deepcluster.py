@@ -47,7 +47,7 @@ class DeepClusterSettings:
     clustering: Literal["kmeans", "pic"] = setting(
         "kmeans", "kmeans, or pic (power iteration clustering), which chooses the number of clusters itself"
     )
-    max_clusters: int = setting(10000, "with pic: most clusters that the classifier has room for", least=1)
+    max_clusters: int = setting(10000, "with pic: maximum number of clusters", least=1)
     pca_dim: int = setting(256, "d, whitened dimensions of the features for k-means", least=1)
     kmeans_iterations: int = setting(20, "updates of the centroids at each reassignment", least=1)
     reassign_epochs: int = setting(1, "epochs from one reassignment to the next", least=1)

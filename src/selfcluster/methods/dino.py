@@ -54,11 +54,11 @@ class DINOSettings:
     warmup_teacher_temperature: float = setting(0.04, "tau_t at the first step", least=0)
     teacher_warmup_epochs: float = setting(30.0, "epochs in which tau_t rises", least=0)
     centering: Literal["center", "sinkhorn", "softmax", "none"] = setting(
-        "center", "keeps images from all getting one output: center, sinkhorn, softmax (over the batch) or none"
+        "center", "prevents collapse to one output: center, sinkhorn, softmax (over the batch) or none"
     )
     center_momentum: float = setting(0.9, "share of the old center that each step keeps", least=0, most=1)
     teacher_rule: Literal["momentum", "epoch", "iteration", "copy"] = setting(
-        "momentum", "teacher: moving mean (momentum), or the student of the last epoch or iteration, or its copy"
+        "momentum", "teacher: moving mean (momentum), student of the last epoch or iteration, or a copy of the student"
     )
     teacher_momentum: float = setting(0.996, "momentum at the first step; rises to 1 along a cosine", least=0, most=1)
     drop_path: float = setting(0.1, "stochastic depth of a transformer student, not of the teacher", least=0, most=1)

@@ -41,7 +41,7 @@ class MoCoV2Settings:
     teacher_momentum: float = setting(0.999, "share of the key network that each step keeps", least=0, most=1)
     bn_splits: int = setting(
         8,
-        "G, groups of a batch with separate batch norm; keys are shuffled among them; at least two images each",
+        "G, groups of a batch with separate batch norm; keys are shuffled between groups of at least two images",
         least=1,
     )
     batch_norm: bool = setting(False, "batch norm in the projection head, and in the predictor")

@@ -46,7 +46,7 @@ PRESETS = {  # for 1 %, for 10 %
 @dataclass(frozen=True, kw_only=True)
 class SemiSettings:
     share: float = setting(0.01, "share of each class's labels to keep", least=1e-6, most=1)
-    subset: str | None = setting(None, "file that lists the images whose labels to keep; one id or file name per line")
+    subset: str | None = setting(None, "file that lists the labeled images to keep; one id or file name per line")
     classifier: Literal["finetune", "logistic", "knn"] = setting(
         "finetune", "fine-tune the network, or classify its frozen features"
     )
