@@ -1,11 +1,11 @@
 """Whole commands on growing folders: processor time and peak memory against the number of images.
 
-    python benchmarks/growth.py [--sizes 2000 4000 8000] [--memory 5000 50000] [--json FILE]
+    python benchmarks/growth.py [--sizes 500 5000 16000 50000] [--json FILE]
 
 Photographs of two sizes are made up (so that they are read from the disk, and not kept in memory) and trained on,
-embedded, clustered and scored by k-NN, each command a process of its own with one thread. The exponent is that of the
-growth between the sizes: log2((t3 - t2) / (t2 - t1)) for sizes that double, so that what a command costs before its
-first image does not count. Processor time depends little on what else the machine does.
+embedded, clustered and scored by k-NN, each command a process of its own with one thread. What a command costs at the
+first size is taken off the others, and the exponent is fitted to what is left. Processor time depends little on what
+else the machine does.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import math
 import os
 import platform
 import subprocess
@@ -88,16 +87,15 @@ def measure(root: Path, sizes: list[int]) -> dict[str, list[dict[str, float]]]:
     return found
 
 
-def exponent(times: list[float]) -> float:
-    """Of the growth over three sizes that double."""
-    first, second, third = times
-    return math.log2((third - second) / (second - first))
+def exponent(sizes: list[int], seconds: list[float]) -> float:
+    """The e of the best fit of (seconds - seconds[0]) to (size - sizes[0]) ** e."""
+    more = np.array([sizes, seconds])[:, 1:] - np.array([sizes[:1], seconds[:1]])
+    return float(np.polyfit(*np.log(more), 1)[0])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", type=int, nargs=3, default=[2000, 4000, 8000])
-    parser.add_argument("--memory", type=int, nargs="*", default=[5000, 50000])
+    parser.add_argument("--sizes", type=int, nargs="+", default=[500, 5000, 16000, 50000])
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "growth")
     parser.add_argument("--json", type=Path, default=Path(__file__).parent / "results/growth.jsonl")
     chosen = parser.parse_args()
@@ -106,11 +104,8 @@ def main() -> None:
     for name, runs in found.items():
         seconds = [round(each["seconds"], 2) for each in runs]
         rows.append({"command": name, "images": chosen.sizes, "processor seconds": seconds})
-        rows[-1]["exponent"] = round(exponent(seconds), 2)
-    if chosen.memory:
-        for name, runs in measure(chosen.folder, chosen.memory).items():
-            rows.append({"command": name, "images": chosen.memory})
-            rows[-1]["peak megabytes"] = [round(each["megabytes"]) for each in runs]
+        rows[-1]["exponent"] = round(exponent(chosen.sizes, seconds), 2)
+        rows[-1]["peak megabytes"] = [round(each["megabytes"]) for each in runs]
     for row in rows:
         print(row)
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from selfcluster.files import free_bytes
 from selfcluster.methods.base import Method
@@ -21,7 +22,8 @@ def check_space(run: Path, method: Method, optimizer: str, num_images: int) -> N
     sizes = {name: tensor.numel() * tensor.element_size() for name, tensor in method.state_dict().items()}
     trained = sum(p.numel() * p.element_size() for p in method.parameters() if p.requires_grad)
     checkpoint = sum(sizes.values()) + _STATES.get(optimizer, 1) * trained
-    embeddings = 4 * num_images * method.exported().num_features
+    network: Any = method.exported()
+    embeddings = 4 * num_images * int(network.num_features)
     needed, free = _CHECKPOINTS * checkpoint + embeddings, free_bytes(run)
     if needed > free:
         raise RunError(
