@@ -2,12 +2,13 @@
 
 import errno
 import os
+import resource
 import subprocess
 import sys
 
 import pytest
 
-from selfcluster.files import remove_temporaries, write_atomically, write_together
+from selfcluster.files import PatientLog, remove_temporaries, write_atomically, write_together
 
 
 @pytest.mark.parametrize("content", ["später", "später".encode(), lambda path: path.write_text("später", "utf-8")])
@@ -79,3 +80,38 @@ def test_only_the_temporaries_of_dead_processes_are_removed(tmp_path):
     remove_temporaries(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == stays
     assert not list((tmp_path / "sub").iterdir())
+
+
+def test_row_25_a_log_keeps_what_a_full_disk_does_not_take_and_what_was_there(tmp_path, caplog):
+    path = tmp_path / "new" / "log"
+    log = PatientLog(path, "work goes on")
+    log.add(b"one\n")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (6, hard))
+    try:
+        log.add(b"two\n")
+        log.add(b"three\n", b"four\n")
+        assert path.read_bytes() == b"one\n"  # no half of the second
+        assert log.waiting == [b"two\n", b"three\n", b"four\n"]
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    log.flush()
+    assert path.read_bytes() == b"one\ntwo\nthree\nfour\n"
+    assert not log.waiting
+    assert [record.getMessage().partition(" free); ")[2] for record in caplog.records] == ["work goes on"]
+
+
+def test_row_25_a_log_that_cannot_be_opened_is_not_emptied(tmp_path, monkeypatch):
+    path = tmp_path / "log"
+    path.write_bytes(b"one\n")
+    log = PatientLog(path, "work goes on")
+
+    def refused(*words, **more):
+        raise OSError(errno.EMFILE, "too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pathlib.Path.open", refused)
+        log.add(b"two\n")
+    assert path.read_bytes() == b"one\n"
+    log.flush()
+    assert path.read_bytes() == b"one\ntwo\n"

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from selfcluster.faults import fault_point
+
+log = logging.getLogger("selfcluster.files")
 
 Content = str | bytes | Callable[[Path], object]
 
@@ -54,6 +58,53 @@ def write_together(contents: Mapping[Path, Content], size: int | None = None) ->
         for temporary in temporaries.values():
             temporary.unlink(missing_ok=True)
         raise
+
+
+class PatientLog:
+    """A file that only grows. Entries that a full disk does not take wait in memory until there is room.
+
+    The first failure is a warning, and none is an error.
+
+    Args:
+        path: of the file; its folder is made where it is missing.
+        consequence: what the failure means for the program, in words, for the warning.
+    """
+
+    def __init__(self, path: Path, consequence: str) -> None:
+        self.path = path
+        self.waiting: list[bytes] = []
+        self._consequence, self._has_warned = consequence, False
+
+    def add(self, *entries: bytes) -> None:
+        """Append entries, after those that wait."""
+        self.waiting += entries
+        self.flush()
+
+    def flush(self) -> None:
+        """Try to write what waits."""
+        if not self.waiting:
+            return
+        size: int | None = None
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("ab") as file:
+                size = file.tell()
+                file.write(b"".join(self.waiting))
+        except OSError as error:
+            if size is not None:
+                with suppress(OSError):
+                    os.truncate(self.path, size)  # or the next entry would be glued to this one's beginning
+            if not self._has_warned:
+                self._has_warned = True
+                warn_unwritten(self.path, error, self._consequence)
+            return
+        self.waiting.clear()
+
+
+def warn_unwritten(path: Path, error: OSError, consequence: str) -> None:
+    """Log a warning that names the file, the error, the bytes free and what follows."""
+    reason, free = error.strerror or str(error), f"{free_bytes(path.parent):,}"
+    log.warning("%s cannot be written (%s, %s bytes are free); %s", path, reason, free, consequence)
 
 
 def disk_full(path: Path, error: OSError, needed: int | None = None) -> OSError:

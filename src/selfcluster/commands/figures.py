@@ -65,7 +65,7 @@ def figures(
     from selfcluster.files import make_writable
     from selfcluster.models.filters import ascend, convolutions, first_filters, responses
     from selfcluster.reporting import filters as drawing
-    from selfcluster.reporting.thumbnails import read_squares
+    from selfcluster.reporting.thumbnails import read_squares, write_picture
     from selfcluster.runs.folder import is_run
     from selfcluster.training.load import load_network
 
@@ -74,7 +74,7 @@ def figures(
     if not has_images:
         module: Any = load_network(str(run), image_size).module
         make_writable(folder)
-        drawing.save(drawing.filter_grid(first_filters(module).numpy()), folder / "first-filters.png")
+        write_picture(drawing.filter_grid(first_filters(module).numpy()), folder / "first-filters.png")
         return {"out": str(folder), "files": ["first-filters.png"]}
     subject = Subject(
         model=str(run),
@@ -101,8 +101,8 @@ def figures(
     order = (-images.vectors[:, chosen]).argsort(axis=0, kind="stable")[: drawing.NINE].T  # (n, 9)
     pictures = [read_squares(source, images.rows[row].tolist(), 96) for row in order]
     make_writable(folder)
-    drawing.save(drawing.filter_grid(first_filters(module).numpy()), folder / "first-filters.png")
-    drawing.save(drawing.ascent_sheet(drawing.stretched(made.numpy()), pictures), folder / "filters.png")
+    write_picture(drawing.filter_grid(first_filters(module).numpy()), folder / "first-filters.png")
+    write_picture(drawing.ascent_sheet(drawing.stretched(made.numpy()), pictures), folder / "filters.png")
     files = ["first-filters.png", "filters.png"]
     if images.labels is not None and images.labels.ndim == 1 and _draw_classes(subject, folder / "classes.png"):
         files.append("classes.png")

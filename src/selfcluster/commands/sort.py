@@ -147,7 +147,7 @@ class Sorting:
         elif self.how == "move":
             shutil.move(origin, target)
         else:
-            write_atomically(target, lambda temporary: shutil.copy2(origin, temporary))
+            write_atomically(target, lambda temporary: shutil.copy2(origin, temporary), os.stat(origin).st_size)
 
     def _content(self, step: Step) -> bytes:
         """The bytes of an image that is no file of its own; pixels without a file become a PNG."""

@@ -152,10 +152,10 @@ def train(
         def on_epoch(epochs: int) -> dict[str, float]:
             return judge.epoch() if judge is not None and every and epochs % every == 0 else {}
 
-        with tensorboard_rows(path if first and resolved["tensorboard"] else None) as on_row:
-            where = probe, folder, path / CHECKPOINTS
-            shown = on_row, source.ids.__getitem__, on_epoch
-            state = fit(parts.method, loader, parts.views, parts.loop, console, *where, *shown)
+        on_row = tensorboard_rows(path if first and resolved["tensorboard"] else None)
+        where = probe, folder, path / CHECKPOINTS
+        shown = on_row, source.ids.__getitem__, on_epoch
+        state = fit(parts.method, loader, parts.views, parts.loop, console, *where, *shown)
         judgement = judge.after(resolved.get("keep")) if judge is not None else {}
         summary = {"run": str(path), "method": name, "images": len(source), "steps": state.step}
         own_clusters = judgement.get("kept", "end") == "end"

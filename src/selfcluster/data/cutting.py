@@ -48,6 +48,7 @@ class Cutter:
     Args:
         source: the images.
         bad: (N,) bool, images known to be bad; read while it changes.
+        allowed: how many may be bad. A batch that finds more looks for no replacements: the run ends anyway.
         watch: told which image is being read.
         channels: 1 or 3.
         image_size: side of the center view.
@@ -62,6 +63,7 @@ class Cutter:
         bad: np.ndarray,
         watch: Watch,
         *,
+        allowed: int,
         channels: int,
         image_size: int,
         center: dict[str, Any],
@@ -69,6 +71,7 @@ class Cutter:
         images: Tensor | None,
     ) -> None:
         self._source, self._bad, self._watch, self._images = source, bad, watch, images
+        self._allowed = allowed
         self._channels, self._image_size, self._center_options, self._seed = channels, image_size, center, seed
 
     def begin(self, job: Job) -> range:
@@ -85,10 +88,13 @@ class Cutter:
             if not wrong.any():
                 return shown
             shown[wrong] = self._substitute(job, job.index[wrong], attempt)
-        raise _no_substitute(job)
+        raise no_substitute(job)
 
     def load(self, job: Job, start: int) -> list[Find]:
-        """Fill the job's slots from `start` on. Runs in a thread and writes to no other slot."""
+        """Fill the job's slots from `start` on. Runs in a thread and writes to no other slot.
+
+        A slot whose image is bad, and for which no other was found, shows -1.
+        """
         finds: list[Find] = []
         slots = range(start, min(start + CHUNK, len(job.index)))
         wrong = self._fill(job, list(slots), finds)
@@ -98,9 +104,12 @@ class Cutter:
             if not job.substitute:
                 job.shown[wrong] = -1
                 return finds
+            if len({row for row, _, _ in finds}) > self._allowed:  # more tries find more of the same
+                break
             job.shown[wrong] = self._substitute(job, job.index[wrong], attempt)
             wrong = self._fill(job, wrong, finds)
-        raise _no_substitute(job)
+        job.shown[wrong] = -1
+        return finds
 
     def _fill(self, job: Job, slots: list[int], finds: list[Find]) -> list[int]:
         """Read, decode and cut the images `job.shown[slots]`; return the slots whose image was bad."""
@@ -165,5 +174,6 @@ class Cutter:
         return ((high + low * 2.0**-24) * len(self._source)).astype(np.int64)
 
 
-def _no_substitute(job: Job) -> TooManyBadImages:
+def no_substitute(job: Job) -> TooManyBadImages:
+    """Return the error for a batch whose bad images were all to be replaced by bad ones."""
     return TooManyBadImages(f"{_TRIES} images drawn to replace a bad one at step {job.step} were all bad themselves")

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from selfcluster import distributed, randomness
-from selfcluster.data.cutting import CHUNK, Cutter, Job
+from selfcluster.data.cutting import CHUNK, Cutter, Job, no_substitute
 from selfcluster.data.errors import BadImage
 from selfcluster.data.images import survey
 from selfcluster.data.in_memory import load_in_memory
@@ -107,6 +107,7 @@ class Loader:
             source,
             self.quarantine.bad,
             self.watch,
+            allowed=self.quarantine.allowed,
             channels=channels,
             image_size=image_size,
             center=self.center,
@@ -238,6 +239,8 @@ class Loader:
             for row, reason, detail in job.finds:
                 self.quarantine.add(row, BadImage(reason, detail))
             keep = job.shown >= 0
+            if job.substitute and not keep.all():
+                raise no_substitute(job)
             if keep.any():
                 pixels = job.pixels if keep.all() else [view[keep] for view in job.pixels]
                 yield self._finish([self._to_device(view) for view in pixels], job, job.shown[keep])

@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import bisect
 import json
-import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +21,7 @@ from selfcluster import distributed
 from selfcluster.data.errors import PASSING, BadImage
 from selfcluster.data.names import Names, to_name
 from selfcluster.data.problems import Finding, accepting_share, grouped, listed
-from selfcluster.files import free_bytes, write_atomically
-
-log = logging.getLogger("selfcluster.data")
+from selfcluster.files import PatientLog, write_atomically
 
 Find = tuple[int, str, str]  # row, reason, detail
 # given (N,) what is known to be bad: more finds, and how many images were looked at
@@ -69,8 +65,8 @@ class Quarantine:
         self.retried = 0
         self._findings: list[Finding] = []
         self._pending: list[Find] = []
-        self._waiting: list[str] = []  # lines that could not be written yet
-        self._told = False
+        kept = "bad images are left out all the same, and the list is written when there is room"
+        self._log = None if self._path is None else PatientLog(self._path, kept)
         self._read()
 
     def __len__(self) -> int:
@@ -129,11 +125,14 @@ class Quarantine:
         else:
             counted = f"{bad} of {total} images"
             flag = f"--max-bad {accepting_share(bad, total):g} accepts them"
+        passing = sum(count for reason, count in self.reasons.items() if reason in PASSING)
+        again = f"\nThe next start reads {passing} of them again: their reasons may have passed by then"
+        place = f" (listed in {self._path})" if self._path else ""
         return (
             f"{counted} are bad ({bad / looked_at:.1%}: {reasons}), "
             f"{self.allowed} are allowed by max_bad={self._max_bad:g}; first: {first}.\n"
             f"{listed(grouped(self._findings))}\n"
-            f"Repair or remove them{f' (listed in {self._path})' if self._path else ''}; {flag}"
+            f"Repair or remove them{place}; {flag}{again if passing else ''}"
         )
 
     def _read(self) -> None:
@@ -155,27 +154,13 @@ class Quarantine:
 
     def _write(self, finds: list[Find]) -> None:
         """Append lines. A full disk does not end the run: they wait in memory, and are written when there is room."""
+        if self._log is None:
+            return
         entries = ({"path": self._ids[row], "reason": reason, "detail": detail} for row, reason, detail in finds)
-        self._waiting += [json.dumps(entry) + "\n" for entry in entries]
-        if self._path is None or not self._waiting:
-            return
-        size = self._path.stat().st_size if self._path.exists() else 0
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            with open(self._path, "a", encoding="utf-8") as file:
-                if file.tell() and not _ends_a_line(self._path):
-                    file.write("\n")
-                file.writelines(self._waiting)
-        except OSError as error:
-            with suppress(OSError):
-                os.truncate(self._path, size)  # or the next line would be glued to this one's beginning
-            if not self._told:
-                self._told = True
-                free = f"{free_bytes(self._path.parent):,} bytes are free"
-                kept = "bad images are left out all the same, and the list is written when there is room"
-                log.warning("%s cannot be written (%s, %s); %s", self._path, error.strerror or error, free, kept)
-            return
-        self._waiting.clear()
+        lines = [(json.dumps(entry) + "\n").encode() for entry in entries]
+        if lines and not self._log.waiting and not _ends_a_line(self._log.path):  # cut by a kill
+            lines[0] = b"\n" + lines[0]
+        self._log.add(*lines)
 
 
 def read_entries(path: Path) -> list[dict[str, Any]]:
@@ -197,6 +182,8 @@ def may_have_passed(entry: Mapping[str, object]) -> bool:
 
 
 def _ends_a_line(path: Path) -> bool:
+    if not path.exists() or not path.stat().st_size:
+        return True
     with open(path, "rb") as file:
         file.seek(-1, os.SEEK_END)
         return file.read(1) == b"\n"

@@ -115,8 +115,10 @@ class Judge:
             start = self._start_weights()
             weights = {START: start, HALF: mixed(start, end)}
             self._load(weights[HALF])
-            found[HALF] = self._embed()[1]
+            halfway, found[HALF] = self._embed()
             self._load(end)
+            both, at_end, at_half = np.intersect1d(index, halfway, assume_unique=True, return_indices=True)
+            index, found = both, {END: found[END].take(at_end), HALF: found[HALF].take(at_half)}
         judgement: dict[str, Any] = {}
         if self.writes:
             with distributed.alone():  # the other ranks do not measure
@@ -138,6 +140,9 @@ class Judge:
             reason = "the start was not embedded, so nothing was compared"
             return {"images": 0, "verdict": None, "better": None, "reason": reason}
         rows, surface = unlabeled.read_surface(self.loader.source, index)
+        if len(rows) < _FEWEST:
+            reason = f"only {len(rows)} images of the sample can still be read, so nothing was compared"
+            return {"images": len(rows), "verdict": None, "better": None, "reason": reason}
         if len(rows) < len(index):  # an image vanished between the two readings
             keep = np.flatnonzero(np.isin(index, rows))
             index, start, found = index[keep], start.take(keep), {name: v.take(keep) for name, v in found.items()}
@@ -162,8 +167,11 @@ class Judge:
         )
         index, center = gather_rows(embed(lambda views: encode(views[0])))
         crops = embed(lambda views: torch.cat([encode(view) for view in views], dim=1), view="train")  # one decode
-        rows = gather_rows(crops)[1].reshape(len(index), 2 * CROPS, -1).swapaxes(0, 1)
-        return index, Crops(center, rows[:CROPS], rows[CROPS:])
+        second, rows = gather_rows(crops)
+        rows = rows.reshape(len(second), 2 * CROPS, -1).swapaxes(0, 1)
+        # an image may become bad between the two passes
+        both, first_at, second_at = np.intersect1d(index, second, assume_unique=True, return_indices=True)
+        return both, Crops(center[first_at], rows[:CROPS, second_at], rows[CROPS:, second_at])
 
     def _start(self, index: np.ndarray) -> Crops | None:
         """The start's features of the images `index`; None where they were not kept or an image is not among them."""

@@ -191,12 +191,13 @@ class Subject:
         index, vectors = embed_source(source, self.network(source), layer=layer, **arguments)
         if stamp is not None:
             make_writable(file.parent)
+            size = index.nbytes + vectors.nbytes
 
             def write(temporary: Path) -> None:
                 with temporary.open("wb") as stream:  # a name without .npz, which NumPy would append
                     np.savez(stream, index=index, vectors=vectors)
 
-            write_atomically(file, write)
+            write_atomically(file, write, size)
         return index, vectors
 
     def _from_run(self, source: Source) -> tuple[np.ndarray, np.ndarray] | None:

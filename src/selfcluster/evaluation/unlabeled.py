@@ -251,7 +251,7 @@ def read_surface(source: Source, rows: np.ndarray) -> tuple[np.ndarray, Surface]
         sizes.append(float(len(data)) if isinstance(data, bytes) else np.nan)
         aspects.append(image.width / image.height)
         kept.append(row)
-    surface = Surface(np.array(colors).reshape(len(kept), -1), np.array(sizes), np.array(aspects))
+    surface = Surface(np.array(colors).reshape(len(kept), -1 if kept else 0), np.array(sizes), np.array(aspects))
     return np.array(kept, dtype=np.int64), surface
 
 

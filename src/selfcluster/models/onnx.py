@@ -93,7 +93,8 @@ def export_onnx(
 
     network.eval()
     Path(folder).mkdir(parents=True, exist_ok=True)
-    write_atomically(Path(folder) / "backbone.onnx", write)
+    size = sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values())
+    write_atomically(Path(folder) / "backbone.onnx", write, size)
     return metadata
 
 

@@ -17,6 +17,7 @@ from PIL import Image
 
 from selfcluster.data.decode import BadImage, decode
 from selfcluster.data.ranges import ValueRange
+from selfcluster.reporting.thumbnails import write_picture
 from selfcluster.runs.folder import is_run, read_config
 
 if TYPE_CHECKING:
@@ -144,12 +145,12 @@ def draw_attention(image: np.ndarray, maps: np.ndarray, mask: np.ndarray, folder
     files = []
     for number, grid in enumerate(maps, start=1):
         files.append(folder / f"{name}-head-{number}.png")
-        Image.fromarray(colored(grid)).resize(size, Image.Resampling.BICUBIC).save(files[-1])
+        write_picture(Image.fromarray(colored(grid)).resize(size, Image.Resampling.BICUBIC), files[-1])
     shown = Image.fromarray(np.ascontiguousarray(image[:, :, 0] if image.shape[2] == 1 else image)).convert("RGB")
     shown = np.asarray(shown.resize(size, Image.Resampling.NEAREST if image.shape[0] < _SIDE else None))
     inside = np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST))
     files.append(folder / f"{name}-mask.png")
-    Image.fromarray(np.where(inside[:, :, None], shown, shown * _DIM).astype(np.uint8)).save(files[-1])
+    write_picture(Image.fromarray(np.where(inside[:, :, None], shown, shown * _DIM).astype(np.uint8)), files[-1])
     return files
 
 

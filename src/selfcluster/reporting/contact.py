@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from selfcluster.data.sources import Source
-from selfcluster.files import make_writable, write_atomically
-from selfcluster.reporting.thumbnails import is_pixel_art, read_squares
+from selfcluster.files import make_writable
+from selfcluster.reporting.thumbnails import is_pixel_art, read_squares, write_picture
 from selfcluster.runs.groups import Groups
 
 _COLUMNS, _SIDE, _GAP, _HEAD = 8, 160, 8, 44  # pixels but for the first
@@ -37,15 +37,11 @@ def write_contact_sheets(groups: Groups, source: Source, folder: Path, most: int
             title += f", the {most} nearest to the center"
         sheets.append(draw_sheet(title, _pictures([groups.ids[row] for row in rows[:most]], source, place)))
         files.append(folder / f"{names[number]}.png")
-        write_atomically(files[-1], lambda temporary, sheet=sheets[-1]: sheet.save(temporary, "PNG"))
+        write_picture(sheets[-1], files[-1])
     if sheets:
         files.append(folder / "contact-sheets.pdf")
         first, *others = sheets
-
-        def write(temporary: Path) -> None:
-            first.save(temporary, "PDF", save_all=True, append_images=others, resolution=150)
-
-        write_atomically(files[-1], write)
+        write_picture(first, files[-1], save_all=True, append_images=others, resolution=150)
     return files
 
 

@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from selfcluster.reporting.colors import cluster_colors
 from selfcluster.reporting.map import lay_out, sample_rows
+from selfcluster.reporting.thumbnails import write_picture
 
 _PAPER, _INK, _SOFT, _RAISED = "#fbfaf7", "#1d1c1a", "#8a857b", "#ffffff"
 _TILE, _GAP, _MARGIN, _NAME, _HEAD = 84, 12, 56, 170, 76  # pixels
@@ -76,7 +77,7 @@ def banner(
             x = _MARGIN + _NAME + column * (_TILE + _GAP)
             _paste(sheet, images[i], (x, y), _TILE, colors[number], ground=_RAISED)
     _draw_map(sheet, (right, top), plane, images, clusters, embeddings, colors)
-    sheet.save(out)
+    write_picture(sheet, out)
     return out
 
 

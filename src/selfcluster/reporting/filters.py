@@ -5,6 +5,7 @@ F filters, C channels, S side of an image in pixels, L classes.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -80,12 +81,9 @@ def write_class_map(places: np.ndarray, names: Sequence[str], path: Path) -> Non
         axes.annotate(name[:40], (x, y), textcoords="offset points", xytext=(4, 3), fontsize=8)
     axes.set_axis_off()
     axes.margins(0.12)
-    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=120))
-
-
-def save(image: Image.Image, path: Path) -> None:
-    """Write a picture as PNG."""
-    write_atomically(path, lambda file: image.save(file, "PNG"))
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=120)
+    write_atomically(path, content.getvalue())
 
 
 def _sized(image: Image.Image) -> Image.Image:

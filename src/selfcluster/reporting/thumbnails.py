@@ -9,10 +9,13 @@ import base64
 import io
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from PIL import Image
+
+from selfcluster.files import write_atomically
 
 _QUALITIES = (78, 60, 40, 15)  # tried in turn until a picture is small enough
 _MOST_BYTES = 4_000  # what most photographs of 104 px need; noise would need 12,000
@@ -89,3 +92,18 @@ def _encoded(picture: Image.Image, kind: str, **options: object) -> str:
     buffer = io.BytesIO()
     picture.save(buffer, kind, **options)
     return base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def write_picture(picture: Image.Image, path: Path, **options: object) -> None:
+    """Write a picture, whole or not at all, in the format that the file's name says.
+
+    Raises:
+        ValueError: no format has such names.
+        OSError: the disk is full; gives the bytes needed and free.
+    """
+    kind = Image.registered_extensions().get(path.suffix.lower())
+    if kind is None:
+        raise ValueError(f"{path}: {path.suffix or 'a name without an ending'} is no format of pictures")
+    buffer = io.BytesIO()  # in memory first, so that its size is known
+    picture.save(buffer, kind, **options)
+    write_atomically(path, buffer.getvalue())

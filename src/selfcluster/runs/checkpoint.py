@@ -68,10 +68,10 @@ def save(
         return final  # a run that went back to an earlier one has come here again
     temporary = folder / f".{final.name}.{os.getpid()}"
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
     # copies: two names may share memory and views may be strided, which the format does not store
     stored = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     try:
+        temporary.mkdir()
         save_file(stored, temporary / _TENSORS)
         (temporary / _META).write_text(json.dumps({"format": FORMAT, **meta}))
         manifest = {name: _fingerprint(temporary / name) for name in (_TENSORS, _META)}

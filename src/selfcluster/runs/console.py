@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -56,9 +56,10 @@ class Console:
         if self.quiet or not self._rich.is_terminal:
             return
         columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
-        self._bar = Progress(*columns, console=self._rich, transient=True)
+        # drawn by `step`: a thread of rich's own would end in a traceback where the terminal is closed
+        self._bar = Progress(*columns, console=self._rich, transient=True, auto_refresh=False)
         self._task = self._bar.add_task("", total=total, completed=done)
-        self._bar.start()
+        self._draw(self._bar.start)
 
     def step(self, done: int, loss: float, images_per_second: float) -> None:
         """After each step; drawn twice a second at most."""
@@ -68,6 +69,7 @@ class Console:
         self._drawn = now
         text = f"loss {loss:.3f}  {images_per_second:,.0f} images/s  {self._health}"
         self._bar.update(self._task, completed=done, description=text)
+        self._draw(self._bar.refresh)
 
     def report(self, row: Mapping[str, object], total_steps: int, seconds_left: float = 0.0) -> None:
         """A row of metrics, in a line."""
@@ -81,8 +83,17 @@ class Console:
     def stop(self) -> None:
         """The bar goes; what was said stays."""
         if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
+            bar, self._bar = self._bar, None
+            with suppress(OSError, ValueError):
+                bar.stop()
+
+    def _draw(self, draw: Callable[[], object]) -> None:
+        """Draw the bar. A closed terminal ends the talking, never the run."""
+        try:
+            draw()
+        except (OSError, ValueError):
+            self.quiet = True
+            self.stop()
 
 
 def _left(seconds: float) -> str:

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import fcntl
 import json
-import logging
 import math
 import os
 import socket
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
 import yaml
 
-from selfcluster.files import free_bytes, make_writable, remove_temporaries, temporaries, write_atomically
+from selfcluster.files import (
+    PatientLog,
+    make_writable,
+    remove_temporaries,
+    temporaries,
+    warn_unwritten,
+    write_atomically,
+)
 from selfcluster.runs.formats import FormatError, modern_config
 
 CONFIG, STATUS, METRICS, CHECKPOINTS = "config.yaml", "status.json", "metrics.jsonl", "checkpoints"
 START_SAMPLE = "start/sample.safetensors"  # features of a sample by the start network, which the end is compared with
-
-log = logging.getLogger("selfcluster.runs")
 
 
 class RunError(ValueError):
@@ -39,9 +42,9 @@ class RunFolder:
     def __init__(self, path: Path, settings: Mapping[str, Any] | None = None) -> None:
         self.path = path
         self.settings = dict(settings or {})
-        self._rows = 0
-        self._waiting: list[str] = []  # rows of metrics that could not be written yet
-        self._told: set[str] = set()
+        self._rows = 0  # with those that could not be written yet
+        self._metrics = PatientLog(path / METRICS, "training goes on, and rows are written when there is room")
+        self._unwritten: set[str] = set()  # files whose failure was a warning already
         make_writable(path)
         self._lock = self._acquire()
         remove_temporaries(path)
@@ -76,7 +79,8 @@ class RunFolder:
             raise RuntimeError(f"{self.path} was removed or replaced while this run was writing to it")
 
     def close(self) -> None:
-        """Let go of the folder."""
+        """Try once more to write the rows that wait, and let go of the folder."""
+        self._metrics.flush()
         self._lock.close()
 
     def write_config(self, config: Mapping[str, object]) -> None:
@@ -90,12 +94,13 @@ class RunFolder:
         try:
             write_atomically(self.path / STATUS, json.dumps({"state": state, **fields}, indent=2) + "\n")
         except OSError as error:
-            self._tell(STATUS, error, f"the run is {state}")
+            self.warn_once(STATUS, error, f"the run is {state}")
 
     @property
     def rows(self) -> int:
-        """How many rows of metrics there are; a checkpoint remembers it."""
-        return self._rows
+        """How many rows of metrics are written, those that waited included if there is room now."""
+        self._metrics.flush()
+        return self._rows - self.lost_rows
 
     def cut_metrics(self, rows: int) -> None:
         """Keep the first `rows` rows: what a killed run wrote after its checkpoint is written again."""
@@ -107,33 +112,19 @@ class RunFolder:
     def log(self, row: Mapping[str, object]) -> None:
         """Append a row. A full disk does not end the run: rows wait in memory, and are written when there is room."""
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
-        self._waiting.append(json.dumps(finite) + "\n")
-        path = self.path / METRICS
-        size = path.stat().st_size if path.exists() else 0
-        try:
-            with path.open("a") as file:
-                file.writelines(self._waiting)
-        except OSError as error:
-            with suppress(OSError):
-                os.truncate(path, size)  # or the next row would be glued to this one's beginning
-            self._tell(METRICS, error, "training goes on, and rows are written when there is room")
-            return
-        self._rows += len(self._waiting)
-        self._waiting.clear()
+        self._rows += 1
+        self._metrics.add((json.dumps(finite) + "\n").encode())
 
-    def _tell(self, name: str, error: OSError, what: str) -> None:
-        if name not in self._told:
-            self._told.add(name)
-            log.warning("%s cannot be written (%s, %s bytes are free); %s", *_why(self.path / name, error), what)
+    def warn_once(self, name: str, error: OSError, consequence: str) -> None:
+        """Log a warning that a file of the run could not be written; once for each file."""
+        if name not in self._unwritten:
+            self._unwritten.add(name)
+            warn_unwritten(self.path / name, error, consequence)
 
     @property
     def lost_rows(self) -> int:
         """Rows that could not be written yet."""
-        return len(self._waiting)
-
-
-def _why(path: Path, error: OSError) -> tuple[Path, str, str]:
-    return path, error.strerror or str(error), f"{free_bytes(path.parent):,}"
+        return len(self._metrics.waiting)
 
 
 def is_run(path: Path) -> bool:

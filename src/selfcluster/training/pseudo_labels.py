@@ -18,7 +18,7 @@ from selfcluster.clustering.scores import nmi
 from selfcluster.distributed import all_gather
 from selfcluster.methods.base import Method, stability
 from selfcluster.runs.folder import RunFolder
-from selfcluster.runs.labels import MOST, cut_labels, write_labels
+from selfcluster.runs.labels import FOLDER, MOST, cut_labels, write_labels
 from selfcluster.types import Output, Progress
 
 
@@ -94,7 +94,10 @@ class PseudoLabels:
         found = labels.cpu().numpy()
         epochs = -(-progress.total_steps // progress.steps_per_epoch)
         stride = -(-epochs // MOST)
-        write_labels(folder.path, progress.epoch, progress.step, self.ids, found, stride)
+        try:
+            write_labels(folder.path, progress.epoch, progress.step, self.ids, found, stride)
+        except OSError as error:
+            folder.warn_once(FOLDER, error, "training goes on, and the labels of this epoch are not kept")
         if self.truth is None or not ((self.truth >= 0) & (found >= 0)).any():
             return {}
         return {"nmi_labels": nmi(self.truth, found)}

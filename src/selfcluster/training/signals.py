@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT only raise a flag; the loop saves and stops at its next safe point."""
+"""SIGTERM, SIGINT and a closed terminal only raise a flag; the loop saves and stops at its next safe point."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
-            for number in (signal.SIGTERM, signal.SIGINT):
+            hangup = getattr(signal, "SIGHUP", None)  # the terminal was closed; nohup ignores it, and so do we then
+            closed = [hangup] if hangup is not None and signal.getsignal(hangup) == signal.SIG_DFL else []
+            for number in (signal.SIGTERM, signal.SIGINT, *closed):
                 self._before[number] = signal.signal(number, self._note)
         return self
 

@@ -2,33 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+import io
+import os
+import socket
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from selfcluster.files import PatientLog
 
-@contextmanager
-def tensorboard_rows(folder: Path | None) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """A function that takes rows of metrics; without a folder it does nothing.
 
-    Raises ValueError where the tensorboard package is missing.
+def tensorboard_rows(folder: Path | None) -> Callable[[Mapping[str, object]], None]:
+    """Return a function that takes rows of metrics; without a folder it does nothing.
+
+    The events are written here and not by torch's writer, which ends the run where the disk is full.
+
+    Raises:
+        ValueError: the tensorboard package is missing.
     """
     if folder is None:
-        yield lambda row: None
-        return
+        return lambda row: None
     try:
-        from torch.utils.tensorboard import SummaryWriter
+        # pyright does not see names that protobuf makes at import
+        from tensorboard.compat.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
+        from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
+        from tensorboard.summary.writer.record_writer import RecordWriter
     except ImportError as error:
         raise ValueError("--tensorboard needs the package: pip install 'selfcluster[tensorboard]'") from error
-    writer = SummaryWriter(str(folder / "tensorboard"))
+    name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}"  # as TensorBoard finds it
+    log = PatientLog(folder / "tensorboard" / name, "training goes on, and rows are written when there is room")
 
-    def write(row: Mapping[str, object]) -> None:
-        for name, value in row.items():
-            if isinstance(value, int | float) and name != "step":
-                writer.add_scalar(name, value, row["step"])
+    def add(event: Any) -> None:
+        content = io.BytesIO()
+        RecordWriter(content).write(event.SerializeToString())
+        log.add(content.getvalue())
 
-    try:
-        yield write
-    finally:
-        writer.close()
+    def write(row: Mapping[str, Any]) -> None:
+        numbers = {tag: value for tag, value in row.items() if isinstance(value, int | float) and tag != "step"}
+        values = [Summary.Value(tag=tag, simple_value=float(value)) for tag, value in numbers.items()]
+        add(Event(wall_time=time.time(), step=row["step"], summary=Summary(value=values)))
+
+    add(Event(wall_time=time.time(), file_version="brain.Event:2"))
+    return write
