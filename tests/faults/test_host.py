@@ -194,6 +194,7 @@ def with_terminal(command: list[str], session: bool) -> tuple[subprocess.Popen[b
     def take() -> None:
         if session:
             os.setsid()
+            signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests themselves may run under nohup
             fcntl.ioctl(theirs, termios.TIOCSCTTY, 0)
 
     process = subprocess.Popen(
@@ -214,7 +215,10 @@ def test_row_26_a_terminal_that_is_closed_saves_the_run_or_changes_nothing(photo
     while b" 0/" not in shown or not (out / "metrics.jsonl").exists():  # the bar is drawn
         shown += os.read(terminal, 4096)
     os.close(terminal)
-    assert process.wait(timeout=60) == (1 if session else 0)
+    try:
+        assert process.wait(timeout=60) == (1 if session else 0)
+    finally:
+        process.kill()
     if not session:
         assert status(out)["state"] == "finished"
         return
