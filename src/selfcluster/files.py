@@ -52,7 +52,10 @@ def write_together(contents: Mapping[Path, Content], size: int | None = None) ->
                 raise disk_full(path, error, _size(content, size)) from error
             fault_point("files.before_rename")
         for path, temporary in temporaries.items():
-            temporary.replace(path)
+            try:
+                temporary.replace(path)
+            except OSError as error:
+                raise disk_full(path, error, _size(contents[path], size)) from error
             fault_point("files.after_rename")
     except BaseException:
         for temporary in temporaries.values():
@@ -103,7 +106,8 @@ class PatientLog:
 
 def warn_unwritten(path: Path, error: OSError, consequence: str) -> None:
     """Log a warning that names the file, the error, the bytes free and what follows."""
-    reason, free = error.strerror or str(error), f"{free_bytes(path.parent):,}"
+    cause = error.__cause__ if isinstance(error.__cause__, OSError) else error  # what `disk_full` was made from
+    reason, free = cause.strerror or str(cause), f"{free_bytes(path.parent):,}"
     log.warning("%s cannot be written (%s, %s bytes are free); %s", path, reason, free, consequence)
 
 

@@ -24,7 +24,7 @@ from selfcluster.data.order import shuffled
 from selfcluster.data.sources import Source
 from selfcluster.evaluation import unlabeled
 from selfcluster.evaluation.unlabeled import Crops
-from selfcluster.files import write_atomically
+from selfcluster.files import make_writable, write_atomically
 from selfcluster.methods.base import Method
 from selfcluster.models.backbones import WEIGHTS, save_backbone
 from selfcluster.models.preprocessing import Preprocessing
@@ -78,7 +78,7 @@ class Judge:
         if self.pretrained:
             self._save(START)
         tensors = {"index": index, "center": views.center, "crop": views.crop, "small": views.small}
-        (self.run / START).mkdir(exist_ok=True)
+        make_writable(self.run / START)
         content = safetensors.torch.save({k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in tensors.items()})
         write_atomically(self.run / START_SAMPLE, content)
 

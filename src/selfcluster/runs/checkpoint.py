@@ -78,14 +78,14 @@ def save(
         (temporary / _MANIFEST).write_text(json.dumps(manifest))
         for name in (_TENSORS, _META, _MANIFEST):
             _flush(temporary / name)
+        _flush(temporary)
+        shutil.rmtree(final, ignore_errors=True)
+        temporary.rename(final)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         needed = sum(t.numel() * t.element_size() for t in stored.values())
         free = shutil.disk_usage(folder).free
         raise OSError(f"{final}: not saved, {needed:,} bytes needed and {free:,} free ({error})") from error
-    _flush(temporary)
-    shutil.rmtree(final, ignore_errors=True)
-    temporary.rename(final)
     _flush(folder)
     complete = _complete(folder)
     at = complete.index(final)

@@ -15,6 +15,7 @@ import yaml
 
 from selfcluster.files import (
     PatientLog,
+    disk_full,
     make_writable,
     remove_temporaries,
     temporaries,
@@ -50,7 +51,11 @@ class RunFolder:
         remove_temporaries(path)
 
     def _acquire(self) -> IO[str]:
-        file = (self.path / ".lock").open("a+")
+        path, ours = self.path / ".lock", f"process {os.getpid()} on {socket.gethostname()}\n"
+        try:
+            file = path.open("a+")
+        except OSError as error:
+            raise disk_full(path, error, len(ours)) from error
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -58,10 +63,14 @@ class RunFolder:
             holder = file.read().strip() or "another process"
             file.close()
             raise RunError(f"{self.path} is in use by {holder}; stop it, or choose another --out") from error
-        file.seek(0)
-        file.truncate()
-        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        file.flush()
+        try:
+            file.seek(0)
+            file.truncate()
+            file.write(ours)
+            file.flush()
+        except OSError as error:
+            file.close()
+            raise disk_full(path, error, len(ours)) from error
         return file
 
     @property

@@ -97,7 +97,7 @@ class PseudoLabels:
         try:
             write_labels(folder.path, progress.epoch, progress.step, self.ids, found, stride)
         except OSError as error:
-            folder.warn_once(FOLDER, error, "training goes on, and the labels of this epoch are not kept")
+            folder.warn_once(FOLDER, error, "training goes on without the labels of such epochs")
         if self.truth is None or not ((self.truth >= 0) & (found >= 0)).any():
             return {}
         return {"nmi_labels": nmi(self.truth, found)}
