@@ -194,7 +194,7 @@ def test_reasons_are_grouped_with_counts_and_examples(tmp_path, encode):
     lines = str(caught.value).splitlines()
     assert lines[0] == "none of 5 images looked at in here can be read:"
     assert lines[1].startswith("  4 lfs_pointer: 0.jpg, 1.jpg, 2.jpg, ... (Git LFS pointer: ")
-    assert lines[2] == "  1 too_small: icon.png (1x1 pixels, the shorter side needs 8)"
+    assert lines[2] == "  1 too_small: icon.png (1x1 pixels, the shorter side needs at least 8)"
 
 
 def test_unsupported_formats_are_groups_of_their_own():

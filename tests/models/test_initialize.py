@@ -67,7 +67,9 @@ def test_the_account_names_what_was_missing_and_what_was_not_used(tmp_path):
     state = weights()
     kept = state.pop("layer1.0.weight")
     torch.save(state | {"fc.weight": torch.zeros(3, 512), "head.bias": torch.zeros(3)}, tmp_path / "w.pt")
-    with pytest.raises(PartialWeights, match=r"left at random: layer1\.0\.weight;.*insist with --allow-partial"):
+    with pytest.raises(
+        PartialWeights, match=r"left at random: layer1\.0\.weight;.*accept random parts with --allow-partial"
+    ):
         make(tmp_path / "w.pt")
     module = make(tmp_path / "w.pt", allow_partial=True)
     assert "left at random: layer1.0.weight;" in module.load_report

@@ -70,5 +70,5 @@ def test_a_file_is_a_start_under_its_own_network(tmp_path, pictures):
 def test_a_start_that_does_not_exist_is_refused(tmp_path, tiny):
     with pytest.raises(FileNotFoundError, match="there is no nowhere/run"):
         tiny("swav", tmp_path / "run", init="nowhere/run")
-    with pytest.raises(ValueError, match="tiny_layout has no weights"):
+    with pytest.raises(ValueError, match="tiny_layout is a network without weights"):
         tiny("swav", tmp_path / "run", init="tiny_layout")
