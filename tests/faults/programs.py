@@ -13,8 +13,13 @@ from tests.conftest import TINY, TINY_SETTINGS
 
 
 def flags(method: str, **settings) -> list[str]:
+    return as_words(TINY | TINY_SETTINGS[method] | {"epochs": 6, "checkpoint_every": 2} | settings)
+
+
+def as_words(settings: dict) -> list[str]:
+    """Settings as the words of a command line; switches take no value."""
     words = []
-    for name, value in (TINY | TINY_SETTINGS[method] | {"epochs": 6, "checkpoint_every": 2} | settings).items():
+    for name, value in settings.items():
         dashed = name.replace("_", "-")
         if isinstance(value, bool):
             words += [f"--{dashed}"] if value else [f"--no-{dashed}"] * (name != "quiet")

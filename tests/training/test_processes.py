@@ -1,7 +1,6 @@
 """Real processes: killed at random moments, and two under torchrun (faults 35, 36, 40)."""
 
 import json
-import os
 import subprocess
 import sys
 
@@ -10,6 +9,7 @@ import pytest
 
 from selfcluster.runs.checkpoint import load_newest
 from tests.conftest import TINY, TINY_SETTINGS
+from tests.faults.programs import as_words, environment, torchrun
 from tests.methods.test_contract import assert_same_run
 
 pytestmark = pytest.mark.slow
@@ -79,18 +79,9 @@ def test_row_36_two_processes_under_torchrun_make_the_run_of_one(method, tmp_pat
     for number, picture in enumerate(pictures):
         Image.fromarray(picture).save(tmp_path / f"photos/{number:02d}.png")
     settings = TINY | TINY_SETTINGS[method] | {"learning_rate": 1e-4}
-    flags: list[str] = []
-    for name, value in settings.items():
-        dashed = name.replace("_", "-")
-        if isinstance(value, bool):  # switches take no value
-            flags += [f"--{dashed}"] if value else [f"--no-{dashed}"] * (name != "quiet")
-        else:
-            flags += [f"--{dashed}", str(value)]
-    where = ["--out", str(tmp_path / "two"), "--quiet", "--device", "cpu"]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
-    command += ["--standalone", "-m", "selfcluster", "train", method, str(tmp_path / "photos"), *where, *flags]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment)
+    where = [str(tmp_path / "photos"), "--out", str(tmp_path / "two"), "--device", "cpu"]
+    command = [*torchrun("-m", "selfcluster", "train", method), *where, *as_words(settings)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment())
     assert done.returncode == 0, done.stderr[-3000:]
     tiny(method, tmp_path / "one", data=tmp_path / "photos", learning_rate=1e-4)
     one, two = (

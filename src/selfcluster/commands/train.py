@@ -108,12 +108,12 @@ def train(
         except (ValueError, OSError) as error:
             agreed = error
     resolved, status = distributed.agree(agreed)  # every rank stops with the first one's reason
-    _check_same_data(source, resolved)
     if folder is not None:
         write_status = folder.status
         distributed.on_end(lambda message: write_status("failed", message=message))
     started = time.monotonic()
     try:
+        _check_same_data(source, resolved)
         if status.get("state") == "finished":
             console.say(f"{path} is finished; choose another --out to train again")
             return Trained(status["summary"], run=str(path), embeddings=str(path / "embeddings.parquet"))
@@ -190,8 +190,7 @@ def _check_same_data(source: Source, resolved: Mapping[str, Any]) -> None:
     change = source.difference(resolved["about"]["summary"]) if distributed.rank() else ""
     for number, words in enumerate(distributed.gather_objects(change)):
         if words:
-            error = DataError(f"process {number} sees other data than the first, in {source.where}: {words}")
-            raise distributed.cause(error)
+            raise DataError(f"process {number} sees other data than the first, in {source.where}: {words}")
 
 
 def _check_words(said: Mapping[str, Any], recipe: str | None) -> None:
