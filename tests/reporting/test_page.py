@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import yaml
 
-from selfcluster.reporting import workbench
+from selfcluster.reporting import reading
 from selfcluster.reporting.page import _environment, visible, write_report
 from tests.reporting.folders import Pictures, make_run, write_clusters, write_vectors
 
@@ -265,7 +265,7 @@ def test_the_file_is_bounded_even_for_noise(tmp_path, monkeypatch):
 
     noise = np.random.default_rng(0).integers(0, 256, (16, 110, 110, 3), np.uint8)
     ids = [f"{i:05}" for i in range(2_500)]
-    monkeypatch.setattr(workbench, "SHEET_BYTES", 600_000)
+    monkeypatch.setattr(reading, "SHEET_BYTES", 600_000)
     assert (
         write_report(make_run(tmp_path / "run", ids, k=80), Noise(ids, noise), landmarks=20).stat().st_size < 9_000_000
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from selfcluster.reporting import stability
 from selfcluster.reporting.stability import best_overlaps, cluster_stability
 
 
@@ -53,3 +54,30 @@ def test_no_stability_where_it_would_say_nothing():
     assert cluster_stability(vectors, np.zeros(16, int)) == {}  # one cluster
     assert cluster_stability(vectors[:0], cluster[:0]) == {}
     assert set(cluster_stability(np.ones((40, 3), np.float32), np.arange(40) % 2)) == {0, 1}  # all images equal
+
+
+def test_more_clusters_than_are_made_again_at_once_fall_into_regions_and_none_is_left_out(monkeypatch):
+    monkeypatch.setattr(stability, "_AT_ONCE", 8)
+    vectors, cluster = blobs(20, 12, dim=24)
+    mixed = cluster.copy()
+    mixed[:6], mixed[12:18] = 1, 0  # 0 and 1 each hold half of either group
+    found = cluster_stability(vectors, mixed + 100)
+    assert set(found) == set(range(100, 120))
+    assert all(found[number] == 1 for number in range(102, 120))
+    assert found[100] <= 0.5
+    assert found[101] <= 0.5
+
+
+def test_a_region_holds_neighboring_clusters_and_no_more_than_can_be_made_at_once(monkeypatch):
+    monkeypatch.setattr(stability, "_AT_ONCE", 3)
+    own = np.repeat(np.arange(8), 5)
+    x = np.array([0, 100, 2, 102, 1, 101, 3, 103])[own][:, None] + np.zeros((40, 2))
+    regions = [set(own[rows].tolist()) for rows in stability._regions(x, own, seed=0)]
+    assert sorted(map(sorted, regions)) == [[0, 4], [1, 5], [2, 6], [3, 7]]
+
+
+def test_regions_are_drawn_until_they_hold_enough_images(monkeypatch):
+    monkeypatch.setattr(stability, "_AT_ONCE", 5)
+    monkeypatch.setattr(stability, "_REGION_ROWS", 100)
+    vectors, cluster = blobs(20, 12, dim=24)  # regions of 5 clusters, 60 images each
+    assert len(cluster_stability(vectors, cluster)) == 10

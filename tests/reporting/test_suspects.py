@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from selfcluster.data.audit import examine
 from selfcluster.data.sources import open_source
 from selfcluster.reporting.album import Album
 from selfcluster.reporting.suspects import find_suspects, near_threshold
@@ -60,7 +61,7 @@ def test_pixels_are_audited_where_they_can_be_read(tmp_path):
     for name, pixels in pictures.items():
         Image.fromarray(pixels).save(tmp_path / name)
     ids = [*sorted(pictures, reverse=True), "unknown.png"]
-    found = find_suspects(album(np.empty((len(ids), 0)), ids), open_source(tmp_path))
+    found = find_suspects(album(np.empty((len(ids), 0)), ids), examine(open_source(tmp_path)))
     named = {kind: [ids[i] for i in getattr(found, kind)] for kind in ("dark", "constant", "blurred")}
     assert named == {"dark": ["dark.png"], "constant": ["plain.png", "black.png"], "blurred": ["smooth.png"]}
     assert [[ids[i] for i in group] for group in found.exact] == [["copy.png", "a.png"]]

@@ -41,6 +41,7 @@ def report(
         model: for images, the network; see `cluster`.
         apply: a file of curation rows; those that RUN/curation.jsonl lacks are added to it first.
         metadata: a CSV with a column `id` or `path` and others: the page sorts clusters by agreement with a column.
+            Default: camera, day and place of the images' EXIF.
 
     Raises:
         CurationError: a row of the file does not fit the run's clusters; nothing was added.
@@ -130,7 +131,7 @@ def add_flags(parser: argparse.ArgumentParser, words: list[str]) -> None:
     parser.add_argument("--out", help="HTML file; default RUN/report.html")
     parser.add_argument("--apply", metavar="FILE", help="first add the curation rows of FILE to the run")
     parser.add_argument(
-        "--metadata", metavar="FILE.csv", help="columns by image: the page sorts clusters by agreement with one"
+        "--metadata", metavar="FILE.csv", help="columns by image, to sort clusters by agreement with one; default EXIF"
     )
     parser.add_argument(
         "--serve", action="store_true", help="serve the page to a browser on this machine, and save edits made there"

@@ -18,9 +18,8 @@ import numpy as np
 from PIL import Image
 
 from selfcluster.data.budget import decoding
-from selfcluster.data.decode import open_image
 from selfcluster.data.errors import BadImage, DataError
-from selfcluster.data.images import CONSTANT, DARK, ArrayImage, range_of
+from selfcluster.data.images import CONSTANT, DARK, open_content
 from selfcluster.data.problems import Finding
 from selfcluster.data.sources import Source
 from selfcluster.files import write_atomically
@@ -64,15 +63,7 @@ def examine(source: Source, pool: Executor | None = None, done: Callable[[int], 
         done: called with the number of images examined so far.
     """
     count = len(source)
-    result = Examined(
-        source.ids[:],
-        [b""] * count,
-        np.zeros((count, _SIDE * _SIDE), np.float32),
-        np.zeros(count, np.uint64),
-        dark=np.zeros(count, dtype=bool),
-        constant=np.zeros(count, dtype=bool),
-        blurred=np.zeros(count, dtype=bool),
-    )
+    result = unexamined(source.ids[:])
     order = source.storage_order()
     chunks = [order[k : k + _CHUNK].tolist() for k in range(0, count, _CHUNK)]
 
@@ -85,6 +76,20 @@ def examine(source: Source, pool: Executor | None = None, done: Callable[[int], 
             done(min(number * _CHUNK, count))
     result.findings.sort(key=lambda finding: finding.id)
     return result
+
+
+def unexamined(ids: list[str]) -> Examined:
+    """Return what `examine_image` fills, row by row, for images of these ids."""
+    count = len(ids)
+    return Examined(
+        ids,
+        [b""] * count,
+        np.zeros((count, _SIDE * _SIDE), np.float32),
+        np.zeros(count, np.uint64),
+        dark=np.zeros(count, dtype=bool),
+        constant=np.zeros(count, dtype=bool),
+        blurred=np.zeros(count, dtype=bool),
+    )
 
 
 def sharpness(gray: np.ndarray) -> float:
@@ -172,23 +177,39 @@ def compare_hashes(examined: Examined, path: Path) -> dict[str, list[str]]:
 
 def _look(source: Source, row: int, result: Examined) -> Finding | None:
     try:
-        data = source.read(row)
-        content = data if isinstance(data, bytes) else np.ascontiguousarray(data).tobytes()
-        result.digests[row] = hashlib.sha256(content).digest()
-        image = open_image(data, max_pixels=source.max_pixels) if isinstance(data, bytes) else ArrayImage(data)
-        if not isinstance(image, ArrayImage) and image.is_deep:
-            image.value_range = range_of(source)
-        with decoding().hold(image.decode_bytes):
-            pixels = image.pixels(None, shrink_to=_LOOKED_AT)
-            lowest, highest = pixels.min(axis=(0, 1)).astype(int), pixels.max(axis=(0, 1)).astype(int)
-            picture = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).convert("L")
-        scale = _LOOKED_AT / min(picture.size)
-        if scale < 1:
-            size = (round(picture.width * scale), round(picture.height * scale))
-            picture = picture.resize(size, Image.Resampling.BOX)
-        small = np.asarray(picture.resize((_SIDE, _SIDE), Image.Resampling.BOX), dtype=np.float32)
+        examine_image(source, source.read(row), result, row)
     except BadImage as error:
         return Finding(source.ids[row], error.reason, error.detail)
+    return None
+
+
+def examine_image(source: Source, data: bytes | np.ndarray, result: Examined, row: int) -> np.ndarray:
+    """Look at one image that was read, write what is seen into a row of `result`, and return its pixels.
+
+    Args:
+        source: where the image is from.
+        data: what it read.
+        result: see `unexamined`; the row's digest is set for a bad image, too.
+        row: of `result`.
+
+    Returns:
+        (H, W, 1 or 3) uint8; the shorter side is 256 pixels or more if the image has so many.
+
+    Raises:
+        BadImage: it cannot be decoded.
+    """
+    content = data if isinstance(data, bytes) else np.ascontiguousarray(data).tobytes()
+    result.digests[row] = hashlib.sha256(content).digest()
+    image = open_content(source, data)
+    with decoding().hold(image.decode_bytes):
+        pixels = image.pixels(None, shrink_to=_LOOKED_AT)
+        lowest, highest = pixels.min(axis=(0, 1)).astype(int), pixels.max(axis=(0, 1)).astype(int)
+        picture = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).convert("L")
+    scale = _LOOKED_AT / min(picture.size)
+    if scale < 1:
+        size = (round(picture.width * scale), round(picture.height * scale))
+        picture = picture.resize(size, Image.Resampling.BOX)
+    small = np.asarray(picture.resize((_SIDE, _SIDE), Image.Resampling.BOX), dtype=np.float32)
     result.dark[row] = highest.max() <= DARK
     result.constant[row] = (highest - lowest).max() <= CONSTANT
     gray = np.asarray(picture)
@@ -198,7 +219,7 @@ def _look(source: Source, row: int, result: Examined) -> Finding | None:
         result.small[row] = centered / np.linalg.norm(centered)
         eighths = small.reshape(8, _SIDE // 8, 8, _SIDE // 8).mean(axis=(1, 3)).reshape(-1)
         result.bits[row] = np.packbits(eighths > np.median(eighths)).view(">u8")[0]
-    return None
+    return pixels
 
 
 def _first_of_each(examined: Examined) -> list[int]:

@@ -16,6 +16,7 @@ from PIL import Image
 _MAKE, _MODEL, _TIME, _TAKEN = 271, 272, 306, 36867
 _EXIF, _GPS = 0x8769, 0x8825
 _DAY = re.compile(r"(\d{4})\D(\d\d)\D(\d\d)")
+_JPEG, _JPEG_EXIF = b"\xff\xd8\xff", b"Exif\0"
 FIELDS = ("camera", "day", "place")
 
 
@@ -29,6 +30,8 @@ def read_exif(data: bytes, degrees: float = 1.0) -> dict[str, str]:
     Returns:
         camera ("NIKON COOLPIX P6000"), day ("2008-10-22") and place (the cell's south-west corner, "43,11").
     """
+    if data.startswith(_JPEG) and _JPEG_EXIF not in data:
+        return {}  # in microseconds: most sets have no EXIF
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of damaged blocks; they count as missing

@@ -28,7 +28,7 @@ from selfcluster.clustering.scores import rankme
 from selfcluster.data.sources import Source
 from selfcluster.evaluation.metadata import one_tag, read_columns
 from selfcluster.files import make_writable, write_atomically
-from selfcluster.reporting.album import rows_of
+from selfcluster.reporting.album import Album, build_album, rows_of
 from selfcluster.reporting.assignments import which_clusters
 from selfcluster.reporting.attention import is_transformer
 from selfcluster.reporting.colors import cluster_colors
@@ -36,11 +36,12 @@ from selfcluster.reporting.curves import loss_curve, other_curves
 from selfcluster.reporting.evaluations import shown_results
 from selfcluster.reporting.gallery import Gallery, build_gallery
 from selfcluster.reporting.map import LANDMARKS, sample_rows
+from selfcluster.reporting.reading import Reading, read_images
 from selfcluster.reporting.suspects import KINDS, find_suspects
 from selfcluster.reporting.thumbnails import data_uri, is_pixel_art, read_squares
 from selfcluster.reporting.verdict import Verdict, judge
 from selfcluster.reporting.workbench import build_workbench
-from selfcluster.runs.contents import Contents, Vectors, is_untrained, method_of, read_contents
+from selfcluster.runs.contents import Contents, is_untrained, method_of, read_contents
 
 _CARDS = 60
 _PARTS = ("album", "curation", "subgroups", "work", "map", "suspects")  # of the script, in this order
@@ -55,6 +56,7 @@ _INVISIBLE_BUT_MEANT = "\u200d"  # joins emoji
 
 
 Progress = Callable[[str], None] | None
+Columns = dict[str, tuple[np.ndarray, list[str]]]  # numbers (N,) and names of the values, by the column's name
 
 
 def write_report(
@@ -77,7 +79,8 @@ def write_report(
             a small picture of every image; the file stays under 25 MB for 20,000 of them.
         title: the page's heading; default: the run folder's name.
         metadata: a CSV with a column `id` or `path` and others. Clusters can be sorted by how far they agree with a
-            column that has some images of the same value; of several tags `a;b` the rarest counts.
+            column that has some images of the same value; of several tags `a;b` the rarest counts. None: the columns
+            are camera, day and place of the images' EXIF.
         progress: receives lines of text while pictures are read.
 
     Returns:
@@ -124,14 +127,22 @@ def render_report(
     run = Path(run)
     contents = read_contents(run)
     labels = getattr(source, "labels", None)
-    gallery = _gallery(contents, source, labels, metadata, progress)
+    album = build_album(contents)
+    columns = None if metadata is None else _table_columns(contents, metadata)  # its errors come before the work
+    reading = read_images(album, source, progress, with_exif=columns is None)
+    if columns is None:
+        columns = _exif_columns(contents, album, reading)
+    gallery = _gallery(contents, source, labels, album, columns, progress)
     verdict = judge(contents, *_rank(contents))
     colors = _colors(gallery)
     about = contents.config.get("about")
     about = about if isinstance(about, dict) else {}
-    work = build_workbench(contents, source, page, progress, colors=colors, landmarks=landmarks)
-    suspects = find_suspects(work.album, source, progress) if work is not None else None
-    if work is not None:
+    work, suspects = None, None
+    if len(album):
+        suspects = find_suspects(album, reading.examined)
+        work = build_workbench(
+            contents, album, reading.sheets, source, page, progress, colors=colors, landmarks=landmarks
+        )
         work.data["suspects"] = {name: getattr(suspects, name) for name in KINDS}
     script = package_file("page.js")
     if work is not None:  # in a block, so that its names are its own
@@ -153,6 +164,7 @@ def render_report(
         verdict=verdict,
         facts=_facts(contents, gallery, verdict),
         gallery=gallery,
+        exif=metadata is None and bool(columns),
         most_rows=_MOST_ROWS,
         colors=colors,
         pictures=_pictures(contents, source, gallery),
@@ -196,19 +208,22 @@ def visible(value: object, longest: int = _LONGEST, *, private: bool = False) ->
 
 
 def _gallery(
-    contents: Contents, source: Source | None, labels: np.ndarray | None, metadata: Path | None, progress: Progress
+    contents: Contents,
+    source: Source | None,
+    labels: np.ndarray | None,
+    album: Album,
+    columns: Columns,
+    progress: Progress,
 ) -> Gallery | None:
     clusters = contents.clusters
     if clusters is None or not len(clusters.cluster):
-        if metadata is not None:
-            raise ValueError(f"--metadata {metadata}: the run has no clusters that could agree with it")
         return None
     copies, stability = None, None
     if contents.vectors is not None:
         at = rows_of(clusters.ids, contents.vectors.ids)  # (N,) rows of the embeddings
         numbers = contents.vectors.copies
         copies = np.where(at >= 0, numbers[at], -1 - np.arange(len(at))) if len(numbers) else None
-        stability = _stability(contents.vectors, clusters.cluster, at, progress)
+        stability = _stability(album, progress)
     row_labels = None
     if source is not None and labels is not None:
         names = clusters.ids.to_pylist()
@@ -221,36 +236,49 @@ def _gallery(
         labels=row_labels,
         class_names=getattr(source, "class_names", None),
         stability=stability,
-        metadata=None if metadata is None else _columns(metadata, clusters.ids.to_pylist()),
+        metadata=columns,
         cards=_CARDS,
     )
 
 
-def _stability(vectors: Vectors, cluster: np.ndarray, at: np.ndarray, progress: Progress) -> dict[int, float]:
-    """The clusters' stability, from at most 20,000 images; `at` (N,) are the rows of the embeddings, -1 = none."""
-    from selfcluster.reporting.stability import MOST_ROWS, cluster_stability
+def _stability(album: Album, progress: Progress) -> dict[int, float]:
+    """The clusters' stability; empty where it would say nothing."""
+    from selfcluster.reporting.stability import cluster_stability
 
     begun = time.monotonic()
-    known = np.flatnonzero((at >= 0) & (cluster >= 0))
-    known = known[sample_rows(len(known), MOST_ROWS)]
-    known = known[np.argsort(at[known], kind="stable")]  # vectors are read in their order on the disk
-    found = cluster_stability(vectors.take(at[known]), cluster[known])
+    found = cluster_stability(album.reduced, album.cluster) if album.reduced.shape[1] else {}
     if found and progress is not None:
-        progress(f"  clustered {len(known):,} images again with another seed in {time.monotonic() - begun:.1f} s")
+        progress(f"  looked for {len(found):,} clusters again with another seed in {time.monotonic() - begun:.1f} s")
     return found
 
 
-def _columns(path: Path, ids: list[str]) -> dict[str, tuple[np.ndarray, list[str]]]:
-    """Numbers (N,) and names of the values of each column that groups the images."""
-    cells = read_columns(str(path), ids, "--metadata")
-    columns = {name: one_tag(values) for name, values in cells.items()}
-    grouping = {name: found for name, found in columns.items() if 1 < len(found[1]) < (found[0] >= 0).sum()}
+def _table_columns(contents: Contents, metadata: Path) -> Columns:
+    """The columns of a table that group the images."""
+    if contents.clusters is None or not len(contents.clusters.cluster):
+        raise ValueError(f"--metadata {metadata}: the run has no clusters that could agree with it")
+    cells = read_columns(str(metadata), contents.clusters.ids.to_pylist(), "--metadata")
+    grouping = _grouping(cells)
     if not grouping:
         raise ValueError(
-            f"--metadata {path}: no column groups the images: {', '.join(columns)} have one value for all, or another "
-            "for each"
+            f"--metadata {metadata}: no column groups the images: {', '.join(cells)} have one value for all, or "
+            "another for each"
         )
     return grouping
+
+
+def _exif_columns(contents: Contents, album: Album, reading: Reading) -> Columns:
+    """Camera, day and place of EXIF, as far as they group the images."""
+    if contents.clusters is None or reading.exif is None:
+        return {}
+    at = {name: i for i, name in enumerate(album.ids)}
+    rows = [at[name] for name in contents.clusters.ids.to_pylist()]
+    return _grouping({name: [values[i] for i in rows] for name, values in reading.exif.items()})
+
+
+def _grouping(cells: Mapping[str, list[str]]) -> Columns:
+    """Those columns in which some images, but not all, share a value."""
+    columns = {name: one_tag(values) for name, values in cells.items()}
+    return {name: found for name, found in columns.items() if 1 < len(found[1]) < (found[0] >= 0).sum()}
 
 
 def _rank(contents: Contents) -> tuple[float | None, int | None]:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+import numpy as np
 from PIL import Image
 
 from selfcluster.reporting.thumbnails import Pictures, read_squares
@@ -41,6 +42,7 @@ def make_sheets(
     positions: Sequence[int | None],
     most_bytes: int,
     progress: Callable[[str], None] | None = None,
+    look: Callable[[int, bytes | np.ndarray], np.ndarray] | None = None,
 ) -> Sheets:
     """Read all images and draw their middle squares into sheets.
 
@@ -49,6 +51,7 @@ def make_sheets(
         positions: N positions in the source, None where it lacks an image.
         most_bytes: of all sheets together, before base64. It decides the side of a cell, and then the quality.
         progress: receives a line about every five seconds.
+        look: sees what was read of each image, see `read_squares`.
     """
     n = len(positions)
     cell = cell_side(n, most_bytes)
@@ -60,7 +63,7 @@ def make_sheets(
         jobs = []
         for start in range(0, n, PER_SHEET):
             part = positions[start : start + PER_SHEET]
-            squares = iter(read_squares(source, [p for p in part if p is not None], cell))
+            squares = iter(read_squares(source, [p for p in part if p is not None], cell, look))
             tiles = [None if p is None else next(squares) for p in part]
             missing += [start + k for k, tile in enumerate(tiles) if tile is None]
             if not native:  # pictures smaller than a cell are not enlarged: the page does that without any bytes

@@ -6,8 +6,6 @@ nearest neighbors whose distance is far below what is usual among these images.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -18,7 +16,7 @@ from scipy.sparse.csgraph import connected_components
 from selfcluster.reporting.album import Album
 
 if TYPE_CHECKING:
-    from selfcluster.data.sources import Source
+    from selfcluster.data.audit import Examined
 
 FARTHEST = 200
 KINDS = ("exact", "near", "farthest", "dark", "blurred", "constant")
@@ -46,28 +44,22 @@ class Suspects:
     is_audited: bool = False
 
 
-def find_suspects(album: Album, source: Source | None, progress: Callable[[str], None] | None = None) -> Suspects:
-    """Look at all embeddings and, where `source` is a `Source`, at all pixels.
+def find_suspects(album: Album, examined: Examined | None) -> Suspects:
+    """Choose by the embeddings and by what was seen in the pixels.
 
     Args:
         album: the images.
-        source: where they are read from; None: only the embeddings and distances are looked at.
-        progress: receives lines of text.
+        examined: what was seen in them, or in more images; None: only the embeddings and distances are used.
     """
-    from selfcluster.data.audit import exact_groups, examine
-    from selfcluster.data.sources import Source
+    from selfcluster.data.audit import exact_groups
 
     near, threshold, usual, same = _near_groups(album)
     known = np.flatnonzero(np.isfinite(album.distance) & (album.cluster >= 0))
     farthest = known[np.argsort(-album.distance[known], kind="stable")][:FARTHEST].tolist()
     found = {"near": near, "near_distance": threshold, "usual_distance": usual, "farthest": farthest}
-    if not isinstance(source, Source):
+    if examined is None:
         return Suspects(exact=same[:_MOST_GROUPS], **found)
-    if progress is not None:
-        progress(f"  looking for copies, dark and blurred images among {len(source):,}")
     row_of = {name: row for row, name in enumerate(album.ids)}
-    with ThreadPoolExecutor() as pool:
-        examined = examine(source, pool)
     rows = [row_of.get(name, -1) for name in examined.ids]
 
     def marked(flags: np.ndarray) -> list[int]:

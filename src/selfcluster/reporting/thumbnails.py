@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
@@ -28,23 +28,32 @@ class Pictures(Protocol):
     def read(self, i: int, /) -> bytes | np.ndarray: ...
 
 
-def read_squares(source: Pictures, index: Sequence[int], side: int) -> list[Image.Image | None]:
+def read_squares(
+    source: Pictures,
+    index: Sequence[int],
+    side: int,
+    look: Callable[[int, bytes | np.ndarray], np.ndarray] | None = None,
+) -> list[Image.Image | None]:
     """The middle squares of images, at most `side` pixels wide, read by several threads.
 
     Args:
         source: has `read(i)` that gives the bytes of a file or a uint8 array (H, W) or (H, W, C).
         index: positions in the source.
         side: of the square, in pixels; smaller images keep their size.
+        look: gets a position and what was read there, in one of the threads, and gives the pixels (H, W, C) uint8. It
+            may raise BadImage. None: they are decoded here.
     """
     from selfcluster.data.decode import BadImage, decode
-    from selfcluster.data.images import open_row
+    from selfcluster.data.images import open_content
     from selfcluster.data.sources import Source
 
     def read(i: int) -> Image.Image | None:
         try:
-            if isinstance(source, Source):  # values deeper than 8 bits are shown as the run read them
-                return _square(open_row(source, i).pixels(3, side), side)
             data = source.read(i)
+            if look is not None:
+                return _square(look(i, data), side)
+            if isinstance(source, Source):  # values deeper than 8 bits are shown as the run read them
+                return _square(open_content(source, data).pixels(3, side), side)
             return _square(data if isinstance(data, np.ndarray) else decode(data, shrink_to=side), side)
         except (BadImage, OSError, ValueError):
             return None

@@ -16,14 +16,13 @@ from pathlib import Path
 import numpy as np
 
 from selfcluster.data.sources import Source
-from selfcluster.reporting.album import Album, build_album, pack
+from selfcluster.reporting.album import Album, pack
 from selfcluster.reporting.map import LANDMARKS, lay_out
-from selfcluster.reporting.sheets import COLUMNS, PER_SHEET, make_sheets
+from selfcluster.reporting.sheets import COLUMNS, PER_SHEET, Sheets
 from selfcluster.reporting.thumbnails import PIXEL_ART
 from selfcluster.runs.contents import Contents
 from selfcluster.runs.curation import CurationError, Row, read_rows
 
-SHEET_BYTES = 9_000_000  # of all small pictures together; with vectors and ids, 20,000 images stay below 25 MB
 _MOST_UP = 3  # folders from the page up to the images: above that, a path would tell where on this machine they are
 _STEPS = 10_000  # of the map's side
 _SAME = 1e-5  # principal components of vectors at length 1 below this are rounding: all embeddings are equal
@@ -36,7 +35,6 @@ class Workbench:
     `placed` images are on the map.
     """
 
-    album: Album
     data: dict[str, object]
     sheets: list[str]
     placed: int
@@ -44,31 +42,27 @@ class Workbench:
 
 def build_workbench(
     contents: Contents,
+    album: Album,
+    sheets: Sheets,
     source: Source | None,
     page: Path | None,
     progress: Callable[[str], None] | None = None,
     *,
     colors: Mapping[int, str] | None = None,
     landmarks: int = LANDMARKS,
-) -> Workbench | None:
-    """Return all that the page knows of its images; None where the run names none.
+) -> Workbench:
+    """Return all that the page knows of its images.
 
     Args:
         contents: the run.
+        album: its images, at least one.
+        sheets: their small pictures.
         source: the images, see `write_report`; None: no pictures.
         page: the file that is written, from which the images are reached; None: they are not.
         progress: receives lines of text while the pictures are read and the map is made.
         colors: of the clusters; None: all are gray on the map.
         landmarks: t-SNE places so many images, see `map.lay_out`; 0: no map.
     """
-    album = build_album(contents)
-    if not len(album):
-        return None
-    sheets, cell, missing = [], 0, list(range(len(album)))
-    if source is not None:
-        place = {name: row for row, name in enumerate(source.ids)}
-        made = make_sheets(source, [place.get(name) for name in album.ids], SHEET_BYTES, progress)
-        sheets, cell, missing = made.pictures, made.cell, made.missing
     places = _places(album, landmarks, progress)
     data = {
         "x": _whole(places[:, 0]),
@@ -79,11 +73,11 @@ def build_workbench(
         "cluster": album.cluster.tolist(),
         "distance": [None if not np.isfinite(d) else float(f"{d:.4g}") for d in album.distance.tolist()],
         "row": album.table_rows.tolist(),
-        "cell": cell,
-        "pixels": 0 < cell <= PIXEL_ART and _is_small(source),
+        "cell": sheets.cell,
+        "pixels": 0 < sheets.cell <= PIXEL_ART and _is_small(source),
         "columns": COLUMNS,
         "perSheet": PER_SHEET,
-        "missing": missing,
+        "missing": sheets.missing,
         "dim": int(album.reduced.shape[1]),
         "vectors": pack(album.reduced),
         "vectorless": np.flatnonzero(~album.embedded).tolist(),
@@ -91,7 +85,7 @@ def build_workbench(
         "rows": _rows(contents.folder, progress),
         "key": _key(album, contents.folder),
     }
-    return Workbench(album, data, sheets, int(np.isfinite(places[:, 0]).sum()))
+    return Workbench(data, sheets.pictures, int(np.isfinite(places[:, 0]).sum()))
 
 
 def _rows(run: Path, progress: Callable[[str], None] | None) -> list[Row]:
