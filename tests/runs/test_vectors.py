@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from selfcluster.cli import main
+from selfcluster.runs import vectors
 from selfcluster.runs.tables import read_embeddings
 
 ROWS = np.arange(12, dtype=np.float32).reshape(4, 3)
 IDS = ["a", "b", "c", "d"]
 
 
-def table(path, vectors, ids=IDS):
-    pq.write_table(pa.table({"id": ids, "vector": vectors}), path)
+def table(path, column, ids=IDS):
+    pq.write_table(pa.table({"id": ids, "vector": column}), path)
     return path
 
 
@@ -59,10 +64,62 @@ def test_a_row_that_cannot_be_used_is_named(tmp_path, row, words):
         read_embeddings(table(tmp_path / "t.parquet", pa.array(lists, pa.list_(pa.float64()))))
 
 
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        (None, "no vector"),
+        ([1.0, None, 3.0], "a vector with a missing value"),
+        ([1.0, float("nan"), 3.0], "a value that is NaN or infinite"),
+    ],
+)
+def test_a_row_of_our_own_layout_is_named_too(tmp_path, monkeypatch, row, words):
+    """Lists of one size are read in blocks, here of two rows: the number of the row counts over all of them."""
+    monkeypatch.setattr(vectors, "_BLOCK", 6)
+    lists = ROWS.tolist()
+    path = table(tmp_path / "t.parquet", pa.array(lists, pa.list_(pa.float32(), 3)))
+    np.testing.assert_array_equal(read_embeddings(path).vectors, ROWS)
+    lists[2] = row
+    with pytest.raises(ValueError, match=rf"t\.parquet: row 2 \(id 'c'\) has {words}"):
+        read_embeddings(table(tmp_path / "t.parquet", pa.array(lists, pa.list_(pa.float32(), 3))))
+
+
+MEMORY = """
+import sys
+from pathlib import Path
+import numpy as np
+from selfcluster.runs.tables import read_embeddings, write_embeddings
+
+def peak():
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) * 1024
+
+path, ids = Path(sys.argv[1]), [str(i) for i in range(100_000)]
+if len(sys.argv) > 2:
+    rows = np.ones((100_000, 800), np.float32)
+    before = peak()
+    write_embeddings(path, ids, ids, rows)
+else:
+    before = peak()
+    read_embeddings(path)
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak of memory is read from Linux's /proc")
+def test_vectors_are_in_memory_once(tmp_path):
+    """320 MB of vectors: writing holds a fraction of them in addition, reading holds them and a fraction more."""
+    size, path = 100_000 * 800 * 4, str(tmp_path / "t.parquet")
+    written, read = (
+        int(subprocess.run([sys.executable, "-c", MEMORY, path, *more], capture_output=True, check=True).stdout)
+        for more in (["write"], [])
+    )
+    assert written < 0.4 * size
+    assert size <= read < 1.5 * size
+
+
 def test_other_columns_are_refused_with_their_type(tmp_path):
-    for vectors, words in ((IDS, "holds string"), ([["x"]] * 4, "vectors hold string"), ([1.0] * 4, "holds double")):
+    for column, words in ((IDS, "holds string"), ([["x"]] * 4, "vectors hold string"), ([1.0] * 4, "holds double")):
         with pytest.raises(ValueError, match=words):
-            read_embeddings(table(tmp_path / "t.parquet", vectors))
+            read_embeddings(table(tmp_path / "t.parquet", column))
 
 
 def test_numpy_files_are_read(tmp_path):

@@ -171,6 +171,18 @@ class Loader:
         yield from self._batches(jobs)
         self.quarantine.sync()
 
+    @property
+    def share_size(self) -> int:
+        """How many images `iterate_all` takes on this rank, bad ones included."""
+        runs = (run.stop - run.start for run in self._runs(self.batch_size))
+        parts = (distributed.share(size, self.rank, self.world) for size in runs)
+        return sum(part.stop - part.start for part in parts)
+
+    def _runs(self, size: int) -> list[slice]:
+        """All images, in runs of nearly `size`."""
+        count = math.ceil(self.num_samples / size)
+        return [distributed.share(self.num_samples, k, count) for k in range(count)]
+
     def iterate_all(
         self,
         view: str = "center",
@@ -195,8 +207,7 @@ class Loader:
                 statistics over them would not match a training batch.
             first: batches that are passed over, by a pass that goes on where another ended.
         """
-        count = math.ceil(self.num_samples / (batch_size or self.batch_size))
-        runs = [distributed.share(self.num_samples, k, count) for k in range(count)]
+        runs = self._runs(batch_size or self.batch_size)
         seed = randomness.key(self.seed, "sweep")
         order = shuffled(self.num_samples, seed, "order", step) if mixed else np.arange(self.num_samples)
         runs = runs[first:]

@@ -130,14 +130,19 @@ def _distances(x: np.ndarray, labels: np.ndarray) -> np.ndarray:
     inside = labels >= 0
     if not inside.any():
         return np.zeros(len(x), np.float32)
-    known = np.unique(labels[inside], return_inverse=True)[1]
+    known = np.full(len(x), -1)
+    known[inside] = np.unique(labels[inside], return_inverse=True)[1]
     sums = np.zeros((known.max() + 1, x.shape[1]))
-    np.add.at(sums, known, x[inside])
-    means = (sums / np.bincount(known)[:, None]).astype(x.dtype)
+    blocks = [slice(start, start + 4096) for start in range(0, len(x), 4096)]  # they bound the memory of copies
+    for block in blocks:
+        np.add.at(sums, known[block][inside[block]], x[block][inside[block]])
+    means = (sums / np.bincount(known[inside])[:, None]).astype(x.dtype)
     distances = np.empty(len(x), np.float32)
-    distances[inside] = np.linalg.norm(x[inside] - means[known], axis=1)
-    for start in range(0, len(x), 4096):  # blocks bound the memory of the differences
-        rows = start + np.flatnonzero(~inside[start : start + 4096])
-        squares = (x[rows] ** 2).sum(axis=1)[:, None] - 2 * x[rows] @ means.T + (means**2).sum(axis=1)
-        distances[rows] = np.sqrt(np.maximum(squares.min(axis=1), 0)) if len(rows) else 0
+    for block in blocks:
+        of, mine, rows = known[block], x[block], distances[block]
+        rows[of >= 0] = np.linalg.norm(mine[of >= 0] - means[of[of >= 0]], axis=1)
+        other = mine[of < 0]
+        if len(other):
+            squares = (other**2).sum(axis=1)[:, None] - 2 * other @ means.T + (means**2).sum(axis=1)
+            rows[of < 0] = np.sqrt(np.maximum(squares.min(axis=1), 0))
     return distances

@@ -39,7 +39,8 @@ def labeled(features: ArrayLike, labels: ArrayLike | None, what: str) -> tuple[T
     if y.is_floating_point() or y.is_complex():
         raise ValueError(f"{what}: labels are {y.dtype}; needed are whole numbers, -1 = unlabeled")
     keep = (y != UNLABELED).to(x.device)
-    x, y = x[keep], y.to(x.device, torch.int64)[keep]
+    y = y.to(x.device, torch.int64)[keep]
+    x = x if len(y) == len(x) else x[keep]  # no second copy of all features where every image has a label
     if not len(y):
         raise ValueError(f"{what}: not one of {len(keep)} images has a label")
     x = x if x.dtype == torch.float64 else x.float()

@@ -212,7 +212,10 @@ class Subject:
         # the run's own images: those that its table lacks could not be read in training either
         whole = len(source) == self.config["about"]["source"]["images"] and len(index) == len(table.ids)
         complete = whole or len(index) == len(source)
-        return (index, table.vectors[rows[index]]) if complete else None
+        if not complete:
+            return None
+        in_order = np.array_equal(rows[index], np.arange(len(table.ids)))  # then a copy is saved
+        return index, table.vectors if in_order else table.vectors[rows[index]]
 
     def clusters(self) -> ClusterTable:
         """Return the run's clusters; raise ValueError where the model is no run or has none."""

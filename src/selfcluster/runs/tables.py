@@ -22,9 +22,10 @@ import pyarrow.parquet as pq
 from selfcluster.data.sources import Source
 from selfcluster.files import write_atomically, write_together
 from selfcluster.runs.folder import RunError
-from selfcluster.runs.vectors import read_npy, to_matrix
+from selfcluster.runs.vectors import read_matrix, read_npy
 
 EMBEDDINGS, CLUSTERS = "embeddings.parquet", "clusters.parquet"
+_BLOCK = 1 << 22  # numbers that are read or written at once
 _CONTENT, _TWIN = b"selfcluster.sha256", b"selfcluster.twin.sha256"
 
 log = logging.getLogger("selfcluster.runs")
@@ -60,7 +61,14 @@ def write_embeddings(path: Path, ids: Sequence[str], paths: Sequence[str], vecto
     table = pa.table({"id": list(ids), "path": list(paths), "vector": pa.FixedSizeListArray.from_arrays(flat, dim)})
     table = table.replace_schema_metadata({_CONTENT: _digest(table)})
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, lambda temporary: pq.write_table(table, temporary), size=table.nbytes)
+    block = max(
+        1, _BLOCK // max(1, dim)
+    )  # the writer holds a row group, and more of it where it looks for equal values
+
+    def write(temporary: Path) -> None:
+        pq.write_table(table, temporary, row_group_size=block, use_dictionary=False)
+
+    write_atomically(path, write, size=table.nbytes)
 
 
 def read_embeddings(path: Path) -> EmbeddingTable:
@@ -72,10 +80,12 @@ def read_embeddings(path: Path) -> EmbeddingTable:
     if path.suffix.lower() == ".npy":
         ids, matrix = read_npy(path)
         return EmbeddingTable(ids, ids, matrix)
-    table = _read(path, {"id", "vector"})
+    file = _open(path, {"id", "vector"})
+    names = [name for name in ("id", "path") if name in file.schema_arrow.names]
+    table = file.read(names)
     ids = [str(value) for value in table["id"].to_pylist()]
-    matrix = to_matrix(table["vector"], ids, str(path))
-    return EmbeddingTable(ids, table["path"].to_pylist() if "path" in table.column_names else ids, matrix)
+    matrix = read_matrix(file, "vector", ids, str(path))
+    return EmbeddingTable(ids, table["path"].to_pylist() if "path" in names else ids, matrix)
 
 
 def table_name(out: str | os.PathLike[str] | None, default: object, *endings: str) -> Any:
@@ -193,26 +203,36 @@ def _digest(table: pa.Table) -> str:
     """SHA-256 of names and values, however the table is divided and stored."""
     digest = hashlib.sha256()
     for name in table.column_names:
-        column: Any = table[name].combine_chunks()
+        column = table[name]
+        kind, chunks = column.type, column.chunks  # one after the other: combining them would copy all vectors
         digest.update(f"{name}:{len(column)};".encode())
-        if pa.types.is_fixed_size_list(column.type):  # its type's text changes on the way through a file
-            column = column.flatten()
-        digest.update(f"{column.type}:{len(column)};".encode())
-        if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-            for text in column.to_pylist():
-                value = text.encode("utf-8", "surrogatepass")
-                digest.update(len(value).to_bytes(8, "little") + value)
-        else:
-            digest.update(np.ascontiguousarray(column.to_numpy(zero_copy_only=False)).tobytes())
+        if pa.types.is_fixed_size_list(kind):  # its type's text changes on the way through a file
+            kind, chunks = kind.value_type, [chunk.flatten() for chunk in chunks]
+        digest.update(f"{kind}:{sum(map(len, chunks))};".encode())
+        for chunk in chunks:
+            if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+                for text in chunk.to_pylist():
+                    value = text.encode("utf-8", "surrogatepass")
+                    digest.update(len(value).to_bytes(8, "little") + value)
+            else:
+                digest.update(np.ascontiguousarray(chunk.to_numpy(zero_copy_only=False)).view(np.uint8).data)
     return digest.hexdigest()
 
 
 def _read(path: Path, needed: set[str]) -> pa.Table:
     try:
-        table = pq.read_table(path)
+        return _open(path, needed).read()
     except (OSError, pa.ArrowInvalid) as error:
         raise ValueError(f"{path}: not a Parquet table ({error})") from error
-    missing = needed - set(table.column_names)
+
+
+def _open(path: Path, needed: set[str]) -> pq.ParquetFile:
+    try:
+        file = pq.ParquetFile(path, pre_buffer=False)  # else all of the file is in memory, beside what is made of it
+    except (OSError, pa.ArrowInvalid) as error:
+        raise ValueError(f"{path}: not a Parquet table ({error})") from error
+    names = file.schema_arrow.names
+    missing = needed - set(names)
     if missing:
-        raise ValueError(f"{path}: has no column {', '.join(sorted(missing))}; it has {', '.join(table.column_names)}")
-    return table
+        raise ValueError(f"{path}: has no column {', '.join(sorted(missing))}; it has {', '.join(names)}")
+    return file

@@ -2,14 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
+_BLOCK = 1 << 22  # numbers that are looked at together
 _LARGEST = float(np.finfo(np.float32).max)
+
+
+def read_matrix(file: pq.ParquetFile, name: str, ids: Sequence[str], where: str) -> np.ndarray:
+    """Return (n, F) float32 of a column of lists, as `to_matrix` does.
+
+    Lists of float32 of one size, which is what this package writes, are read in blocks into the result: the vectors
+    are in memory once. Other columns are read as a whole.
+    """
+    kind = file.schema_arrow.field(name).type
+    if not pa.types.is_fixed_size_list(kind) or kind.value_type != pa.float32() or not kind.list_size:
+        return to_matrix(file.read([name])[name], ids, where)
+    matrix = np.empty((len(ids), kind.list_size), np.float32)
+    start = 0
+    for batch in file.iter_batches(max(1, _BLOCK // kind.list_size), columns=[name]):
+        column: Any = batch.column(0)
+        values = column.flatten()
+        if column.null_count or values.null_count:  # the message is made from the whole column
+            return to_matrix(file.read([name])[name], ids, where)
+        matrix[start : start + len(column)] = np.asarray(values).reshape(len(column), kind.list_size)
+        start += len(column)
+    return check_matrix(matrix, ids, where)
 
 
 def to_matrix(column: pa.ChunkedArray, ids: Sequence[str], where: str) -> np.ndarray:
@@ -64,10 +87,17 @@ def read_npy(path: Path) -> tuple[list[str], np.ndarray]:
 def check_matrix(matrix: np.ndarray, ids: Sequence[str], where: str) -> np.ndarray:
     """Return (n, F) numbers as float32; raise ValueError naming the first row that float32 cannot hold."""
     values = matrix if matrix.dtype.kind == "f" else matrix.astype(np.float64)
-    _refuse(np.any(~np.isfinite(values), axis=1), ids, where, "a value that is NaN or infinite")
+    size = max(1, _BLOCK // max(1, values.shape[1]))  # blocks bound the memory of what is compared
+    blocks = [values[i : i + size] for i in range(0, len(values), size)]
+    _refuse(_rows(~np.isfinite(block) for block in blocks), ids, where, "a value that is NaN or infinite")
     if values.dtype.itemsize > 4:
-        _refuse(np.any(np.abs(values) > _LARGEST, axis=1), ids, where, "a value too large for float32")
-    return np.array(values, dtype=np.float32)
+        _refuse(_rows(np.abs(block) > _LARGEST for block in blocks), ids, where, "a value too large for float32")
+    return values if values.dtype == np.float32 and values.flags.writeable else np.array(values, dtype=np.float32)
+
+
+def _rows(blocks: Iterable[np.ndarray]) -> np.ndarray:
+    """Which rows of blocks (b, F) bool have a True, (n,)."""
+    return np.concatenate([np.zeros(0, bool), *(block.any(axis=1) for block in blocks)])
 
 
 def _refuse(bad: Any, ids: Sequence[str], where: str, what: str) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from selfcluster import randomness
 from selfcluster.data.loader import Loader
-from selfcluster.distributed import all_gather, gather_objects
+from selfcluster.distributed import all_gather, gather_objects, world_size
 from selfcluster.training.kept import KeptRows
 from selfcluster.training.precision import autocast
 from selfcluster.types import Embeddings
@@ -46,8 +46,11 @@ def make_embed(
         before = module.training
         module.train(train)
         first = 0 if kept is None else kept.batches
-        rows = [] if kept is None or not first else [kept.rows]
-        index = [] if kept is None or not first else [kept.index.to(device)]
+        rows = _Rows(loader.share_size, torch.device("cpu") if on_host else device)
+        index = []
+        if kept is not None and first:
+            rows.add(kept.rows)
+            index.append(kept.index.to(device))
         batches = loader.iterate_all(view, plan=plan, step=step, mixed=train, first=first)
         try:
             for number, batch in enumerate(batches, start=first):
@@ -58,20 +61,49 @@ def make_embed(
                 torch.manual_seed(randomness.key(seed, "sweep", step, number) >> 1)
                 with autocast(device, precision):
                     found = fn(to_layout(batch.views)).float()
-                rows.append(found.cpu() if on_host else found)
+                rows.add(found)
                 index.append(batch.index)
                 if kept is not None:
                     kept.add(batch.index, found)
         finally:
             module.train(before)
         mine = torch.cat(index) if index else torch.zeros(0, dtype=torch.int64, device=device)
-        width = int(max(gather_objects(rows[0].shape[1] if rows else 0)))  # a rank may have no image at all
+        width = int(max(gather_objects(rows.width)))  # a rank may have no image at all
         seen = torch.zeros(loader.num_samples, dtype=torch.bool, device=mine.device)
         seen[all_gather(mine)] = True
-        place = torch.device("cpu") if on_host else device
-        return Embeddings(torch.cat([torch.zeros(0, width, device=place), *rows]), mine, seen)
+        return Embeddings(rows.made(width), mine, seen)
 
     return embed
+
+
+class _Rows:
+    """The rows of a pass, in one tensor of the size that they will have: a list and its concatenation take twice that.
+
+    Args:
+        most: rows that there will be, unless images are bad.
+        place: where they are kept.
+    """
+
+    def __init__(self, most: int, place: torch.device) -> None:
+        self._most, self._place = most, place
+        self._rows: Tensor | None = None
+        self._count = 0
+
+    @property
+    def width(self) -> int:
+        """The number of features; 0 before the first row."""
+        return 0 if self._rows is None else self._rows.shape[1]
+
+    def add(self, rows: Tensor) -> None:
+        """Add rows (b, F)."""
+        if self._rows is None:
+            self._rows = torch.empty(self._most, rows.shape[1], device=self._place)
+        self._rows[self._count : self._count + len(rows)] = rows
+        self._count += len(rows)
+
+    def made(self, width: int) -> Tensor:
+        """Return all rows (n, F); (0, width) where none was added."""
+        return torch.zeros(0, width, device=self._place) if self._rows is None else self._rows[: self._count]
 
 
 def to_layout(views: Sequence[Tensor]) -> list[Tensor]:
@@ -82,8 +114,11 @@ def to_layout(views: Sequence[Tensor]) -> list[Tensor]:
 def gather_rows(shares: Embeddings) -> tuple[np.ndarray, np.ndarray]:
     """Return all ranks' rows in manifest order on the host: index (n,), rows (n, F) float32.
 
-    Ranks exchange blocks, so a device never holds more than a block of each rank beside its own share.
+    Ranks exchange blocks, so a device never holds more than a block of each rank beside its own share. A single
+    process gets its share itself, without a copy, where it is on the host and in order.
     """
+    if world_size() == 1 and bool((shares.index[1:] > shares.index[:-1]).all()):
+        return shares.index.cpu().numpy(), shares.rows.float().cpu().numpy()
     index = all_gather(shares.index)
     index = index.sort().values.cpu()  # (n,)
     out = np.empty((len(index), shares.rows.shape[1]), np.float32)

@@ -96,7 +96,11 @@ def assign(method: Method | None, vectors: np.ndarray, device: torch.device) -> 
         mine = vectors[distributed.share(len(vectors))]
         kmeans: Any = KMeans(max(2, round((2 * len(vectors)) ** 0.5)), random_state=0).fit(mine)
         labels = kmeans.predict(vectors)
-        return labels, np.linalg.norm(vectors - kmeans.cluster_centers_[labels], axis=1).astype(np.float32)
+        distances = np.empty(len(vectors), np.float32)
+        for start in range(0, len(vectors), 4096):  # blocks bound the memory of the differences
+            rows = slice(start, start + 4096)
+            distances[rows] = np.linalg.norm(vectors[rows] - kmeans.cluster_centers_[labels[rows]], axis=1)
+        return labels, distances
     cluster, distance = (torch.cat([getattr(p, name) for p in parts]).cpu().numpy() for name in ("cluster", "distance"))
     return cluster, distance
 
