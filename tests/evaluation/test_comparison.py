@@ -2,15 +2,19 @@
 
 import json
 import shutil
+import time
 from statistics import mean, stdev
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 from selfcluster import api
 from selfcluster.cli import main
 from selfcluster.evaluation.comparison import compare_runs
+from selfcluster.models.backbones import make_backbone, save_backbone
+from selfcluster.models.pretrained import load_network
 from selfcluster.reporting.comparison import comparison_text, write_comparison
 from tests.conftest import TINY, TINY_SETTINGS
 
@@ -104,6 +108,46 @@ def test_what_is_missing_is_measured_once(trained, capsys):
     assert np.isfinite(table.rows[0].cells[0].untrained)
     assert main(["compare", str(trained / "photos")]) == 2
     assert "is not a run folder" in capsys.readouterr().err
+
+
+def test_the_untrained_network_is_the_runs_own(trained, tmp_path, capsys):
+    """Same patches, blocks and preprocessing as the run's network; other weights, drawn by the seed."""
+    run, photos = tmp_path / "vit", trained / "photos"
+    settings = {"backbone": "vit_tiny_patch4_32", "patch_size": 8}
+    api.train("swav", photos, out=run, **TINY | TINY_SETTINGS["swav"] | settings)
+    result(run, 0.99, role="untrained", name="plain", k="20", temperature=0.07)  # as an earlier version kept it
+    row = api.compare(run, protocol="knn", train=photos).rows[0]
+    words = f"untrained:{run}"
+    assert "knn of untrained:" in capsys.readouterr().err
+    assert row.cells[-1].untrained == api.evaluate("knn", words, train=photos)["top1"]
+    own, untrained, again = (load_network(each) for each in (str(run), words, words))
+    weights = [network.module.state_dict() for network in (own, untrained)]
+    assert {name: w.shape for name, w in weights[0].items()} == {name: w.shape for name, w in weights[1].items()}
+    assert weights[0]["patch_embed.proj.weight"].shape[-1] == 8
+    assert own.preprocessing == untrained.preprocessing
+    assert not torch.equal(*(w["patch_embed.proj.weight"] for w in weights))
+    assert not torch.equal(weights[1]["patch_embed.proj.weight"], again.module.state_dict()["patch_embed.proj.weight"])
+
+
+def test_the_untrained_network_keeps_sobel_filters_and_channels(tmp_path):
+    module = make_backbone("tiny_layout", channels=1, image_size=16, sobel=2)
+    save_backbone(tmp_path, module, (0.4,), (0.3,), 16)
+    network = load_network(f"untrained:{tmp_path}")
+    assert (network.mean, network.std, network.image_size, network.trained) == ((0.4,), (0.3,), 16, False)
+    assert network.module.sobel.padding == module.sobel.padding
+    images = torch.rand(2, 1, 16, 16)
+    network.module.load_state_dict(module.state_dict())
+    torch.testing.assert_close(network.module(images), module.eval()(images))
+    with pytest.raises(FileNotFoundError, match="no saved backbone"):
+        load_network(f"untrained:{tmp_path / 'nothing'}")
+
+
+def test_of_one_seed_the_newest_result_counts(root):
+    result(root / "one", 0.5)
+    result(root / "one", 0.3, role="untrained", name="a")
+    time.sleep(0.02)
+    result(root / "one", 0.2, role="untrained", name="b")
+    assert compare_runs([root / "one"]).rows[0].cells[-1].untrained == 0.2
 
 
 def test_an_untrained_network_is_drawn_by_the_seed(trained):

@@ -76,12 +76,13 @@ def _measure(run: Path, protocol: str, train: Any, settings: dict[str, Any]) -> 
     """Evaluate the run, its untrained network and its start; keep the three results in its folder."""
     from selfcluster.commands.evaluate import evaluate
     from selfcluster.evaluation.protocol import read_results
+    from selfcluster.models.pretrained import UNTRAINED
     from selfcluster.settings.files import run_config
 
     config = run_config(run)
     models = {"run": str(run)}
     if config.get("backbone"):
-        models["untrained"] = str(config["backbone"])
+        models["untrained"] = f"{UNTRAINED}{run}"  # with the run's patches, channels, stem and Sobel filters
     if config.get("init"):
         models["start"] = str(config["init"])
     size = {"image_size": config["image_size"]} if config.get("image_size") else {}
@@ -89,6 +90,8 @@ def _measure(run: Path, protocol: str, train: Any, settings: dict[str, Any]) -> 
         (r["protocol"], s.get("role", "run"), {**(r.get("settings") or {}), **s})
         for r in read_results(run)
         if isinstance(s := r.get("subject"), dict)
+        # an earlier version measured the plain network of that name, which may differ from the run's
+        and (s.get("role") != "untrained" or str(s.get("model")).startswith(UNTRAINED))
     ]
     every = {"seed": 0, **size, **settings, "train": str(train)}
     asked = {name: str(every[name]) if name == "test" else every[name] for name in every if name not in _READING}

@@ -96,6 +96,7 @@ def evaluate(
         split=split,
         labels_from=labels_from,
         labeled=method.labels != "none",
+        several=method.labels != "single",
         seed=seed,
         layer=layer,
         image_size=image_size,

@@ -49,7 +49,8 @@ def add_option(parser: argparse._ActionsContainer, option: Option, shown: str = 
 
 def add_model_flag(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--model", help="network for images: starter (default), timm:NAME, FILE, NETWORK=FILE, an export or a run"
+        "--model",
+        help="network for images: starter (default), timm:NAME, FILE, NETWORK=FILE, an export, a run or untrained:RUN",
     )
 
 

@@ -64,8 +64,7 @@ def cluster_vectors(
         say(f"k = {chosen.k} is recommended; anything from {chosen.low} to {chosen.high} fits the data about as well")
         k = chosen.k
     number = int(k if k is not None else round((2 * n) ** 0.5))
-    if not 1 <= number <= n:
-        raise ValueError(f"--k {number}: must be 1 to the number of images, {n}")
+    check_k(number, n)
     # pic: along nearly as many axes as there are rows all rows are equally far apart, and none climbs anywhere
     usual = {"pic": n // 4, "hdbscan": min(_DENSITY_DIMS, n // 20)}.get(algorithm, 3 * number // 2)
     default = max(2, min(_MOST, usual))
@@ -100,6 +99,12 @@ def check_algorithm(algorithm: str, k: int | str | None, whiten: int | None) -> 
         raise ValueError(f"--k {k}: {algorithm} finds the number of clusters itself; leave --k out")
     if whiten is not None and whiten < 0:
         raise ValueError(f"--whiten {whiten}: must be 0 or more")
+
+
+def check_k(k: int, n: int) -> None:
+    """Raise ValueError unless n images can be put into k clusters."""
+    if not 1 <= k <= n:
+        raise ValueError(f"--k {k}: must be 1 to the number of images, {n}")
 
 
 def _fit(rows: np.ndarray, k: int, algorithm: str, seed: int) -> np.ndarray:

@@ -123,16 +123,17 @@ def _key(result: Mapping[str, object], run: Path) -> str:
 
 
 def _cell(members: Sequence[Path], found: Mapping[Path, Any], key: str, number: str) -> Cell | None:
-    """The mean over runs of each run's mean over its evaluation seeds."""
+    """The mean over runs of each run's mean over its evaluation seeds; of one seed the newest result counts."""
     scores: dict[str, list[float]] = {role: [] for role in ("run", *ROLES)}
     for run in members:
-        own: dict[str, list[float]] = {}
+        own: dict[str, dict[object, float]] = {}
         for result in found[run]:
             if _key(result, run) == key:
-                role = (result.get("subject") or {}).get("role", "run")
-                own.setdefault(role, []).append(float(result["numbers"][number]))
+                subject = result.get("subject") or {}
+                of_role = own.setdefault(subject.get("role", "run"), {})
+                of_role[subject.get("seed")] = float(result["numbers"][number])
         for role, values in own.items():
-            scores[role].append(mean(values))
+            scores[role].append(mean(values.values()))
     if not scores["run"]:
         return None
     of_runs = scores["run"]

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from selfcluster.clustering.whitening import Whitening
 from selfcluster.evaluation.layouts.davis import read_frame
 from selfcluster.models.descriptors import gem
 from selfcluster.models.maps import Maps, feature_maps, stride_of
@@ -61,7 +62,10 @@ def map_of(
     whole = [max(stride, length // stride * stride) for length in image.size]
     if stride > 1 and tuple(whole) != image.size:
         image = image.crop((0, 0, min(whole[0], image.width), min(whole[1], image.height))).resize((whole[0], whole[1]))
-    return any_size(network, _normalized(image, network).to(device), layer)
+    maps = any_size(network, _normalized(image, network).to(device), layer)
+    if not bool(maps.places.isfinite().all()):
+        raise ValueError(f"{file}: the network's features of this image are not finite")
+    return maps
 
 
 def tensor_of(pixels: np.ndarray, network: Network, side: int) -> Tensor:
@@ -99,6 +103,13 @@ def token_and_gem(maps: Maps, p: float = 4.0) -> Tensor:
     """Return token and generalized mean of the map side by side, (2F,); the map's alone where there is no token."""
     pooled = gem(maps.places, p)[0]
     return pooled if maps.token is None else torch.cat([maps.token[0], pooled])
+
+
+def fit_whitening(rows: Tensor, kept: int) -> Whitening:
+    """Return a whitening to at most `kept` dimensions of rows (n, F); raise ValueError for fewer than two rows."""
+    if len(rows) < 2:
+        raise ValueError(f"a whitening needs at least 2 images, and --train has {len(rows)}; leave it out: --whiten 0")
+    return Whitening(min(kept, rows.shape[1], len(rows) - 1)).fit(rows)
 
 
 def describe_all(items: Iterable[T], describe: Callable[[T], Tensor]) -> np.ndarray:

@@ -152,6 +152,12 @@ def fine_tune(
                     nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
                 optimizer.step()
                 losses.append(loss.detach())
+                if step == 0 and not bool(loss.isfinite()):  # the new classifier's weights are small
+                    raise ValueError("train: the network's features of some images are not finite")
+            if not bool(torch.stack(losses).isfinite().all()):
+                raise ValueError(
+                    f"the loss is not finite in epoch {epoch + 1}; give a lower --trunk-rate or --head-rate"
+                )
     finally:
         loader.close()
     return model, float(torch.stack([torch.as_tensor(loss) for loss in losses]).mean())

@@ -13,6 +13,7 @@ from selfcluster.annotations import ArrayLike
 from selfcluster.data.sources import Source
 
 UNLABELED = -1
+SEVERAL = "the images have several labels each; this protocol takes one (knn, svm, low_shot and finetune take several)"
 
 
 def labeled(features: ArrayLike, labels: ArrayLike | None, what: str) -> tuple[Tensor, Tensor]:
@@ -33,7 +34,7 @@ def labeled(features: ArrayLike, labels: ArrayLike | None, what: str) -> tuple[T
         raise ValueError(f"{what}: the images have no labels; say where they are with --labels-from")
     x, y = torch.as_tensor(features), torch.as_tensor(labels)
     if y.dim() == 2:
-        raise ValueError(f"{what}: the images have several labels each; this protocol takes one (knn takes several)")
+        raise ValueError(f"{what}: {SEVERAL}")
     if x.dim() != 2 or y.dim() != 1 or len(x) != len(y):
         raise ValueError(f"{what}: features {tuple(x.shape)} and labels {tuple(y.shape)}; needed are (N, F) and (N,)")
     if y.is_floating_point() or y.is_complex():

@@ -53,6 +53,12 @@ def embed_crops(
     return index, Crops(center, rows[:CROPS], rows[CROPS:])
 
 
+def check_count(n: int) -> None:
+    """Raise ValueError where n images are too few for the measures."""
+    if n < unlabeled.FEWEST:
+        raise ValueError(f"{n} images: at least {unlabeled.FEWEST} are needed to measure features without labels")
+
+
 def measures(views: Crops, seed: int = 0) -> dict[str, float]:
     """Return the four measures of a network's features of N images, and the count of clusters they use.
 
@@ -60,8 +66,10 @@ def measures(views: Crops, seed: int = 0) -> dict[str, float]:
         ValueError: fewer than 8 images, or features that are not finite.
     """
     n = len(views.center)
-    if n < unlabeled.FEWEST:
-        raise ValueError(f"{n} images: at least {unlabeled.FEWEST} are needed to measure features without labels")
+    check_count(n)
+    bad = int((~np.isfinite(views.center)).any(axis=1).sum())
+    if bad:
+        raise ValueError(f"the features of {bad} of {n} images are not finite, so they cannot be ranked")
     k = unlabeled.number_of_clusters(n)
     labelings = unlabeled.clusterings(views.center, k, seed=seed)
     found = {

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,6 +19,8 @@ import torch
 
 from selfcluster import randomness
 from selfcluster.data.sources import Source, open_source
+from selfcluster.evaluation.clustering import check_k
+from selfcluster.evaluation.labeled import SEVERAL
 from selfcluster.files import make_writable, write_atomically
 from selfcluster.models.pretrained import Network
 from selfcluster.runs.folder import RunError, is_run
@@ -62,6 +65,7 @@ class Subject:
         split: that share.
         labels_from: where the labels are, see `open_source`; None: as in the run, else folders' names.
         labeled: the protocol needs labels; False: folders' names are labels only where `labels_from` says so.
+        several: the protocol takes several labels an image.
         seed: of the split, and of all else that a protocol draws.
         layer: a module of the network whose output is taken; None: the network's features.
         image_size: side of the images; None: the network's own.
@@ -76,6 +80,7 @@ class Subject:
     split: float = 0.2
     labels_from: str | None = None
     labeled: bool = True
+    several: bool = True
     seed: int = 0
     layer: str | None = None
     image_size: int | None = None
@@ -87,6 +92,12 @@ class Subject:
     def __post_init__(self) -> None:
         if not 0 < self.split < 1:
             raise ValueError(f"--split {self.split}: must be a share between 0 and 1")
+        if self.test_limit is not None and self.test_limit < 1:
+            raise ValueError(f"--test-limit {self.test_limit}: must be at least 1")
+        if self.train is None and self.test is None:
+            self._check_train()
+
+    def _check_train(self) -> None:
         if self.train is None and self.run is None:
             raise RunError(f"{self.model} is not a run folder, so it has no images of its own: name some with --train")
 
@@ -110,6 +121,8 @@ class Subject:
     def source(self, part: str = "train") -> Source:
         """Return the images of a part, "train" or "test", with their labels."""
         own = self.train is None
+        if part == "train":
+            self._check_train()
         images = self.test if part == "test" else self.config["data"] if own else self.train
         chosen = part_of(self.config) if own and part == "train" else reading_of(self.config)
         if own and part == "test" and self.config.get("classes"):
@@ -119,6 +132,20 @@ class Subject:
         limit = self.test_limit if part == "test" else self.limit
         limits = {} if limit is None else {"limit": limit, "seed": self.seed}
         return open_source(images, **{**chosen, **self.subset, **limits, "labels_from": labels_from})
+
+    def refuse_test(self, protocol: str) -> None:
+        """Raise ValueError where test images are named for a protocol that takes none."""
+        if self.test is not None:
+            raise ValueError(f"--test has no effect on {protocol}, which takes the images of --train; leave --test out")
+
+    def folder(self, protocol: str, layout: str) -> Path:
+        """Return the folder of a protocol that takes one, of --test or of --train; raise ValueError for none or two."""
+        if self.test is not None and self.train is not None:
+            raise ValueError(f"{protocol}: --train and --test both name a folder in {layout}; leave --train out")
+        where = self.test if self.test is not None else self.train
+        if not isinstance(where, str | os.PathLike):
+            raise ValueError(f"{protocol}: name a folder in {layout} with --test")
+        return Path(where)
 
     def network(self, source: Source | None = None) -> Network:
         """Return the network, new at each call; `source` sizes an untrained one, whose weights the seed draws."""
@@ -143,10 +170,16 @@ class Subject:
 
         A test image of a class that training lacks keeps a number beyond the training's: it counts as an error.
         """
-        if self.test is None:
-            kept, held = held_out(len(self.all_features.ids), self.split, self.seed, self.test_limit)
-            return self.all_features.take(kept), self.all_features.take(held)
-        return self.all_features, renumbered(self.features("test"), self.all_features.class_names)
+        train = self.source("train")
+        self.check_labels(train, "train", classes=2)
+        test = None if self.test is None else self.source("test")
+        if test is None:
+            images = self._embedded(train)
+            kept, held = held_out(len(images.ids), self.split, self.seed, self.test_limit)
+            return images.take(kept), images.take(held)
+        self.check_labels(test, "test")  # before any image is embedded
+        images = self._embedded(train)
+        return images, renumbered(self._embedded(test), images.class_names)
 
     @functools.cached_property
     def sources(self) -> tuple[Source, Source]:
@@ -164,8 +197,29 @@ class Subject:
 
     def features(self, part: str = "train", layer: str | None = None) -> LabeledFeatures:
         """Return features of the images of a part; those of a run are kept in its folder and reused."""
-        source, layer = self.source(part), layer or self.layer
-        index, vectors = self._cached(source, layer)
+        source = self.source(part)
+        self.check_labels(source, part)
+        return self._embedded(source, layer)
+
+    def check_labels(self, source: Source, part: str, classes: int = 0) -> None:
+        """Raise ValueError where a protocol that needs labels cannot use those of a part, "train" or "test".
+
+        `classes`: so many different labels are needed; 0: any number.
+        """
+        if not self.labeled:
+            return
+        y = source.labels
+        if y is None:
+            raise ValueError(f"{part}: {source.where} has no labels; say where they are with --labels-from")
+        if y.ndim == 2 and not self.several:
+            raise ValueError(f"{part}: {SEVERAL}")
+        if not (y > 0).any() if y.ndim == 2 else not (y >= 0).any():
+            raise ValueError(f"{part}: not one of {len(source)} images has a label")
+        if y.ndim == 1 and len(found := np.unique(y[y >= 0])) < classes:
+            raise ValueError(f"{part} has the one label {found[0]}: there is nothing to tell apart")
+
+    def _embedded(self, source: Source, layer: str | None = None) -> LabeledFeatures:
+        index, vectors = self._cached(source, layer or self.layer)
         ids, paths = image_names(source, index)
         labels = None if source.labels is None else source.labels[index]
         return LabeledFeatures(vectors, labels, ids, paths, source.class_names, index)
@@ -173,11 +227,11 @@ class Subject:
     def _cached(self, source: Source, layer: str | None) -> tuple[np.ndarray, np.ndarray]:
         arguments = {"max_bad": self.config.get("max_bad", 0.01), **self.embedding}
         if self.run is None:
-            return embed_source(source, self.network(source), layer=layer, **arguments)
+            return _finite(*embed_source(source, self.network(source), layer=layer, **arguments), self.model)
         if layer is None and self.image_size in (None, self.config["image_size"]):
             known = self._from_run(source)
             if known is not None:
-                return known
+                return _finite(*known, self.model)
         weights = (self.run / "backbone.safetensors").stat() if (self.run / "backbone.safetensors").exists() else None
         stamp = None if weights is None else (weights.st_size, weights.st_mtime_ns)
         key = json.dumps([stamp, source.fingerprint, len(source), layer, self.image_size])
@@ -188,7 +242,7 @@ class Subject:
                     return stored["index"], stored["vectors"]
             except (OSError, ValueError, KeyError):
                 file.unlink()
-        index, vectors = embed_source(source, self.network(source), layer=layer, **arguments)
+        index, vectors = _finite(*embed_source(source, self.network(source), layer=layer, **arguments), self.model)
         if stamp is not None:
             make_writable(file.parent)
             size = index.nbytes + vectors.nbytes
@@ -223,6 +277,13 @@ class Subject:
             raise ValueError(f"{self.model} has no clusters of its own; say with --k how many k-means should make")
         return read_clusters(self.run / CLUSTERS)
 
+    def check_clusters(self, k: int | None) -> None:
+        """Raise ValueError where k-means cannot make k clusters of the images, or, for None, a run has none."""
+        if k is None:
+            self.clusters()
+        else:
+            check_k(k, len(self.source()))
+
     def assigned(self, images: LabeledFeatures) -> np.ndarray:
         """Return the clusters (n,) of images, as the run's table has them.
 
@@ -246,11 +307,22 @@ class Subject:
         return vectors if self.run is None else projected(self.run, vectors)
 
 
+def _finite(index: np.ndarray, vectors: np.ndarray, model: str) -> tuple[np.ndarray, np.ndarray]:
+    bad = int((~np.isfinite(vectors)).any(axis=1).sum())
+    if bad:
+        raise ValueError(
+            f"{model}: the features of {bad} of {len(vectors)} images are not finite, so they cannot be scored"
+        )
+    return index, vectors
+
+
 def held_out(n: int, share: float, seed: int, limit: int | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Return the rows kept and the rows held out, both sorted; at least one of each.
 
     `limit`: so many of the rows held out are returned, the first of the seeded order; the others are in neither part.
     """
+    if n < 2:
+        raise ValueError(f"{n} image cannot be divided into training and test images; name test images with --test")
     order = np.random.default_rng(seed).permutation(n)
     held = min(n - 1, max(1, round(n * share)))
     return np.sort(order[held:]), np.sort(order[: held if limit is None else min(held, limit)])

@@ -285,6 +285,25 @@ def load_backbone(path: str | Path) -> tuple[Backbone, tuple[float, ...], tuple[
     return module.eval(), tuple(overlay["mean"]), tuple(overlay["std"]), size
 
 
+def untrained_backbone(folder: str | Path) -> Backbone:
+    """Return the network that `save_backbone` described in a folder, with new random weights, in training mode.
+
+    Raises:
+        FileNotFoundError: the folder has no description.
+        ValueError: the description would load something else.
+    """
+    path = Path(folder) / ARCHITECTURE
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} is no saved backbone: {path} is missing")
+    spec = read_description(Path(folder))
+    check_name(full_name(spec))
+    channels, size, _ = spec["pretrained_cfg_overlay"]["input_size"]
+    module = _with_edges(_create(spec, {}))
+    _measure(module, channels, size)
+    module.load_report = ""
+    return module
+
+
 def preprocessing_of(module: nn.Module) -> Preprocessing:
     """Return how the images of a network from `make_backbone` or `load_backbone` are prepared."""
     spec: Any = getattr(module, "_orig_mod", module).spec

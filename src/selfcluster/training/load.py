@@ -38,11 +38,11 @@ def load_network(
     if Path(model).exists() and not (Path(model) / ARCHITECTURE).exists() and is_run(Path(model)):
         check_finished(Path(model))
     size, channels = image_size, 3
-    if source is not None and not is_pretrained_word(model):
+    if source is not None and not is_pretrained_word(model) and not model.startswith(pretrained.UNTRAINED):
         seen = summarize_data(source, {})
         size, channels = image_size or min(224, seen.side), seen.channels
     network = pretrained.load_network(model, image_size=size, channels=channels, allow_partial=allow_partial)
-    if not network.trained:
+    if not network.trained and not model.startswith(pretrained.UNTRAINED):
         _LOG.warning("%s is not trained: its weights are random", model)
     return network
 

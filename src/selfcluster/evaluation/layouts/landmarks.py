@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,7 +75,7 @@ def _revisited(root: Path, file: Path) -> Landmarks:
         found = [
             Query(
                 _file(root, str(name)),
-                None if row.get("bbx") is None else tuple(float(v) for v in np.asarray(row["bbx"]).ravel()[:4]),  # pyright: ignore[reportArgumentType]
+                None if row.get("bbx") is None else _box(np.asarray(row["bbx"]).ravel().tolist(), str(name)),
                 {kind: np.asarray(row[kind], np.int64).ravel() for kind in kinds},
             )
             for name, row in zip(queries, rows, strict=True)
@@ -109,7 +110,7 @@ def _original(root: Path, folder: Path) -> Landmarks:
         file = query.with_name(query.name.replace("_query.txt", f"_{kind}.txt"))
         if not file.is_file():
             raise ValueError(f"{file} is missing; {query.name} needs it")
-        names = file.read_text("utf-8").split()
+        names = file.read_text("utf-8", errors="replace").split()
         lacking = next((name for name in names if name not in number), None)
         if lacking is not None:
             raise ValueError(f"{file} names {lacking}, which is not in {root / 'jpg'}")
@@ -117,14 +118,26 @@ def _original(root: Path, folder: Path) -> Landmarks:
 
     queries = []
     for file in sorted(folder.glob("*_query.txt")):
-        words = file.read_text("utf-8").split()
+        words = file.read_text("utf-8", errors="replace").split()
         if len(words) != 5:
             raise ValueError(f"{file} has {len(words)} words; a name and the four numbers of a box are needed")
-        box = (float(words[1]), float(words[2]), float(words[3]), float(words[4]))
+        box = _box(words[1:], str(file))
         images = {"ok": np.array(listed(file, "good") + listed(file, "ok"), np.int64)}
         images["junk"] = np.array(listed(file, "junk"), np.int64)
         queries.append(Query(_file(root, words[0].removeprefix("oxc1_")), box, images))
     return Landmarks(database, queries, False)
+
+
+def _box(values: Sequence[object], where: str) -> tuple[float, float, float, float]:
+    """Left, top, right and bottom in pixels; raises ValueError for anything else, naming `where` it stands."""
+    try:
+        left, top, right, bottom = (float(str(value)) for value in values)
+    except ValueError:
+        left = top = right = bottom = math.nan
+    if not (left < right and top < bottom and all(map(math.isfinite, (left, top, right, bottom)))):
+        shown = " ".join(map(str, values))
+        raise ValueError(f"{where}: {shown!r} is no box; needed are the numbers left, top, right and bottom")
+    return left, top, right, bottom
 
 
 def _file(root: Path, name: str) -> Path:

@@ -42,10 +42,10 @@ class Attention(Protocol):
     labels = "none"
 
     def run(self, subject: Subject, settings: AttentionSettings) -> Result:
-        where = subject.test if subject.test is not None else subject.train
-        if where is None:
-            raise ValueError("attention: name a folder in the layout of VOC or DAVIS, with masks, with --test")
-        found = list(pairs(Path(where), settings.every))
+        where = subject.folder("attention", "the layout of VOC or DAVIS, with masks,")
+        if subject.layer is not None:
+            raise ValueError(f"--layer {subject.layer} has no effect: the last block's attention is scored")
+        found = list(pairs(where, settings.every))
         marked = [(image, file) for image, file in found if objects_of(read_mask(file))]
         if not marked:
             raise ValueError(f"no mask in {where} marks an object")
@@ -57,7 +57,10 @@ class Attention(Protocol):
                 raise ValueError(f"{image} is {pixels.shape[1::-1]} pixels and its mask {mask.shape[::-1]}")
             objects = objects_of(mask)
             tensor = tensor_of(pixels, network, settings.side).to(device)
-            heads = masks_of(*last_attention(network.module, tensor), mask.shape, settings.share)
+            attention, grid = last_attention(network.module, tensor)
+            if not bool(attention.isfinite().all()):
+                raise ValueError(f"{image}: the network's attention is not finite")
+            heads = masks_of(attention, grid, mask.shape, settings.share)
             best = head_scores(heads, mask, objects).max(axis=1)  # (objects,)
             table.append({"image": image.name, "objects": len(objects), "jaccard": float(best.mean())})
         empty = len(found) - len(marked)

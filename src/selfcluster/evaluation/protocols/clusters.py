@@ -29,6 +29,8 @@ class Clusters(Protocol):
     needs = ("clusters", "features")
 
     def run(self, subject: Subject, settings: ClustersSettings) -> Result:
+        subject.refuse_test("clusters")
+        subject.check_clusters(settings.k)  # before the images are embedded
         images = subject.all_features
         if settings.k is None:
             assigned = subject.assigned(images)

@@ -15,8 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from selfcluster.clustering.whitening import Whitening
-from selfcluster.evaluation.descriptors import describe_all, map_of, token_and_gem
+from selfcluster.evaluation.descriptors import describe_all, fit_whitening, map_of, token_and_gem
 from selfcluster.evaluation.protocol import Protocol, Result, result_of
 from selfcluster.evaluation.retrieval import retrieval_scores
 from selfcluster.evaluation.subject import Subject
@@ -49,6 +48,12 @@ class Copies(Protocol):
         root = Path(subject.test)
         originals, copies = images_in(root / "original"), images_in(root / settings.block)
         others = [] if settings.distractors is None else images_in(Path(settings.distractors))
+        learned = images_in(Path(subject.train)) if settings.whiten else []
+        keys = np.array([file.name[:_KEY] for file in originals])
+        right = [np.flatnonzero(keys == file.name[:_KEY]) for file in copies]
+        lost = next((file for file, found in zip(copies, right, strict=True) if not len(found)), None)
+        if lost is not None:
+            raise ValueError(f"{lost} has no original: no name in {root / 'original'} begins with {lost.name[:_KEY]!r}")
         network, device = subject.network_on_device()
 
         def describe(file: Path) -> Tensor:
@@ -57,14 +62,8 @@ class Copies(Protocol):
 
         database, queries = describe_all([*originals, *others], describe), describe_all(copies, describe)
         if settings.whiten:
-            rows = torch.from_numpy(describe_all(images_in(Path(subject.train)), describe))
-            whitening = Whitening(min(settings.whiten, rows.shape[1], len(rows) - 1)).fit(rows)
+            whitening = fit_whitening(torch.from_numpy(describe_all(learned, describe)), settings.whiten)
             database, queries = whitening.transform(database), whitening.transform(queries)
-        keys = np.array([file.name[:_KEY] for file in originals])
-        right = [np.flatnonzero(keys == file.name[:_KEY]) for file in copies]
-        lost = next((file for file, found in zip(copies, right, strict=True) if not len(found)), None)
-        if lost is not None:
-            raise ValueError(f"{lost} has no original: no name in {root / 'original'} begins with {lost.name[:_KEY]!r}")
         none = [np.empty(0, np.int64)] * len(copies)
         numbers = {"map": retrieval_scores(queries @ database.T, right, none, _BEST)["map"]}
         counts = {"copies": len(copies), "originals": len(originals), "distractors": len(others)}

@@ -118,6 +118,8 @@ def finetuned(
     targets = labels if several else positions(classes, labels)
     model, loss = fine_tune(network, train, targets, recipe, subject.seed, subject.embedding)
     index, scores = predict(model, network, test, recipe, subject.embedding)
+    if not scores.isfinite().all():
+        raise ValueError("test: the scores of some images are not finite")
     wanted, names = others[index], train.class_names
     shared = {"loss": loss, "epochs": recipe.epochs, "classes": len(classes)}
     shared |= {"n_train": len(train), "n_test": len(index)}

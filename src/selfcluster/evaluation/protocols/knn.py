@@ -42,8 +42,8 @@ class KNN(Protocol):
     labels = "any"
 
     def run(self, subject: Subject, settings: KNNSettings) -> Result:
-        train, test = subject.parts
         ks = parse_numbers(settings.k)
+        train, test = subject.parts
         images = (train.vectors, train.labels, test.vectors, test.labels)
         several = train.labels is not None and train.labels.ndim == 2
         rows = (knn_map if several else knn_sweep)(*images, ks=ks, temperature=settings.temperature)

@@ -44,6 +44,10 @@ class Metadata(Protocol):
     labels = "none"
 
     def run(self, subject: Subject, settings: MetadataSettings) -> Result:
+        subject.refuse_test("metadata")
+        subject.check_clusters(settings.k)  # before the images are embedded
+        if settings.table is not None:
+            _known_columns(metadata.read_columns(settings.table, subject.source().ids), settings.columns)
         images = subject.all_features
         columns, notes = _columns(subject, images, settings)
         if settings.k is None:
@@ -89,10 +93,8 @@ def _columns(
             raise ValueError("no image has EXIF that names a camera, a day or a place; give a CSV with --table")
     else:
         cells = metadata.read_columns(settings.table, images.ids)
-    wanted = None if settings.columns is None else [name.strip() for name in settings.columns.split(",")]
-    if wanted is not None and (unknown := [name for name in wanted if name not in cells]):
-        raise ValueError(f"--columns {settings.columns}: there is no {unknown[0]!r}; there are {', '.join(cells)}")
-    columns = {name: metadata.one_tag(cells[name], settings.tags, subject.seed) for name in wanted or cells}
+    chosen = _known_columns(cells, settings.columns)
+    columns = {name: metadata.one_tag(cells[name], settings.tags, subject.seed) for name in chosen}
     if images.labels is not None and images.labels.ndim == 1 and "label" not in columns:
         columns["label"] = images.labels, images.class_names or []
     groups = {name: column for name, column in columns.items() if 1 < len(column[1]) < (column[0] >= 0).sum()}
@@ -103,6 +105,14 @@ def _columns(
         )
     notes = (f"Not scored, one value for all or another for each: {', '.join(without)}.",) if without else ()
     return groups, notes
+
+
+def _known_columns(cells: Mapping[str, list[str]], names: str | None) -> list[str]:
+    """The columns to score; raises ValueError for one that is not there."""
+    wanted = list(cells) if names is None else [name.strip() for name in names.split(",")]
+    if unknown := [name for name in wanted if name not in cells]:
+        raise ValueError(f"--columns {names}: there is no {unknown[0]!r}; there are {', '.join(cells)}")
+    return wanted
 
 
 def _epochs(subject: Subject, ids: list[str]) -> Iterator[tuple[int, np.ndarray]]:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from selfcluster.clustering.whitening import Whitening
-from selfcluster.evaluation.descriptors import describe_all, map_of, token_of
+from selfcluster.evaluation.descriptors import describe_all, fit_whitening, map_of, token_of
 from selfcluster.evaluation.layouts.landmarks import Landmarks, Query, read_landmarks
 from selfcluster.evaluation.protocol import Protocol, Result, result_of
 from selfcluster.evaluation.retrieval import retrieval_scores
@@ -59,6 +59,7 @@ class Retrieval(Protocol):
         if settings.whiten and subject.train is None:
             raise ValueError("retrieval: the whitening is learned on another set; name it with --train, or --whiten 0")
         landmarks = read_landmarks(Path(subject.test))
+        others = read_landmarks(Path(subject.train)).database if settings.whiten else []
         network, device = subject.network_on_device()
 
         def maps(file: Path, query: Query | None = None) -> Maps:
@@ -75,12 +76,11 @@ class Retrieval(Protocol):
 
         whitening = None
         if settings.whiten:
-            others = read_landmarks(Path(subject.train)).database
             if settings.pooling == "rmac":
                 rows = torch.cat([region_maxima(maps(file).places[0], settings.levels).cpu() for file in others])
             else:
                 rows = torch.from_numpy(describe_all(others, lambda file: pooled(file, None)))
-            whitening = Whitening(min(settings.whiten, rows.shape[1], len(rows) - 1)).fit(rows)
+            whitening = fit_whitening(rows, settings.whiten)
         database = describe_all(landmarks.database, lambda file: pooled(file, whitening))
         searched = describe_all(landmarks.queries, lambda query: pooled(query.file, whitening, query))
         numbers = score(landmarks, searched @ database.T)

@@ -27,6 +27,7 @@ from selfcluster.evaluation.protocols.logistic import logistic
 from selfcluster.evaluation.subject import Subject
 from selfcluster.setting import setting
 
+_TUNING = ("epochs", "trunk_rate", "head_rate", "weight_decay", "tune_batch")
 _FEW = 0.05  # below this share of the labels, the papers' rates for 1 %
 _SWAV, _ODC = {"milestones": (12, 16), "drop": 0.2}, {"milestones": (12, 16), "drop": 0.2, "trunk_rate": 0.01}
 _VISSL = Recipe(epochs=70, trunk_rate=0.05, head_rate=0.05, milestones=(30,))
@@ -63,6 +64,13 @@ class Semi(Protocol):
     needs = ("network", "features")
 
     def run(self, subject: Subject, settings: SemiSettings) -> Result:
+        idle = [name for name in _TUNING if getattr(settings, name) is not None]
+        if settings.classifier != "finetune" and idle:
+            raise ValueError(
+                f"--{idle[0].replace('_', '-')} has no effect with --classifier {settings.classifier}; leave it out"
+            )
+        if settings.subset is not None:
+            listed(subject.source(), settings.subset)  # refused before any image is embedded
         if settings.classifier == "finetune":
             train, test = subject.sources
             rows = _kept(train, settings, subject.seed)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from selfcluster.evaluation.protocol import Protocol, Result, result_of
-from selfcluster.evaluation.ranking import MEASURES, embed_crops, mean_ranks, measures
+from selfcluster.evaluation.ranking import MEASURES, check_count, embed_crops, mean_ranks, measures
 from selfcluster.evaluation.subject import Subject
 from selfcluster.models.pretrained import Network
 from selfcluster.setting import setting
@@ -35,7 +35,9 @@ class Unlabeled(Protocol):
     def run(self, subject: Subject, settings: UnlabeledSettings) -> Result:
         if subject.layer is not None:
             raise ValueError(f"--layer {subject.layer}: unlabeled measures the features that users get; leave it out")
+        subject.refuse_test("unlabeled")
         source = subject.source()
+        check_count(len(source))
         if settings.sample < len(source):
             rows = np.random.default_rng(subject.seed).choice(len(source), settings.sample, replace=False)
             source = source.take(np.sort(rows))

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -52,11 +51,12 @@ class Video(Protocol):
     labels = "none"
 
     def run(self, subject: Subject, settings: VideoSettings) -> Result:
-        if subject.train is None:
-            raise ValueError("video: name the folder that holds JPEGImages and Annotations with --train")
+        sequences = read_sequences(subject.folder("video", "DAVIS's layout, with JPEGImages and Annotations,"))
+        for sequence in sequences:  # all first masks, before the first video is tracked
+            objects_of(sequence)
         network, device = subject.network_on_device()
         table: list[dict[str, Any]] = []
-        for sequence in read_sequences(Path(subject.train)):
+        for sequence in sequences:
             table += score(sequence, network, settings, subject.layer, device)
         return result_of("video", summarize(table), subject, settings, table=tuple(table))
 
@@ -66,10 +66,7 @@ def score(
 ) -> list[dict[str, Any]]:
     """Return a row for each object of a video: sequence, object, frames, j, j_recall, j_decay, f, f_recall, f_decay."""
     frames, masks = sequence.frames[: settings.max_frames], sequence.masks[: settings.max_frames]
-    first = read_mask(masks[0])
-    objects = [int(value) for value in np.unique(first) if value]
-    if not objects:
-        raise ValueError(f"{sequence.name}: the mask of the first frame, {masks[0]}, is empty; it marks no object")
+    first, objects = objects_of(sequence)
     numbered = np.zeros(first.shape, np.int64)
     for number, value in enumerate(objects, start=1):
         numbered[first == value] = number
@@ -96,6 +93,17 @@ def score(
         {"sequence": sequence.name, "object": value, "frames": len(j)} | _columns("j", j) | _columns("f", f)
         for value, (j, f) in zip(objects, scores, strict=True)
     ]
+
+
+def objects_of(sequence: Sequence) -> tuple[np.ndarray, list[int]]:
+    """Return the first frame's mask (H, W) and the numbers of its objects; raise ValueError where it marks none."""
+    first = read_mask(sequence.masks[0])
+    objects = [int(value) for value in np.unique(first) if value]
+    if not objects:
+        raise ValueError(
+            f"{sequence.name}: the mask of the first frame, {sequence.masks[0]}, is empty; it marks no object"
+        )
+    return first, objects
 
 
 def summarize(table: list[dict[str, Any]]) -> dict[str, object]:
