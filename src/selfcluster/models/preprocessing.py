@@ -5,8 +5,10 @@ The rules are timm's, so that timm's own transform and ours show a network the s
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 _SMALL = 64  # pixels: up to this side an image is shown whole
@@ -117,3 +119,35 @@ def from_config(config: Mapping[str, Any]) -> Preprocessing:
         min(1.0, config.get("crop_pct") or default.crop_pct),
         mode if mode in CROP_MODES else "center",
     )
+
+
+def hub_preprocessing(folder: Path) -> dict[str, Any]:
+    """Return what Hugging Face's `preprocessor_config.json` beside the weights says of the images, in timm's words."""
+    read = read_object(folder / "preprocessor_config.json")
+    if not isinstance(read.get("image_mean"), list) or not isinstance(read.get("image_std"), list):
+        return {}
+    size = _side(read.get("crop_size")) if read.get("do_center_crop") else None
+    resized = _side(read.get("size"))
+    side = size or resized
+    words: dict[str, Any] = {"mean": tuple(read["image_mean"]), "std": tuple(read["image_std"])}
+    words["interpolation"] = {2: "bilinear", 3: "bicubic"}.get(read.get("resample", 2), "bicubic")
+    if side is None or resized is None:
+        return words
+    shortest = isinstance(read.get("size"), int) or "shortest_edge" in read.get("size", {})
+    words |= {"input_size": (len(words["mean"]), side, side), "crop_pct": min(1.0, side / resized)}
+    return words | {"crop_mode": "center" if shortest and size else "squash"}
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file; empty where the file is missing or holds anything else."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _side(value: object) -> int | None:
+    if isinstance(value, Mapping):
+        value = value.get("shortest_edge", value.get("height"))
+    return int(value) if isinstance(value, int | float) else None

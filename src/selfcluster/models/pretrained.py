@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +30,15 @@ from selfcluster.models.backbones import (
 from selfcluster.models.folding import full_name
 from selfcluster.models.guess import Candidate, guess_network
 from selfcluster.models.initialize import match, read_weights
-from selfcluster.models.preprocessing import Preprocessing, default_preprocessing, from_config, recolored, resized
+from selfcluster.models.preprocessing import (
+    Preprocessing,
+    default_preprocessing,
+    from_config,
+    hub_preprocessing,
+    read_object,
+    recolored,
+    resized,
+)
 from selfcluster.models.registration import register_with_timm
 
 STARTER = "starter"
@@ -334,7 +341,7 @@ def _file(path: Path, name: str | None) -> Origin:
     from timm import is_model
 
     content = read_weights(path)
-    described = _json(path.parent / "config.json")
+    described = read_object(path.parent / "config.json")
     published: dict[str, Any] = {}
     if name is None and isinstance(described.get("architecture"), str):  # timm's own repositories say it
         name = described["architecture"]
@@ -355,7 +362,7 @@ def _file(path: Path, name: str | None) -> Origin:
     config, note = _config_of(name) | published, ""
     if not published and "." not in name:
         config, note = _like_the_file(name, _has_classifier(content, name), config)
-    config |= _preprocessor(path.parent)
+    config |= hub_preprocessing(path.parent)
     return Origin(name, from_config(config), path, license=described.get("license"), note=note)
 
 
@@ -431,34 +438,3 @@ def _like_the_file(name: str, has_classifier: bool, default: dict[str, Any]) -> 
 
 def _inputs(config: Mapping[str, object]) -> dict[str, object]:
     return {key: config[key] for key in ("mean", "std", "interpolation", "crop_pct", "crop_mode") if config.get(key)}
-
-
-def _preprocessor(folder: Path) -> dict[str, Any]:
-    """What Hugging Face's `preprocessor_config.json` beside the weights says of the images, in timm's words."""
-    read = _json(folder / "preprocessor_config.json")
-    if not isinstance(read.get("image_mean"), list) or not isinstance(read.get("image_std"), list):
-        return {}
-    size = _side(read.get("crop_size")) if read.get("do_center_crop") else None
-    resized = _side(read.get("size"))
-    side = size or resized
-    words: dict[str, Any] = {"mean": tuple(read["image_mean"]), "std": tuple(read["image_std"])}
-    words["interpolation"] = {2: "bilinear", 3: "bicubic"}.get(read.get("resample", 2), "bicubic")
-    if side is None or resized is None:
-        return words
-    shortest = isinstance(read.get("size"), int) or "shortest_edge" in read.get("size", {})
-    words |= {"input_size": (len(words["mean"]), side, side), "crop_pct": min(1.0, side / resized)}
-    return words | {"crop_mode": "center" if shortest and size else "squash"}
-
-
-def _side(value: object) -> int | None:
-    if isinstance(value, Mapping):
-        value = value.get("shortest_edge", value.get("height"))
-    return int(value) if isinstance(value, int | float) else None
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
