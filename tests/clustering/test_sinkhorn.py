@@ -102,17 +102,25 @@ class TestCompiled:
         assert torch.equal(found[1], found[2])
         torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-7)
 
-    @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
-    def test_what_is_not_a_number_is_not_hidden(self, bad: float) -> None:
-        scores = cosines(40, 20)
-        scores[3, 5] = bad
-        assert sinkhorn(scores, check_finite=False).isnan().any()
-        with pytest.raises(ValueError, match=r"scores has 1 values that are NaN or \+inf"):
-            sinkhorn(scores)
-        with pytest.raises(ValueError, match="extra has 1 values"):
-            sinkhorn(cosines(4, 20), extra=scores)
-        with pytest.raises(ValueError, match="scores has 1 values"):
-            sinkhorn(scores.numpy())
+
+@pytest.mark.parametrize("compiled", ["0", "1"])
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_what_is_not_a_number_is_not_hidden(bad: float, compiled: str, monkeypatch) -> None:
+    monkeypatch.setenv("SELFCLUSTER_NATIVE", compiled)
+    scores = cosines(40, 20)
+    scores[3, 5] = bad
+    assert sinkhorn(scores, check_finite=False).isnan().any()
+    with pytest.raises(ValueError, match=r"scores has 1 values that are NaN or \+inf"):
+        sinkhorn(scores)
+    with pytest.raises(ValueError, match="extra has 1 values"):
+        sinkhorn(cosines(4, 20), extra=scores)
+    with pytest.raises(ValueError, match="scores has 1 values"):
+        sinkhorn(scores.numpy())
+    scores[3, 5] = -torch.inf  # the least similarity: a share of nearly 0
+    codes = sinkhorn(scores)
+    assert codes.isfinite().all()
+    assert codes[3, 5] < 1e-20
+    assert sinkhorn(cosines(40, 20) * 3e38, epsilon=1e38).isfinite().all()  # finite, though their sum is not
 
 
 def test_float64_scores_are_worked_on_in_float64() -> None:

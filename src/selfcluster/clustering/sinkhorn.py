@@ -20,6 +20,7 @@ Float64 scores have 300 epsilon instead.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -60,8 +61,8 @@ def sinkhorn(
         epsilon: entropy weight in the unit of the scores; smaller values give sharper codes.
         iterations: number of rounds; each normalizes the columns (clusters), then the rows (samples).
         extra: (Q, K), scores of queued samples that take part in the balancing; the same on every rank, counted once.
-        check_finite: raise an error if a score is NaN or +inf, because one such score makes all codes NaN. The check
-            costs a pass and a wait for the device. A training loop that checks its loss can skip it.
+        check_finite: raise an error if a score is NaN or +inf, because one such score makes all codes NaN. On a GPU
+            the check costs a pass and a wait for the device. A training loop that checks its loss can skip it.
 
     Returns:
         (B, K), a tensor if `scores` is one: rows sum to 1; columns to about B / K (exactly, as `iterations` grows).
@@ -78,12 +79,13 @@ def sinkhorn(
         return sinkhorn(tensor, epsilon, iterations, queued, check_finite=check_finite).numpy()
     extra = extra if extra is None else torch.as_tensor(extra, device=scores.device)
     _check(scores, epsilon, iterations, extra)
-    if check_finite:
-        for name, part in (("scores", scores), ("extra", extra)):
-            _check_finite(name, part)
+    checked = {"scores": scores, "extra": extra} if check_finite else {}
     parts = [scores] if extra is None else [scores, extra[distributed.share(len(extra))]]
     if all(native.takes_scores(part) for part in parts):
-        return _compiled([part.detach() for part in parts], epsilon, iterations)
+        return _compiled([part.detach() for part in parts], epsilon, iterations, checked)
+    for name, part in checked.items():
+        if part is not None and not part.sum(dtype=torch.float32).isfinite():  # one such value makes the sum one
+            _check_finite(name, part)
     if scores.is_cuda and has_triton():
         from selfcluster.clustering.cuda import sinkhorn as cuda
 
@@ -164,11 +166,17 @@ def _check_finite(name: str, scores: Tensor | None) -> None:
         raise ValueError(f"{name} has {bad} values that are NaN or +inf; one of them would make all codes NaN")
 
 
-def _compiled(parts: list[Tensor], epsilon: float, iterations: int) -> Tensor:
-    """The same with a compiled kernel that computes M anew in every pass rather than hold it."""
+def _compiled(parts: list[Tensor], epsilon: float, iterations: int, checked: Mapping[str, Tensor | None]) -> Tensor:
+    """The same with a compiled kernel that computes M anew in every pass rather than hold it.
+
+    `checked`, by their names: scores that are refused if one of them is NaN or +inf. The first pass tells.
+    """
     codes = _empty((len(parts[0]), parts[0].shape[1]), torch.float32, parts[0].device)
     made = [native.Exponentials(part, epsilon, _LOWEST) for part in parts if len(part)]
     starts = [m.start() for m in made]
+    if not all(total.isfinite().all() for total, _ in starts):
+        for name, part in checked.items():
+            _check_finite(name, part)
     highest = torch.tensor([-torch.inf, *(top for _, top in starts)]).max()
     if distributed.world_size() > 1:
         dist.all_reduce(highest, dist.ReduceOp.MAX)
