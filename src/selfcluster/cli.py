@@ -21,6 +21,7 @@ from typing import Any, NoReturn
 
 from selfcluster import __version__
 from selfcluster.commands.flags import flag
+from selfcluster.files import message_of
 from selfcluster.methods import NAMES
 from selfcluster.runs.formats import RENAMED
 from selfcluster.settings.schema import read_schema
@@ -97,13 +98,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         return _closed_pipe()
     except (_UsageError, ValueError, KeyError, FileNotFoundError) as error:
-        return _fail(str(error.args[0] if isinstance(error, KeyError) else error), 2, as_json)
+        return _fail(str(error.args[0]) if isinstance(error, KeyError) else message_of(error), 2, as_json)
     except KeyboardInterrupt:
         return _fail("interrupted", 1, as_json)
     except (RuntimeError, OSError, MemoryError) as error:
         if getattr(error, "told", False):  # another process of the run prints it
             return 1
-        return _fail(str(error) or type(error).__name__, 1, as_json, getattr(error, "result", None))
+        return _fail(message_of(error), 1, as_json, getattr(error, "result", None))
     try:
         if os.environ.get("RANK", "0") == "0":
             print(json.dumps({"ok": True, "result": result}, default=str) if as_json else visible(text), flush=True)

@@ -17,7 +17,9 @@ log = logging.getLogger("selfcluster.files")
 
 Content = str | bytes | Callable[[Path], object]
 
+COPY_RUN = "copy the run to a folder that can be written to"  # where a command has no flag for another place
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NUMBER = re.compile(r"\[errno -?\d+\] ", re.IGNORECASE)
 _TEMPORARY = re.compile(r"\.selfcluster-(\d+)-.*")
 
 
@@ -49,13 +51,13 @@ def write_together(contents: Mapping[Path, Content], size: int | None = None) ->
             try:
                 _write(temporaries[path], content)
             except OSError as error:
-                raise disk_full(path, error, _size(content, size)) from error
+                raise unwritten(path, error, _size(content, size)) from error
             fault_point("files.before_rename")
         for path, temporary in temporaries.items():
             try:
                 temporary.replace(path)
             except OSError as error:
-                raise disk_full(path, error, _size(contents[path], size)) from error
+                raise unwritten(path, error, _size(contents[path], size)) from error
             fault_point("files.after_rename")
     except BaseException:
         for temporary in temporaries.values():
@@ -106,18 +108,45 @@ class PatientLog:
 
 def warn_unwritten(path: Path, error: OSError, consequence: str) -> None:
     """Log a warning that names the file, the error, the bytes free and what follows."""
-    cause = error.__cause__ if isinstance(error.__cause__, OSError) else error  # what `disk_full` was made from
-    reason, free = cause.strerror or str(cause), f"{free_bytes(path.parent):,}"
-    log.warning("%s cannot be written (%s, %s bytes are free); %s", path, reason, free, consequence)
+    cause = error.__cause__ if isinstance(error.__cause__, OSError) else error  # what `unwritten` was made from
+    free = f"{free_bytes(path.parent):,}"
+    log.warning("%s cannot be written (%s, %s bytes are free); %s", path, reason_of(cause), free, consequence)
 
 
-def disk_full(path: Path, error: OSError, needed: int | None = None) -> OSError:
-    """Return `error`, or where the disk is full one that names the file, the bytes needed and the bytes free."""
-    if error.errno not in _FULL:
+def unwritten(path: Path, error: OSError, needed: int | None = None) -> OSError:
+    """Return an error that names the file which could not be written, not its temporary name.
+
+    If the disk is full, the message also gives the bytes needed and the bytes free.
+    """
+    if error.errno is None:
         return error
+    if error.errno not in _FULL:
+        return OSError(error.errno, reason_of(error), str(path))
     needs = "" if needed is None else f"about {needed:,} bytes are needed and "
     message = f"{path} cannot be written, the disk is full: {needs}{free_bytes(path.parent):,} are free"
-    return OSError(error.errno, message + ". Free some space or choose another --out.")
+    return OSError(error.errno, message + ". Free some space or write to another disk.")
+
+
+def message_of(error: BaseException) -> str:
+    """Return an exception's message. For an error of the operating system: the reason and the file, without its number.
+
+    >>> message_of(PermissionError(13, "Permission denied", "photos/a.jpg"))
+    'Permission denied: photos/a.jpg'
+    """
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{reason_of(error)}: {os.fsdecode(error.filename)}"
+    text = error.strerror if isinstance(error, OSError) else None
+    return _NUMBER.sub("", text or str(error)) or type(error).__name__
+
+
+def reason_of(error: BaseException) -> str:
+    """Return an exception's message in one line, without the file and the number of an error of the operating system.
+
+    >>> reason_of(PermissionError(13, "Permission denied", "photos/a.jpg"))
+    'Permission denied'
+    """
+    text = error.strerror if isinstance(error, OSError) else None
+    return " ".join(_NUMBER.sub("", text or str(error)).split()) or type(error).__name__
 
 
 def free_bytes(folder: Path) -> int:
@@ -141,11 +170,15 @@ def remove_temporaries(folder: Path) -> None:
                 path.unlink(missing_ok=True)
 
 
-def make_writable(folder: Path) -> None:
-    """Make the folder where it is missing and try to write in it, before work is done whose result goes there.
+def make_writable(folder: Path, advice: str = "choose another --out") -> None:
+    """Make the folder if it is missing, and write a file in it as a trial, before long work whose result goes there.
+
+    Args:
+        folder: of the result.
+        advice: what the user can do if that fails, for the message.
 
     Raises:
-        ValueError: it cannot be made or written to.
+        ValueError: the folder cannot be made or written to.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -153,7 +186,8 @@ def make_writable(folder: Path) -> None:
         _write(probe, "x")
         probe.unlink()
     except OSError as error:
-        raise ValueError(f"{folder}: cannot be written to ({error}); choose another --out") from error
+        free = f", {free_bytes(folder):,} bytes are free" if error.errno in _FULL else ""
+        raise ValueError(f"{folder}: cannot be written to ({reason_of(error)}{free}); {advice}") from error
 
 
 def _temporary(path: Path) -> Path:

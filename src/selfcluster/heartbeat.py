@@ -24,6 +24,8 @@ from typing import Any
 
 import torch.distributed as dist
 
+from selfcluster.files import message_of
+
 log = logging.getLogger("selfcluster.distributed")
 
 INTERVAL = 1.0  # seconds between signs of life
@@ -125,7 +127,7 @@ class Heartbeat:
     def _own(self, error: BaseException) -> str:
         if isinstance(error, SystemExit):
             return f"{self._here()}: stopped by SIGTERM"
-        words = str(error) or type(error).__name__
+        words = message_of(error)
         if type(error).__name__ in ("Preempted", "KeyboardInterrupt"):  # the same on all
             return words
         known = isinstance(error, ValueError | OSError) or type(error).__module__.startswith("selfcluster.")

@@ -53,7 +53,7 @@ SECTIONS = {
         Row(21, "64 open files allowed", "training and embedding end with as many open as at the start"),
         Row(22, "a list of two million paths", "held in one buffer; memory does not grow over an epoch"),
         Row(23, "no memory for an image", "that image's fault, and its reason"),
-        Row(24, "an output folder that is read-only, below a file, or full", "refused before training, with the place"),
+        Row(24, "an output folder that is read-only, below a file, or full", "each command that writes there refuses before it works, with the place and the reason"),
         Row(25, "a disk that is full for metrics alone", "training goes on, with one warning; rows are written when there is room"),
         Row(26, "a window that changes, an output that is closed, a clock that jumps", "no effect on training"),
     ],

@@ -1,6 +1,7 @@
 """Every kind of damage to a run's files is found, and a whole run is whole."""
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -94,7 +95,34 @@ def test_each_kind_of_damage_is_found_and_nothing_is_changed(run, capsys):
         shutil.copytree(original, run)
     flip(run / step / "meta.json")
     assert main(["verify", str(run)]) == 1
-    assert f"{step}  DAMAGED: not what its manifest says" in capsys.readouterr().err.replace("   ", "  ")
+    said = capsys.readouterr().err.replace("   ", "  ")
+    assert f"{step}  DAMAGED: meta.json was altered: it has the size that the manifest names" in said
+
+
+def test_row_39_verify_names_the_damaged_file_of_a_checkpoint_and_what_is_wrong(run):
+    (step,) = (run / "checkpoints").glob("step-*")
+    name, original = f"checkpoints/{step.name}", run.with_name("original")
+    shutil.copytree(run, original)
+    size = (step / "tensors.safetensors").stat().st_size
+    kinds = {
+        f"tensors.safetensors has {size - 1} bytes, and the manifest names {size}": lambda: os.truncate(
+            step / "tensors.safetensors", size - 1
+        ),
+        "meta.json is missing": lambda: (step / "meta.json").unlink(),
+        "manifest.json is missing": lambda: (step / "manifest.json").unlink(),
+        "manifest.json cannot be read (Expecting value: line 1 column 1 (char 0))": lambda: (
+            step / "manifest.json"
+        ).write_text("x"),
+        "manifest.json does not list tensors.safetensors and meta.json": lambda: (step / "manifest.json").write_text(
+            "{}"
+        ),
+    }
+    for why, damage in kinds.items():
+        damage()
+        assert damaged(run) == {name: why}
+        assert checkpoint.load_newest(run / "checkpoints") == (None, [f"{step}: {why}"])
+        shutil.rmtree(run)
+        shutil.copytree(original, run)
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):

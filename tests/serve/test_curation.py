@@ -211,7 +211,7 @@ def test_a_full_disk_is_said_and_leaves_the_rows_as_they_were(server, run, monke
     monkeypatch.setattr(os, "fsync", full)
     status, answer = post(server, [{"action": "rubbish", "cluster": 1}])
     assert status == 507
-    assert "No space left on device" in answer["error"]
+    assert "curation.jsonl cannot be written, the disk is full" in answer["error"]
     monkeypatch.undo()
     assert (run / CURATION).read_bytes() == before
     assert post(server, [{"action": "rubbish", "cluster": 1}])[0] == 200

@@ -165,7 +165,9 @@ def test_one_broken_shard_sends_all_processes_to_the_checkpoint_before(eight, tm
     broken.write_bytes(broken.read_bytes()[:-1])
     found, complaints = load_newest(folder)
     assert found.path.name < newest.name
-    assert complaints == [f"{broken}: not what the manifest says (cut short or altered)"]
+    size = broken.stat().st_size
+    changed = f"has {size} bytes, and the manifest names {size + 1}"
+    assert complaints == [f"{broken.parent}: {broken.name} {changed}"]
     eight.run(train, tmp_path / "cut", pictures, 4)
     assert losses(tmp_path / "cut") == pytest.approx(losses(tmp_path / "whole"), abs=1e-3)
     assert load_newest(folder)[1] == []

@@ -12,6 +12,7 @@ from typing import Any, TypedDict
 from selfcluster.annotations import Data
 from selfcluster.commands.flags import add_option
 from selfcluster.data.sources import open_source
+from selfcluster.files import make_writable
 from selfcluster.randomness import keeps_random_state
 from selfcluster.settings.options import SHARED
 
@@ -73,6 +74,8 @@ def audit(
 
     if not 0.9 <= near <= 1:
         raise ValueError(f"--near {near:g}: must be from 0.9 to 1")
+    if hashes is not None and not Path(hashes).exists():
+        make_writable(Path(hashes).parent, "choose another file for --hashes")
     sources = [open_source(part, **reading) for part in ((data,) if data2 is None else (data, data2))]
     count = os.cpu_count() or 1 if workers is None else workers
     pool = DaemonThreads(count, "selfcluster-audit") if count else None

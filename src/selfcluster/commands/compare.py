@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from selfcluster.annotations import Data
 from selfcluster.commands.flags import add_network_flags
+from selfcluster.files import make_writable
 from selfcluster.randomness import keeps_random_state
 
 if TYPE_CHECKING:
@@ -58,6 +59,8 @@ def compare(
         raise ValueError(f"--{next(iter(given)).replace('_', '-')} has no effect without --protocol and --train")
     if out is not None and Path(out).suffix.lower() not in (".html", ".htm"):
         raise ValueError(f"--out {out}: the file name must end in .html")
+    if out is not None:
+        make_writable(Path(out).parent)
     if protocol is not None:
         from selfcluster.evaluation.protocols import known
 

@@ -20,6 +20,7 @@ from selfcluster.commands.flags import (
     given,
     names_images,
 )
+from selfcluster.files import COPY_RUN, make_writable
 from selfcluster.randomness import keeps_random_state
 from selfcluster.setting import check_names, checked
 
@@ -105,6 +106,8 @@ def evaluate(
         embedding=given(settings, EMBEDDING),
         subset=given(settings, SUBSET),
     )
+    if subject.run is not None:
+        make_writable(subject.run, COPY_RUN)
     result = method().run(subject, method.Settings(**chosen))
     if subject.run is not None:
         result.write(subject.run)

@@ -71,9 +71,9 @@ def figures(
 
     has_images = train is not None or is_run(Path(run))
     folder = Path(out) if out is not None else Path(run) / "figures" if is_run(Path(run)) else Path("figures")
+    make_writable(folder)
     if not has_images:
         module: Any = load_network(str(run), image_size).module
-        make_writable(folder)
         write_picture(drawing.filter_grid(first_filters(module).numpy()), folder / "first-filters.png")
         return {"out": str(folder), "files": ["first-filters.png"]}
     subject = Subject(
@@ -100,7 +100,6 @@ def figures(
     images = subject.features(layer=layer)
     order = (-images.vectors[:, chosen]).argsort(axis=0, kind="stable")[: drawing.NINE].T  # (n, 9)
     pictures = [read_squares(source, images.rows[row].tolist(), 96) for row in order]
-    make_writable(folder)
     write_picture(drawing.filter_grid(first_filters(module).numpy()), folder / "first-filters.png")
     write_picture(drawing.ascent_sheet(drawing.stretched(made.numpy()), pictures), folder / "filters.png")
     files = ["first-filters.png", "filters.png"]

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from selfcluster.files import write_atomically
+from selfcluster.files import make_writable, write_atomically
 from selfcluster.randomness import keeps_random_state
 from selfcluster.runs.folder import RunError
 
@@ -52,6 +52,8 @@ def sample(
     from selfcluster.runs.tables import table_name
 
     path = table_name(out, None, ".csv", ".txt")
+    if path is not None:
+        make_writable(path.parent)
     groups = read_groups(Path(run)).without_rubbish()
     groups = groups.take(np.flatnonzero(groups.clusters >= 0))
     if not 1 <= n <= len(groups):

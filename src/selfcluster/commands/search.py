@@ -13,7 +13,7 @@ from selfcluster.commands.embed import embed
 from selfcluster.commands.flags import add_model_flag, names_images
 from selfcluster.commands.results import Hits
 from selfcluster.data.ranges import ValueRange
-from selfcluster.files import write_atomically
+from selfcluster.files import make_writable, write_atomically
 from selfcluster.randomness import keeps_random_state
 from selfcluster.settings.files import run_config
 
@@ -46,6 +46,8 @@ def search(
     from selfcluster.runs.tables import table_name
 
     file = table_name(out, None, ".csv", ".parquet", ".json")
+    if file is not None:
+        make_writable(file.parent)
     from selfcluster.evaluation.similar import most_similar, read_picture
 
     if Path(run).is_file() and Path(image).is_dir():

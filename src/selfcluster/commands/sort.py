@@ -110,7 +110,7 @@ class Sorting:
 
     def carry_out(self) -> int:
         """Write the plan, then do what is waiting; return how many steps that were."""
-        make_writable(self.folder)
+        make_writable(self.folder, "choose another --into")
         write_atomically(self.folder / PLAN, _plan_text(self.steps))
         for step in self.waiting:
             self._do(step)

@@ -16,6 +16,7 @@ from selfcluster.commands.flags import add_option
 from selfcluster.commands.results import Trained
 from selfcluster.data.listing import left_out
 from selfcluster.data.sources import DataError, Source, check_enough
+from selfcluster.files import message_of
 from selfcluster.methods import NAMES, canonical
 from selfcluster.randomness import keeps_random_state
 from selfcluster.runs.folder import CHECKPOINTS, RunFolder, has_begun, read_status
@@ -173,7 +174,7 @@ def train(
         if folder is not None:
             kind = getattr(first_error, "kind", type(first_error).__name__)
             preempted = kind in (Preempted.__name__, KeyboardInterrupt.__name__)
-            folder.status("preempted" if preempted else "failed", message=str(first_error) or kind)
+            folder.status("preempted" if preempted else "failed", message=message_of(first_error))
         if first_error is error:
             raise
         raise first_error from error

@@ -16,6 +16,7 @@ from selfcluster import randomness
 from selfcluster.data.errors import LabelsError
 from selfcluster.data.names import Names, to_id, to_name
 from selfcluster.data.readers.rows import read_csv
+from selfcluster.files import reason_of
 
 _MISSING = frozenset({"", "none", "null", "nan", "na", "n/a", "<na>"})
 _TRUE, _FALSE = frozenset({"1", "1.0", "true", "yes"}), frozenset({"0", "0.0", "-1", "-1.0", "false", "no"})
@@ -176,7 +177,7 @@ def _read_table(path: str) -> dict[bytes, list[str]]:
                 if row[value] not in of_image:
                     of_image.append(row[value])
     except OSError as error:
-        raise LabelsError(f"labels from {path}: {error.strerror or error}") from error
+        raise LabelsError(f"labels from {path}: {reason_of(error)}") from error
     return tags
 
 

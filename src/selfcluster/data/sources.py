@@ -31,6 +31,7 @@ from selfcluster.data.readers.tars import index_tars
 from selfcluster.data.readers.voc import is_split, labels_of, open_split
 from selfcluster.data.store import Info, ReadLog
 from selfcluster.data.threads import TIMEOUT, in_time
+from selfcluster.files import reason_of
 
 _PACKED_SUFFIXES = (".zip", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar", ".zst")
 
@@ -281,7 +282,7 @@ def _open(
     except (OSError, ValueError) as error:
         if isinstance(error, DataError):
             raise
-        raise DataError(f"no data at {text!r}: {getattr(error, 'strerror', None) or error}") from error
+        raise DataError(f"no data at {text!r}: {reason_of(error)}") from error
     if is_file:
         return _source(_open_file(text, info, column), text)
     if not is_folder:

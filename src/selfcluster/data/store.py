@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, NamedTuple, TypeVar, cast
 
 from selfcluster.data.errors import BadImage, DataError
+from selfcluster.files import reason_of
 
 MAX_FILE_BYTES = 1 << 30  # a larger image is a mistake, and would fill the memory of every reading thread
 
@@ -172,7 +173,7 @@ def bad_image(error: OSError) -> BadImage:
         errno.EPERM: "no_permission",
     }
     by_type = "vanished" if isinstance(error, FileNotFoundError) else "read_error"
-    return BadImage(reasons.get(error.errno or 0, by_type), error.strerror or str(error))
+    return BadImage(reasons.get(error.errno or 0, by_type), reason_of(error))
 
 
 def _read_remote(location: bytes, offset: int, size: int | None) -> tuple[bytes, Info]:

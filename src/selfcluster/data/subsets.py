@@ -12,6 +12,7 @@ from selfcluster import randomness
 from selfcluster.data.errors import DataError, LabelsError
 from selfcluster.data.order import shuffled
 from selfcluster.data.readers.rows import read_text
+from selfcluster.files import reason_of
 
 
 def read_classes(path: str, class_names: list[str]) -> list[int]:
@@ -23,7 +24,7 @@ def read_classes(path: str, class_names: list[str]) -> list[int]:
     try:
         names = [line.strip() for line in read_text(path).splitlines() if line.strip()]
     except OSError as error:
-        raise DataError(f"classes from {path}: {error.strerror}") from error
+        raise DataError(f"classes from {path}: {reason_of(error)}") from error
     if unknown := [name for name in names if name not in class_names]:
         raise LabelsError(
             f"{path} names {unknown[0]!r}, which is no class; classes found: {', '.join(class_names[:20])}"

@@ -23,6 +23,7 @@ from selfcluster.data.images import open_row
 from selfcluster.data.labels import is_missing
 from selfcluster.data.readers.rows import read_csv
 from selfcluster.data.sources import Source
+from selfcluster.files import reason_of
 
 Rule = Literal["rarest", "random"]
 SEPARATOR = ";"
@@ -43,7 +44,7 @@ def read_columns(path: str, ids: Sequence[str], flag: str = "--table") -> dict[s
         header = next(rows, [])
         body = list(rows)
     except OSError as error:
-        raise ValueError(f"{flag} {path}: cannot be read ({error.strerror or error})") from error
+        raise ValueError(f"{flag} {path}: cannot be read ({reason_of(error)})") from error
     if len(header) < 2:
         raise ValueError(f"{flag} {path}: needs a column of ids and one more; its header is {header}")
     key = next((header.index(name) for name in ("id", "path") if name in header), 0)

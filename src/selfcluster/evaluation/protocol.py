@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 
 from selfcluster import __version__
-from selfcluster.files import make_writable, write_atomically
+from selfcluster.files import COPY_RUN, make_writable, write_atomically
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -70,7 +70,7 @@ class Result(Mapping[str, Any]):
         """Write the result to the run folder; return the file."""
         key = json.dumps(_plain([self.settings, self.subject]), sort_keys=True)
         folder = run / EVALUATIONS
-        make_writable(folder)
+        make_writable(folder, COPY_RUN)
         file = folder / f"{self.protocol}-{hashlib.sha256(key.encode()).hexdigest()[:10]}.json"
         write_atomically(file, json.dumps(self.as_json(), indent=2) + "\n")
         return file

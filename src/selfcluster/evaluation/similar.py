@@ -13,6 +13,7 @@ from selfcluster.clustering.neighbors import nearest
 from selfcluster.data.decode import BadImage, decode
 from selfcluster.data.ranges import ValueRange
 from selfcluster.data.sources import DataError
+from selfcluster.files import reason_of
 from selfcluster.runs.tables import CLUSTERS, embeddings_of, read_clusters
 from selfcluster.views.crops import decoded_side
 
@@ -28,7 +29,7 @@ def read_picture(path: Path, side: int, value_range: ValueRange | None = None) -
     except BadImage as error:
         raise DataError(f"{path} cannot be used: {error}") from error
     except OSError as error:
-        raise DataError(f"{path}: {error.strerror}") from error
+        raise DataError(f"{path}: {reason_of(error)}") from error
 
 
 def most_similar(run: Path, vector: np.ndarray, k: int) -> list[dict[str, Any]]:

@@ -21,7 +21,7 @@ from selfcluster import randomness
 from selfcluster.data.sources import Source, open_source
 from selfcluster.evaluation.clustering import check_k
 from selfcluster.evaluation.labeled import SEVERAL
-from selfcluster.files import make_writable, write_atomically
+from selfcluster.files import COPY_RUN, make_writable, write_atomically
 from selfcluster.models.pretrained import Network
 from selfcluster.runs.folder import RunError, is_run
 from selfcluster.runs.tables import CLUSTERS, EMBEDDINGS, ClusterTable, image_names, read_clusters, read_embeddings
@@ -242,9 +242,10 @@ class Subject:
                     return stored["index"], stored["vectors"]
             except (OSError, ValueError, KeyError):
                 file.unlink()
+        if stamp is not None:
+            make_writable(file.parent, COPY_RUN)
         index, vectors = _finite(*embed_source(source, self.network(source), layer=layer, **arguments), self.model)
         if stamp is not None:
-            make_writable(file.parent)
             size = index.nbytes + vectors.nbytes
 
             def write(temporary: Path) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from selfcluster.files import write_together
+from selfcluster.files import reason_of, write_together
 from selfcluster.models.folding import full_name, parts_of
 from selfcluster.models.initialize import initialize
 from selfcluster.models.preprocessing import Preprocessing, default_preprocessing, from_config
@@ -193,7 +193,7 @@ def read_description(folder: Path) -> dict[str, Any]:
     try:
         spec = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} cannot be read: {error}. Export the network again.") from error
+        raise ValueError(f"{path} cannot be read: {reason_of(error)}. Export the network again.") from error
     overlay = spec.get("pretrained_cfg_overlay") if isinstance(spec, dict) else None
     if not isinstance(overlay, dict) or not isinstance(spec.get("model_name"), str) or "input_size" not in overlay:
         raise ValueError(f"{path} does not describe a network: it needs model_name, and pretrained_cfg_overlay")
@@ -239,7 +239,7 @@ def check_weights(file: Path) -> str | None:
     try:
         state = load_file(file)
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{file} cannot be read: {error}") from error
+        raise ValueError(f"{file} cannot be read: {reason_of(error)}") from error
     hashes = _hashes(file)
     if len(hashes) < 2:
         return None

@@ -17,6 +17,7 @@ from PIL import Image
 
 from selfcluster.data.decode import BadImage, decode
 from selfcluster.data.ranges import ValueRange
+from selfcluster.files import make_writable, reason_of
 from selfcluster.reporting.thumbnails import write_picture
 from selfcluster.runs.folder import is_run, read_config
 
@@ -43,6 +44,7 @@ def write_attention(
     from selfcluster.models.attention import mass_mask
 
     folder = Path(out) if out is not None else run / "attention" if run.is_dir() else Path("attention")
+    make_writable(folder)
     images, look = _open(run, image_size, device)
     used = ValueRange.of(read_config(run).get("range") if is_run(run) else None)
     stems = [file.stem for file in files]
@@ -52,7 +54,7 @@ def write_attention(
         try:
             decoded = decode(file.read_bytes(), channels=images.channels, value_range=used)
         except (BadImage, OSError) as error:
-            raise ValueError(f"{file}: {getattr(error, 'strerror', None) or error}; name image files") from error
+            raise ValueError(f"{file}: {reason_of(error)}; name image files") from error
         pixels, maps, grid = look(decoded)
         heads = len(maps)
         name = file.stem if stems.count(file.stem) == 1 else f"{number}-{file.stem}"

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from selfcluster.data.sources import Source
+from selfcluster.files import message_of
 from selfcluster.reporting.album import Album, pack
 from selfcluster.reporting.map import LANDMARKS, lay_out
 from selfcluster.reporting.sheets import COLUMNS, PER_SHEET, Sheets
@@ -94,7 +95,7 @@ def _rows(run: Path, progress: Callable[[str], None] | None) -> list[Row]:
         return read_rows(run)
     except (CurationError, OSError) as error:
         if progress is not None:
-            progress(f"  the page shows no names, merges or splits: {error}")
+            progress(f"  the page shows no names, merges or splits: {message_of(error)}")
         return []
 
 

@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from selfcluster.files import reason_of
 from selfcluster.runs.formats import FORMAT, FormatError, modern_meta, modern_tensors
 
 _TENSORS, _META, _MANIFEST = "tensors.safetensors", "meta.json", "manifest.json"
@@ -85,7 +86,7 @@ def save(
         shutil.rmtree(temporary, ignore_errors=True)
         needed = sum(t.numel() * t.element_size() for t in stored.values())
         free = shutil.disk_usage(folder).free
-        raise OSError(f"{final}: not saved, {needed:,} bytes needed and {free:,} free ({error})") from error
+        raise OSError(f"{final}: not saved, {needed:,} bytes needed and {free:,} free ({reason_of(error)})") from error
     _flush(folder)
     complete = _complete(folder)
     at = complete.index(final)
@@ -117,7 +118,7 @@ def load(path: Path) -> Checkpoint:
         tensors = modern_tensors(load_file(path / _TENSORS), written.get("format", 0))
         return Checkpoint(tensors, modern_meta(written), path)
     except (FileNotFoundError, SafetensorError, FormatError) as error:
-        raise BrokenCheckpoint(f"{path}: cannot be read ({error})") from error
+        raise BrokenCheckpoint(f"{path}: cannot be read ({reason_of(error)})") from error
 
 
 def newest_settings(folder: Path) -> dict[str, object]:
@@ -132,7 +133,7 @@ def _meta(path: Path) -> dict[str, Any]:
     try:
         meta = json.loads((path / _META).read_text())
     except (FileNotFoundError, ValueError, RecursionError) as error:
-        raise BrokenCheckpoint(f"{path}: cannot be read ({error})") from error
+        raise BrokenCheckpoint(f"{path}: cannot be read ({reason_of(error)})") from error
     if not isinstance(meta, dict):
         raise BrokenCheckpoint(f"{path / _META}: not an object")
     return meta
@@ -152,30 +153,44 @@ def clean(folder: Path, step: int) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _verify(path: Path) -> None:
+def damage(path: Path) -> str:
+    """Return what is wrong with a checkpoint, with the file's name within its folder; empty if nothing is.
+
+    Raises:
+        OSError: the disk cannot be read, which says nothing about the file.
+    """
+    name = _MANIFEST
     try:
         manifest = json.loads((path / _MANIFEST).read_text())
         if not isinstance(manifest, dict) or not {_TENSORS, _META} <= manifest.keys():
-            raise BrokenCheckpoint(f"{path / _MANIFEST}: does not list {_TENSORS} and {_META}")
+            return f"{_MANIFEST} does not list {_TENSORS} and {_META}"
         for name, expected in manifest.items():
-            if _fingerprint(path / name) != expected:
-                raise BrokenCheckpoint(f"{path / name}: not what the manifest says (cut short or altered)")
-    except (
-        FileNotFoundError,
-        NotADirectoryError,
-        ValueError,
-        RecursionError,
-    ) as error:  # other errors of the disk are not the file's
-        raise BrokenCheckpoint(f"{path}: cannot be read ({error})") from error
+            actual = _fingerprint(path / name)
+            if actual != expected:
+                return f"{name} {_difference(actual, expected)}"
+    except (FileNotFoundError, NotADirectoryError):
+        return f"{name} is missing" if path.is_dir() else "there is no such folder"
+    except (ValueError, RecursionError) as error:
+        return f"{name} cannot be read ({reason_of(error)})"
+    return ""
 
 
 def is_whole(path: Path) -> bool:
     """Whether a checkpoint is what its manifest says."""
-    try:
-        _verify(path)
-    except BrokenCheckpoint:
-        return False
-    return True
+    return not damage(path)
+
+
+def _verify(path: Path) -> None:
+    why = damage(path)
+    if why:
+        raise BrokenCheckpoint(f"{path}: {why}")
+
+
+def _difference(actual: Mapping[str, object], expected: object) -> str:
+    size = expected.get("bytes") if isinstance(expected, dict) else None
+    if size == actual["bytes"]:
+        return "was altered: it has the size that the manifest names, but another SHA-256"
+    return f"has {actual['bytes']} bytes, and the manifest names {size}"
 
 
 def _complete(folder: Path) -> list[Path]:

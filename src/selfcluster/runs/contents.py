@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import yaml
 
+from selfcluster.files import reason_of
 from selfcluster.runs.formats import modern_config
 
 _PROJECTIONS = 8  # numbers that stand for a vector when copies are looked for
@@ -136,7 +137,7 @@ def read_contents(run: Path) -> Contents:
         except FileNotFoundError:
             why = "not there"
         except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:  # Arrow's errors are among these
-            why = f"cannot be read: {error}"
+            why = f"cannot be read: {reason_of(error)}"
         contents.missing.append(Missing(name, gives, why, command))
         return None
 

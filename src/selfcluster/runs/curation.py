@@ -17,6 +17,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
+from selfcluster.files import unwritten
+
 CURATION = "curation.jsonl"
 MAX_ROW_BYTES = 32 << 20  # a row that selects half a million images
 _LONGEST_NAME = 200  # characters
@@ -338,9 +340,9 @@ def _append(file: IO[bytes], run: Path, new: Sequence[Row], start: Mapping[str, 
         while written < len(data):  # the file is open for appending
             written += os.write(file.fileno(), data[written:])
         os.fsync(file.fileno())
-    except OSError:
+    except OSError as error:
         os.truncate(file.fileno(), len(kept))
-        raise
+        raise unwritten(run / CURATION, error, len(data)) from error
     return [*rows, *new]
 
 

@@ -15,10 +15,11 @@ import yaml
 
 from selfcluster.files import (
     PatientLog,
-    disk_full,
     make_writable,
+    reason_of,
     remove_temporaries,
     temporaries,
+    unwritten,
     warn_unwritten,
     write_atomically,
 )
@@ -55,7 +56,7 @@ class RunFolder:
         try:
             file = path.open("a+")
         except OSError as error:
-            raise disk_full(path, error, len(ours)) from error
+            raise unwritten(path, error, len(ours)) from error
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -70,7 +71,7 @@ class RunFolder:
             file.flush()
         except OSError as error:
             file.close()
-            raise disk_full(path, error, len(ours)) from error
+            raise unwritten(path, error, len(ours)) from error
         return file
 
     @property
@@ -166,7 +167,7 @@ def read_config(path: Path) -> dict[str, Any]:
     try:
         config = yaml.safe_load(file.read_text("utf-8"))
     except OSError as error:
-        raise RunError(f"{path} holds no run ({file}: {error.strerror})") from error
+        raise RunError(f"{path} holds no run ({file}: {reason_of(error)})") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise RunError(f"{file} cannot be read: {_one_line(error)}") from error
     if not isinstance(config, dict):

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from selfcluster.files import write_atomically
+from selfcluster.files import reason_of, write_atomically
 
 FOLDER = "labels"
 MOST = 32  # files of a run beside the first; a million images need about 5 MB each
@@ -64,7 +64,7 @@ def read_labels(path: Path) -> tuple[list[str], np.ndarray]:
         table: Any = pq.read_table(path, columns=["id", "label"])
         return table["id"].to_pylist(), table["label"].to_numpy().astype(np.int64)
     except (OSError, pa.ArrowException, KeyError) as error:
-        raise ValueError(f"{path}: no table of labels ({' '.join(str(error).split())})") from error
+        raise ValueError(f"{path}: no table of labels ({reason_of(error)})") from error
 
 
 def last_labels(run: Path) -> tuple[int, dict[str, int]] | None:

@@ -20,7 +20,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from selfcluster.data.sources import Source
-from selfcluster.files import write_atomically, write_together
+from selfcluster.files import reason_of, write_atomically, write_together
 from selfcluster.runs.folder import RunError
 from selfcluster.runs.vectors import read_matrix, read_npy
 
@@ -184,7 +184,7 @@ def check_table(path: Path) -> str:
         if expected is not None and _digest(table).encode() != expected:
             return "its values are not those that were written"
     except (OSError, pa.ArrowException, ValueError) as error:
-        return f"cannot be read ({' '.join(str(error).split())})"
+        return f"cannot be read ({reason_of(error)})"
     return f"{path.with_suffix('.csv').name} beside it is not its twin" if wrong_twin(path, table) else ""
 
 
@@ -223,14 +223,14 @@ def _read(path: Path, needed: set[str]) -> pa.Table:
     try:
         return _open(path, needed).read()
     except (OSError, pa.ArrowInvalid) as error:
-        raise ValueError(f"{path}: not a Parquet table ({error})") from error
+        raise ValueError(f"{path}: not a Parquet table ({reason_of(error)})") from error
 
 
 def _open(path: Path, needed: set[str]) -> pq.ParquetFile:
     try:
         file = pq.ParquetFile(path, pre_buffer=False)  # else all of the file is in memory, beside what is made of it
     except (OSError, pa.ArrowInvalid) as error:
-        raise ValueError(f"{path}: not a Parquet table ({error})") from error
+        raise ValueError(f"{path}: not a Parquet table ({reason_of(error)})") from error
     names = file.schema_arrow.names
     missing = needed - set(names)
     if missing:

@@ -10,6 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from selfcluster.files import reason_of
+
 _BLOCK = 1 << 22  # numbers that are looked at together
 _LARGEST = float(np.finfo(np.float32).max)
 
@@ -76,7 +78,7 @@ def read_npy(path: Path) -> tuple[list[str], np.ndarray]:
     try:
         matrix = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise ValueError(f"{path}: not a NumPy array of numbers ({error})") from error
+        raise ValueError(f"{path}: not a NumPy array of numbers ({reason_of(error)})") from error
     if not isinstance(matrix, np.ndarray) or matrix.ndim != 2 or matrix.dtype.kind not in "fiu" or not matrix.shape[1]:
         shape = getattr(matrix, "shape", None)
         raise ValueError(f"{path}: an array of shape {shape}; vectors are an array of numbers (images, features)")

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from selfcluster.files import reason_of
 from selfcluster.models.backbones import ARCHITECTURE, WEIGHTS, check_weights, read_description
 from selfcluster.runs import checkpoint
 from selfcluster.runs.curation import CURATION, read_curation
@@ -61,7 +62,7 @@ def _tried(name: str, read: Callable[[], object]) -> Verified:
     try:
         read()
     except (OSError, ValueError, RuntimeError, RecursionError, KeyError) as error:
-        return Verified(name, "damaged", " ".join(str(error).split()))
+        return Verified(name, "damaged", reason_of(error))
     return Verified(name, "read")
 
 
@@ -78,8 +79,8 @@ def _checkpoints(run: Path) -> Iterator[Verified]:
     folder = run / CHECKPOINTS
     for path in sorted([*folder.glob("step-*"), *folder.glob("shard-*/step-*")]):
         name = path.relative_to(run).as_posix()
-        whole = checkpoint.is_whole(path)
-        yield Verified(name, "whole" if whole else "damaged", "" if whole else "not what its manifest says")
+        why = checkpoint.damage(path)
+        yield Verified(name, "damaged" if why else "whole", why)
 
 
 def _networks(run: Path) -> Iterator[Verified]:
@@ -89,7 +90,7 @@ def _networks(run: Path) -> Iterator[Verified]:
         try:
             why = check_weights(weights)
         except ValueError as error:
-            why = " ".join(str(error).split())
+            why = reason_of(error)
         yield Verified(weights.name, "damaged" if why else "read" if why is None else "whole", why or "")
 
 

@@ -29,6 +29,7 @@ import numpy as np
 from selfcluster.data.errors import BadImage
 from selfcluster.data.images import open_content
 from selfcluster.data.sources import Source
+from selfcluster.files import message_of, reason_of
 from selfcluster.reporting.attention import AttentionPictures, is_transformer
 from selfcluster.runs.curation import MAX_ROW_BYTES, CurationError, append_rows, read_rows
 from selfcluster.runs.tables import CLUSTERS, clusters_of
@@ -83,7 +84,7 @@ class CurationServer(ThreadingHTTPServer):
         try:
             super().__init__((ADDRESS, port), _Handler)
         except (OSError, OverflowError) as error:
-            why = getattr(error, "strerror", None) or error
+            why = reason_of(error)
             raise ValueError(f"--port {port}: cannot be opened ({why}); choose another, or 0 for a free one") from error
 
     @property
@@ -117,10 +118,8 @@ class CurationServer(ThreadingHTTPServer):
             except CurationError as error:
                 raise Refused(HTTPStatus.CONFLICT, str(error)) from error
             except OSError as error:
-                why = error.strerror or str(error)
-                raise Refused(
-                    HTTPStatus.INSUFFICIENT_STORAGE, f"the action could not be written ({why}); it was not kept"
-                ) from error
+                status, why = HTTPStatus.INSUFFICIENT_STORAGE, message_of(error)
+                raise Refused(status, f"the action was not kept: {why}") from error
 
     def image(self, name: str) -> tuple[bytes, str]:
         """Return an image's bytes and their type, by its id; raise Refused where it is none of the run's."""
@@ -133,7 +132,7 @@ class CurationServer(ThreadingHTTPServer):
                 return data, kind
             return _as_png(open_content(self.source, data).pixels(3, _LARGEST_SIDE)), "image/png"
         except (BadImage, OSError, ValueError) as error:
-            raise Refused(HTTPStatus.NOT_FOUND, f"{name[:80]} cannot be read: {error}") from error
+            raise Refused(HTTPStatus.NOT_FOUND, f"{name[:80]} cannot be read: {reason_of(error)}") from error
 
     def attention(self, name: str) -> tuple[bytes, str]:
         """Return the attention map of an image and its type, by the image's id; raise Refused where there is none."""
@@ -146,7 +145,7 @@ class CurationServer(ThreadingHTTPServer):
             data = source.read(self._place[name])
             made = self._attention.picture(lambda channels: open_content(source, data).pixels(channels, _LARGEST_SIDE))
         except (BadImage, OSError, ValueError) as error:
-            raise Refused(HTTPStatus.NOT_FOUND, f"no attention map of {name[:80]}: {error}") from error
+            raise Refused(HTTPStatus.NOT_FOUND, f"no attention map of {name[:80]}: {reason_of(error)}") from error
         return made, "image/png"
 
     def _read_run(self) -> None:
@@ -226,7 +225,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True  # the browser went away
         except Exception as error:
             self.close_connection = True
-            self._send_json({"error": f"{type(error).__name__}: {error}"}, HTTPStatus.INTERNAL_SERVER_ERROR)
+            self._send_json({"error": f"{type(error).__name__}: {message_of(error)}"}, HTTPStatus.INTERNAL_SERVER_ERROR)
 
     def _check_origin(self) -> None:
         hosts = {f"{name}:{self.server.server_port}" for name in (ADDRESS, "localhost")}

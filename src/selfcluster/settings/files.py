@@ -12,6 +12,7 @@ import yaml
 from selfcluster.annotations import Data
 from selfcluster.data.names import to_id
 from selfcluster.data.sources import Source, open_source
+from selfcluster.files import reason_of
 from selfcluster.methods import canonical
 from selfcluster.runs.folder import RunError, has_begun, read_config
 from selfcluster.setting import check_names, checked
@@ -32,7 +33,7 @@ def read_settings(config: str | os.PathLike[str] | Mapping[str, object] | None) 
             file = Path(config) / "config.yaml" if Path(config).is_dir() else Path(config)
             config = yaml.safe_load(file.read_text("utf-8"))
         except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-            raise ValueError(f"--config {config}: cannot be read ({' '.join(str(error).split())})") from error
+            raise ValueError(f"--config {config}: cannot be read ({reason_of(error)})") from error
         if not isinstance(config, Mapping):
             raise ValueError(f"--config {config}: not a mapping of settings")
     return {str(name).replace("-", "_"): value for name, value in config.items() if name not in _NOT_FLAGS}

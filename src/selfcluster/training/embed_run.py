@@ -20,6 +20,7 @@ import torch
 from selfcluster import __version__
 from selfcluster.data.quarantine import may_have_passed, read_entries
 from selfcluster.data.sources import Source
+from selfcluster.files import message_of
 from selfcluster.models.backbones import save_backbone
 from selfcluster.models.pretrained import STARTER, Network, describe
 from selfcluster.runs.console import Console
@@ -86,7 +87,7 @@ def embed_run(
         summary = _fill(path, source, network, settings, console)
         folder.status("finished", summary=summary)
     except BaseException as error:
-        folder.status("failed", message=str(error) or type(error).__name__)
+        folder.status("failed", message=message_of(error))
         raise
     finally:
         folder.close()

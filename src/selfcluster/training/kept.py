@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from selfcluster.files import write_atomically
+from selfcluster.files import message_of, write_atomically
 
 log = logging.getLogger("selfcluster.training")
 
@@ -60,7 +60,9 @@ class KeptRows:
                 write_atomically(self._folder / f"{self._end:010}.npz", content.getvalue())
             except OSError as error:
                 self._works = False
-                log.warning("features are no longer kept; if this pass is interrupted, it starts over: %s", error)
+                log.warning(
+                    "features are no longer kept; if this pass is interrupted, it starts over: %s", message_of(error)
+                )
         self._new, self.batches, self._written = [], self._end, time.monotonic()
 
     def remove(self) -> None:

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from selfcluster.distributed import all_reduce, gather_objects, rank, world_size
+from selfcluster.files import message_of
 from selfcluster.methods.base import Method
 from selfcluster.runs import checkpoint
 
@@ -69,7 +70,7 @@ class Shards:
             try:
                 checkpoint.save(checkpoint.shard(checkpoints, self.number), step, own, {"step": step})
             except OSError as error:
-                problem = str(error)
+                problem = message_of(error)
         problems = [p for p in gather_objects(problem) if p]
         if problems:
             raise OSError(problems[0])

@@ -21,7 +21,7 @@ from selfcluster.choice import RunSettings
 from selfcluster.clustering.assign import unit_rows
 from selfcluster.data.loader import Loader
 from selfcluster.data.sources import Source
-from selfcluster.files import write_atomically
+from selfcluster.files import reason_of, write_atomically
 from selfcluster.methods.clusterfit import allot, cluster, cluster_by_label, prototypes
 from selfcluster.models.backbones import ARCHITECTURE, load_backbone, make_backbone, preprocessing_of
 from selfcluster.models.frozen import Frozen
@@ -76,7 +76,7 @@ def read_targets(run: Path | None, num_images: int) -> Tensor | None:
     try:
         targets = np.load(run / TARGETS_FILE, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise RunError(f"{run / TARGETS_FILE}: cannot be read ({error})") from error
+        raise RunError(f"{run / TARGETS_FILE}: cannot be read ({reason_of(error)})") from error
     if targets.ndim != 2 or targets.dtype != np.int64 or targets.shape[1] != num_images:
         raise RunError(f"{run / TARGETS_FILE}: {targets.dtype} {targets.shape} are no targets of {num_images} images")
     return torch.from_numpy(targets)

@@ -22,6 +22,7 @@ from selfcluster.data.names import Names, to_name
 from selfcluster.data.readers.base import Opened
 from selfcluster.data.readers.files import Files
 from selfcluster.data.readers.rows import read_text
+from selfcluster.files import reason_of
 
 ABSENT, PRESENT, DIFFICULT = 0, 1, -1
 _IMAGES, _ANNOTATIONS, _SPLITS = "JPEGImages", "Annotations", "ImageSets"
@@ -95,7 +96,7 @@ def _objects(file: Path, image: str) -> dict[str, int]:
     except FileNotFoundError as error:
         raise LabelsError(f"labels from voc: {image} has no annotation; expected the file {file}") from error
     except (OSError, ElementTree.ParseError) as error:
-        raise LabelsError(f"labels from voc: {file} cannot be read ({error})") from error
+        raise LabelsError(f"labels from voc: {file} cannot be read ({reason_of(error)})") from error
     found: dict[str, int] = {}
     for item in tree.iter("object"):
         name = (item.findtext("name") or "").strip()

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from selfcluster.data.decode import BadImage, decode
+from selfcluster.files import reason_of
 
 _SUFFIXES = (".jpg", ".jpeg", ".png")
 
@@ -59,7 +60,7 @@ def read_mask(path: Path) -> np.ndarray:
         with Image.open(path) as image:
             values = np.asarray(image if image.mode in ("P", "L") else image.convert("L"))
     except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path}: not a mask that can be read ({error})") from error
+        raise ValueError(f"{path}: not a mask that can be read ({reason_of(error)})") from error
     return values.astype(np.uint8)
 
 
@@ -68,4 +69,4 @@ def read_frame(path: Path) -> np.ndarray:
     try:
         return decode(path.read_bytes(), channels=3)
     except (BadImage, OSError) as error:
-        raise ValueError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
+        raise ValueError(f"{path}: {reason_of(error)}") from error
