@@ -204,7 +204,7 @@ def test_a_full_disk_leaves_the_file_as_it_was(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(curation.os, "write", full)
-        with pytest.raises(OSError, match="curation.jsonl cannot be written, the disk is full"):
+        with pytest.raises(OSError, match=r"curation\.jsonl cannot be written, the disk is full"):
             append_rows(tmp_path, [row("rubbish", cluster=1)], START)
     assert (tmp_path / CURATION).read_bytes() == before
     assert len(append_rows(tmp_path, [row("rubbish", cluster=1)], START)) == 2
