@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from selfcluster.evaluation.protocol import read_results
 from selfcluster.reporting.curves import table_curve
 
 _MOST_ROWS = 200
 
 
-def shown_results(run: Path) -> list[dict[str, object]]:
-    """Return protocol, numbers, settings that differ from null, and columns, rows and curve of the table."""
+def shown_results(results: Sequence[Mapping[str, Any]]) -> list[dict[str, object]]:
+    """Return protocol, numbers, settings that are not null, and the table's columns, rows and curve of each result."""
     shown = []
-    for number, result in enumerate(read_results(run)):
+    for number, result in enumerate(results):
         numbers = {name: _text(value) for name, value in result["numbers"].items()}
-        settings, subject = (result.get(part) or {} for part in ("settings", "subject"))
+        settings, subject = (
+            part if isinstance(part := result.get(key), dict) else {} for key in ("settings", "subject")
+        )
         chosen = {k: v for k, v in {**settings, **subject}.items() if v is not None and k != "model"}
-        table = [row for row in result.get("table") or () if isinstance(row, dict)]
+        rows_kept = result.get("table")  # a file that anyone may have edited
+        table = [row for row in rows_kept if isinstance(row, dict)] if isinstance(rows_kept, list) else []
         columns = list(dict.fromkeys(name for row in table for name in row))
         rows = [[_text(row.get(name)) for name in columns] for row in table[:_MOST_ROWS]]
         shown.append(

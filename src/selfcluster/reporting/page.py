@@ -27,6 +27,7 @@ from markupsafe import Markup, escape
 from selfcluster.clustering.scores import rankme
 from selfcluster.data.sources import Source
 from selfcluster.evaluation.metadata import one_tag, read_columns
+from selfcluster.evaluation.protocol import read_results
 from selfcluster.files import make_writable, write_atomically
 from selfcluster.reporting.album import Album, build_album, rows_of
 from selfcluster.reporting.assignments import which_clusters
@@ -36,9 +37,10 @@ from selfcluster.reporting.curves import loss_curve, other_curves
 from selfcluster.reporting.evaluations import shown_results
 from selfcluster.reporting.gallery import Gallery, build_gallery
 from selfcluster.reporting.map import LANDMARKS, sample_rows
+from selfcluster.reporting.metadata import MarkedColumn, marked_columns
 from selfcluster.reporting.reading import Reading, read_images
 from selfcluster.reporting.suspects import KINDS, find_suspects
-from selfcluster.reporting.thumbnails import data_uri, is_pixel_art, read_squares
+from selfcluster.reporting.thumbnails import card_pictures, positions_of
 from selfcluster.reporting.verdict import Verdict, judge
 from selfcluster.reporting.workbench import build_workbench
 from selfcluster.runs.contents import Contents, is_untrained, method_of, read_contents
@@ -135,6 +137,8 @@ def render_report(
     gallery = _gallery(contents, source, labels, album, columns, progress)
     verdict = judge(contents, *_rank(contents))
     colors = _colors(gallery)
+    results = read_results(run)
+    marked = marked_columns(results, contents.clusters)
     about = contents.config.get("about")
     about = about if isinstance(about, dict) else {}
     work, suspects = None, None
@@ -167,7 +171,7 @@ def render_report(
         exif=metadata is None and bool(columns),
         most_rows=_MOST_ROWS,
         colors=colors,
-        pictures=_pictures(contents, source, gallery),
+        pictures=_pictures(contents, source, gallery, marked),
         has_source=source is not None,
         on_map=work.placed if work else 0,
         landmarks=landmarks,
@@ -179,7 +183,8 @@ def render_report(
         settings=_settings(contents.config),
         about=about,
         about_rows=list(_flat(about)),
-        evaluations=shown_results(run),
+        evaluations=shown_results(results),
+        marked=marked,
         place=run if not run.is_absolute() else Path(run.name),
     )
 
@@ -227,7 +232,7 @@ def _gallery(
     row_labels = None
     if source is not None and labels is not None:
         names = clusters.ids.to_pylist()
-        where = _positions(source, names)
+        where = positions_of(source, names)
         row_labels = np.array([labels[where[name]] if name in where else -1 for name in names], np.int64)
     return build_gallery(
         clusters.cluster,
@@ -294,26 +299,16 @@ def _rank(contents: Contents) -> tuple[float | None, int | None]:
     return (rankme(vectors), len(vectors)) if len(vectors) else (None, None)
 
 
-def _pictures(contents: Contents, source: Source | None, gallery: Gallery | None) -> dict[int, dict[str, object]]:
-    """Thumbnails of the cards by row of the table of clusters; they are there without a script too."""
+def _pictures(
+    contents: Contents, source: Source | None, gallery: Gallery | None, marked: list[MarkedColumn]
+) -> dict[int, dict[str, object]]:
+    """Pictures of the cards and of marked clusters by row of the table of clusters; they need no script."""
     if source is None or gallery is None or contents.clusters is None:
         return {}
-    rows = [m.row for card in gallery.cards for m in card.members]
+    members = [m for card in gallery.cards for m in card.members] + [m for column in marked for m in column.images]
+    rows = sorted({m.row for m in members})
     ids = contents.clusters.ids.take(np.array(rows, np.int64)).to_pylist()
-    where = _positions(source, ids)
-    known = sorted(set(where.values()))
-    read = dict(zip(known, read_squares(source, known, _CARD_PIXELS), strict=True))
-    by_row = {row: read[where[name]] for row, name in zip(rows, ids, strict=True) if name in where}
-    return {
-        row: {"uri": Markup(data_uri(picture)), "pixels": is_pixel_art(picture)}
-        for row, picture in by_row.items()
-        if picture is not None
-    }
-
-
-def _positions(source: Source, wanted: Iterable[str]) -> dict[str, int]:
-    wanted = set(wanted)
-    return {name: i for i, name in enumerate(source.ids) if name in wanted}
+    return card_pictures(source, dict(zip(rows, ids, strict=True)), _CARD_PIXELS)
 
 
 def _colors(gallery: Gallery | None) -> dict[int, str]:

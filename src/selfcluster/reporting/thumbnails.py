@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
+from markupsafe import Markup
 from PIL import Image
 
 from selfcluster.files import write_atomically
+
+if TYPE_CHECKING:
+    from selfcluster.data.sources import Source
 
 _QUALITIES = (78, 60, 40, 15)  # tried in turn until a picture is small enough
 _MOST_BYTES = 4_000  # what most photographs of 104 px need; noise would need 12,000
@@ -60,6 +64,28 @@ def read_squares(
 
     with ThreadPoolExecutor() as pool:
         return list(pool.map(read, index))
+
+
+def positions_of(source: Source, names: Iterable[str]) -> dict[str, int]:
+    """Return where a source has the images of these names; those that it lacks are left out."""
+    wanted = set(names)
+    return {name: i for i, name in enumerate(source.ids) if name in wanted}
+
+
+def card_pictures(source: Source, names: Mapping[int, str], side: int) -> dict[int, dict[str, object]]:
+    """Return the `data:` URI of each image, and whether it is pixel art, by the numbers of `names`.
+
+    Images that the source lacks, or that cannot be read, are left out.
+    """
+    where = positions_of(source, names.values())
+    known = sorted(set(where.values()))
+    read = dict(zip(known, read_squares(source, known, side), strict=True))
+    found = {number: read[where[name]] for number, name in names.items() if name in where}
+    return {
+        number: {"uri": Markup(data_uri(picture)), "pixels": is_pixel_art(picture)}
+        for number, picture in found.items()
+        if picture is not None
+    }
 
 
 def data_uri(picture: Image.Image) -> str:
