@@ -1,5 +1,6 @@
 """The page in a real browser: images open, clusters are named, merged and split, and nothing is lost or sent away."""
 
+import importlib.resources
 import json
 import shutil
 import threading
@@ -28,7 +29,7 @@ CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 if not (CHROMIUM and DRIVER):
     pytest.skip("chromium and chromedriver are not installed", allow_module_level=True)
 
-AXE = Path(__file__).parents[2] / "node_modules/axe-core/axe.min.js"
+AXE = importlib.resources.files("axe_playwright_python") / "axe.min.js"  # a Python package that carries axe-core
 MOBILE = {"height": 900, "deviceScaleFactor": 1, "mobile": False}
 HOSTILE = "<img src=x onerror=alert(1)>.png"
 NAMES = [f"photo {n:02}.png" for n in range(23)] + [HOSTILE]
@@ -505,6 +506,137 @@ def test_a_cluster_falls_into_the_groups_of_its_embeddings_and_a_group_becomes_a
     assert not browser.get_log("browser")
 
 
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    """The page of 9,000 images without pictures in one cluster, in four groups of 128 numbers, and one more cluster."""
+    run = tmp_path_factory.mktemp("large") / "run"
+    ids = [f"{n:04}.png" for n in range(9_000)]
+    make_run(run, ids[:30])
+    rng = np.random.default_rng(0)
+    cluster = np.where(np.arange(9_000) < 8_900, 0, 1)
+    center = np.where(cluster == 0, np.arange(9_000) % 4, 4)
+    vectors = 3 * rng.standard_normal((5, 128))[center] + rng.standard_normal((9_000, 128))
+    write_vectors(run / "embeddings.parquet", ids, vectors.astype(np.float32))
+    write_clusters(run / "clusters.parquet", ids, cluster, np.linspace(0, 1, 9_000))
+    return write_report(run, None, landmarks=60)
+
+
+def test_groups_of_many_images_are_made_while_the_page_goes_on(browser, large):
+    browser.get(large.as_uri())
+    open_cluster(browser, 0)
+    seen = browser.execute_async_script("""
+        const done = arguments[0], list = document.querySelector("#browser .list"), seen = [];
+        const words = document.querySelector("#browser .working");
+        const choice = document.querySelector("[name=groups]");
+        choice.value = "8";
+        choice.dispatchEvent(new Event("change"));
+        const look = () => { // a turn of the page
+            if (document.querySelector("#browser .group")) return done(seen);
+            seen.push([words.textContent, list.ariaBusy, list.querySelectorAll(".tile").length]);
+            setTimeout(look);
+        };
+        look();
+    """)
+    words = list(dict.fromkeys(text for text, *_ in seen))
+    assert len(words) > 3
+    assert words[0] == "Making 8 groups, 0%"
+    shares = [int(text.removeprefix("Making 8 groups, ").removesuffix("%")) for text in words]
+    assert all(0 <= share <= 100 for share in shares)
+    assert all(busy == "true" and tiles for _, busy, tiles in seen)  # the images are there meanwhile
+    assert one(browser, "#browser .working").text == ""
+    assert one(browser, "#browser .list").get_attribute("aria-busy") == "false"
+    assert {int(name[:4]) % 4 for name in next(iter(titles_by_group(browser).values()))} in ({0}, {1}, {2}, {3})
+    assert not browser.get_log("browser")
+
+
+def test_groups_that_are_not_wanted_any_more_are_given_up(browser, large):
+    browser.get(large.as_uri())
+    open_cluster(browser, 0)
+    start = """
+        const choose = (n) => {
+            const choice = document.querySelector("[name=groups]");
+            choice.value = String(n);
+            choice.dispatchEvent(new Event("change"));
+        };
+        choose(8);
+        const busy = document.querySelector("#browser .working").textContent;
+    """
+    then = "setTimeout(() => arguments[0]([busy, document.querySelector('#browser .working').textContent]), 50);"
+    assert browser.execute_async_script(start + "choose(1);" + then) == ["Making 8 groups, 0%", ""]
+    close = "document.querySelector('#browser [data-do=close]').click();"
+    assert browser.execute_async_script(start + close + then)[0] == "Making 8 groups, 0%"
+    open_cluster(browser, 0)
+    assert one(browser, "#browser [name=groups]").get_attribute("value") == "1"
+    assert one(browser, "#browser .working").text == ""
+    assert browser.execute_async_script(start + "choose(4);" + then)[0] == "Making 8 groups, 0%"
+    wait(lambda: texts(browser, "#browser .group"))
+    assert [text.split(" · ")[1] for text in titles_by_group(browser)] == [
+        "2,225 images"
+    ]  # those of four, not of eight
+    time.sleep(0.5)
+    assert [text.split(" · ")[1] for text in titles_by_group(browser)] == ["2,225 images"]
+    other = start + "document.querySelector('#cluster-1 .all').click();" + then
+    browser.execute_script("document.querySelector('#browser').close()")
+    open_cluster(browser, 0)
+    assert browser.execute_async_script(other)[1] == ""
+    assert "100 images" in one(browser, "#browser .count").text
+    assert not texts(browser, "#browser .group")
+    assert not browser.get_log("browser")
+
+
+def test_the_map_of_many_images_has_the_clusters_colors_and_follows_merges_and_moves(browser, large):
+    browser.get(large.as_uri())
+    browser.execute_script("localStorage.clear()")
+    browser.refresh()
+    canvas = one(browser, "canvas.plane")
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", canvas)
+    album = json.loads(browser.execute_script("return document.getElementById('album').textContent"))
+    colors = {int(n): tuple(int(text[k : k + 2], 16) for k in (1, 3, 5)) for n, text in album["colors"].items()}
+    members = [i for i, cluster in enumerate(album["cluster"]) if cluster == 1]
+    middle = [float(np.median([album[axis][i] for i in members])) for axis in ("x", "y")]
+    away = [abs(album["x"][i] - middle[0]) + abs(album["y"][i] - middle[1]) for i in members]
+    own = members[int(np.argmax(away))]  # the cluster's name stands elsewhere
+    sides = canvas.size["width"], canvas.size["height"]
+    places = [26 + album[axis][own] / 1e4 * (side - 52) for axis, side in zip("xy", sides, strict=True)]
+    read = """
+        const [canvas, x, y, done] = arguments, dense = devicePixelRatio;
+        requestAnimationFrame(() => requestAnimationFrame(() => {
+            const pen = new OffscreenCanvas(1, 1).getContext("2d", { willReadFrequently: true });
+            pen.drawImage(canvas, -Math.round(x * dense), -Math.round(y * dense));
+            done([...pen.getImageData(0, 0, 1, 1).data]);
+        }));
+    """
+
+    def cluster_at(x, y):
+        """The cluster whose color a place has; None where there is no dot."""
+        *found, alpha = browser.execute_async_script(read, canvas, x, y)
+        return next((n for n, c in colors.items() if alpha > 200 and max(map(abs, np.subtract(found, c))) <= 2), None)
+
+    assert cluster_at(*places) == 1
+    assert cluster_at(2, 2) is None
+    open_cluster(browser, 1)
+    browser.execute_script(
+        "const s = document.querySelector('[name=into]'); s.value = '0'; s.dispatchEvent(new Event('change'))"
+    )
+    click(browser, "#browser [data-do=close]")
+    assert cluster_at(*places) == 0
+    click(browser, "#desk [data-do=undo]")
+    assert cluster_at(*places) == 1
+    wheel = """
+        const [canvas, x, y] = arguments, box = canvas.getBoundingClientRect();
+        const at = { clientX: box.left + x, clientY: box.top + y };
+        canvas.dispatchEvent(new WheelEvent("wheel", { ...at, ctrlKey: true, deltaY: -200, cancelable: true }));
+    """
+    browser.execute_script(wheel, canvas, *places)  # zooms by e around the place, which stays
+    assert cluster_at(*places) == 1
+    ActionChains(browser).move_to_element(canvas).click_and_hold().move_by_offset(40, -30).release().perform()
+    assert cluster_at(places[0] + 40, places[1] - 30) == 1
+    click(browser, "[data-zoom='0']")
+    assert cluster_at(*places) == 1
+    browser.execute_script("localStorage.clear()")
+    assert not browser.get_log("browser")
+
+
 def kept_rows(browser):
     return json.loads(browser.execute_script("return Object.values(localStorage).find((v) => v.includes('select'))"))
 
@@ -568,27 +700,105 @@ def test_the_small_picture_follows_the_size_of_the_window(page):
         page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_nothing_serious(page, scheme):
-    if not AXE.exists():
-        pytest.skip("axe-core is not installed: npm install --no-save axe-core")
+def serious(browser):
+    """What axe-core finds serious or critical: the rules and the elements."""
     audit = """
         const done = arguments[0], bad = (v) => ["serious", "critical"].includes(v.impact);
-        axe.run(document).then((r) => done(r.violations.filter(bad).map((v) => [v.id, v.nodes[0].html.slice(0, 120)])));
+        const words = (node) => node.html.slice(0, 120) + " " + node.any.map((check) => check.message).join("; ");
+        axe.run(document).then((r) => done(r.violations.filter(bad).map((v) => [v.id, ...v.nodes.map(words)])));
     """
+    if not browser.execute_script("return Boolean(window.axe)"):
+        browser.execute_cdp_cmd("Runtime.evaluate", {"expression": AXE.read_text("utf-8")})
+    return browser.execute_async_script(audit)
+
+
+@pytest.fixture(params=[(1400, "light"), (1400, "dark"), (420, "light"), (420, "dark")], ids=lambda p: f"{p[0]}-{p[1]}")
+def looks(request, browser):
+    """A width and a color scheme."""
+    width, scheme = request.param
     media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
-    page.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
-    page.execute_cdp_cmd("Runtime.evaluate", {"expression": AXE.read_text("utf-8")})
-    assert page.execute_async_script(audit) == []
-    open_cluster(page, 0)
-    tick_first(page, 1)
-    assert page.execute_async_script(audit) == []
-    click(page, "#browser .tile")
-    assert page.execute_async_script(audit) == []
-    click(page, "#viewer [data-do=close]")
-    click(page, "#browser [data-do=close]")
-    assert page.execute_async_script(audit) == []  # the bar of actions is in sight
-    page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", dict(MOBILE, width=width))
+    yield width
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_axe_sees_what_is_wrong(page):
+    """A button without a name, and gray words on gray: the check below can fail."""
+    page.execute_script("""
+        document.querySelector("#clusters .bar button").textContent = "";
+        document.querySelector("#clusters .lead").style.cssText = "color: #999; background: #aaa";
+    """)
+    assert {rule for rule, *_ in serious(page)} == {"button-name", "color-contrast"}
+
+
+def test_axe_finds_nothing_serious_in_any_state_of_the_page(browser, looks, run):
+    table = read_clusters(run / "clusters.parquet")
+    file = run.parent / "known.csv"
+    file.write_text("id,shop\n" + "".join(f"{name},{n % 2}\n" for n, name in enumerate(table.ids)))
+    browser.get(write_report(run, open_source(str(run.parents[1] / "photos")), metadata=file).as_uri())
+    browser.execute_script("localStorage.clear()")
+    browser.refresh()
+    assert serious(browser) == []
+    click(browser, "[data-sort=stability]")
+    assert serious(browser) == []
+    browser.execute_script(
+        "const s = document.getElementById('agreement'); s.value = 'values0'; s.dispatchEvent(new Event('change'))"
+    )
+    assert serious(browser) == []
+    click(browser, "[data-mode=pictures]")
+    browser.execute_script("document.querySelector('#cluster-1 .find').click()")
+    click(browser, "#lasso")
+    assert serious(browser) == []  # of the map: pictures, a cluster that is followed, and its words
+    open_cluster(browser, 0)
+    assert serious(browser) == []
+    if looks == 420:
+        click(browser, "#browser [data-do=tools]")
+    rename(browser, "boots")
+    tick_first(browser, 1)
+    choose_groups(browser, 2)
+    wait(lambda: texts(browser, "#browser .group"))
+    assert serious(browser) == []  # of the tools, ticks and groups
+    click(browser, "#browser [data-do=split]")
+    click(browser, "#browser [data-do=rubbish]")
+    click(browser, "#browser .tile")
+    assert serious(browser) == []  # of an image that is open over the list
+    click(browser, "#viewer [data-do=close]")
+    click(browser, "#browser [data-do=close]")
+    assert texts(browser, "#uncarded button")
+    assert serious(browser) == []  # of the bar of actions, a new cluster and one that is rubbish
+    open_cluster(browser, 1)
+    browser.execute_script("document.querySelector('#browser .working').textContent = 'Making 8 groups, 40%'")
+    assert serious(browser) == []
+
+
+def test_axe_finds_nothing_serious_on_a_served_page(browser, looks, run):
+    from selfcluster.models.backbones import make_backbone, save_backbone
+
+    save_backbone(
+        run, make_backbone("vit_tiny_patch4_32", channels=3, image_size=32, depth=1), (0.5,) * 3, (0.25,) * 3, 32
+    )
+    source = open_source(str(run.parents[1] / "photos"))
+    rows = [{"action": "rename", "cluster": 0, "name": "boots"}, {"action": "select", "images": [NAMES[3]]}]
+    with CurationServer(run, source, lambda token: render_report(run, source, token=token)) as server:
+        server.append(rows)  # as `report --apply` adds those of a file
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            browser.get(server.address)
+            wait(lambda: "boots" in texts(browser, ".card h3"))
+            assert serious(browser) == []
+            browser.execute_script("document.querySelector('#cluster-1 .thumb').click()")
+            click(browser, "#viewer [data-do=attention]")
+            wait(one(browser, "#viewer img").is_displayed)
+            assert serious(browser) == []
+            click(browser, "#viewer [data-do=close]")
+            click(browser, "#desk [data-do=ticked]")
+            assert serious(browser) == []  # of the list of ticked images
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def test_on_a_served_page_every_action_is_in_the_run(browser, served, run):

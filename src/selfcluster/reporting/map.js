@@ -25,11 +25,17 @@ if (placed.length) {
   function regroup() {
     groups = new Map();
     names = [];
+    version += 1;
     for (const i of placed) {
       const cluster = clusterOf(i);
       if (!groups.has(cluster)) groups.set(cluster, []);
       groups.get(cluster).push(i);
     }
+    const colored = new Map(Array.from(groups.keys(), (cluster) => [cluster, color32(cluster)]));
+    ordered.forEach((i, n) => {
+      groupAt[n] = clusterOf(i);
+      inks[n] = colored.get(groupAt[n]);
+    });
     for (const [cluster, members] of groups) {
       if (cluster < 0) continue;
       const mx = median(members.map((i) => album.x[i])), my = median(members.map((i) => album.y[i]));
@@ -92,29 +98,47 @@ if (placed.length) {
     pen.globalAlpha = 1;
   }
 
-  // many dots are written into the pixels themselves: 100,000 of them take a few milliseconds
+  // many dots are written into the pixels themselves: places and colors stand in typed arrays, and the pixels are kept
+  // for frames in which only the ring under the pointer moves
+  const ordered = [...placed].sort((a, b) => album.y[a] - album.y[b]); // memory is written from its start to its end
+  const unitX = Float64Array.from(ordered, (i) => album.x[i] / 1e4), unitY = Float64Array.from(ordered, (i) => album.y[i] / 1e4);
+  const inks = new Uint32Array(placed.length), groupAt = new Int32Array(placed.length);
+  let pixels = null, pixelsAre = "", version = 0; // of names, merges and splits
+  function color32(cluster) { // the bytes of a pixel are R, G, B, A
+    const rgb = parseInt(colorOf(cluster).slice(1), 16);
+    return ((rgb & 255) << 16) | (rgb & 0xff00) | (rgb >> 16);
+  }
+
   function drawMany(dense) {
-    const w = plane.width, h = plane.height, image = pen.createImageData(w, h), out = new Uint32Array(image.data.buffer);
-    const radius = Math.min(4, Math.max(1.2, Math.min(2.6, 170 / Math.sqrt(placed.length))) * Math.sqrt(scale)) * dense, inks = new Map();
-    const offsets = [];
-    for (let dy = -Math.ceil(radius); dy <= radius; dy++) {
-      for (let dx = -Math.ceil(radius); dx <= radius; dx++) if (dx * dx + dy * dy <= radius * radius) offsets.push([dx, dy]);
+    const w = plane.width, h = plane.height, are = [w, h, scale, shiftX, shiftY, chosen, version].join();
+    if (are !== pixelsAre) {
+      if (!pixels || pixels.width !== w || pixels.height !== h) pixels = new ImageData(w, h);
+      fillPixels(new Uint32Array(pixels.data.buffer), w, h, dense);
+      pixelsAre = are;
     }
+    pen.putImageData(pixels, 0, 0);
+  }
+
+  function fillPixels(out, w, h, dense) {
+    const radius = Math.min(4, Math.max(1.2, Math.min(2.6, 170 / Math.sqrt(placed.length))) * Math.sqrt(scale)) * dense;
+    const reach = Math.ceil(radius), offsets = [];
+    for (let dy = -reach; dy <= reach; dy++) {
+      for (let dx = -reach; dx <= reach; dx++) if (dx * dx + dy * dy <= radius * radius) offsets.push(dy * w + dx);
+    }
+    const stamp = Int32Array.from(offsets), count = stamp.length;
+    const timesX = (width - 2 * PAD) * scale * dense, timesY = (height - 2 * PAD) * scale * dense;
+    const plusX = (PAD + shiftX) * dense, plusY = (PAD + shiftY) * dense;
+    out.fill(0);
     for (const front of chosen === null ? [false] : [false, true]) {
-      for (const i of placed) {
-        const cluster = clusterOf(i);
-        if (chosen !== null && (cluster === chosen) !== front) continue;
-        const x = Math.round(screenX(i) * dense), y = Math.round(screenY(i) * dense);
-        if (x < 4 || y < 4 || x >= w - 4 || y >= h - 4) continue;
-        if (!inks.has(cluster)) {
-          const rgb = parseInt(colorOf(cluster).slice(1), 16);
-          inks.set(cluster, ((rgb & 255) << 16) | (rgb & 0xff00) | (rgb >> 16)); // the bytes of a pixel are R, G, B, A
-        }
-        const value = (inks.get(cluster) | (chosen !== null && !front ? 0x28000000 : 0xe6000000)) >>> 0;
-        for (const [dx, dy] of offsets) out[(y + dy) * w + x + dx] = value;
+      const alpha = chosen !== null && !front ? 0x28000000 : 0xe6000000;
+      for (let n = 0; n < inks.length; n++) {
+        if (chosen !== null && (groupAt[n] === chosen) !== front) continue;
+        const x = Math.round(unitX[n] * timesX + plusX), y = Math.round(unitY[n] * timesY + plusY);
+        if (x < reach || y < reach || x >= w - reach || y >= h - reach) continue;
+        const at = y * w + x, ink = inks[n] | alpha;
+        for (let k = 0; k < count; k++) out[at + stamp[k]] = ink;
       }
     }
-    pen.putImageData(image, 0, 0);
   }
 
   // pictures stand on a grid; the first image of a square has it, and the pointer finds that same image there
@@ -190,9 +214,11 @@ if (placed.length) {
       return i === undefined ? -1 : i;
     }
     let best = -1, least = reach * reach;
-    for (const i of placed) {
-      const away = (screenX(i) - x) ** 2 + (screenY(i) - y) ** 2;
-      if (away < least && (!isAside(i) || away < 16)) [best, least] = [i, away];
+    const timesX = (width - 2 * PAD) * scale, timesY = (height - 2 * PAD) * scale;
+    const toX = x - PAD - shiftX, toY = y - PAD - shiftY;
+    for (let n = 0; n < ordered.length; n++) {
+      const away = (unitX[n] * timesX - toX) ** 2 + (unitY[n] * timesY - toY) ** 2;
+      if (away < least && (away < 16 || !isAside(ordered[n]))) [best, least] = [ordered[n], away];
     }
     return best;
   }

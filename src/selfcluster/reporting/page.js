@@ -23,3 +23,10 @@ for (const button of sorters) {
   });
 }
 if (agreement) agreement.addEventListener("change", () => agreement.value && sortClusters(agreement.value, -1, null));
+
+// ---- what scrolls sideways is reached by the keyboard
+const scrollers = all("pre, .scroll, code");
+new ResizeObserver(() => scrollers.forEach((box) => {
+  if (box.scrollWidth > box.clientWidth && box.clientWidth) box.tabIndex = 0;
+  else box.removeAttribute("tabindex");
+})).observe(document.documentElement);

@@ -1,5 +1,8 @@
 // ---- groups within some images, made in the page: k-means on the packed vectors, the same each time
 const FITTED = 5000, ROUNDS = 30; // images that centers are computed from; more are only assigned
+const SLICE = 24; // milliseconds of work between two turns of the page
+const PART = 256; // images between two looks at the clock
+const FITTING = 0.9; // of the work is to find centers, about
 
 function drawing(seed) { // numbers in [0, 1), the same for a seed (mulberry32)
   let state = seed;
@@ -30,7 +33,8 @@ function nearestCenter(vectors, dim, i, centers, k) {
   return [best, least];
 }
 
-function fitCenters(vectors, dim, images, k, random) {
+// what follows `function*` yields the share that is done, so that the page can go on in between
+function* fitCenters(vectors, dim, images, k, random) {
   const centers = new Float64Array(k * dim), put = (c, i) => {
     for (let d = 0; d < dim; d++) centers[c * dim + d] = vectors[i * dim + d];
   };
@@ -38,10 +42,11 @@ function fitCenters(vectors, dim, images, k, random) {
   const far = new Float64Array(images.length).fill(Infinity);
   for (let c = 1; c < k; c++) { // k-means++: far images are likelier to become centers
     let total = 0;
-    images.forEach((i, n) => {
-      far[n] = Math.min(far[n], toCenter(vectors, dim, i, centers, c - 1));
+    for (let n = 0; n < images.length; n++) {
+      far[n] = Math.min(far[n], toCenter(vectors, dim, images[n], centers, c - 1));
       total += far[n];
-    });
+      if (n % PART === 0) yield 0;
+    }
     let rest = random() * total, n = 0;
     while (n < images.length - 1 && (rest -= far[n]) > 0) n++;
     put(c, images[n]);
@@ -50,8 +55,9 @@ function fitCenters(vectors, dim, images, k, random) {
   for (let round = 0; ; round++) {
     const sums = new Float64Array(k * dim), counts = new Float64Array(k);
     let inertia = 0;
-    for (const i of images) {
-      const [c, least] = nearestCenter(vectors, dim, i, centers, k);
+    for (let n = 0; n < images.length; n++) {
+      if (n % PART === 0) yield (round + n / images.length) / (ROUNDS + 1);
+      const i = images[n], [c, least] = nearestCenter(vectors, dim, i, centers, k);
       inertia += least;
       counts[c] += 1;
       for (let d = 0; d < dim; d++) sums[c * dim + d] += vectors[i * dim + d];
@@ -65,7 +71,7 @@ function fitCenters(vectors, dim, images, k, random) {
 }
 
 // the group of each image, 0 for the largest; images without a vector have the last one
-function subgroups(images, k) {
+function* subgroups(images, k) {
   const { dim } = album, vectors = packedVectors(), without = new Set(album.vectorless);
   const known = images.filter((i) => !without.has(i)).sort((a, b) => a - b), random = drawing(k);
   const order = [...known];
@@ -76,14 +82,35 @@ function subgroups(images, k) {
   const fitted = order.slice(0, FITTED), starts = Math.max(1, Math.min(5, Math.floor(FITTED / fitted.length)));
   let best = null;
   for (let start = 0; start < starts && fitted.length; start++) {
-    const found = fitCenters(vectors, dim, fitted, k, random);
+    const fit = fitCenters(vectors, dim, fitted, k, random);
+    let step = fit.next();
+    for (; !step.done; step = fit.next()) yield (FITTING * (start + step.value)) / starts;
+    const found = step.value;
     if (!best || found.inertia < best.inertia) best = found;
   }
-  const found = known.map((i) => nearestCenter(vectors, dim, i, best.centers, k)[0]), sizes = new Array(k).fill(0);
-  for (const c of found) sizes[c] += 1;
+  const found = [], sizes = new Array(k).fill(0);
+  for (const i of known) {
+    if (found.length % PART === 0) yield FITTING + ((1 - FITTING) * found.length) / known.length;
+    const [c] = nearestCenter(vectors, dim, i, best.centers, k);
+    found.push(c);
+    sizes[c] += 1;
+  }
   const ranked = [...sizes.keys()].sort((a, b) => sizes[b] - sizes[a]), rank = [];
   ranked.forEach((c, place) => { rank[c] = place; });
   const of = new Map(known.map((i, n) => [i, rank[found[n]]]));
   for (const i of images) if (without.has(i)) of.set(i, k);
   return of;
+}
+
+// Runs a function* without holding up the page. `go` is told the share that is done whenever the page had its turn; the
+// work ends without a result where it answers false.
+async function inTurns(work, go) {
+  for (let until = performance.now() + SLICE; ;) {
+    const { done, value } = work.next();
+    if (done) return value;
+    if (performance.now() < until) continue;
+    await new Promise((after) => setTimeout(after));
+    if (!go(value)) return null;
+    until = performance.now() + SLICE;
+  }
 }

@@ -79,9 +79,10 @@ const list = new ImageList(browser.querySelector(".list"), {
 });
 let open = null, order = "nearest"; // open: a cluster's number, or a title and a function that gives images
 let parts = 1, groupOf = new Map(); // groups that the open cluster is shown in, and the group of each image
+let grouping = null; // the groups that are being made: of which images, how many, and the share that is done
 
 function browse(what) {
-  if (what !== open) [order, parts, groupOf] = ["nearest", 1, new Map()];
+  if (what !== open) [order, parts, groupOf, grouping] = ["nearest", 1, new Map(), null];
   open = what;
   fill();
   if (!browser.open) browser.showModal();
@@ -125,12 +126,37 @@ function fill() {
   const groups = browser.querySelector("[name=groups]");
   groups.hidden = !isCluster || !album.dim || images.length < 2;
   groups.value = parts;
-  list.fill(isCluster && parts > 1 ? sectionsOf(images) : [{ images }]);
+  if (!isCluster || parts === 1) grouping = null;
+  else if (!images.every((i) => groupOf.has(i))) makeGroups(images);
+  list.fill(isCluster && parts > 1 && !grouping ? sectionsOf(images) : [{ images }]);
+  tellOfGroups();
+}
+
+// the list stays one until the groups are there; they are given up where they are not wanted any more
+async function makeGroups(images) {
+  const known = new Set(images), isSame = grouping && grouping.parts === parts && grouping.images.size === known.size;
+  if (isSame && images.every((i) => grouping.images.has(i))) return;
+  const own = (grouping = { parts, images: known, share: 0 });
+  const found = await inTurns(subgroups(images, parts), (share) => {
+    if (grouping !== own) return false;
+    own.share = share;
+    tellOfGroups();
+    return true;
+  });
+  if (grouping !== own || !found) return;
+  [groupOf, grouping] = [found, null];
+  fill();
+  list.show();
+}
+
+function tellOfGroups() {
+  const words = browser.querySelector(".working");
+  words.textContent = grouping ? `Making ${grouping.parts} groups, ${Math.round(100 * grouping.share)}%` : "";
+  list.box.setAttribute("aria-busy", String(Boolean(grouping)));
 }
 
 // an image that leaves the cluster leaves its group; the other groups stay as they are
 function sectionsOf(images) {
-  if (!images.every((i) => groupOf.has(i))) groupOf = subgroups(images, parts);
   const made = Array.from({ length: parts + 1 }, (_, n) => (
     { title: n < parts ? `Group ${n + 1}` : "Without an embedding", images: images.filter((i) => groupOf.get(i) === n) }
   ));
@@ -161,8 +187,11 @@ browser.querySelector("[name=into]").addEventListener("change", (event) => {
   browse(Number(into));
 });
 browser.querySelector("[name=groups]").addEventListener("change", (event) => {
-  [parts, groupOf] = [Number(event.target.value), new Map()];
+  [parts, groupOf, grouping] = [Number(event.target.value), new Map(), null];
   browse(open);
+});
+browser.addEventListener("close", () => { // groups that are not there yet are given up
+  if (grouping) [parts, grouping] = [1, null];
 });
 browser.querySelectorAll("[data-order-by]").forEach((button) => button.addEventListener("click", () => {
   order = button.dataset.orderBy;
