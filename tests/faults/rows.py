@@ -79,7 +79,7 @@ SECTIONS = {
         Row(43, "a run of an older or a newer version, or with other settings", "converted; refused with the version; refused with the difference"),
     ],
     "Learning": [
-        Row(44, "losses and gradients that are not finite", "the step is skipped and counted; ten in a row end the run with the images' names"),
+        Row(44, "losses and gradients that are not finite", "the step is skipped and counted; ten in a row end the run, which names the images and keeps them and the weights in `diverged/`"),
         Row(45, "collapse: one cluster, equal features, a loss at chance", "said within a pass, with what to try; empty clusters are filled"),
         Row(46, "features and images that no longer fit together", "every row carries its own id, once, in order"),
     ],

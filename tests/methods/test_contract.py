@@ -74,6 +74,12 @@ class TestEveryMethod:
             "write them into golden_losses.json and say the numbers that speak for it"
         )
 
+    def test_it_names_the_buffers_that_hold_a_value_for_each_image(self, name):
+        """They are those whose shape follows the number of images."""
+        fewer, more = (buffers(make(name, num_samples=n)) for n in (48, 53))
+        changed = {n for n, tensor in fewer.items() if tensor.shape != more[n].shape}
+        assert changed == set(METHODS[name].per_image)
+
     def test_all_state_exists_at_construction(self, name, tiny, tmp_path):
         tiny(name, tmp_path / "run")
         loaded, _ = load_newest(tmp_path / "run/checkpoints")

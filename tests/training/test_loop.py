@@ -15,6 +15,7 @@ from selfcluster.data.quarantine import TooManyBadImages
 from selfcluster.methods import METHODS
 from selfcluster.runs.checkpoint import load, load_newest
 from selfcluster.runs.folder import RunError, read_status
+from selfcluster.runs.verify import verify_run
 from selfcluster.training.loop import Collapsed, Diverged, Preempted
 from selfcluster.training.micro_batches import split
 from selfcluster.training.optim import clip
@@ -56,6 +57,34 @@ def test_row_44_too_many_in_a_row_stop_the_run_and_name_the_images(tiny, tmp_pat
     assert read_status(tmp_path / "run")["state"] == "failed"
     loaded, _ = load_newest(tmp_path / "run/checkpoints")
     assert all(t.isfinite().all() for t in loaded.tensors.values())
+
+
+def test_row_44_a_run_that_diverges_keeps_the_weights_and_the_images_that_repeat_it(
+    tiny, tmp_path, pictures, monkeypatch
+):
+    kind, forward, seen = METHODS["swav"], METHODS["swav"].forward, {}
+
+    def watched(self, batch, progress):
+        weights = {name: tensor.clone() for name, tensor in self.named_parameters()}
+        seen[progress.step] = weights, batch.index.tolist()
+        return forward(self, batch, progress)
+
+    monkeypatch.setattr(kind, "forward", watched)
+    poisoned(kind, set(range(4, 99)), monkeypatch)
+    with pytest.raises(Diverged) as told:
+        tiny("swav", tmp_path / "run", epochs=6)
+    (folder,) = (tmp_path / "run/diverged").iterdir()
+    assert f"{folder} holds the weights and the images of these steps" in str(told.value)
+    kept = load(folder)
+    steps = kept.meta["skipped"]
+    assert [each["step"] for each in steps] == list(range(4, 14))
+    assert {each["loss"] for each in steps} == {"nan"}
+    for each in steps:
+        weights, index = seen[each["step"]]
+        assert [int(name) for name in each["images"]] == index
+        for name, tensor in weights.items():
+            assert torch.equal(kept.tensors[f"method.{name}"], tensor), name
+    assert f"diverged/{folder.name}" in [each.name for each in verify_run(tmp_path / "run") if each.state == "whole"]
 
 
 def test_row_45_collapse_stops_the_run_if_asked(tiny, tmp_path, monkeypatch):

@@ -47,6 +47,7 @@ class Method(nn.Module):
     paper: ClassVar[Training]
     edge_border: ClassVar[int] = 1  # zeros around an image before --sobel takes its edges; after 2 they fold exactly
     online: ClassVar[bool] = False  # assigns images at every step; its labels are kept when an epoch ends
+    per_image: ClassVar[tuple[str, ...]] = ()  # names of the buffers that hold a value for each image of the data
     supports_accumulation: ClassVar[bool] = False  # True where one large batch equals several small ones
     small: ClassVar[dict[str, Any]] = {}  # settings for images up to 64 px and short runs, where they differ from paper
     # settings, another setting, and the values of that under which the first have no effect

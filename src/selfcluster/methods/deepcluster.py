@@ -68,6 +68,7 @@ class DeepClusterSettings:
 
 class DeepCluster(Method):
     Settings = DeepClusterSettings
+    per_image = ("labels",)
     idle = (
         (("max_clusters",), "clustering", ("kmeans",)),
         (("num_prototypes", "kmeans_iterations", "split"), "clustering", ("pic",)),

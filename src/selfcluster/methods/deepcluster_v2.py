@@ -50,6 +50,7 @@ class DeepClusterV2Settings:
 
 class DeepClusterV2(Method):
     Settings = DeepClusterV2Settings
+    per_image = ("labels", "memories.0.rows", "memories.0.written", "memories.1.rows", "memories.1.written")
     supports_accumulation = True
     advice = "Try fewer --num-prototypes, a lower --learning-rate, or gentler views (fewer --local-crops)."
     small = {"hidden": 512}

@@ -71,6 +71,7 @@ class DeeperClusterSettings:
 
 class DeeperCluster(Method):
     Settings = DeeperClusterSettings
+    per_image = ("labels", "turns")
     edge_border = 2  # as published: what the network's own zeros meet are edges of nothing
     advice = "Try fewer --num-prototypes, --sobel (against clusters of colors), or --init with a RotNet run's weights."
     # a rate that ends at 0 leaves the last new classifiers above chance

@@ -39,6 +39,7 @@ class NPIDSettings:
 
 class NPID(Method):
     Settings = NPIDSettings
+    per_image = ("memory.rows", "memory.written")
     idle = ((("exclude_self",), "num_negatives", (0,)),)
     supports_accumulation = True
     advice = "Try --loss softmax, a higher --temperature (0.1), or a lower --learning-rate."

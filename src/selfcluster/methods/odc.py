@@ -70,6 +70,7 @@ class ODCSettings:
 
 class ODC(Method):
     Settings = ODCSettings
+    per_image = ("pseudo.labels", "samples.rows", "samples.written")
     idle = ((("head_momentum",), "optimizer", ("adamw",)),)
     online = True
     advice = "Try fewer --num-prototypes, a lower --learning-rate, or stronger color changes (--augment odc)."

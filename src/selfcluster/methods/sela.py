@@ -53,6 +53,7 @@ class SeLaSettings:
 
 class SeLa(Method):
     Settings = SeLaSettings
+    per_image = ("labels",)
     supports_accumulation = True
     advice = "Try fewer --num-prototypes, more --num-optimizations, or a lower --learning-rate."
     paper = Training(

@@ -25,6 +25,7 @@ class SupervisedSettings:
 
 class Supervised(Method):
     Settings = SupervisedSettings
+    per_image = ("labels",)
     supports_accumulation = True
     advice = "Try a lower --learning-rate, and see whether --labels-from reads the labels that you mean."
     paper = Training(

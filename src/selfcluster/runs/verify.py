@@ -76,8 +76,8 @@ def _read_lines(file: Path) -> None:
 
 
 def _checkpoints(run: Path) -> Iterator[Verified]:
-    folder = run / CHECKPOINTS
-    for path in sorted([*folder.glob("step-*"), *folder.glob("shard-*/step-*")]):
+    folders = (run / CHECKPOINTS, run / "diverged")  # the latter: of a run whose loss was not finite
+    for path in sorted(path for each in folders for path in (*each.glob("step-*"), *each.glob("shard-*/step-*"))):
         name = path.relative_to(run).as_posix()
         why = checkpoint.damage(path)
         yield Verified(name, "damaged" if why else "whole", why)

@@ -36,7 +36,7 @@ from selfcluster.training.parallel import join_ranks, read, reducing
 from selfcluster.training.precision import autocast
 from selfcluster.training.pseudo_labels import PseudoLabels
 from selfcluster.training.signals import StopRequest
-from selfcluster.training.state import RunState, layout_of
+from selfcluster.training.state import RunState, Skipped, layout_of
 from selfcluster.types import Batch, Output, Progress, Training
 from selfcluster.views.plans import ViewPlan
 
@@ -109,7 +109,7 @@ def fit(
     reassigns = type(method).reassign is not Method.reassign
     batches: Iterator[Batch] | None = None
     batch: Batch | None = None
-    unfit: list[Tensor] = []  # indices of the batches skipped in a row
+    unfit: list[Skipped] = []  # steps skipped in a row
     clock = saved = time.monotonic()
     steps_timed = 0
     method.train()
@@ -179,7 +179,7 @@ def fit(
                 if statistics:
                     torch._foreach_copy_(statistics, before)
                 state.skipped += 1
-                unfit.append(batch.index)
+                unfit.append(Skipped(step, values["loss"], values["gradient_norm"], batch.index))
             probe.learn(batch.index)
             state.step += 1
             if state.step % per_epoch == 0:
@@ -213,10 +213,11 @@ def fit(
                 state.save()
                 saved = time.monotonic()
             if len(unfit) == settings.max_skipped:
-                names = _first(unfit[-1], name_of, 8)
+                names, kept_in = _first(unfit[-1].index, name_of, 8), state.dump(unfit, name_of)
                 raise Diverged(
                     f"{len(unfit)} steps in a row, up to step {step}, had a loss or gradient that is not finite; the "
                     f"last batch held {names}, ... Try a lower --learning-rate or --precision fp32."
+                    + (f" {kept_in} holds the weights and the images of these steps." if kept_in else "")
                 )
             if stop:
                 raise Preempted(

@@ -29,7 +29,6 @@ from selfcluster.runs.folder import (
     has_begun,
     is_run,
     is_unused,
-    read_config,
     read_status,
 )
 from selfcluster.runs.formats import FORMAT
@@ -40,6 +39,7 @@ from selfcluster.settings.requirements import means_a_path, teachers_in
 from selfcluster.settings.resolve import resolve, validated
 from selfcluster.settings.schema import read_schema
 from selfcluster.training.precision import pick_device
+from selfcluster.training.state import DIVERGED
 from selfcluster.training.targets import TARGETS_FILE
 
 
@@ -67,16 +67,17 @@ def open_run(
     if warning:
         console.warn(warning)
     if has_begun(path):
-        config, change = _same_run(path, method, source, {**from_file, **given}, recipe)
+        stored = run_config(path)
+        config, change = _same_run(path, stored, method, source, {**from_file, **given}, recipe)
         finished = read_status(path).get("state") == "finished"
         if change and (finished or not accept_data_change):
             ways = "choose another --out, or restore the data"
             if not finished:
                 ways += ", or go on with --accept-data-change, which starts the current epoch again"
             raise RunError(f"{path} started with other data: {change}. To resume, {ways}")
-        folder = RunFolder(path, deciding(run_config(path)))
+        folder = RunFolder(path, deciding(stored))
         if change:
-            _accept(folder, source, config, change)
+            _accept(folder, source, stored, config, change)
         return folder, config
     if path.exists() and not path.is_dir():
         raise RunError(f"{path} is a file; choose another --out")
@@ -110,7 +111,8 @@ def open_run(
     folder = RunFolder(path, deciding(config))
     for left in (TARGETS_FILE, "quarantine.jsonl"):  # of an attempt that failed before its first step
         (path / left).unlink(missing_ok=True)
-    shutil.rmtree(path / "before", ignore_errors=True)
+    for left in ("before", DIVERGED):
+        shutil.rmtree(path / left, ignore_errors=True)
     folder.write_config(config)
     for name, reason in resolved.reasons.items():
         if resolved.config[name] is not None:
@@ -148,31 +150,38 @@ def summarize_data(source: Source, given: Mapping[str, Any], console: Console | 
     return DataSummary(len(source), seen["side"][1], seen["channels"], gpu)
 
 
-def _accept(folder: RunFolder, source: Source, config: dict[str, object], change: str) -> None:
-    """Write into `config.yaml` that the run goes on with other data; the start is embedded again, on images of today.
+def _accept(folder: RunFolder, source: Source, stored: dict[str, Any], config: dict[str, object], change: str) -> None:
+    """Write into `config.yaml` that the run goes on with other data. The start is embedded again, with these images.
+
+    `stored` is what `config.yaml` holds, and `config` what the run goes on with.
 
     Raises:
         RunError: the weights of --init are gone, so there is no start to embed.
     """
-    if run_config(folder.path).get("init") and not config.get("init"):
+    if stored.get("init") and not config.get("init"):
         folder.close()
         raise RunError(
             f"--accept-data-change must compare with the start again, but the file of --init is missing: {change}"
         )
-    stored = read_config(folder.path)
-    about = stored["about"]
+    about = dict(stored["about"])
     about["source"], about["summary"] = source.describe(), source.summary()
     about["data_changes"] = [*about.get("data_changes", []), change]
-    folder.write_config(stored)
+    plain = {name: list(value) if isinstance(value, tuple) else value for name, value in stored.items()}
+    folder.write_config({**plain, "about": about})
     config["about"] = about
     (folder.path / START_SAMPLE).unlink(missing_ok=True)
 
 
 def _same_run(
-    path: Path, method: str, source: Source, given: Mapping[str, object], recipe: str | None
+    path: Path,
+    stored: Mapping[str, Any],
+    method: str,
+    source: Source,
+    given: Mapping[str, object],
+    recipe: str | None,
 ) -> tuple[dict[str, object], str]:
-    """Return the run's configuration with the settings of now, and in words what has changed in its data."""
-    config = run_config(path)
+    """Return the run's stored configuration with today's free settings, and in words what has changed in its data."""
+    config = dict(stored)
     if config.get("method") != method:
         raise RunError(f"{path} holds a run of {config.get('method')}, not {method}; choose another --out")
     if recipe not in (None, config.get("recipe")):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from selfcluster import distributed
 from selfcluster.data.sources import Source
+from selfcluster.files import message_of
 from selfcluster.methods.base import Method
 from selfcluster.runs import checkpoint
 from selfcluster.runs.console import Console
@@ -22,7 +24,19 @@ from selfcluster.training.optim import load_optimizer_tensors, optimizer_tensors
 from selfcluster.training.pseudo_labels import PseudoLabels
 from selfcluster.training.shards import Shards
 
+DIVERGED = "diverged"  # folder of the weights and images of a run that ended because its loss was not finite
+log = logging.getLogger("selfcluster.training")
 _META_KEYS = {"step", "skipped", "reassignment", "health", "metrics_rows", "layout", "shards"}
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A step that did not count, because its loss or its gradient's norm is not finite; `index`: this rank's images."""
+
+    step: int
+    loss: float
+    gradient_norm: float
+    index: Tensor
 
 
 @dataclass
@@ -77,6 +91,34 @@ class RunState:
         }
         checkpoint.save(self.folder.checkpoints, self.step, tensors, meta, replace=replace)
 
+    def dump(self, skipped: Sequence[Skipped], name_of: Callable[[int], str]) -> Path | None:
+        """Write the weights and the images of the last steps that were skipped, from which these can be repeated.
+
+        The weights are those that the steps began with, since a skipped step changes none. All ranks call it.
+
+        Returns:
+            the folder, `RUN/diverged/step-*`: a checkpoint with the method's tensors; `meta.json` holds the steps with
+            their loss, norm and images. None if the run has no folder or the disk is full.
+        """
+        images = [distributed.gather_objects(each.index.tolist()) for each in skipped]
+        if self.checkpoints is None:
+            return None
+        folder = self.checkpoints.parent / DIVERGED
+        tensors = {f"method.{name}": tensor for name, tensor in self.method.state_dict().items()}
+        steps = [
+            {"step": each.step, "loss": str(each.loss), "gradient_norm": str(each.gradient_norm)}
+            | {"images": [name_of(i) for part in parts for i in part]}
+            for each, parts in zip(skipped, images, strict=True)
+        ]
+        try:
+            self.shards.save(folder, self.step, tensors)
+            if self.folder is not None:
+                meta = {"step": self.step, "skipped": steps, "shards": self.shards.files}
+                return checkpoint.save(folder, self.step, tensors, meta, keep=1, replace=True)
+        except OSError as error:  # it must not hide why the run ended
+            log.warning("the weights and images of the skipped steps are not kept: %s", message_of(error))
+        return None
+
     def load(self, checkpoints: Path | None, console: Console) -> None:
         """Go to the newest whole checkpoint, if there is one; says which newer ones were broken."""
         self.checkpoints = checkpoints
@@ -105,7 +147,7 @@ class RunState:
             raise checkpoint.BrokenCheckpoint(f"{loaded.path}: holds other parts: {sorted(different)}")
         change = self.source.difference(loaded.meta["data"]) if "data" in loaded.meta else ""
         if change:
-            self._check_change(own, stored, loaded.meta["data"], change)
+            self._check_change(loaded.meta["data"], change)
         with torch.no_grad():
             for name, tensor in own.items():
                 tensor.copy_(stored[name])  # in place: whoever holds the tensor sees the values
@@ -128,17 +170,13 @@ class RunState:
             self.save(replace=True)
         console.say(f"goes on from step {self.step}")
 
-    def _check_change(self, own: Mapping[str, Tensor], stored: Mapping[str, Tensor], then: Any, change: str) -> None:
-        """Raise RunError where the state holds a value for each image and these are no longer the images."""
-        now, name = self.source.summary(), type(self.method).__name__
-        if now["ids"] == then.get("ids"):
-            return
-        images = len(self.source)
-        tied = [n for n, t in own.items() if t.shape != stored[n].shape or images in t.shape[:2]]
-        if tied:
+    def _check_change(self, then: Mapping[str, object], change: str) -> None:
+        """Raise RunError if the method keeps a value for each image, and the images are no longer the same."""
+        kind = type(self.method)
+        if kind.per_image and self.source.summary()["ids"] != then.get("ids"):
             raise RunError(
-                f"{change}. {name} keeps a value for each image ({tied[0]}), so it cannot go on with other images: "
-                "choose another --out, or restore the data"
+                f"{change}. {kind.__name__} keeps a value for each image ({kind.per_image[0]}), so it cannot go on "
+                "with other images: choose another --out, or restore the data"
             )
 
 
