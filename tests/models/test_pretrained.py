@@ -13,7 +13,7 @@ from PIL import Image
 
 from selfcluster.models import pretrained
 from selfcluster.models.backbones import load_backbone, make_backbone, preprocessing_of, save_backbone
-from selfcluster.models.initialize import read_weights
+from selfcluster.models.initialize import read_classifier, read_weights
 from selfcluster.models.preprocessing import Preprocessing
 from selfcluster.models.pretrained import describe, load_network, starter_file
 
@@ -157,11 +157,13 @@ def test_a_files_network_is_recognized_by_its_tensors(tmp_path, name):
 def test_networks_with_equal_tensors_are_for_the_user_to_tell_apart(tmp_path):
     """TensorFlow's padding and PyTorch's have the same shapes and other features."""
     saved(tmp_path / "w.pth", "efficientnet_lite0", 7)
-    with pytest.raises(ValueError, match=r"fit tf_efficientnet_lite0 and efficientnet_lite0, .*NETWORK|--model tf_eff"):
+    with pytest.raises(
+        ValueError, match=r"fit tf_efficientnet_lite0 and efficientnet_lite0, .*: tf_efficientnet_lite0=.* or eff"
+    ):
         load_network(tmp_path / "w.pth")
     assert load_network(f"efficientnet_lite0={tmp_path / 'w.pth'}", image_size=64).name == "efficientnet_lite0"
     torch.save({"layer": torch.zeros(3)}, tmp_path / "x.pth")
-    with pytest.raises(ValueError, match=r"fit no common network; name the network: --model NETWORK=.*x\.pth"):
+    with pytest.raises(ValueError, match=r"fit no common network; name the network: NETWORK=.*x\.pth"):
         load_network(tmp_path / "x.pth")
 
 
@@ -231,3 +233,18 @@ def test_files_that_do_not_exist_are_named(tmp_path):
             load_network(word)
     with pytest.raises(FileNotFoundError, match="neither a run, nor an exported backbone"):
         load_network(tmp_path)
+
+
+def test_the_classifier_of_a_file_is_the_networks_own(tmp_path):
+    saved(tmp_path / "w.pth", "resnet18", 7)
+    whole = timm.create_model("resnet18", num_classes=7).eval()
+    whole.load_state_dict(torch.load(tmp_path / "w.pth"))
+    network = load_network(f"resnet18={tmp_path / 'w.pth'}", image_size=64)
+    images = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            read_classifier(network.module, tmp_path / "w.pth")(network.module(images)), whole(images)
+        )
+    saved(tmp_path / "none.pth", "resnet18", 0)
+    with pytest.raises(ValueError, match="has 0 classifiers of 512 features; needed is one"):
+        read_classifier(network.module, tmp_path / "none.pth")

@@ -4,8 +4,9 @@ Yan et al. 2020, arXiv 1912.03330. B images, V views, F features, T teachers (on
 What a head learns (`target`) is made once, before the first step (`training/targets.py`): k-means of the teacher's
 l2-normalized features of center crops, or one of the paper's comparisons. Distillation and regression ask the teacher
 at each step, about the very views that the new network sees.
-Departs: the teacher of a distillation is a run of `supervised` on the same classes, public weights are refused;
-distillation multiplies its soft term by the squared temperature, as Hinton et al. (arXiv 1503.02531) do and
+Departs: k-means takes all images (released: 256 K of them at most). The teacher of a distillation is a run of
+`supervised` on the same classes; public weights teach their own classes, with `distill_weight` 1 and without labels.
+Distillation multiplies its soft term by the squared temperature, as Hinton et al. (arXiv 1503.02531) do and
 the paper does not say: at 20 that term would vanish. The paper does not give the regression's loss: here it is the
 squared distance to the unit feature. Rates are one for all parameters (released: no decay of batch norm).
 """
@@ -57,7 +58,10 @@ class ClusterFitSettings:
         1, "number of rounds; each round clusters the features of the network from the round before", least=1
     )
     distill_weight: float = setting(
-        0.75, "weight of the teacher's predictions in the loss; the labels have the rest", least=0, most=1
+        0.75,
+        "weight of the teacher's predictions in the loss; the labels have the rest; 1: no labels are needed",
+        least=0,
+        most=1,
     )
     distill_temperature: float = setting(20.0, "T, temperature of the softmax of both networks", least=1e-4)
 
@@ -96,7 +100,8 @@ class ClusterFit(Supervised):
                 raise ValueError(f"the teacher knows {teacher.width} classes, the labels have {head.out_features}")
 
     def widths(self) -> list[int]:
-        if self.settings.target == "regress":
+        alone = self.settings.target == "distill" and self.settings.distill_weight == 1
+        if alone or self.settings.target == "regress":
             return [teacher.width for teacher in self.data.teacher]
         return super().widths()
 
@@ -110,8 +115,10 @@ class ClusterFit(Supervised):
         if self.settings.target == "regress":
             return [(out - F.normalize(t)).square().sum(dim=1).mean() for out, t in zip(outputs, told, strict=True)]
         weight = self.settings.distill_weight
-        hard = super().losses(outputs, targets, views)
         soft = [self.divergence(out, t) for out, t in zip(outputs, told, strict=True)]
+        if weight == 1:  # no labels are needed, and the teacher's classes may be others
+            return soft
+        hard = super().losses(outputs, targets, views)
         return [weight * s + (1 - weight) * h for s, h in zip(soft, hard, strict=True)]
 
     def divergence(self, outputs: Tensor, told: Tensor) -> Tensor:

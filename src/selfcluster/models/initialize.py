@@ -124,6 +124,31 @@ def match(module: nn.Module, content: object) -> Match:
     return result
 
 
+def read_classifier(module: Any, path: Path) -> nn.Linear:
+    """Return the linear classifier (F to K) that a weights file has for the features of `module`.
+
+    Args:
+        module: a backbone; `num_features` is F.
+        path: a file of weights, as of `initialize`.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: no weights in the file, or no classifier, or several.
+    """
+    own = module.state_dict()
+    inside = _best_place(read_weights(path), own, getattr(module, "released_names", {}))[2]
+    tensors = {n: t for n, t in inside.items() if n not in own and _CLASSIFIER.match(n)}
+    weights = {n: t.flatten(1) for n, t in tensors.items() if n.endswith("weight") and t.dim() > 1}
+    fitting = [n for n, t in weights.items() if t.shape[1] == module.num_features]
+    if len(fitting) != 1:
+        raise ValueError(f"{path} has {len(fitting)} classifiers of {module.num_features} features; needed is one")
+    weight = weights[fitting[0]].float()
+    bias = tensors.get(fitting[0].removesuffix("weight") + "bias")
+    head = nn.Linear(weight.shape[1], weight.shape[0])
+    head.load_state_dict({"weight": weight, "bias": torch.zeros(len(weight)) if bias is None else bias.float()})
+    return head
+
+
 def read_weights(path: Path) -> object:
     """Return the content of a weights file; tensors, NumPy scalars and plain containers are all that is unpickled.
 

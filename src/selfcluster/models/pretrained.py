@@ -350,10 +350,10 @@ def _file(path: Path, name: str | None) -> Origin:
     if name is None and len(candidates) != 1:
         names = [candidate.name for candidate in candidates]
         if not names:
-            raise ValueError(f"{path}: its tensors fit no common network; name the network: --model NETWORK={path}")
+            raise ValueError(f"{path}: its tensors fit no common network; name the network: NETWORK={path}")
         raise ValueError(
             f"{path}: its tensors fit {' and '.join(names)}, which compute different features; name the network: "
-            + " or ".join(f"--model {n}={path}" for n in names[:2])
+            + " or ".join(f"{n}={path}" for n in names[:2])
         )
     if name is None:
         name = candidates[0].name

@@ -35,11 +35,12 @@ def check_needs(method: str, said: Mapping[str, Any], source: Source) -> None:
     teachers = teachers_in(said.get("teacher"))
     if not teachers:
         raise ValueError(f"clusterfit learns from a trained network: say which with --teacher, {_TEACHER}")
+    alone = target == "distill" and said.get("distill_weight") == 1  # the teacher's predictions without labels
     for teacher in teachers:
-        _check_teacher(teacher, target)
-    if TARGETS[target]:
+        _check_teacher(teacher, target, alone)
+    if TARGETS[target] and not alone:
         _check_labels(f"--target {target}", source)
-    for teacher in teachers if target == "distill" else ():
+    for teacher in teachers if target == "distill" and not alone else ():
         _check_classes(teacher, source)
     layers_in(said.get("teacher_layer"), len(teachers))
     if target == "distill" and said.get("teacher_layer"):
@@ -91,7 +92,7 @@ def _check_classes(teacher: str, source: Source) -> None:
         )
 
 
-def _check_teacher(teacher: str, target: str) -> None:
+def _check_teacher(teacher: str, target: str, alone: bool) -> None:
     path = Path(teacher)
     file = teacher.partition("=")[2]
     if is_run(path):
@@ -104,10 +105,13 @@ def _check_teacher(teacher: str, target: str) -> None:
         )
     elif not path.exists() and (file or "/" in teacher) and not Path(file).is_file():
         raise ValueError(f"--teacher {teacher}: there is no {file or teacher}; give {_TEACHER}")
-    if target != "distill":
+    if target != "distill" or (alone and (teacher == "starter" or path.is_file() or Path(file).is_file())):
         return
     if not is_run(path):
-        raise ValueError(f"--target distill: {teacher} has no classifier here; only runs of supervised have one")
+        raise ValueError(
+            f"--target distill: {teacher} has no classifier here; only runs of supervised have one. With "
+            "--distill-weight 1 a file of public weights teaches its own classes"
+        )
     method = read_config(path).get("method")
     if method != "supervised":
         raise ValueError(

@@ -25,8 +25,8 @@ from selfcluster.files import reason_of, write_atomically
 from selfcluster.methods.clusterfit import allot, cluster, cluster_by_label, prototypes
 from selfcluster.models.backbones import ARCHITECTURE, load_backbone, make_backbone, preprocessing_of
 from selfcluster.models.frozen import Frozen
-from selfcluster.models.initialize import OtherInput
-from selfcluster.models.pretrained import STARTER, TIMM, describe, load_network
+from selfcluster.models.initialize import OtherInput, read_classifier
+from selfcluster.models.pretrained import STARTER, TIMM, Network, describe, load_network, starter_file
 from selfcluster.runs.checkpoint import load_newest
 from selfcluster.runs.console import Console
 from selfcluster.runs.folder import CHECKPOINTS, RunError, is_run
@@ -103,15 +103,18 @@ def open_teacher(
 
     `mean` and `std` normalized the views that it will be asked about, where it is.
     """
-    classifier = None
-    if name == STARTER or name.startswith(TIMM) or (Path(name).exists() and not _is_saved(Path(name))):
-        found = load_network(name)
+    classifier, distills = None, config["target"] == "distill"
+    found = _published(name)
+    if found is not None:
         network = found.module
+        if distills:
+            file = starter_file() if name == STARTER else Path(name if Path(name).exists() else name.partition("=")[2])
+            classifier = read_classifier(network, file)
         if console is not None:
             console.say(f"{name}: {describe(found)}")
     elif Path(name).exists():
         network = load_backbone(name)[0]
-        classifier = _classifier(Path(name)) if config["target"] == "distill" else None
+        classifier = _classifier(Path(name)) if distills else None
     else:
         import timm
 
@@ -139,6 +142,23 @@ def open_teacher(
         elif console is not None:
             console.warn(f"{name} is an untrained network; give --teacher {name}=WEIGHTS-FILE for a trained one")
     return Frozen(network, layer=layer, classifier=classifier, mean=mean, std=std)
+
+
+def _published(name: str) -> Network | None:
+    """The network of a word, prepared as its authors do; None for one that selfcluster saved or that sees edges."""
+    if Path(name).exists():
+        return None if _is_saved(Path(name)) else load_network(name)
+    if name == STARTER or name.startswith(TIMM):
+        return load_network(name)
+    import timm
+
+    network_name, _, weights = name.partition("=")
+    if not weights or timm.get_pretrained_cfg(network_name) is None:
+        return None
+    try:
+        return load_network(name)
+    except OtherInput:
+        return None
 
 
 def _is_saved(path: Path) -> bool:
