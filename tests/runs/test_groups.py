@@ -96,6 +96,33 @@ def test_coco_boxes_cover_the_images(run):
     ]
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of pycocotools 2.0.11
+def test_pycocotools_loads_the_export_and_finds_every_box_and_mask(run, tmp_path, capsys):
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    groups = curate(run, {"action": "rename", "cluster": 1, "name": 'a <b> "c" é'})
+    (tmp_path / "coco.json").write_text(json.dumps(exchange.coco(groups, [(4, 3), (5, 6), (7, 8), (9, 9)])))
+    read = COCO(str(tmp_path / "coco.json"))
+    images = read.loadImgs(read.getImgIds())
+    assert [image["selfcluster_id"] for image in images] == IDS
+    (number,) = read.getCatIds(catNms=['a <b> "c" é'])
+    assert read.getImgIds(catIds=[number]) == [2]
+    masks = [read.annToMask(a) for image in images for a in read.loadAnns(read.getAnnIds(imgIds=image["id"]))]
+    assert [(mask.shape, int(mask.sum())) for mask in masks] == [((3, 4), 12), ((6, 5), 30), ((8, 7), 56)]
+    answers = [
+        {key: a[key] for key in ("image_id", "category_id", "bbox")} | {"score": 1.0}
+        for a in read.loadAnns(read.getAnnIds())
+    ]
+    for kind in ("bbox", "segm"):
+        scored = COCOeval(read, read.loadRes([dict(answer) for answer in answers]), kind)
+        scored.evaluate()
+        scored.accumulate()
+        scored.summarize()
+        assert scored.stats[0] == pytest.approx(1)  # average precision of the right answers
+    capsys.readouterr()
+
+
 def test_fiftyone_numbers_the_classes(run):
     result = exchange.fiftyone(read_groups(run))
     assert result["classes"] == ["cluster 0", "cluster 1", "cluster 2"]

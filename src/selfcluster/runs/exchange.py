@@ -36,7 +36,8 @@ def write_groups(path: Path, groups: Groups) -> None:
 
 
 def coco(groups: Groups, sizes: Sequence[Size]) -> dict[str, object]:
-    """Return a COCO object-detection dictionary: one box an image, which covers all of it, its category the cluster.
+    """Return a COCO object-detection dictionary: one box and polygon an image, which
+    covers all of it, its category the cluster.
 
     `sizes` (n,) are the images' sizes as they are stored. Category 1 is the first cluster; images in no cluster have no
     annotation.
@@ -57,7 +58,7 @@ def coco(groups: Groups, sizes: Sequence[Size]) -> dict[str, object]:
             "bbox": [0, 0, width, height],
             "area": width * height,
             "iscrowd": 0,
-            "segmentation": [],
+            "segmentation": [[0, 0, width, 0, width, height, 0, height]],  # pycocotools' annToMask needs one
         }
         for place, (number, (width, height)) in enumerate(zip(groups.clusters, sizes, strict=True), start=1)
         if number >= 0
