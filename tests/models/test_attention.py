@@ -93,6 +93,13 @@ def test_other_attention_is_refused(name, kind):
         last_attention(backbone, torch.rand(1, 3, 224, 224))
 
 
+@pytest.mark.parametrize("name", ["vit_base_patch16_gap_224", "vit_base_patch16_reg4_gap_256"])
+def test_a_network_without_a_class_token_is_refused_even_if_registers_stand_first(name):
+    backbone = timm.create_model(name, depth=1, embed_dim=32, num_heads=2, num_classes=0)
+    with pytest.raises(ValueError, match="no class token"):
+        last_attention(backbone, torch.rand(1, 3, *backbone.default_cfg["input_size"][1:]))
+
+
 def test_timms_own_transformer_is_taken():
     backbone = timm.create_model("vit_tiny_patch16_224", depth=1, embed_dim=32, num_heads=2, num_classes=0)
     attention, grid = last_attention(backbone, torch.rand(1, 3, 224, 224))

@@ -1,6 +1,9 @@
 """Attention as pictures: colors in the map's order, the image kept inside the mask, files from the command."""
 
+import io
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,8 +11,9 @@ from PIL import Image
 
 from selfcluster import api
 from selfcluster.cli import main
+from selfcluster.data.sources import open_source
 from selfcluster.models.backbones import make_backbone, save_backbone
-from selfcluster.reporting.attention import colored, draw_attention
+from selfcluster.reporting.attention import AttentionPictures, colored, draw_attention, is_transformer
 
 
 def test_more_attention_is_lighter():
@@ -79,3 +83,56 @@ def test_what_it_refuses(network, photos, tmp_path, capsys):
     with pytest.raises(ValueError, match=r"text\.png"):
         api.attention(network, [tmp_path / "text.png"])
     assert main(["attention", str(network)]) == 2
+
+
+NETWORKS = """vit_tiny_patch16_224 deit_tiny_patch16_224 deit_tiny_distilled_patch16_224 deit3_small_patch16_224
+    vit_small_patch14_dinov2 vit_small_patch14_reg4_dinov2 vit_tiny_patch4_32 flexivit_small test_vit test_vit2
+    vit_base_patch16_clip_224 vit_base_patch16_reg4_gap_256
+    vit_base_patch16_siglip_224 vit_base_patch16_gap_224 vit_base_patch16_rope_224
+    vit_relpos_small_patch16_224 vit_base_patch16_rpn_224 vit_tiny_r_s16_p8_224 vit_small_r26_s32_224
+    vit_small_resnet50d_s16_224 vit_small_patch16_dinov3 vit_pe_core_tiny_patch16_384 vit_small_patch16_18x2_224
+    xcit_nano_12_p16_224 levit_128s beit_base_patch16_224 eva02_tiny_patch14_224 resnet18 vitamin_small_224
+    mobilevit_xxs convit_tiny"""
+
+
+@pytest.mark.parametrize("name", NETWORKS.split())
+def test_the_page_offers_attention_for_the_networks_that_have_it(name, tmp_path):
+    import timm
+    import torch
+
+    from selfcluster.models.attention import class_maps, last_attention
+
+    (tmp_path / "backbone.json").write_text(json.dumps({"model_name": name}))
+    with torch.device("meta"):  # no weights
+        module = timm.create_model(name)
+        images = torch.zeros(1, *module.default_cfg["input_size"])
+    try:
+        class_maps(*last_attention(module, images))
+    except ValueError:
+        assert not is_transformer(tmp_path)
+    else:
+        assert is_transformer(tmp_path)
+
+
+def test_a_run_without_an_export_shows_the_attention_of_its_newest_checkpoint(tiny, tmp_path, pictures):
+    run = tmp_path / "run"
+    tiny("dino", run, backbone="vit_tiny_patch2_16", epochs=1)
+    assert is_transformer(run)
+    exported = AttentionPictures(run).picture(lambda channels: pictures[0])
+    (run / "backbone.json").unlink()
+    (run / "backbone.safetensors").unlink()
+    assert is_transformer(run)
+    assert AttentionPictures(run).picture(lambda channels: pictures[0]) == exported
+    shutil.rmtree(run / "checkpoints")
+    assert not is_transformer(run)
+
+
+def test_images_that_a_transformer_embedded_have_attention_without_an_export_too(network, tmp_path, photos):
+    result = api.cluster(tmp_path / "b", model=str(network), k=2, out=tmp_path / "run", quiet=True)
+    assert is_transformer(tmp_path / "run")
+    picture = open_source(tmp_path / "b").read
+    pixels = np.asarray(Image.open(io.BytesIO(picture(0))))
+    exported = AttentionPictures(Path(result["run"])).picture(lambda channels: pixels)
+    (tmp_path / "run/backbone.json").unlink()
+    assert is_transformer(tmp_path / "run")
+    assert AttentionPictures(tmp_path / "run").picture(lambda channels: pixels) == exported

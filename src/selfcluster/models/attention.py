@@ -21,14 +21,15 @@ def last_attention(backbone: Any, images: Tensor) -> tuple[Tensor, tuple[int, in
     """Attention of every token to every token in the last block.
 
     Args:
-        backbone: a vision transformer of timm's with `patch_embed`, `blocks` and, in the last, a plain `attn`.
+        backbone: a vision transformer of timm's with `patch_embed`, `cls_token`, `blocks` and, in the last of these, a
+            plain `attn`.
         images: (B, C, height, width), normalized.
 
     Returns:
         (B, H, T, T) float32, rows summing to 1, and the grid (h, w) of the patches, which are the last h * w tokens.
 
     Raises:
-        ValueError: the network has no such attention.
+        ValueError: the network has no such attention, or no class token.
     """
     from timm.layers import Attention, PatchEmbed  # seconds, see `backbones.py`
 
@@ -41,6 +42,8 @@ def last_attention(backbone: Any, images: Tensor) -> tuple[Tensor, tuple[int, in
             f"{type(backbone).__name__} is no vision transformer with plain attention in its last block, between plain "
             "patches: timm's Attention and PatchEmbed, as in vit_tiny_patch16_224"
         )
+    if getattr(backbone, "cls_token", None) is None:  # the first token may be a register
+        raise ValueError("the network has no class token, so no map is its own")
     patch = backbone.patch_embed.patch_size  # (height, width) in pixels
     if any(side % size for side, size in zip(images.shape[-2:], patch, strict=True)):
         raise ValueError(

@@ -7,25 +7,35 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from PIL import Image
 
+from selfcluster.choice import RunSettings
 from selfcluster.data.decode import BadImage, decode
 from selfcluster.data.ranges import ValueRange
 from selfcluster.files import make_writable, reason_of
 from selfcluster.reporting.thumbnails import write_picture
-from selfcluster.runs.folder import is_run, read_config
+from selfcluster.runs.folder import CHECKPOINTS, RunError, is_run, read_config
+from selfcluster.settings.files import run_config
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch.nn import Module
 
+    from selfcluster.models.backbones import Backbone
     from selfcluster.models.preprocessing import Preprocessing
 
+# timm 1.0.31's networks with plain attention, plain patches and a class token, and the kinds that lack one of these
+_CLASS_TOKEN = re.compile(r"vit_|deit|flexivit_|beit3_|eva_large_|test_vit$")
+_OTHERS = re.compile(
+    r"_gap|siglip|rope|relpos|_rpn|_xp_|_pe_|dinov3|sapiens|lingbot|_mci_|18x2|_r\d*_s\d|resnet|reg4_map"
+)
 _ARCHITECTURE = "backbone.json"  # `models/backbones.py` has the name, too, but loads torch
 _SIDE = 224  # pixels: smaller images are enlarged to this, or patches could not be told apart
 _HEAT = 0.6  # share of the colors where they lie over a gray image
@@ -70,14 +80,12 @@ def _open(
     import torch
 
     from selfcluster.models.attention import class_maps, last_attention
-    from selfcluster.training.load import load_network
     from selfcluster.training.precision import pick_device
     from selfcluster.views.crops import center
 
-    opened = load_network(str(run), image_size)
-    images = opened.preprocessing
+    module, images = _network(run, image_size)
     target = pick_device(device)
-    network = opened.module.to(target).eval()
+    network = module.to(target).eval()
     offset, scale = torch.tensor(images.mean)[:, None, None], torch.tensor(images.std)[:, None, None]
 
     def look(decoded: np.ndarray) -> tuple[np.ndarray, Tensor, tuple[int, int]]:
@@ -89,13 +97,45 @@ def _open(
     return images, look
 
 
+def _network(run: Path, image_size: int | None) -> tuple[Module, Preprocessing]:
+    """A run's network: the exported one; else that of its newest checkpoint, or the one that embedded its images."""
+    from selfcluster.training.load import has_method, load_network, trained_method
+
+    if (run / _ARCHITECTURE).exists() or not is_run(run):
+        opened = load_network(str(run), image_size)
+        return opened.module, opened.preprocessing
+    config = run_config(run)
+    if not has_method(run):
+        opened = load_network(config["model"], image_size or config.get("image_size"))
+        return opened.module, opened.preprocessing
+    from selfcluster.models.folding import for_images
+    from selfcluster.models.preprocessing import resized
+    from selfcluster.training.build import run_preprocessing
+
+    images = run_preprocessing(cast(RunSettings, config))  # `run_config` has checked them
+    module, _ = for_images(cast("Backbone", trained_method(run)[0].exported()))
+    return module, images if image_size is None else resized(images, image_size)
+
+
 def is_transformer(run: Path) -> bool:
-    """Whether the network in a run folder is a plain vision transformer by its name; nothing is loaded."""
+    """Whether the network of a run is a vision transformer with a class token, by its name; nothing is loaded."""
+    name = _network_name(run)
+    return name is not None and bool(_CLASS_TOKEN.match(name)) and not _OTHERS.search(name)
+
+
+def _network_name(run: Path) -> str | None:
+    """The architecture that is exported, or else the one that is being trained or embedded the images."""
     try:
-        name = json.loads((run / _ARCHITECTURE).read_text("utf-8"))["model_name"]
+        return str(json.loads((run / _ARCHITECTURE).read_text("utf-8"))["model_name"])
     except (OSError, ValueError, KeyError, TypeError):
-        return False
-    return isinstance(name, str) and name.startswith(("vit_", "deit"))
+        pass
+    try:
+        config = read_config(run)
+        if config.get("method") is None:
+            return str(config["about"]["input"]["architecture"])
+        return str(config["backbone"]) if any((run / CHECKPOINTS).glob("step-*")) else None
+    except (RunError, KeyError, TypeError):
+        return None
 
 
 class AttentionPictures:
