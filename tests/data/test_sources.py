@@ -262,7 +262,7 @@ def test_an_image_may_have_several_labels(tmp_path):
     assert source.class_names == ["dog", "car"]
     assert source.labels.tolist() == [[0, 1], [0, 0], [1, 0]]
     assert source.take(np.array([0, 2])).labels.tolist() == [[0, 1], [1, 0]]
-    with pytest.raises(LabelsError, match="long_tail needs one label an image"):
+    with pytest.raises(LabelsError, match="long_tail needs one label per image"):
         open_source(tmp_path / "list.csv", labels_from="columns:dog,car", long_tail=2)
     (tmp_path / "tags.csv").write_text("id,label\na.jpg,sea\na.jpg,sun\nc.jpg,sun\nb.jpg,none\n")
     source = open_source(tmp_path, labels_from=f"tags:{tmp_path}/tags.csv")

@@ -62,7 +62,7 @@ def test_row_45_thin_features_twice_running():
     feed(health, 1, 0.5, torch.arange(10), line)
     assert health.verdict(health.report()) is None
     feed(health, 1, 0.5, torch.arange(10), line, first=1)
-    assert "dimensions only" in health.verdict(health.report())
+    assert "the features span only" in health.verdict(health.report())
 
 
 def test_row_45_one_cluster_takes_all():

@@ -145,7 +145,7 @@ def test_bad_labels_are_refused_before_a_folder_is_made(tiny, pictures, tmp_path
         with pytest.raises(LabelsError, match=words):
             tiny("swav", tmp_path / "run", probe_labels=str(table))
     table.write_text("id,label\n" + "".join(f"{name},a;b\n" for name in rows))
-    with pytest.raises(LabelsError, match="takes one label an image, these have several"):
+    with pytest.raises(LabelsError, match="takes one label per image, and these images have several"):
         tiny("swav", tmp_path / "run", probe_labels=f"tags:{table}")
     with pytest.raises(LabelsError, match="--probe-labels folders: no labels from 'folders'"):
         tiny("swav", tmp_path / "run", probe_labels="folders")

@@ -144,7 +144,7 @@ def test_targets_that_are_damaged_or_of_other_images_are_refused(tmp_path):
     assert read_targets(tmp_path, 5) is None
     np.save(tmp_path / TARGETS_FILE, np.zeros((2, 5), dtype=np.int64))
     assert read_targets(tmp_path, 5).shape == (2, 5)
-    with pytest.raises(RunError, match=r"targets.npy: int64 \(2, 5\) are no targets of 6 images"):
+    with pytest.raises(RunError, match=r"targets.npy: int64 \(2, 5\) are not targets of 6 images"):
         read_targets(tmp_path, 6)
     (tmp_path / TARGETS_FILE).write_bytes((tmp_path / TARGETS_FILE).read_bytes()[:-20])
     with pytest.raises(RunError, match="cannot be read"):

@@ -191,7 +191,7 @@ def test_mistakes_are_named():
     with pytest.raises(ValueError, match="pretext='rotate'"):
         ViewPlan(groups=(ViewGroup(),), pretext="rotate")
     plan = ViewPlan(groups=(ViewGroup(size=8, count=2, affine=Affine()),))
-    with pytest.raises(ValueError, match="2 views, 1 were given"):
+    with pytest.raises(ValueError, match="2 views, but 1 were given"):
         plan.apply([images(1)], 0, 0, torch.arange(1), MEAN, STD)
     with pytest.raises(ValueError, match=r"views of \[1, 2\] images for an index of 1"):
         plan.apply([images(1), images(2)], 0, 0, torch.arange(1), MEAN, STD)

@@ -41,7 +41,7 @@ class Source:
 
     Attributes:
         ids: N texts, bytewise sorted (see `names.py`).
-        labels: (N,) int64, -1 where an image has none; or (N, L) several labels an image, of 1, 0 and -1 (does not
+        labels: (N,) int64, -1 where an image has none; or (N, L) several labels per image, of 1, 0 and -1 (does not
             count); or None.
         class_names: the names that `labels` index, or None.
         skipped: (id, reason) of files that were found and are no regular images; at most 1,000 are named.
@@ -356,7 +356,7 @@ def _check_single(source: Source, option: str) -> None:
     if source.labels is None:
         raise LabelsError(f"{option} needs labels; name their source with labels_from (--labels-from)")
     if source.labels.ndim != 1:
-        raise LabelsError(f"{option} needs one label an image; these images have several")
+        raise LabelsError(f"{option} needs one label per image; these images have several")
 
 
 def _only_classes(source: Source, path: str) -> Source:

@@ -1,10 +1,11 @@
 """Average precision of scores, in the forms that papers report, and its mean over classes.
 
-`area`: area under the precision that never rises with recall (PASCAL VOC from 2010 on, and VISSL's VOC07 numbers).
-`eleven`: mean of that precision at the recalls 0, 0.1 ... 1 (Everingham et al. 2010, section 4.2; VOC until 2009).
+`area`: area under the precision-recall curve, with each precision replaced by the best one at the same or a higher
+recall (PASCAL VOC from 2010 on, and VISSL's VOC07 numbers).
+`eleven`: mean of these precisions at the recalls 0, 0.1 ... 1 (Everingham et al. 2010, section 4.2; VOC until 2009).
 `steps`: sum of precision times the step in recall, as scikit-learn's `average_precision_score`.
-Images with equal scores enter together, so the result does not depend on their order, and one constant score gives the
-share of positive images.
+Images with equal scores are counted together, so the result does not depend on their order. If all scores are equal,
+the result is the share of positive images.
 
 M images, L classes.
 """
@@ -20,12 +21,12 @@ IGNORED = -1
 
 
 def average_precision(scores: np.ndarray, positives: np.ndarray, form: Form = "area") -> float:
-    """Return the average precision of scores (M,) for positives (M,) of 0 and 1; -1: the image does not count.
+    """Return the average precision of scores (M,) for positives (M,) of 0 and 1; images with -1 are ignored.
 
     Without a positive image the result is NaN.
 
     Raises:
-        ValueError: an unknown form, other shapes, or scores that are not finite.
+        ValueError: the form is unknown, the shapes differ, or a score is not finite.
 
     >>> average_precision(np.array([0.9, 0.8, 0.7]), np.array([1, 0, 1]), "steps")
     0.8333333333333333
@@ -56,11 +57,14 @@ def average_precision(scores: np.ndarray, positives: np.ndarray, form: Form = "a
 
 
 def class_precisions(scores: np.ndarray, labels: np.ndarray, form: Form = "area") -> np.ndarray:
-    """Return (L,) average precisions of scores (M, L) for labels (M, L) of 1, 0 and -1; NaN without a positive."""
+    """Return (L,) average precisions of scores (M, L) for labels (M, L) of 1, 0 and -1.
+
+    NaN for a class without a positive image.
+    """
     return np.array([average_precision(scores[:, c], labels[:, c], form) for c in range(labels.shape[1])])
 
 
 def mean_precision(precisions: np.ndarray) -> float:
-    """Return the mean over the classes that have a positive image; NaN where none has."""
+    """Return the mean over the classes that have a positive image; NaN if none has."""
     known = precisions[~np.isnan(precisions)]
     return float(known.mean()) if len(known) else float("nan")

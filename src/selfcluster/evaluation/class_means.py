@@ -2,7 +2,7 @@
 
 Caron 2021 (the thesis), section 5.3 and figure 5.2: means of the validation images, PCA to 30 dimensions, t-SNE with a
 perplexity of 20, a rate of 200 and 5,000 iterations.
-Departs: with few classes the perplexity is a third of their number less one, as t-SNE needs more points than that.
+Departs: with few classes the perplexity is (L - 1) / 3, because t-SNE needs more points than its perplexity.
 
 N images, L classes, F features.
 """
@@ -28,7 +28,7 @@ def class_means(vectors: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np
 
 
 def place_classes(means: np.ndarray, seed: int = 0) -> np.ndarray:
-    """Return places (L, 2) of class means (L, F) on a plane.
+    """Return positions (L, 2) of class means (L, F) on a plane.
 
     Raises:
         ValueError: fewer than 4 classes.

@@ -2,7 +2,7 @@
 
 Embeddings are scaled to length one, projected to their leading principal components, whitened and scaled again, as
 DeepCluster does before its k-means (Caron et al. 2018, arXiv 1807.05520, section 4.1). Departs: the paper keeps 256
-components; k clusters lie in k - 1 dimensions, and far more of them than that only add noise, so 3 k / 2 are kept.
+components. The means of k clusters span k - 1 dimensions, and many more components only add noise: 3 k / 2 are kept.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from selfcluster.clustering.whitening import Whitening
 ALGORITHMS = ("kmeans", "hierarchical", "pic", "hdbscan")
 _FIND_K = ("pic", "hdbscan")  # these find the number of clusters themselves
 _DENSITY_DIMS = 32  # hdbscan compares densities, which mean little in many dimensions
-_WIDE = 256  # dimensions from which rows are taken for a network's features, and not for a method's projection
+_WIDE = 256  # rows of at least so many dimensions are a network's features; narrower ones are a method's projection
 _CHOICE_DIMS = 16
 _MOST = 256  # components, the paper's number
-_RESTARTS = 40  # of k-means, the best kept; fewer where one fit is long
-_QUICK = 2e9  # multiplications an iteration that all restarts together may take
+_RESTARTS = 40  # restarts of k-means; the best is kept. Fewer if one fit takes long
+_QUICK = 2e9  # most multiplications per iteration, over all restarts
 
 
 def cluster_vectors(
@@ -39,7 +39,7 @@ def cluster_vectors(
 ) -> tuple[np.ndarray, np.ndarray, dict[str, object]]:
     """Return clusters (n,) of embeddings (n, F), each image's distance (n,) to its cluster's mean, and the choice of k.
 
-    Cluster -1 holds the images that hdbscan gives to no cluster; their distance is that to the nearest cluster's mean.
+    Images that hdbscan puts in no cluster have cluster -1 and the distance to the nearest cluster's mean.
 
     Args:
         vectors: (n, F) float32, one row an image.
@@ -52,7 +52,7 @@ def cluster_vectors(
         say: called with lines of progress and with the recommendation.
 
     Raises:
-        ValueError: an unknown algorithm, a k that cannot be.
+        ValueError: the algorithm is unknown, or k is not between 1 and n.
     """
     check_algorithm(algorithm, k, whiten)
     n, width = vectors.shape
@@ -65,7 +65,7 @@ def cluster_vectors(
         k = chosen.k
     number = int(k if k is not None else round((2 * n) ** 0.5))
     check_k(number, n)
-    # pic: along nearly as many axes as there are rows all rows are equally far apart, and none climbs anywhere
+    # pic: with nearly as many axes as rows all rows are equally far apart, and no row joins another
     usual = {"pic": n // 4, "hdbscan": min(_DENSITY_DIMS, n // 20)}.get(algorithm, 3 * number // 2)
     default = max(2, min(_MOST, usual))
     kept = min(default if whiten is None else whiten, width, n - 1)
@@ -76,15 +76,16 @@ def cluster_vectors(
     for message in dict.fromkeys(str(warning.message) for warning in caught):
         say(message)
     if algorithm == "hierarchical" and (made := len(np.unique(labels))) != number:
-        say(f"hierarchical made {made} clusters, not {number}: it makes equally many in each of its parts")
+        say(f"hierarchical made {made} clusters, not {number}: each of its parts gets the same number")
     return labels, _distances(x, labels), facts
 
 
 def _for_choice(x: np.ndarray) -> np.ndarray:
-    """Return the rows that a number of clusters is chosen on: a network's wide features along 16 whitened axes.
+    """Return the rows for choosing the number of clusters: wide features are reduced to 16 whitened axes.
 
-    Unwhitened, a few loud axes (background, brightness) decide: EfficientNet-Lite0's features of CIFAR-10 (10 classes)
-    give k = 2, of photographs of clothes (20 classes) k = 6; along 16 whitened axes they give 14 and 20.
+    Without whitening, a few axes with large variance (background, brightness) decide. EfficientNet-Lite0's features of
+    CIFAR-10 (10 classes) then give k = 2, those of photographs of clothes (20 classes) k = 6. With 16 whitened axes
+    they give 14 and 20.
     """
     if x.shape[1] < _WIDE or len(x) <= _CHOICE_DIMS:
         return x
@@ -92,7 +93,7 @@ def _for_choice(x: np.ndarray) -> np.ndarray:
 
 
 def check_algorithm(algorithm: str, k: int | str | None, whiten: int | None) -> None:
-    """Raise ValueError for an unknown algorithm, or for settings that it does not take."""
+    """Raise ValueError if the algorithm is unknown or does not take these settings."""
     if algorithm not in ALGORITHMS:
         raise ValueError(f"--algorithm {algorithm}: choose from {', '.join(ALGORITHMS)}")
     if algorithm in _FIND_K and k is not None:
@@ -131,7 +132,7 @@ def _fit(rows: np.ndarray, k: int, algorithm: str, seed: int) -> np.ndarray:
 
 
 def _distances(x: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Each row's distance to the mean of its cluster, or of the nearest cluster where it has none (label -1)."""
+    """Each row's distance to the mean of its cluster, or to the nearest mean if it has no cluster (label -1)."""
     inside = labels >= 0
     if not inside.any():
         return np.zeros(len(x), np.float32)

@@ -1,7 +1,7 @@
-"""Results of several runs side by side: a row a run, or a group of runs that differ in their seed, a column a number.
+"""Results of several runs in one table. A row is a run, or a group of runs that differ only in their seed.
 
-A column is a protocol with its settings and images: numbers under other conditions never share one. A cell
-also holds the scores of the untrained network and of the start, where the run folder has them.
+A column is a number of one protocol with the same settings and images. Numbers under other conditions get a column of
+their own. A cell also holds the scores of the untrained network and of the start, if the run folder has them.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Row:
-    """A group of runs, `cells` one a column; None where no run has the number."""
+    """A group of runs. `cells` has one cell per column, or None if no run has the number."""
 
     name: str
     runs: tuple[str, ...]
@@ -50,7 +50,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Columns and rows in the order in which they were found."""
+    """Columns and rows, in the order in which the runs were named."""
 
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
@@ -64,7 +64,7 @@ def compare_runs(runs: Sequence[Path], protocol: str | None = None) -> Compariso
         protocol: show this protocol only; None: all.
 
     Raises:
-        ValueError: no run has a result to show; says how to make some.
+        ValueError: no run has a result to show; the message says how to make one.
     """
     found: dict[Path, list[dict[str, Any]]] = {}
     for run in runs:
@@ -88,7 +88,7 @@ def compare_runs(runs: Sequence[Path], protocol: str | None = None) -> Compariso
 
 
 def _groups(runs: Sequence[Path]) -> list[list[Path]]:
-    """Runs with equal settings but for the seed, in the order in which they were named."""
+    """Group runs whose settings differ only in the seed, in the order in which they were named."""
     groups: dict[str, list[Path]] = {}
     for run in dict.fromkeys(runs):
         config = run_config(run)
@@ -107,7 +107,7 @@ def _name(members: Sequence[Path]) -> str:
 
 
 def _main_number(result: Mapping[str, Any]) -> str | None:
-    """The first number that is a fraction: protocols put their score first."""
+    """Return the name of the first float: protocols put their score first."""
     return next((name for name, value in result["numbers"].items() if isinstance(value, float)), None)
 
 

@@ -1,6 +1,6 @@
-"""Descriptors of image files by a network: the token, the generalized mean or R-MAC of its map, at any size.
+"""Compute a network's descriptors of image files of any size: class token, generalized mean or R-MAC.
 
-n images, F features, h x w places.
+n images, F features, h x w positions of the feature map.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ def map_of(
     layer: str | None = None,
     device: torch.device | str = "cpu",
 ) -> Maps:
-    """Return what a network computes at each place of an image file.
+    """Return a network's features at each position of an image file.
 
     Args:
         file: the image.
-        network: prepares it by its own mean and deviation.
+        network: the image is normalized with this network's mean and standard deviation.
         side: pixels of the longer side, or of both.
         shape: "longer" keeps the proportions, "square" does not.
-        box: (left, top, right, bottom) in pixels of the file, the part that counts. It is cut out after the resizing,
-            so that the scale is that of the whole image.
+        box: (left, top, right, bottom) in pixels of the file: use this part only. It is cut out after the resizing,
+            so the scale is that of the whole image.
         layer: as in `feature_maps`.
         device: where the network is.
     """
@@ -81,7 +81,7 @@ def tensor_of(pixels: np.ndarray, network: Network, side: int) -> Tensor:
 
 
 def any_size(network: Network, images: Tensor, layer: str | None = None) -> Maps:
-    """Return `feature_maps`; raise ValueError where the network takes images of one size only."""
+    """Return `feature_maps`; raise ValueError if the network takes images of one size only."""
     try:
         return feature_maps(network.module, images, layer)
     except AssertionError as error:  # timm's patch embedding of a fixed size
@@ -95,12 +95,12 @@ def _normalized(image: Image.Image, network: Network) -> Tensor:
 
 
 def token_of(maps: Maps) -> Tensor:
-    """Return the class token (F,), or the mean of the map where a network has none."""
+    """Return the class token (F,), or the mean of the map if the network has no class token."""
     return (maps.places.mean(dim=(2, 3)) if maps.token is None else maps.token)[0]
 
 
 def token_and_gem(maps: Maps, p: float = 4.0) -> Tensor:
-    """Return token and generalized mean of the map side by side, (2F,); the map's alone where there is no token."""
+    """Return token and generalized mean of the map side by side, (2F,); only that mean, (F,), if there is no token."""
     pooled = gem(maps.places, p)[0]
     return pooled if maps.token is None else torch.cat([maps.token[0], pooled])
 
@@ -113,6 +113,6 @@ def fit_whitening(rows: Tensor, kept: int) -> Whitening:
 
 
 def describe_all(items: Iterable[T], describe: Callable[[T], Tensor]) -> np.ndarray:
-    """Return unit descriptors (n, F) float32, one an item."""
+    """Return unit descriptors (n, F) float32, one per item."""
     rows = [F.normalize(describe(item).float(), dim=0).cpu() for item in items]
     return torch.stack(rows).numpy()

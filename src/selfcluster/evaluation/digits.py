@@ -12,9 +12,9 @@ from selfcluster.evaluation.protocols.knn import knn
 def score_digits(
     vectors: np.ndarray, labels: np.ndarray, seed: int, within: np.ndarray | None = None
 ) -> dict[str, float]:
-    """Return 20-NN of the vectors, leaving one out, and matching and NMI of k-means with one cluster a class.
+    """Return leave-one-out 20-NN accuracy of the vectors, and matching and NMI of k-means with one cluster per class.
 
-    `within`: the vectors as their method compares them, for k-means; None: the vectors.
+    `within`: the vectors for k-means, in the space in which the method compares images; None: the same vectors.
     """
     assigned = cluster_vectors(vectors if within is None else within, len(np.unique(labels)), seed=seed)[0]
     numbers = clusters(assigned, labels)

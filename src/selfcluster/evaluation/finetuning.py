@@ -1,6 +1,6 @@
-"""Fine-tuning: a network and a new classifier are trained on labeled images, each at its own rate.
+"""Fine-tuning: train a network and a new classifier on labeled images, each with its own learning rate.
 
-N images, B of a batch, F features, L classes, S steps in all.
+N images, B per batch, F features, L classes, S steps in all.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ _MOMENTUM = 0.9
 class Recipe:
     """How a network is fine-tuned.
 
-    `trunk_rate` and `head_rate` are for `per` images and scale linearly with the batch. `milestones` are epochs of
-    `epochs`; a run of another length keeps their shares. `tune`: "all" parameters, the fully connected layers "fc"
-    and the classifier, or the classifier ("head") alone. `frozen_norm`: batch norm keeps its statistics. `mixup`:
-    MixUp (0.8) and CutMix (1.0) in turn, as DeiT. `clip` bounds the norm of the gradients. `scale`, `ratio`: of the
-    random crops. `test_crops`: 1, the center, or 10.
+    `trunk_rate` and `head_rate` are for batches of `per` images and scale linearly with the batch size. `milestones`
+    are epochs out of `epochs`; a run of another length places them at the same shares. `tune`: "all" parameters, the
+    fully connected layers "fc" and the classifier, or the classifier ("head") alone. `frozen_norm`: batch norm keeps
+    its statistics. `mixup`: MixUp (0.8) and CutMix (1.0) in turn, as DeiT. `clip` bounds the norm of the gradients.
+    `scale`, `ratio`: of the random crops. `test_crops`: 1, the center, or 10.
     """
 
     epochs: int
@@ -65,7 +65,7 @@ class Recipe:
     test_crops: int = 1
 
     def factor(self, step: int, total: int) -> float:
-        """Return what the rates of a step are multiplied by."""
+        """Return the factor for the learning rates at a step."""
         if step * self.epochs < self.warmup_epochs * total:
             return (step + 1) * self.epochs / (self.warmup_epochs * total)
         if self.schedule == "cosine":
@@ -78,7 +78,7 @@ class Classifier(nn.Module):
 
     def __init__(self, network: Network, classes: int, recipe: Recipe, seed: int, single: bool = True) -> None:
         super().__init__()
-        self.single = single  # one label an image
+        self.single = single  # one label per image
         trunk = network.module
         self.trunk, self.dropout = trunk, nn.Dropout(recipe.dropout)
         self.head = nn.Linear(trunk.num_features, classes)
@@ -97,7 +97,7 @@ class Classifier(nn.Module):
         return self.head(self.dropout(features.float()))
 
     def train(self, mode: bool = True) -> Classifier:
-        """Set the mode; what is not trained stays in evaluation mode."""
+        """Set the mode. Parts that are not trained stay in evaluation mode."""
         super().train(mode)
         if self.tune == "head":
             self.trunk.eval()
@@ -114,9 +114,9 @@ def fine_tune(
     """Return the trained classifier and the loss of its last epoch.
 
     Args:
-        network: becomes a part of the classifier and is changed.
+        network: becomes a part of the classifier, and its weights change.
         source: N images.
-        targets: (N,) class positions; or (N, L) of 0 and 1, where -1 takes no part.
+        targets: (N,) class positions; or (N, L) of 0 and 1; -1 is ignored.
         recipe: rates, schedule and length.
         seed: of the classifier, the crops and their order.
         embedding: device, precision, workers, max_bad and timeout, as of `embed_source`.
@@ -167,10 +167,11 @@ def fine_tune(
 def predict(
     model: nn.Module, network: Network, source: Source, recipe: Recipe, embedding: Mapping[str, object]
 ) -> tuple[np.ndarray, Tensor]:
-    """Return which images could be read (n,), rising, and their scores (n, ..., L) float32 on the host.
+    """Return the positions (n,) of the images that could be read, in rising order, and their scores (n, ..., L).
 
-    `model` gives scores (B, ..., L); its attribute `single` says whether an image has one label.
-    With ten crops the scores are the mean of the crops' probabilities, or of their scores for several labels an image.
+    `model` gives scores (B, ..., L); its attribute `single` says whether an image has one label. The scores
+    are float32 on the CPU. With ten crops they are the mean of the crops' probabilities, or of the crops' scores if an
+    image has several labels.
     """
     device = next(model.parameters()).device
     precision = pick_precision(str(embedding.get("precision", "auto")), device)
@@ -197,7 +198,7 @@ def predict(
 
 
 def ten_crops(images: Tensor, size: int) -> Iterator[Tensor]:
-    """Yield the four corners and the center of images (B, C, h, w), each as it is and flipped: (B, C, size, size)."""
+    """Yield the four corners and the center of images (B, C, h, w), each plain and flipped: (B, C, size, size)."""
     height, width = images.shape[-2:]
     bottom, right = height - size, width - size
     places = ((0, 0), (0, right), (bottom, 0), (bottom, right), (bottom // 2, right // 2))
@@ -236,7 +237,7 @@ def _optimizer(model: Classifier, recipe: Recipe, batch: int) -> torch.optim.Opt
 
 
 def _loss(scores: Tensor, y: Tensor, mixed: float | None, smoothing: float) -> Tensor:
-    """Cross-entropy; for several labels an image, the binary one summed over classes, as DeepCluster's on VOC."""
+    """Cross-entropy; for several labels per image, the binary one summed over classes, as DeepCluster's on VOC."""
     if y.dim() == 2:
         known = (y >= 0).float()
         terms = F.binary_cross_entropy_with_logits(scores, y.clamp(min=0).float(), known, reduction="sum")
@@ -248,7 +249,7 @@ def _loss(scores: Tensor, y: Tensor, mixed: float | None, smoothing: float) -> T
 
 
 def _mixed(images: Tensor, seed: int, step: int) -> tuple[Tensor, float]:
-    """Return the images, each mixed with another one of the batch, and the share that it keeps of itself."""
+    """Mix each image with another one of the batch. Return the images, and the share that each keeps of itself."""
     rng = np.random.default_rng(randomness.key(seed, "mixup", step))
     if rng.random() < 0.5:
         share = float(rng.beta(0.8, 0.8))

@@ -1,10 +1,10 @@
 """Training against its start: is the trained network better than the one that training began with?
 
 A run embeds a seeded sample of its images before the first step and again at the end, and compares the two by measures
-that need no labels (`unlabeled.py`). With given weights the network half-way between the two is compared and handed
-over: the mean of their weights (Wortsman et al. 2022, arXiv 2109.01903). The sample's features and, with `--init`, the
-start network are kept in `RUN/start/`, so that a resumed run compares with the same start. Labels, where there are any,
-only add a number to the report: the choice never depends on them.
+that need no labels (`unlabeled.py`). If training began with given weights, the network that is compared and kept is the
+mean of the weights of start and end (Wortsman et al. 2022, arXiv 2109.01903). The sample's features and, with `--init`,
+the start network are kept in `RUN/start/`, so that a resumed run compares with the same start. If there are
+labels, they only add a number to the report: the choice never depends on them.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ from selfcluster.training.embedding import gather_rows, make_embed
 from selfcluster.training.loop import LoopSettings
 from selfcluster.views.plans import ViewGroup, ViewPlan
 
-START, HALF, END = "start", "half", "end"  # START and END are folders of the two networks, too
+START, HALF, END = "start", "half", "end"  # START and END also name the folders of the two networks
 _CROP = (0.25, 0.75)  # share of the image's area in the crops that are compared with the center view
-_SMALL = (0.1, 0.25)  # in the smaller ones: less than a training view shows, so that training does not aim at them
+_SMALL = (0.1, 0.25)  # the same for the smaller crops, which training never sees: they show less than its views
 CROPS = 2  # crops of each kind
 _FEWEST = 16  # images
 
@@ -47,7 +47,7 @@ class Judge:
     """Compares the networks of one run on a sample of its images. All ranks call the same methods.
 
     Attributes:
-        method: whose `encode` is compared.
+        method: its `encode` is compared.
         loader: of the sample.
         loop: device, precision and seed.
         images: how the network's images are prepared.
@@ -67,7 +67,7 @@ class Judge:
     console: Console
 
     def before(self) -> None:
-        """Embed the sample with the start network and keep the result; nothing is done where it is there already."""
+        """Embed the sample with the start network and store the result, unless it is stored already."""
         import safetensors.torch
 
         if distributed.broadcast_object((self.run / START_SAMPLE).is_file()):
@@ -83,7 +83,7 @@ class Judge:
         write_atomically(self.run / START_SAMPLE, content)
 
     def epoch(self) -> dict[str, float]:
-        """Measure the network as it is now; returns numbers for a row of metrics."""
+        """Measure the network in its present state; return numbers for a row of metrics."""
         index, views = self._embed()
         start = self._start(index)
         measured: dict[str, float] = {}
@@ -93,23 +93,23 @@ class Judge:
         return {f"judge_{name}": value for name, value in measured.items() if name not in ("images", "clusters")}
 
     def after(self, keep: str | None) -> dict[str, Any]:
-        """Compare the network with the start, and load the weights that are to be kept.
+        """Compare the network with the start, and load the weights to keep.
 
         Args:
-            keep: "start", "half" (the mean of the weights of start and end), "end", or "best": half where it is better
-                than the start beyond noise, else the start. Without given weights "best" is the end, whose comparison
-                is only told. None: best where training began with given weights, else end.
+            keep: "start", "half" (the mean of the weights of start and end), "end", or "best": half if it is better
+                than the start beyond noise, else the start. Without given weights "best" is the end, and the
+                comparison is only reported. None: best if training began with given weights, else end.
 
         Returns:
             The judgement for the run's summary. images: how many; kept; compared: "half" or "end". verdict: "better",
-            "worse" or "unclear", or None where nothing was compared; better: whether it is "better", or None. reason:
-            in words. start, end and, where it was compared, half: the measures of each.
+            "worse" or "unclear", or None if nothing was compared; better: whether it is "better", or None. reason:
+            in words. start, end and, if it was compared, half: the measures of each.
         """
         if keep is None:
             keep = "best" if self.pretrained else END
         index, views = self._embed()
         found = {END: views}
-        weights: dict[str, dict[str, torch.Tensor]] = {}  # of the networks that may be kept in place of the trained one
+        weights: dict[str, dict[str, torch.Tensor]] = {}  # of the networks that may replace the trained one
         if self.pretrained and keep != END:
             end = {name: tensor.cpu().clone() for name, tensor in self.method.exported().state_dict().items()}
             start = self._start_weights()
@@ -174,7 +174,7 @@ class Judge:
         return both, Crops(center[first_at], rows[:CROPS, second_at], rows[CROPS:, second_at])
 
     def _start(self, index: np.ndarray) -> Crops | None:
-        """The start's features of the images `index`; None where they were not kept or an image is not among them."""
+        """Return the start's features of the images `index`; None if they were not stored or an image is missing."""
         import safetensors.numpy
 
         path = self.run / START_SAMPLE
@@ -222,7 +222,7 @@ def mixed(start: Mapping[str, torch.Tensor], end: Mapping[str, torch.Tensor]) ->
 
 
 def make_judge(config: RunSettings, source: Source, parts: Parts, run: Path, console: Console) -> Judge | None:
-    """Return the judge of a run, or None where there are too few images or `--judge-sample` is 0.
+    """Return the judge of a run, or None if there are too few images or `--judge-sample` is 0.
 
     Args:
         config: the run's whole configuration.
@@ -311,7 +311,7 @@ _SHOWN = {
 
 
 def crop_plan(images: Preprocessing) -> ViewPlan:
-    """Crops of the image, without flip or color: what is left of the content must do."""
+    """Return a plan of crops without flips or color changes, so that only the content of an image is compared."""
     shared = {"count": CROPS, "size": images.image_size, "flip_p": 0.0, "interpolation": images.interpolation}
     return ViewPlan(groups=tuple(ViewGroup(scale=scale, **shared) for scale in (_CROP, _SMALL)))
 

@@ -1,4 +1,4 @@
-"""What every protocol begins with: features and labels as tensors, checked, without the images that have no label.
+"""Check features and labels for a protocol, make them tensors, and drop the images that have no label.
 
 N images, F features, L classes.
 """
@@ -17,10 +17,10 @@ SEVERAL = "the images have several labels each; this protocol takes one (knn, sv
 
 
 def labeled(features: ArrayLike, labels: ArrayLike | None, what: str) -> tuple[Tensor, Tensor]:
-    """The rows that have a label.
+    """Return the rows that have a label.
 
     Args:
-        features: (N, F), NumPy or torch, finite. float64 stays so, everything else becomes float32.
+        features: (N, F), NumPy or torch, finite. float64 stays float64, all else becomes float32.
         labels: (N,) whole numbers, -1 = unlabeled.
         what: "train" or "test", for the messages.
 
@@ -28,7 +28,7 @@ def labeled(features: ArrayLike, labels: ArrayLike | None, what: str) -> tuple[T
         Features (n, F) and labels (n,) int64 on the features' device.
 
     Raises:
-        ValueError: shapes that do not belong together, no labels at all, or features that are not finite.
+        ValueError: the shapes do not match, there are no labels, or a feature is not finite.
     """
     if labels is None:
         raise ValueError(f"{what}: the images have no labels; say where they are with --labels-from")
@@ -41,7 +41,7 @@ def labeled(features: ArrayLike, labels: ArrayLike | None, what: str) -> tuple[T
         raise ValueError(f"{what}: labels are {y.dtype}; needed are whole numbers, -1 = unlabeled")
     keep = (y != UNLABELED).to(x.device)
     y = y.to(x.device, torch.int64)[keep]
-    x = x if len(y) == len(x) else x[keep]  # no second copy of all features where every image has a label
+    x = x if len(y) == len(x) else x[keep]  # if every image has a label, make no second copy of all features
     if not len(y):
         raise ValueError(f"{what}: not one of {len(keep)} images has a label")
     x = x if x.dtype == torch.float64 else x.float()
@@ -52,10 +52,10 @@ def labeled(features: ArrayLike, labels: ArrayLike | None, what: str) -> tuple[T
 
 
 def with_tags(features: ArrayLike, labels: ArrayLike | None, what: str) -> tuple[Tensor, Tensor]:
-    """Features and several labels of each image, checked.
+    """Check and return features and several labels of each image.
 
     Args:
-        features: (N, F), NumPy or torch, finite. float64 stays so, everything else becomes float32.
+        features: (N, F), NumPy or torch, finite. float64 stays float64, all else becomes float32.
         labels: (N, L) of 1 (has the class), 0 (does not) and -1 (does not count).
         what: "train" or "test", for the messages.
 
@@ -63,7 +63,7 @@ def with_tags(features: ArrayLike, labels: ArrayLike | None, what: str) -> tuple
         Features (N, F) and labels (N, L) int8 on the features' device.
 
     Raises:
-        ValueError: no labels, shapes or values that do not fit, or features that are not finite.
+        ValueError: there are no labels, shapes or values do not fit, or a feature is not finite.
     """
     if labels is None:
         raise ValueError(f"{what}: the images have no labels; say where they are with --labels-from")
@@ -71,7 +71,7 @@ def with_tags(features: ArrayLike, labels: ArrayLike | None, what: str) -> tuple
     if x.dim() != 2 or y.dim() != 2 or len(x) != len(y) or not y.shape[1]:
         raise ValueError(f"{what}: features {tuple(x.shape)} and labels {tuple(y.shape)}; needed are (N, F) and (N, L)")
     if y.is_floating_point() or y.is_complex() or (len(y) and (int(y.min()) < -1 or int(y.max()) > 1)):
-        raise ValueError(f"{what}: several labels an image are 1, 0 or -1; these are {y.dtype} up to {y.max()}")
+        raise ValueError(f"{what}: several labels per image are 1, 0 or -1; these are {y.dtype} up to {y.max()}")
     x = x if x.dtype == torch.float64 else x.float()
     bad = int((~x.isfinite()).any(dim=1).sum())
     if bad:
@@ -80,10 +80,10 @@ def with_tags(features: ArrayLike, labels: ArrayLike | None, what: str) -> tuple
 
 
 def with_label(source: Source, what: str) -> Source:
-    """Return the images that have a label; all images where they have several labels each.
+    """Return the images that have a label; all images if they have several labels each.
 
     Raises:
-        ValueError: no labels at all; `what`, "train" or "test", is for the message.
+        ValueError: there are no labels; `what`, "train" or "test", is for the message.
     """
     if source.labels is None:
         raise ValueError(f"{what}: {source.where} has no labels; say where they are with --labels-from")
@@ -99,20 +99,20 @@ def same_width(train: Tensor, test: Tensor) -> None:
     """Raise ValueError unless both have the same number of features."""
     if train.shape[1] != test.shape[1]:
         raise ValueError(
-            f"train has {train.shape[1]} features an image and test {test.shape[1]}: not the same network's"
+            f"train has {train.shape[1]} features per image and test {test.shape[1]}; embed both with the same network"
         )
 
 
 def top(scores: Tensor, y: Tensor, n: int) -> float:
-    """Share of rows whose class y (position in `scores`'s columns, or -1: not among them) is in the n best.
+    """Return the share of rows with their class y among the n best scores.
 
-    Among equal scores the lowest position is better.
+    y is a column of `scores`; -1: no column, an error. Of equal scores the lowest column wins.
     """
     best = scores.sort(dim=1, descending=True, stable=True).indices[:, :n]
     return float((best == y[:, None]).any(dim=1).double().mean())
 
 
 def positions(classes: Tensor, y: Tensor) -> Tensor:
-    """Where each label stands in the sorted `classes`; -1 where it does not."""
+    """Return the position of each label in the sorted `classes`; -1 for a label that is not there."""
     at = torch.searchsorted(classes, y).clamp(max=len(classes) - 1)
     return torch.where(classes[at] == y, at, -1)

@@ -1,4 +1,4 @@
-"""What is known of images beside their pixels, and how far clusters and neighbors follow it.
+"""Metadata of images, and how well clusters and neighbors agree with it.
 
 Caron et al. 2019, arXiv 1905.01278, section 4.2 (figures 4, 5 and 7), and Caron's thesis, table 3.4 (edges).
 N images, K clusters, F features, T tags of an image.
@@ -33,11 +33,11 @@ _SIDE = 32  # pixels of the side from which a mean color is read
 def read_columns(path: str, ids: Sequence[str], flag: str = "--table") -> dict[str, list[str]]:
     """Return each column of a CSV as N cells, "" for images without a row.
 
-    The column `id` or `path`, or else the first, names the images: as their ids, without the suffix, or, where no two
-    images share a name, without the folder.
+    The column `id` or `path`, or else the first, names the images: by id, with or without the suffix. If
+    no two images share a file name, the folder may be left out.
 
     Raises:
-        ValueError: the file cannot be read, has one column, or names none of the images; the message names the `flag`.
+        ValueError: the file cannot be read, has one column only, or names no image; the message names the `flag`.
     """
     try:
         rows = read_csv(path)
@@ -67,7 +67,7 @@ def read_columns(path: str, ids: Sequence[str], flag: str = "--table") -> dict[s
 
 
 def exif_columns(source: Source, rows: np.ndarray, degrees: float = 1.0) -> dict[str, list[str]]:
-    """Return camera, day and place of N images of a source, "" where a file does not say; all empty for no files."""
+    """Return camera, day and place of N images of a source; "" if a file has no such entry."""
     found = []
     for row in rows.tolist():
         try:
@@ -83,8 +83,8 @@ def one_tag(cells: Sequence[str], rule: Rule = "rarest", seed: int = 0) -> tuple
 
     Args:
         cells: N texts.
-        rule: rarest: the tag that the fewest images have, as in the paper, the first by name among equals. random:
-            a seeded draw.
+        rule: rarest: the tag that the fewest images have, as in the paper; of equally rare tags the first by name.
+            random: a seeded draw.
         seed: of that draw.
 
     >>> one_tag(["cat;pet", "pet", ""], "rarest")[0].tolist()
@@ -106,9 +106,10 @@ def one_tag(cells: Sequence[str], rule: Rule = "rarest", seed: int = 0) -> tuple
 
 
 def cluster_purity(clusters: np.ndarray, labels: np.ndarray, least: int = 5) -> list[dict[str, int | float]]:
-    """Return for each cluster with `least` or more labeled images: cluster, images, share and label of the commonest.
+    """Return a row for each cluster with at least `least` labeled images: cluster, images, share, label.
 
-    The purest comes first; of equal ones the larger. `clusters` and `labels` (N,), -1 = none.
+    `label` is the most frequent one, and `share` its share. The purest cluster comes first; of equal ones the larger.
+    `clusters` and `labels` (N,), -1 = none.
     """
     rows = []
     for cluster in np.unique(clusters[clusters >= 0]):
@@ -121,9 +122,9 @@ def cluster_purity(clusters: np.ndarray, labels: np.ndarray, least: int = 5) -> 
 
 
 def same_label_edges(indices: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
-    """Return the share of a neighbor graph's edges between images of one label, and that of edges drawn at random.
+    """Return the share of a neighbor graph's edges that join equal labels, and the share expected by chance.
 
-    Edges that touch an image without a label do not count. NaN where none is left.
+    Edges to or from an image without a label do not count. NaN if no edge is left.
 
     Args:
         indices: (N, k) the neighbors of each image, without itself.
@@ -139,13 +140,13 @@ def same_label_edges(indices: np.ndarray, labels: np.ndarray) -> tuple[float, fl
 
 
 def neighbor_graph(vectors: np.ndarray, k: int) -> np.ndarray:
-    """Return the k nearest images of each by cosine, (N, k); fewer where there are not so many."""
+    """Return the k nearest images of each image by cosine, (N, k); fewer columns if there are fewer images."""
     x = unit_rows(torch.from_numpy(vectors.astype(np.float32))).numpy()
     return np.asarray(nearest(x, x, min(k, len(x) - 1), exclude_self=True).indices)
 
 
 def mean_colors(source: Source, rows: np.ndarray) -> np.ndarray:
-    """Return the mean red, green and blue (N, 3) of images in [0, 1], NaN where one cannot be read."""
+    """Return the mean red, green and blue (N, 3) of images in [0, 1]; NaN for an image that cannot be read."""
     colors = np.full((len(rows), 3), np.nan)
     for place, row in enumerate(rows.tolist()):
         try:
@@ -156,8 +157,10 @@ def mean_colors(source: Source, rows: np.ndarray) -> np.ndarray:
 
 
 def color_deviations(clusters: np.ndarray, colors: np.ndarray) -> Mapping[int, float]:
-    """Return each cluster's standard deviation of its images' mean colors (N, 3) to the cluster's: the root of the mean
-    squared distance. Clusters of one image are left out."""
+    """Return each cluster's root mean squared distance of its images' mean colors (N, 3) to the cluster's mean color.
+
+    Clusters of one image are left out.
+    """
     found = {}
     for cluster in np.unique(clusters[clusters >= 0]):
         inside = colors[clusters == cluster]

@@ -58,16 +58,16 @@ def prepared(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Return unit rows and labels of train and test: (N, F), (N, L), (M, F), (M, L) of 1, 0 and -1.
 
-    Single labels become one column a class; images labeled -1 are left out. Labels of train gain columns of zeros for
-    the classes that only test has.
+    Single labels become one column per class; images labeled -1 are left out. Classes that only test has become columns
+    of zeros in the labels of train.
 
     Raises:
-        ValueError: no labels, one class only, features that are not finite or of different widths, or one part with
-            single labels and the other with several.
+        ValueError: there are no labels or only one class, features are not finite or differ in width, or one part has
+            single labels and the other several.
     """
     several = [np.ndim(labels) == 2 for labels in (train_labels, test_labels) if labels is not None]
     if len(set(several)) > 1:
-        raise ValueError("train and test differ in kind: one has several labels an image, the other one label")
+        raise ValueError("train and test differ: one has several labels per image, the other one label per image")
     read = with_tags if several and several[0] else labeled
     x, y = read(train_features, train_labels, "train")
     queries, wanted = read(test_features, test_labels, "test")
@@ -86,7 +86,7 @@ def prepared(
         if not (wanted > 0).any():
             raise ValueError(f"test: not one of {len(wanted)} images has a label")
     if width < 2 or (read is labeled and classes < 2):
-        raise ValueError(f"train has {classes} class: there is nothing to tell apart")
+        raise ValueError(f"train has {classes} class: a classifier needs at least two")
     return unit_rows(x.cpu().numpy()), y, unit_rows(queries.cpu().numpy()), wanted
 
 
@@ -95,7 +95,7 @@ class Fits:
 
     Attributes:
         count: machines that were fitted.
-        unfinished: machines that met the limit of 2,000 iterations.
+        unfinished: machines that stopped at the limit of 2,000 iterations.
     """
 
     def __init__(self, seed: int) -> None:
@@ -105,7 +105,7 @@ class Fits:
     def scores(self, x: np.ndarray, positive: np.ndarray, cost: float, queries: np.ndarray) -> np.ndarray:
         """Return (M,) scores of queries (M, F) by a machine fitted to x (N, F) with positive (N,) bool.
 
-        Where all images are positive, or none is, nothing can be fitted and every score is 0.
+        If all images are positive, or none is, nothing can be fitted and every score is 0.
         """
         if positive.all() or not positive.any():
             return np.zeros(len(queries))
@@ -121,7 +121,7 @@ class Fits:
         return machine.decision_function(queries)
 
     def notes(self) -> tuple[str, ...]:
-        """Return a sentence on the machines that did not converge; none where all did."""
+        """Return a sentence about the machines that did not converge; nothing if all did."""
         if not self.unfinished:
             return ()
         return (f"{self.unfinished} of {self.count} fits stopped at {_MOST:,} iterations, as in the released code.",)
@@ -144,5 +144,5 @@ def is_single(labels: ArrayLike | None) -> bool:
 
 
 def class_name(names: list[str] | None, number: int) -> str:
-    """Return the name of a class, or its number where there are no names."""
+    """Return the name of a class, or its number if there are no names."""
     return names[number] if names is not None and number < len(names) else str(number)

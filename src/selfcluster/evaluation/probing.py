@@ -1,8 +1,8 @@
 """Linear classifiers trained by SGD on crops and flips of a frozen network: presets of the papers, and the training.
 
-Several classifiers, one a depth of the network, are trained on the same images at once; none touches another.
+One classifier per depth of the network is trained, all on the same images at once. They do not affect each other.
 
-N training images, B of a batch, F features, L classes, D depths.
+N training images, B per batch, F features, L classes, D depths.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ _WIDE = 384  # features of ViT-S: DINO takes four blocks up to here, else one an
 class Preset:
     """How a paper trains its probe.
 
-    `rate` is for 256 images; `depth_rates` are for a network of so many depths, from the first. `schedule`: cosine or
+    `rate` is for 256 images. `depth_rates` has one rate per depth, the first depth first; it is used for a network with
+    as many depths. `schedule`: cosine or
     step by epoch, or inverse_sqrt by step (Bottou's). `norm`: batch norm before the classifier, its parameters without
     weight decay. `start`: weights N(0, 0.01) and bias 0, or torch's default. `area`: of the crops, as a share of the
     image; a fixed share is a square. `jitter`: of brightness, contrast and saturation.
@@ -83,7 +84,7 @@ def rate_at(preset: Preset, rate: float, epoch: int, epochs: int, step: int) -> 
 
 
 class Probe(nn.Module):
-    """A map (B, C, g, g) to scores (B, L): batch norm of its channels where a paper has it, and a linear layer."""
+    """A map (B, C, g, g) to scores (B, L): batch norm of its channels if the paper has it, then a linear layer."""
 
     def __init__(self, shape: torch.Size, classes: int, preset: Preset, seed: int) -> None:
         super().__init__()
@@ -106,11 +107,11 @@ class Probes(nn.Module):
     """A frozen network with a probe for each of its depths: images (B, C, h, w) to scores (B, D, L).
 
     Attributes:
-        names: D names of depths; one, "features", where the network's features are probed.
-        shapes: of each depth's map.
+        names: names of the D depths. If the network's features are probed, the only name is "features".
+        shapes: shape of each depth's map.
     """
 
-    single = True  # one label an image, as `finetuning.predict` wants to know
+    single = True  # one label per image, read by `finetuning.predict`
 
     def __init__(self, network: Network, layer: str | None, last: int | None, preset: Preset, classes: int, seed: int):
         super().__init__()
@@ -173,7 +174,7 @@ def train_probes(
 
     Args:
         probes: around the network's module.
-        network: whose size, mean and std the crops have.
+        network: the crops have its size, mean and std.
         source: N images.
         targets: (N,) class positions.
         preset: schedule, decay and crops.

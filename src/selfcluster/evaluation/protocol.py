@@ -2,8 +2,9 @@
 
 A protocol is one file in `protocols/`: a class with `Settings`, `needs` and `run`. The command line makes flags of its
 settings, and `RUN/evaluations/NAME-HASH.json` holds its result: one JSON object with the keys protocol, numbers,
-table (rows, often one a class), settings, subject, notes (what was kept of a paper's quirks), and selfcluster (the
-version). The hash is that of the settings and the subject, so a repeated evaluation replaces its file.
+table (rows, often one per class), settings, subject, notes (where the protocol follows a paper's peculiarities), and
+selfcluster (the version). The hash is that of the settings and the subject, so a repeated evaluation replaces its
+file.
 """
 
 from __future__ import annotations
@@ -34,10 +35,10 @@ Labels = Literal["none", "single", "multi", "any"]
 
 @dataclass(frozen=True)
 class Result(Mapping[str, Any]):
-    """What a protocol measured; reads like a dict of its numbers.
+    """The result of a protocol; it can be used as a dict of its numbers.
 
-    `numbers`: by name; accuracies are shares in [0, 1]. `table`: rows of one form, often a class each. `notes`: whole
-    sentences on what was kept of a paper's quirks, or left out.
+    `numbers`: by name; accuracies are shares in [0, 1]. `table`: rows with the same keys, often one
+    per class. `notes`: sentences about a paper's peculiarities that were kept or left out.
     """
 
     protocol: str
@@ -57,7 +58,7 @@ class Result(Mapping[str, Any]):
         return len(self.numbers)
 
     def to_pandas(self) -> Any:
-        """Return the table as a pandas DataFrame, or the numbers as one row where there is no table."""
+        """Return the table as a pandas DataFrame, or the numbers as one row if there is no table."""
         import pandas as pd  # pyright: ignore[reportMissingImports] - used only where the user has it
 
         return pd.DataFrame(list(self.table) or [dict(self.numbers)])
@@ -77,7 +78,7 @@ class Result(Mapping[str, Any]):
 
 
 class Protocol:
-    """Base of all protocols. The module's docstring begins with what the protocol measures, in a line."""
+    """Base of all protocols. The first line of the module's docstring says what the protocol measures."""
 
     Settings: ClassVar[type]  # frozen keyword-only dataclass, each field declared with `setting`
     needs: ClassVar[tuple[Need, ...]] = ("features",)
@@ -97,12 +98,12 @@ def result_of(
     table: tuple[Mapping[str, object], ...] = (),
     notes: tuple[str, ...] = (),
 ) -> Result:
-    """Return a result with the settings and the subject that it is of."""
+    """Return a result with its settings and its subject."""
     return Result(protocol, numbers, table, dataclasses.asdict(settings), subject.describe(), notes)
 
 
 def read_results(run: Path) -> list[dict[str, Any]]:
-    """Return the results in a run folder, oldest first; a file that is no result is left out."""
+    """Return the results in a run folder, oldest first. Files that are not results are left out."""
     found = []
     files = (run / EVALUATIONS).glob("*.json") if (run / EVALUATIONS).is_dir() else ()
     for file in sorted(files, key=lambda f: (f.stat().st_mtime_ns, f.name)):

@@ -1,7 +1,7 @@
-"""Networks ranked without labels: four measures of the same images, and the mean of the four ranks.
+"""Rank networks without labels: by the mean of their ranks in four measures on the same images.
 
-RankMe (Garrido et al. 2023, arXiv 2210.02885), agreement of clusterings over seeds, silhouette, and whether an image
-finds its own crops. `benchmarks/ranking.py` says how well each agrees with k-NN on labels.
+The measures are RankMe (Garrido et al. 2023, arXiv 2210.02885), agreement of clusterings over seeds, silhouette, and
+how often an image finds its own crops. `benchmarks/ranking.py` says how well each agrees with k-NN on labels.
 N images, F features, R networks.
 """
 
@@ -38,7 +38,10 @@ def embed_crops(
     max_bad: float = 0.01,
     timeout: float = 600.0,
 ) -> tuple[np.ndarray, Crops]:
-    """Return which images could be read (n,) and the features of their center views and crops; see `embed_source`."""
+    """Return the positions (n,) of the images that could be read, and features of their center views and crops.
+
+    The arguments are those of `embed_source`.
+    """
     target = pick_device(device)
     reading = {"workers": workers, "max_bad": max_bad, "seed": seed, "timeout": timeout}
     loader, module = network_loader(source, network, batch_size, target, **reading), on_device(network, target)
@@ -54,13 +57,13 @@ def embed_crops(
 
 
 def check_count(n: int) -> None:
-    """Raise ValueError where n images are too few for the measures."""
+    """Raise ValueError if n images are too few for the measures."""
     if n < unlabeled.FEWEST:
         raise ValueError(f"{n} images: at least {unlabeled.FEWEST} are needed to measure features without labels")
 
 
 def measures(views: Crops, seed: int = 0) -> dict[str, float]:
-    """Return the four measures of a network's features of N images, and the count of clusters they use.
+    """Return the four measures of a network's features of N images, and the number of clusters that they use.
 
     Raises:
         ValueError: fewer than 8 images, or features that are not finite.

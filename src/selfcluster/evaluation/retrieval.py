@@ -1,4 +1,4 @@
-"""How well a ranking puts the right images first, where some images count neither as right nor as wrong.
+"""Score a ranking by how early the right images come. Junk images count neither as right nor as wrong.
 
 Philbin et al. 2007 (Oxford buildings) and Radenović et al. 2018, arXiv 1803.11285 (the revisited sets): junk images are
 taken out of a ranking before it is scored. The area under precision and recall is a sum of trapezoids.
@@ -19,7 +19,7 @@ def places_without_junk(order: np.ndarray, positive: np.ndarray, junk: np.ndarra
 
     Args:
         order: (n,) database images, best first.
-        positive, junk: images; one that is both counts as junk nowhere above itself and not as a positive.
+        positive, junk: images; an image that is both counts as junk.
     """
     is_junk = np.isin(order, junk)
     place = np.cumsum(~is_junk) - 1
@@ -29,11 +29,11 @@ def places_without_junk(order: np.ndarray, positive: np.ndarray, junk: np.ndarra
 def trapezoid_precision(places: np.ndarray, positives: int) -> float:
     """Return the average precision of a ranking, NaN without positives.
 
-    Each positive adds the mean of the precision just before and at it, 1 before the first image.
+    Each positive adds the mean of two precisions: just before it, and at it. Before the first image precision is 1.
 
     Args:
         places: of the positives that were found, from 0 and rising.
-        positives: how many there are in all.
+        positives: their number in all.
 
     >>> trapezoid_precision(np.array([0, 1, 4]), 3)
     0.85
@@ -47,7 +47,7 @@ def trapezoid_precision(places: np.ndarray, positives: int) -> float:
 
 
 def precision_at(places: np.ndarray, depth: int) -> float:
-    """Return the precision among the first `depth`, or up to the last positive where that comes earlier."""
+    """Return the precision among the first `depth`, or up to the last positive if that comes earlier."""
     if not len(places):
         return 0.0
     depth = min(int(places.max()) + 1, depth)
@@ -60,15 +60,15 @@ def retrieval_scores(
     """Return map, and mp@1, mp@5, mp@10; a query without positives does not count.
 
     Args:
-        similarity: (Q, N) of each query to each database image; equal ones rank in the database's order.
+        similarity: (Q, N) of each query to each database image; equal similarities rank in the order of the database.
         positives, junk: Q arrays of database images.
-        most: score only so many of the best; positives beyond count as not found.
+        most: score only this many best images; positives after these count as not found.
 
     Raises:
         ValueError: no query has a positive, or a similarity is NaN.
     """
     if np.isnan(similarity).any():
-        raise ValueError("the features are not finite, so nothing can be ranked by them")
+        raise ValueError("the features are not finite, so they cannot rank images")
     precisions, depths = [], {depth: [] for depth in _DEPTHS}
     for row, right, ignored in zip(similarity, positives, junk, strict=True):
         right = np.setdiff1d(right, ignored)

@@ -15,7 +15,7 @@ TOLERANCE = 0.008  # of the image's diagonal: how far a boundary may lie from th
 
 
 def jaccard(mask: np.ndarray, truth: np.ndarray) -> float:
-    """Return the intersection of two masks (H, W) over their union; 1 where both are empty.
+    """Return the intersection of two masks (H, W) divided by their union; 1 if both are empty.
 
     >>> jaccard(np.array([[True, True]]), np.array([[True, False]]))
     0.5
@@ -28,8 +28,8 @@ def jaccard(mask: np.ndarray, truth: np.ndarray) -> float:
 def boundary_f(mask: np.ndarray, truth: np.ndarray, tolerance: float = TOLERANCE) -> float:
     """Return the F-measure of the boundaries of two masks (H, W).
 
-    A pixel of a boundary is found where the other boundary passes within `tolerance` times the diagonal. Precision is
-    1 where the mask has no boundary and the truth has one, and recall is 1 the other way round, as in the benchmark.
+    A boundary pixel is matched if the other boundary is within `tolerance` times the diagonal. As in the benchmark,
+    precision is 1 if only the truth has a boundary, and recall is 1 if only the mask has one.
     """
     mask, truth = _pair(mask, truth)
     reach = tolerance if tolerance >= 1 else math.ceil(tolerance * math.hypot(*mask.shape))
@@ -42,7 +42,7 @@ def boundary_f(mask: np.ndarray, truth: np.ndarray, tolerance: float = TOLERANCE
 
 
 def boundary(mask: np.ndarray) -> np.ndarray:
-    """Return the pixels (H, W) of a mask that differ from the one right of, below, or diagonally below them."""
+    """Return the pixels (H, W) of a mask that differ from their right, lower or lower right neighbor."""
     right, below, diagonal = (mask.copy() for _ in range(3))
     right[:, :-1] = mask[:, 1:]
     below[:-1] = mask[1:]
@@ -55,7 +55,7 @@ def boundary(mask: np.ndarray) -> np.ndarray:
 
 
 def decay(scores: np.ndarray) -> float:
-    """Return the mean score (T,) of a video's first quarter less that of its last; 0 for fewer than 4 frames."""
+    """Return the mean score in a video's first quarter minus that in its last, for scores (T,); 0 if T < 4."""
     if len(scores) < 4:
         return 0.0
     cuts = np.round(np.linspace(1, len(scores), 5) + 1e-10).astype(int) - 1
@@ -70,5 +70,5 @@ def _near(edge: np.ndarray, other: np.ndarray, reach: float) -> float:
 
 def _pair(mask: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if mask.shape != truth.shape or mask.ndim != 2:
-        raise ValueError(f"masks of {mask.shape} and {truth.shape}: both must be (H, W), of one image")
+        raise ValueError(f"masks of {mask.shape} and {truth.shape}: both must be (H, W) and belong to one image")
     return mask.astype(bool), truth.astype(bool)

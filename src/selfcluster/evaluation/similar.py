@@ -1,4 +1,4 @@
-"""Which of a run's images are most like a given one, by the cosine of their features."""
+"""Find the images of a run that are most similar to a given one, by the cosine of their features."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from selfcluster.views.crops import decoded_side
 
 
 def read_picture(path: Path, side: int, value_range: ValueRange | None = None) -> np.ndarray:
-    """Return an image file as a set of one image, (1, H, W, 1 or 3) uint8; raise DataError where it is none.
+    """Return an image file as a set of one image, (1, H, W, 1 or 3) uint8; raise DataError if it cannot be used.
 
-    A JPEG is decoded smaller where a center view of `side` pixels allows it, as the run's own images were.
+    A JPEG is decoded at a smaller size if a center view of `side` pixels allows it, like the run's own images.
     `value_range` is the run's, for images deeper than 8 bits.
     """
     try:
@@ -33,7 +33,7 @@ def read_picture(path: Path, side: int, value_range: ValueRange | None = None) -
 
 
 def most_similar(run: Path, vector: np.ndarray, k: int) -> list[dict[str, Any]]:
-    """The k images of a run nearest to features (F,): rank from 1, cosine, id, path, and cluster where there is one."""
+    """Return the k images of a run nearest to features (F,), a row each: rank from 1, cosine, id, path, cluster."""
     table = embeddings_of(run)
     if not 1 <= k <= len(table.ids):
         raise ValueError(f"--k {k}: {run} has {len(table.ids)} embedded images to choose from")

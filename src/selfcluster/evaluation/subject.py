@@ -1,4 +1,4 @@
-"""What a protocol looks at: a network, its features of labeled images, and a run's clusters, each made when asked for.
+"""The subject of an evaluation: a network, its features of labeled images, and a run's clusters, each made on demand.
 
 N training images, M test images, F features.
 """
@@ -59,18 +59,18 @@ class Subject:
     """A network or a run, with the images to measure it on.
 
     Args:
-        model: a run folder, or any word of `load_network`.
+        model: a run folder, or any name that `load_network` takes.
         train: labeled images; None: those of the run.
         test: labeled images to score on; None: a seeded share of `train` is held out.
-        split: that share.
-        labels_from: where the labels are, see `open_source`; None: as in the run, else folders' names.
-        labeled: the protocol needs labels; False: folders' names are labels only where `labels_from` says so.
-        several: the protocol takes several labels an image.
-        seed: of the split, and of all else that a protocol draws.
+        split: the held-out share.
+        labels_from: source of the labels, see `open_source`; None: as in the run, else the folders' names.
+        labeled: the protocol needs labels. If False, folders' names are labels only if `labels_from` says so.
+        several: the protocol takes several labels per image.
+        seed: of the split and of all other random draws.
         layer: a module of the network whose output is taken; None: the network's features.
         image_size: side of the images; None: the network's own.
-        limit, test_limit: use so many training and test images only, drawn by the seed. Where a test share is held
-            out, `limit` counts the images before the split and `test_limit` those held out.
+        limit, test_limit: use only this many training and test images, drawn by the seed. If a test share is held out,
+            `limit` counts the images before the split, and `test_limit` the images that are held out.
         embedding: further arguments of `embed_source`.
     """
 
@@ -103,12 +103,12 @@ class Subject:
 
     @property
     def run(self) -> Path | None:
-        """The run folder, or None where the model is none."""
+        """The run folder, or None if the model is not a run."""
         return Path(self.model) if is_run(Path(self.model)) else None
 
     @functools.cached_property
     def config(self) -> dict[str, Any]:
-        """The run's configuration; empty where the model is no run."""
+        """The run's configuration; empty if the model is not a run."""
         return {} if self.run is None else run_config(self.run)
 
     def describe(self) -> dict[str, object]:
@@ -148,13 +148,13 @@ class Subject:
         return Path(where)
 
     def network(self, source: Source | None = None) -> Network:
-        """Return the network, new at each call; `source` sizes an untrained one, whose weights the seed draws."""
+        """Return a new copy of the network. An untrained one gets its weights by the seed, its size by `source`."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(randomness.key(self.seed, "untrained") >> 1)
             return load_network(self.model, self.image_size, source)
 
     def network_on_device(self) -> tuple[Network, torch.device]:
-        """Return the network, new at each call, on the device that was asked for; and that device."""
+        """Return the network, new at each call, on the requested device; and that device."""
         network, device = self.network(), pick_device(self.embedding.get("device", "auto"))
         network.module.to(device)
         return network, device
@@ -166,9 +166,9 @@ class Subject:
 
     @functools.cached_property
     def parts(self) -> tuple[LabeledFeatures, LabeledFeatures]:
-        """Training and test images; the test labels are numbered as the training's.
+        """Training and test images; the test labels have the numbers of the training labels.
 
-        A test image of a class that training lacks keeps a number beyond the training's: it counts as an error.
+        A test image of a class that training lacks gets a new, higher number, and counts as an error.
         """
         train = self.source("train")
         self.check_labels(train, "train", classes=2)
@@ -183,7 +183,7 @@ class Subject:
 
     @functools.cached_property
     def sources(self) -> tuple[Source, Source]:
-        """Labeled training and test images themselves, numbered as those of `parts`; nothing is embedded."""
+        """Labeled training and test images, numbered as in `parts`; nothing is embedded."""
         train = self.source("train")
         if train.labels is None:
             raise ValueError(f"{train.where} has no labels; say where they are with --labels-from")
@@ -216,7 +216,7 @@ class Subject:
         if not (y > 0).any() if y.ndim == 2 else not (y >= 0).any():
             raise ValueError(f"{part}: not one of {len(source)} images has a label")
         if y.ndim == 1 and len(found := np.unique(y[y >= 0])) < classes:
-            raise ValueError(f"{part} has the one label {found[0]}: there is nothing to tell apart")
+            raise ValueError(f"{part} has one class only, {found[0]}: at least two are needed")
 
     def _embedded(self, source: Source, layer: str | None = None) -> LabeledFeatures:
         index, vectors = self._cached(source, layer or self.layer)
@@ -256,7 +256,7 @@ class Subject:
         return index, vectors
 
     def _from_run(self, source: Source) -> tuple[np.ndarray, np.ndarray] | None:
-        """The features that training wrote, where they hold all images of the source that can be read."""
+        """Return the features that training wrote, if they cover all images of the source that can be read."""
         file = (self.run or Path()) / EMBEDDINGS
         if self.train is not None or source.location != self.config["data"] or not file.is_file():
             return None
@@ -264,7 +264,7 @@ class Subject:
         place = {name: row for row, name in enumerate(table.ids)}
         rows = np.array([place.get(name, -1) for name in source.ids])
         index = np.flatnonzero(rows >= 0)
-        # the run's own images: those that its table lacks could not be read in training either
+        # the run's own images: training could not read those that its table lacks
         whole = len(source) == self.config["about"]["source"]["images"] and len(index) == len(table.ids)
         complete = whole or len(index) == len(source)
         if not complete:
@@ -273,7 +273,7 @@ class Subject:
         return index, table.vectors if in_order else table.vectors[rows[index]]
 
     def clusters(self) -> ClusterTable:
-        """Return the run's clusters; raise ValueError where the model is no run or has none."""
+        """Return the run's clusters; raise ValueError if the model is not a run or has no clusters."""
         if self.run is None or not (self.run / CLUSTERS).exists():
             raise ValueError(f"{self.model} has no clusters of its own; say with --k how many k-means should make")
         return read_clusters(self.run / CLUSTERS)
@@ -286,10 +286,10 @@ class Subject:
             check_k(k, len(self.source()))
 
     def assigned(self, images: LabeledFeatures) -> np.ndarray:
-        """Return the clusters (n,) of images, as the run's table has them.
+        """Return the clusters (n,) of images from the run's table.
 
         Images that are not in the table, or that were embedded at another size, get the clusters that the run's method
-        gives to their features. Raises ValueError where it has no clusters for them.
+        assigns to their features. Raises ValueError if it cannot.
         """
         of = self.clusters().by_id()
         missing = [name for name in images.ids if name not in of]
@@ -320,7 +320,7 @@ def _finite(index: np.ndarray, vectors: np.ndarray, model: str) -> tuple[np.ndar
 def held_out(n: int, share: float, seed: int, limit: int | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Return the rows kept and the rows held out, both sorted; at least one of each.
 
-    `limit`: so many of the rows held out are returned, the first of the seeded order; the others are in neither part.
+    `limit`: return only this many held-out rows, the first in the seeded order; the others are in neither part.
     """
     if n < 2:
         raise ValueError(f"{n} image cannot be divided into training and test images; name test images with --test")
@@ -330,7 +330,7 @@ def held_out(n: int, share: float, seed: int, limit: int | None = None) -> tuple
 
 
 def renumbered(features: LabeledFeatures, class_names: list[str] | None) -> LabeledFeatures:
-    """Return the features with labels numbered by `class_names`; classes that are not among them come after."""
+    """Return the features with labels numbered by `class_names`; new classes get the next numbers."""
     if features.labels is None or class_names is None or features.class_names is None:
         return features
     labels, names = renumbered_labels(features.labels, features.class_names, class_names)

@@ -1,10 +1,11 @@
-"""How good features are, as far as images without labels can tell; and what else would explain the clusters.
+"""Measures of features without labels, and of simple properties of images that could explain the clusters.
 
-Retrieval: does an image find its own other crop? Neighbors: do two feature spaces agree about who is near to whom?
+Retrieval: does an image find its own other crop? Neighbors: do two feature spaces give an image the same neighbors?
 RankMe (Garrido et al. 2023, arXiv 2210.02885): how many dimensions are used? Agreement: do clusterings with other seeds
 find the same groups? Surface: how much of the clusters do colors, file sizes and aspect ratios explain?
-Departs: clusterings are compared by adjusted mutual information. The normalized one rises with the number of clusters,
-also where two clusterings are independent, so that a small sample looks well explained by anything.
+Departs: clusterings are compared by adjusted mutual information. Normalized mutual information
+rises with the number of clusters, even for two independent clusterings. In a small sample anything would then seem to
+explain the clusters.
 
 N images, F features, K clusters, S seeds.
 """
@@ -31,16 +32,16 @@ SEEDS = 3
 _HUES, _SATURATIONS, _VALUES = 12, 3, 4
 _THUMBNAIL = 32  # pixels of the side from which a color histogram is read
 _NORMAL_95 = 1.96  # standard errors
-FEWEST = 8  # images; fewer tell nothing
+FEWEST = 8  # images; the measures mean nothing with fewer
 
 
 @dataclass(frozen=True)
 class Surface:
-    """What can be seen of N images without understanding them.
+    """Simple properties of N images: color, file size and aspect ratio.
 
     Attributes:
         colors: (N, 144) float64, a histogram of hue, saturation and value; each row sums to 1.
-        file_size: (N,) float64, bytes; NaN where images are no files.
+        file_size: (N,) float64, bytes; NaN for images that are not files.
         aspect: (N,) float64, width over height.
     """
 
@@ -56,7 +57,7 @@ class Crops:
     Attributes:
         center: (N, F), of the center view.
         crop: (V, N, F), of V random crops; or (N, F) of one.
-        small: (W, N, F), of W smaller crops, which show less than the training views do; or (N, F). None: none.
+        small: (W, N, F), of W crops that are smaller than the training views; or (N, F) of one. None: no such crops.
     """
 
     center: np.ndarray
@@ -69,14 +70,14 @@ class Crops:
         return self.crop if self.crop.ndim == 3 else self.crop[None]
 
     def take(self, rows: np.ndarray | list[int]) -> Crops:
-        """The features of some of the images."""
+        """Return the features of some of the images."""
         small = None if self.small is None else self.small[..., rows, :]
         return Crops(self.center[rows], self.crop[..., rows, :], small)
 
 
 @dataclass(frozen=True)
 class Change:
-    """How a measure that every image has changed from one network to another.
+    """The change of a per-image measure from one network to another.
 
     Attributes:
         mean: over the images.
@@ -105,9 +106,9 @@ def paired_change(before: np.ndarray, after: np.ndarray) -> Change:
 
 
 def retrieval(first: ArrayLike, second: ArrayLike) -> float:
-    """Return the share of images whose nearest row (by cosine) in the other set of views is their own.
+    """Return how often an image's nearest row (by cosine) in the other set of views is its own.
 
-    Both directions count alike. A tie with another image counts as a miss.
+    The result is the mean over both directions. A tie with another image counts as a miss.
 
     Args:
         first: (N, F) features of one view of each image.
@@ -140,14 +141,14 @@ def retrieval_hits(center: ArrayLike, crops: ArrayLike) -> np.ndarray:
 
 
 def neighbor_overlap(first: ArrayLike, second: ArrayLike, k: int = NEIGHBORS) -> float:
-    """Return the mean share of an image's k nearest images (by cosine, without itself) that both feature spaces share.
+    """Return the share of an image's k nearest images (by cosine) that two feature spaces have in common, averaged.
 
-    Two unrelated spaces share k / (N - 1) in expectation.
+    For two unrelated spaces the expected value is k / (N - 1).
 
     Args:
         first: (N, F) features.
         second: (N, G) features of the same images.
-        k: neighbors; at most N - 1 are taken.
+        k: neighbors, at most N - 1.
 
     >>> neighbor_overlap(np.eye(4), np.eye(4), k=3)
     1.0
@@ -165,7 +166,7 @@ def neighbor_overlap(first: ArrayLike, second: ArrayLike, k: int = NEIGHBORS) ->
 
 
 def clusterings(features: ArrayLike, k: int, seeds: int = SEEDS, seed: int = 0) -> np.ndarray:
-    """Return the labels (S, N) of spherical k-means with S seeds, of at most as many clusters as rows differ."""
+    """Return the labels (S, N) of spherical k-means with S seeds; k is at most the number of distinct rows."""
     x = _unit(features).astype(np.float32)
     k = min(k, len(np.unique(x, axis=0)))
     fits: list[Any] = [
@@ -175,7 +176,7 @@ def clusterings(features: ArrayLike, k: int, seeds: int = SEEDS, seed: int = 0) 
 
 
 def agreement(labelings: np.ndarray, adjusted: bool = True) -> float:
-    """Return the mean AMI (or arithmetic NMI) over all pairs of S labelings (S, N); 1 = every seed finds the same.
+    """Return the mean AMI (or arithmetic NMI) over all pairs of S labelings (S, N); 1 = all seeds agree.
 
     >>> agreement(np.array([[0, 0, 1, 1], [1, 1, 0, 0]]))
     1.0
@@ -188,9 +189,9 @@ def agreement(labelings: np.ndarray, adjusted: bool = True) -> float:
 
 
 def explained(labelings: np.ndarray, groups: np.ndarray) -> float:
-    """Return how much of the clusters a grouping by something else explains: the mean AMI over the labelings.
+    """Return how well another grouping explains the clusters: the mean AMI over the labelings.
 
-    0 = no more than chance, 1 = the clusters are that grouping.
+    0 = no better than chance, 1 = the clusters equal the grouping.
 
     Args:
         labelings: (S, N) clusters.
@@ -215,8 +216,8 @@ def quantile_groups(values: ArrayLike, k: int) -> np.ndarray:
 def hsv_histogram(pixels: np.ndarray) -> np.ndarray:
     """Return the histogram (144,) of hue, saturation and value of an image (H, W, 3) uint8; it sums to 1.
 
-    A pixel of saturation s counts as s in its hue's bins and as 1 - s in the bins without color, since the hue of a
-    gray pixel means nothing.
+    A pixel of saturation s adds s to its hue's bin and 1 - s to the gray bins, because the hue of a gray pixel means
+    nothing.
     """
     rgb = pixels.reshape(-1, 3).astype(np.float64) / 255
     value, low = rgb.max(axis=1), rgb.min(axis=1)
@@ -256,7 +257,7 @@ def read_surface(source: Source, rows: np.ndarray) -> tuple[np.ndarray, Surface]
 
 
 def number_of_clusters(n: int) -> int:
-    """Return how many clusters the measures make of n images: the square root of n / 2, from 2 to 20."""
+    """Return the number of clusters for n images: the square root of n / 2, between 2 and 20."""
     return int(min(20, max(2, round((n / 2) ** 0.5))))
 
 
@@ -267,23 +268,23 @@ def measure(
     labels: ArrayLike | None = None,
     seed: int = 0,
 ) -> dict[str, float]:
-    """Return every label-free measure of a network's features of a sample; and 20-NN where there are labels.
+    """Return all label-free measures of a network's features of a sample, and 20-NN accuracy if there are labels.
 
     Args:
         views: the features.
         surface: of the same images; None: colors, file sizes and aspect ratios are not compared.
-        start: features of the same views by the network that training began with.
+        start: features of the same views, by the start network.
         labels: (N,) whole numbers, -1 = none.
         seed: of the clusterings.
 
     Returns:
-        By name. retrieval, and small_retrieval with the smaller crops, where there are any. crop_overlap: neighbor
-        lists of center view and crop. rankme. agreement: AMI of clusterings over seeds. start_overlap: neighbor lists,
-        with `start`. by_color, by_file_size, by_aspect: AMI of clusters with groups of these, left out where all images
-        are equal in it. knn: leave one out, with `labels`. images, clusters: how many.
+        By name. retrieval, and small_retrieval with the smaller crops, if there are any. crop_overlap: neighbor lists
+        of center view and crop. rankme. agreement: AMI of clusterings over seeds. start_overlap: neighbor lists, with
+        `start`. by_color, by_file_size, by_aspect: AMI of clusters with groups of equal color, size or aspect; left out
+        if all images are equal in it. knn: leave one out, with `labels`. images, clusters: their numbers.
 
     Raises:
-        ValueError: fewer than 8 images, or features that are not finite.
+        ValueError: there are fewer than 8 images, or a feature is not finite.
     """
     n = len(views.center)
     if n < FEWEST:
@@ -319,7 +320,7 @@ def measure(
 def _unit(features: ArrayLike) -> np.ndarray:
     x = np.asarray(features.detach().cpu() if isinstance(features, torch.Tensor) else features, dtype=np.float64)
     if x.ndim != 2 or not np.isfinite(x).all():
-        raise ValueError(f"features of shape {x.shape}: finite rows (N, F) are needed")
+        raise ValueError(f"features of shape {x.shape}: must be finite rows (N, F)")
     return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
 
 

@@ -20,19 +20,19 @@ SCALED = ("learning_rate", "final_learning_rate", "warmup_learning_rate")
 
 @dataclass(frozen=True)
 class Resolved:
-    """`config`: a value for every flag, flat; `reasons`: why the recipe chose what it chose."""
+    """`config`: a value for every flag, flat; `reasons`: the recipe's reason for each of its choices."""
 
     config: dict[str, Any]
     reasons: dict[str, str] = field(default_factory=dict)
 
 
 def images_per_rate(schema: Schema) -> int:
-    """The batch that the paper's rates are for."""
+    """Return the batch size for which the paper gives its learning rates."""
     return {**training_defaults("Training"), **schema.paper}["per"]
 
 
 def paper_values(schema: Schema) -> dict[str, Any]:
-    """The paper's values under the flags' names; rates are still for a batch of `per` images."""
+    """Return the paper's values by flag name; learning rates are for a batch of `per` images."""
     training = {**training_defaults("Training"), **schema.paper}
     crops = {**training_defaults("Crops"), **training.pop("crops")}
     crops["image_size"] = crops.pop("global_size")
@@ -43,14 +43,14 @@ def paper_values(schema: Schema) -> dict[str, Any]:
 def validated(
     method: str, given: Mapping[str, object], config_file: Mapping[str, object] | None = None
 ) -> dict[str, Any]:
-    """Return the user's settings in their own types, flags over `config_file`. No data is needed, and no torch.
+    """Return the user's settings in their own types; flags override `config_file`. Needs neither data nor torch.
 
     Raises:
-        ValueError: an unknown name, a wrong type, or a value out of bounds; the message names the flag.
+        ValueError: a name is unknown, a type is wrong, or a value is out of bounds; the message names the flag.
     """
     options = options_for(read_schema(method))
     foreign = [name for name in with_modern_names(config_file or {}) if name not in options]
-    if len(foreign) > 1:  # a single one is a slip, for which `check_names` has a suggestion
+    if len(foreign) > 1:  # a single unknown name is a typing error; `check_names` suggests the nearest
         raise ValueError(
             f"--config belongs to another method: {method} has no setting {', '.join(foreign)}; remove those lines"
         )
@@ -66,17 +66,17 @@ def resolve(
     config_file: Mapping[str, object] | None = None,
     recipe: str = "auto",
 ) -> Resolved:
-    """Return a value for every option of `method` on data of this description.
+    """Return a value for every option of `method`, for data that `facts` describes.
 
     Args:
         method: its name.
         facts: number, size and channels of the images.
-        given: the user's flags; any may be left out.
-        config_file: the mapping of `--config`; likewise.
-        recipe: name of the recipe that fills what the user left out.
+        given: the user's flags; all are optional.
+        config_file: the mapping of `--config`; all entries are optional.
+        recipe: name of the recipe that sets what the user left out.
 
     Raises:
-        ValueError: an unknown name, a value out of bounds, or a setting without effect.
+        ValueError: a name is unknown, a value is out of bounds, or a setting has no effect.
     """
     schema = read_schema(method)
     options = options_for(schema)

@@ -31,7 +31,7 @@ from selfcluster.views.pretext import patch_side
 class Parts:
     """What `fit` needs beside the loader.
 
-    `images`: how the network's images are prepared. `notes`: what the user should know of how it was made.
+    `images`: how the network's images are prepared. `notes`: remarks for the user about how the network was made.
     """
 
     method: Method
@@ -44,7 +44,7 @@ class Parts:
 def assemble(config: RunSettings, num_images: int, run: Path | None = None) -> Parts:
     """Build method, views and loop settings; the network's first weights depend on the seed alone.
 
-    `run`: the folder that holds the targets of a method that learns from given ones.
+    `run`: the folder with the targets, for a method that learns given targets.
     """
     kind = METHODS[config["method"]]
     settings = kind.Settings(**{f.name: config[f.name] for f in fields(kind.Settings)})
@@ -59,7 +59,7 @@ def assemble(config: RunSettings, num_images: int, run: Path | None = None) -> P
     origin = None if config["init"] is None else find_origin(config["init"], config["backbone"])
     name = config["backbone"]
     if has_start(config) and config["about"]["input"]["architecture"] == f"{name}_small":
-        name = f"{name}_small"  # the stem that the start network has
+        name = f"{name}_small"  # with the start network's stem
     notes: list[str] = []
     smaller = {f"views of --local-size {config['local_size']}": config["local_size"]} if config["local_crops"] else {}
     if views.pretext == "jigsaw":
@@ -87,7 +87,7 @@ def assemble(config: RunSettings, num_images: int, run: Path | None = None) -> P
                 **create,
             )
         for what, side in smaller.items():
-            try:  # said before the run, not in its first step
+            try:  # an error should come before the run, not in its first step
                 probe(module, config["channels"], side)
             except ValueError as error:
                 raise ValueError(f"--backbone {config['backbone']} cannot see {what}: {error}") from error
@@ -125,12 +125,12 @@ def assemble(config: RunSettings, num_images: int, run: Path | None = None) -> P
 
 
 def has_start(config: RunSettings) -> bool:
-    """Whether the run began with the weights of a network, whether or not they are still there."""
+    """Whether the run began with a network's weights, even if their file is gone now."""
     return "input" in config.get("about", {})
 
 
 def run_preprocessing(config: RunSettings) -> Preprocessing:
-    """Return how the images of a run are prepared: as its start network's, or as selfcluster's own networks' are."""
+    """Return how a run's images are prepared: as the start network needs them, else as our own networks do."""
     size, channels = config["image_size"], config["channels"]
     if not has_start(config):
         return default_preprocessing(channels, size)
@@ -138,5 +138,5 @@ def run_preprocessing(config: RunSettings) -> Preprocessing:
 
 
 def _named(kind: type, config: Mapping[str, object], *without: str) -> dict[str, Any]:
-    """The fields of a dataclass; one that the configuration of an older release lacks keeps its default."""
+    """Return values for the fields of a dataclass. Fields that an older release's configuration lacks are left out."""
     return {f.name: config[f.name] for f in fields(kind) if f.name not in without and f.name in config}

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 def compiled(method: nn.Module, wanted: bool) -> Iterator[None]:
     """Compile the backbones of a method in this block, for passes in training mode whose gradients are kept.
 
-    Other passes stay as they are: they are few, have other sizes, and would each be compiled anew. The modules get
-    their own `forward` back at the end, so that what copies or exports them meets nothing new.
+    Other passes are not compiled: they are few, have other sizes, and each would need a compilation of its own. At the
+    end the modules get their own `forward` back, so that copies and exports contain nothing compiled.
 
     Args:
-        method: its backbones are the modules that `make_backbone` made; a teacher's passes keep no gradients.
-        wanted: False: nothing is compiled.
+        method: its backbones are the modules from `make_backbone`. A teacher keeps no gradients, so it is not compiled.
+        wanted: if False, nothing is compiled.
     """
     backbones: list[Any] = [module for module in method.modules() if hasattr(module, "spec")] if wanted else []
     for module in backbones:

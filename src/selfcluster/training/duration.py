@@ -1,4 +1,4 @@
-"""How long a run will take: a step is timed before the first one, and the run's length is set by it where asked."""
+"""Estimate how long a run takes by timing a step before the first one; with `--minutes`, set the run's length."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from selfcluster.types import Batch, Progress
 from selfcluster.views.plans import ViewPlan
 from selfcluster.waiting import busy_advice
 
-_LONG = 5.0  # seconds: a first step that takes longer is not followed by a second one
-_WARMUP = 0.1  # share of a run of given minutes that the warm-up takes at most
+_LONG = 5.0  # seconds: if the first timed step takes longer, no second one is timed
+_WARMUP = 0.1  # with --minutes, the warm-up takes at most this share of the run
 
 
 def seconds_per_step(method: Method, loader: Loader, views: ViewPlan, loop: LoopSettings) -> float | None:
-    """Return how long a step takes, loading included and the optimizer's part excluded. All ranks call it together.
+    """Return the seconds of a step, with loading and without the optimizer. All ranks call it together.
 
-    One or two batches go forward and backward, and the method is left as it was. None where the method cannot learn
-    before its first reassignment.
+    One or two batches run forward and backward, then the method gets its old state back. None if the method cannot
+    learn before its first reassignment.
     """
     statistics = [b for m in method.modules() if isinstance(m, nn.modules.batchnorm._NormBase) for b in m.buffers()]
     before = [b.clone() for b in statistics]
@@ -65,7 +65,7 @@ def seconds_per_step(method: Method, loader: Loader, views: ViewPlan, loop: Loop
 def plan_duration(parts: Parts, loader: Loader, config: RunSettings, console: Console) -> LoopSettings:
     """Return the loop settings of a new run, and print how long it will take.
 
-    With `minutes` in `config` the number of epochs is set so that the run takes about that long; `config` follows.
+    If `config` has `minutes`, the number of epochs is set so that the run takes about that long, also in `config`.
     """
     loop, per_epoch = parts.loop, loader.steps_per_epoch
     if loop.device.type == "cpu":
@@ -80,7 +80,7 @@ def plan_duration(parts: Parts, loader: Loader, config: RunSettings, console: Co
         return loop
     if minutes:
         loop = spend(minutes, seconds, config, loop, per_epoch)
-        console.say(f"  --epochs {config['epochs']:.2f}: as many epochs as fit into --minutes {minutes:g}")
+        console.say(f"  --epochs {config['epochs']:.2f}: the number of epochs that fit into --minutes {minutes:g}")
     steps = planned_steps(loop, per_epoch)
     more = ", and the reassignments" if type(parts.method).reassign is not Method.reassign else ""
     console.say(f"about {in_words(steps * seconds)} of training: {steps} steps of {seconds:.2g} s{more}")
@@ -88,9 +88,9 @@ def plan_duration(parts: Parts, loader: Loader, config: RunSettings, console: Co
 
 
 def spend(minutes: float, seconds: float, config: RunSettings, loop: LoopSettings, per_epoch: int) -> LoopSettings:
-    """Return the loop of a run that takes about so many minutes at so many seconds a step; `config` follows it.
+    """Return loop settings for a run of about `minutes`, at `seconds` per step; `config` is changed to match.
 
-    The run has at least one step. A longer warm-up than a tenth of it is shortened.
+    The run has at least one step. A warm-up longer than a tenth of the run is shortened.
     """
     steps = max(1, round(60 * minutes / seconds))
     epochs = steps / per_epoch
@@ -101,7 +101,7 @@ def spend(minutes: float, seconds: float, config: RunSettings, loop: LoopSetting
 
 
 def in_words(seconds: float) -> str:
-    """Return a duration as a person says it.
+    """Return a duration in words, with a unit that suits it.
 
     >>> in_words(50), in_words(1000), in_words(40_000)
     ('50 s', '17 min', '11.1 h')

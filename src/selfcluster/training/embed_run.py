@@ -1,7 +1,7 @@
-"""A run folder without training: the images, embedded by a pretrained network.
+"""Make a run folder without training: embed images with a pretrained network.
 
-The folder holds what a trained run's does, but for checkpoints and metrics: configuration, status, embeddings and the
-network itself. The same call again reuses the embeddings, or goes on where it was interrupted.
+The folder holds the same as a trained run's, without checkpoints and metrics: configuration, status, embeddings and the
+network. The same call again reuses the embeddings, or continues if it was interrupted.
 """
 
 from __future__ import annotations
@@ -55,14 +55,14 @@ class EmbedSettings:
 def embed_run(
     path: Path | None, source: Source, settings: EmbedSettings, subset: Mapping[str, object], console: Console
 ) -> Path:
-    """Embed the images of `source` into a run folder, unless the folder has their embeddings by this network already.
+    """Embed the images of `source` into a run folder. If the folder has their embeddings by this network, do nothing.
 
     Args:
-        path: the run folder; None: runs/cluster-DATANAME. The name of a network other than the starter, and what the
-            subset leaves of the images, are added to it.
+        path: the run folder; None: runs/cluster-DATANAME. The name of the network (if not the starter) and of the
+            subset are added to that name.
         source: the images.
-        settings: the network, and how it is run.
-        subset: which images of the data these are, as `open_source` was told; written to the folder.
+        settings: the network, and how to run it.
+        subset: the subset options with which `source` was opened; written to the folder.
         console: prints progress.
 
     Returns:
@@ -76,7 +76,7 @@ def embed_run(
     if not is_run(path) and not is_unused(path):
         raise RunError(f"{path} is not empty and holds no run; choose another --out")
     if is_run(path) and _is_reusable(path, model, settings.image_size, source):
-        console.say(f"{path} has the embeddings of {len(source):,} images by {settings.model}; it uses them again")
+        console.say(f"{path} has the embeddings of {len(source):,} images by {settings.model}; they are used again")
         return path
     network = load_network(settings.model, settings.image_size, source, allow_partial=settings.allow_partial)
     console.say(f"embedding {len(source):,} images with {describe(network)}")
@@ -96,13 +96,13 @@ def embed_run(
 
 def _fill(path: Path, source: Source, network: Network, settings: EmbedSettings, console: Console) -> dict[str, object]:
     started = time.monotonic()
-    if any(may_have_passed(entry) for entry in read_entries(path / _QUARANTINE)):  # their batches are made again
+    if any(may_have_passed(entry) for entry in read_entries(path / _QUARANTINE)):  # those images are read again
         shutil.rmtree(path / _KEPT, ignore_errors=True)
     kept = KeptRows(path / _KEPT, _key(path, network, settings))
     if not kept.batches:
         (path / _QUARANTINE).unlink(missing_ok=True)
     else:
-        console.say(f"resuming after {len(kept.index):,} images, which an interrupted run embedded")
+        console.say(f"resuming after {len(kept.index):,} images that an interrupted run has embedded")
     index, vectors = embed_source(
         source,
         network,
@@ -136,7 +136,7 @@ def _fill(path: Path, source: Source, network: Network, settings: EmbedSettings,
 
 
 class _Progress:
-    """A line every ten seconds: how many images are embedded, how fast, and how long the rest takes."""
+    """Print a line every ten seconds: images done, speed and remaining time."""
 
     def __init__(self, total: int, console: Console) -> None:
         self.total, self.console, self.done = total, console, 0
@@ -154,7 +154,7 @@ class _Progress:
 
 
 def _key(path: Path, network: Network, settings: EmbedSettings) -> str:
-    """A hash of all that the features depend on beside the images, which the folder's configuration describes."""
+    """Return a hash of everything that the features depend on: configuration (with the images), device and weights."""
     config = read_config(path)
     about = {name: value for name, value in config["about"].items() if name != "command"}
     chosen = {"batch_size": settings.batch_size, "device": settings.device, "precision": settings.precision}
@@ -165,7 +165,7 @@ def _key(path: Path, network: Network, settings: EmbedSettings) -> str:
 
 
 def _default_folder(source: Source, model: str, subset: Mapping[str, object]) -> Path:
-    """A limited set has a folder of its own, so that a first look at some images is not in the way of all of them."""
+    """Return the default folder. A subset gets a folder of its own, so that it does not block a run on all images."""
     folder = default_out("cluster", source)
     for name in ("limit", "classes", "long_tail"):
         if subset.get(name) is not None:
@@ -179,7 +179,7 @@ def _default_folder(source: Source, model: str, subset: Mapping[str, object]) ->
 
 
 def _is_reusable(path: Path, model: str, image_size: int | None, source: Source) -> bool:
-    """Whether the folder's embeddings are those asked for; raises RunError where it holds something else."""
+    """Whether the folder has the requested embeddings; raise RunError if it holds something else."""
     config = read_config(path)
     if config.get("method") is not None:
         raise RunError(f"{path} holds a run of {config['method']}; cluster it with: selfcluster cluster {path}")

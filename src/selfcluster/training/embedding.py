@@ -1,4 +1,4 @@
-"""Features of every image: one pass over this rank's share."""
+"""Compute features of every image in one pass over this rank's share."""
 
 from __future__ import annotations
 
@@ -31,14 +31,13 @@ def make_embed(
     on_host: bool = False,
     kept: KeptRows | None = None,
 ) -> Callable[..., Embeddings]:
-    """Return the function `embed` that `reassign` is given.
+    """Return the function `embed` that `reassign` gets.
 
-    `embed(fn, view="center", train=False)`: `fn` takes a list of (b, C, h, w) views, one center crop or all
-    full-resolution training views of one decode, and returns (b, F). The result is this rank's share, in manifest
-    order, on the device, or on the host with `on_host`. With `train=True` the module stays in training mode:
-    batch-norm statistics move as they do in a step, and images come in random order as they do there.
-    `kept`, for a single pass by a single process: what an earlier, interrupted pass has made. This one goes on from
-    there.
+    `embed(fn, view="center", train=False)`: `fn` takes a list of views (b, C, h, w) and returns (b, F). The views are
+    one center crop, or all full-resolution training views of an image that is decoded once. The result is this rank's
+    share, in the order of the images, on the device, or on the CPU with `on_host`. With `train=True` the module stays
+    in training mode: batch-norm statistics change and images come in random order, as in a training step. `kept`, for
+    one pass by one process: the rows of an earlier, interrupted pass. This pass continues from there.
     """
 
     @torch.no_grad()
@@ -77,11 +76,11 @@ def make_embed(
 
 
 class _Rows:
-    """The rows of a pass, in one tensor of the size that they will have: a list and its concatenation take twice that.
+    """The rows of a pass, in one tensor of their final size: a list and its concatenation would take twice the memory.
 
     Args:
-        most: rows that there will be, unless images are bad.
-        place: where they are kept.
+        most: the number of rows if no image is bad.
+        place: the device of the rows.
     """
 
     def __init__(self, most: int, place: torch.device) -> None:
@@ -102,20 +101,20 @@ class _Rows:
         self._count += len(rows)
 
     def made(self, width: int) -> Tensor:
-        """Return all rows (n, F); (0, width) where none was added."""
+        """Return all rows (n, F); (0, width) if none was added."""
         return torch.zeros(0, width, device=self._place) if self._rows is None else self._rows[: self._count]
 
 
 def to_layout(views: Sequence[Tensor]) -> list[Tensor]:
-    """Channels last, which convolutions in bf16 want; the same values. Patches (B, 9, C, p, p) stay as they are."""
+    """Return views in channels-last layout, which is fast for bf16 convolutions; patches (B, 9, C, p, p) unchanged."""
     return [view.contiguous(memory_format=torch.channels_last) if view.dim() == 4 else view for view in views]
 
 
 def gather_rows(shares: Embeddings) -> tuple[np.ndarray, np.ndarray]:
-    """Return all ranks' rows in manifest order on the host: index (n,), rows (n, F) float32.
+    """Return all ranks' rows on the CPU, in the order of the images: index (n,), rows (n, F) float32.
 
-    Ranks exchange blocks, so a device never holds more than a block of each rank beside its own share. A single
-    process gets its share itself, without a copy, where it is on the host and in order.
+    Ranks exchange blocks, so a device holds at most one block of each rank besides its own share. A single process
+    gets its share without a copy if it is on the CPU and in order.
     """
     if world_size() == 1 and bool((shares.index[1:] > shares.index[:-1]).all()):
         return shares.index.cpu().numpy(), shares.rows.float().cpu().numpy()

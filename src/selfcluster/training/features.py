@@ -1,4 +1,4 @@
-"""Features of every image of a source by one network."""
+"""Compute one network's features of every image of a source."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from selfcluster.training.embedding import gather_rows, make_embed
 from selfcluster.training.kept import KeptRows
 from selfcluster.training.precision import pick_device, pick_precision
 
-# On a CPU, pixels a side times images that pass through the network together: larger batches spill out of the
-# allocator's reused memory, and the system then spends as long on clearing pages as the network on computing
+# Most pixels per channel in a batch on a CPU. Larger batches do not fit into memory that the allocator reuses, and
+# clearing new pages then takes as long as the network's computation
 # (EfficientNet-Lite0, 224 px, fp32, channels last: 19.5 ms an image at 4, 33 ms at 16).
 _TOGETHER = 4 * 224 * 224
 
@@ -33,7 +33,7 @@ def network_loader(source: Source, network: Network, batch_size: int, device: to
 
 
 def on_device(network: Network, device: torch.device) -> Backbone:
-    """Return the module of a network, in evaluation mode and in the layout that is fast there."""
+    """Return the module of a network on the device, in evaluation mode and in channels-last layout."""
     return network.module.to(device).to(memory_format=torch.channels_last).eval()  # pyright: ignore
 
 
@@ -52,21 +52,21 @@ def embed_source(
     on_batch: Callable[[int], None] = lambda count: None,
     kept: KeptRows | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return which images could be read (n,), rising, and their features (n, F) float32.
+    """Return the positions (n,) of the images that could be read, in rising order, and their features (n, F) float32.
 
     Args:
         source: the images.
-        network: prepares them in its own way.
-        layer: a module of the network whose output, averaged over positions, is taken; None: the network's features.
+        network: images are prepared as it needs them.
+        layer: take this module's output, averaged over positions; None: the network's features.
         batch_size: images at a time.
         workers, device, precision, max_bad: as in training.
         quarantine: file for the images that cannot be read.
-        timeout: seconds after which a read that hangs ends the call.
+        timeout: seconds after which a hanging read ends the call.
         on_batch: called with the number of images in a batch that has been embedded.
-        kept: what an interrupted call has made with the same arguments, where this one goes on; and where it keeps what
-            it makes.
+        kept: rows that an interrupted call with the same arguments has stored; this call continues there and stores its
+            own rows.
     """
-    if len(source) > 1:  # one picture to search with is the user's own choice
+    if len(source) > 1:  # a single image, such as a search query, is not checked
         check_images(source)
     target = pick_device(device)
     reading = {"workers": workers, "max_bad": max_bad, "quarantine": quarantine, "timeout": timeout}
@@ -90,7 +90,7 @@ def embed_source(
 
 
 def run_network(network: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-    """Return features (B, F) of images (B, C, h, w); on a CPU a few images pass together, which is faster there."""
+    """Return features (B, F) of images (B, C, h, w); on a CPU a few images at a time, which is faster there."""
     if images.device.type != "cpu":
         return network(images)
     count = max(1, _TOGETHER // (images.shape[2] * images.shape[3]))

@@ -1,4 +1,4 @@
-"""The end of a run: every image is embedded once more, and what users take away is written."""
+"""The end of a run: embed every image once more, and write the network, the embeddings and the clusters."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ def finish(
     console: Console,
     own_clusters: bool = True,
 ) -> dict[str, Any]:
-    """Write backbone, embeddings and clusters to the run folder; returns the run's numbers. All ranks take part.
+    """Write backbone, embeddings and clusters to the run folder; return the run's numbers. All ranks take part.
 
-    `own_clusters`: the method's clusters belong to the network; False where the start network was kept instead.
+    `own_clusters`: the method's clusters fit the network; False if another network than the trained one was kept.
     """
     method, folder, device = state.method, state.folder, settings.device
     console.say("embedding all images")
@@ -85,9 +85,9 @@ def finish(
 
 @torch.no_grad()
 def assign(method: Method | None, vectors: np.ndarray, device: torch.device) -> tuple[np.ndarray, np.ndarray]:
-    """The method's own clusters of encoded images, or k-means' where it has none or is None: (n,) int64, (n,) float32.
+    """Return clusters (n,) int64 and distances (n,) float32 of encoded images, by the method.
 
-    All ranks call it, each with all images.
+    If the method is None or has no clusters, k-means makes them. All ranks call it, each with all images.
     """
     parts: list[Any] = [None]
     if method is not None:
@@ -106,5 +106,5 @@ def assign(method: Method | None, vectors: np.ndarray, device: torch.device) -> 
 
 
 def in_parts(function: Callable[[torch.Tensor], T], vectors: np.ndarray, device: torch.device) -> list[T]:
-    """What `function` gives for a few thousand rows of `vectors` (n, F) at a time, on the device."""
+    """Apply `function` on the device to a few thousand rows of `vectors` (n, F) at a time; return the results."""
     return [function(torch.from_numpy(part).to(device)) for part in np.array_split(vectors, len(vectors) // 4096 + 1)]

@@ -1,9 +1,9 @@
-"""What of a pretrained network stays as it is: batch-norm statistics, norms, early layers; and layer-wise rates.
+"""Freeze parts of a pretrained network: batch-norm statistics, norm layers, early layers; and layer-wise rates.
 
-The statistics that a network was pretrained with carry information. Letting them follow a small set of images costs
-several points of k-NN at a learning rate of 0, so `--freeze-norm` is what `auto` does with `--init`.
+The batch-norm statistics of a pretrained network carry information. If they follow a small set of images, k-NN accuracy
+falls by several points even at a learning rate of 0. So `auto` sets `--freeze-norm` with `--init`.
 Layers are counted from the input as timm counts them (stem, then every block). Every copy of the backbone in a method,
-a teacher's for instance, is treated alike.
+such as a teacher's, is frozen in the same way.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ _NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm)
 class FixedStatistics:
     """Mixed into a batch norm's class: the layer is always in evaluation mode."""
 
-    fixed_statistics = True  # processes have nothing to share: `models.norm.convert_sync` leaves the layer alone
+    fixed_statistics = True  # nothing to synchronize: `models.norm.convert_sync` does not change the layer
 
     def train(self, mode: bool = True) -> Any:
         return super().train(False)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def freeze(method: Method, norm: str = "no", layers: float = 0.0) -> str:
-    """Freeze parts of every backbone in the method; returns what was frozen, in words, or "".
+    """Freeze parts of every backbone in the method; return in words what was frozen, or "".
 
     Args:
         method: changed in place.
         norm: "statistics" keeps the batch-norm statistics, "all" also the weights and biases of norm layers, "no"
             neither.
-        layers: early layers whose parameters stay: a number from 1 on, or a share of all layers below 1.
+        layers: early layers whose parameters are frozen: a number of at least 1, or a share below 1 of all layers.
 
     Raises:
         ValueError: no layer would be trained.
@@ -71,7 +71,7 @@ def freeze(method: Method, norm: str = "no", layers: float = 0.0) -> str:
 
 def rate_factors(method: Method, decay: float) -> dict[Tensor, float]:
     """Return the factor of the learning rate of each backbone parameter: `decay` to the power of its distance from
-    the last layer. Parameters outside the backbone have no entry: theirs is 1.
+    the last layer. Parameters outside the backbone have no entry; their factor is 1.
 
     Clark et al. 2020, arXiv 2003.10555, section 3.1, used it for fine-tuning.
     """
@@ -91,7 +91,7 @@ def backbones(method: Method) -> list[nn.Module]:
 def depths(network: nn.Module) -> dict[str, int]:
     """Return the layer of each parameter by name, from 0 at the input.
 
-    timm's networks say it themselves; in others each top-level module with parameters is a layer.
+    timm's networks define their layers. In other networks each top-level module with parameters is a layer.
     """
     names = [name for name, _ in network.named_parameters()]
     matcher: Any = getattr(network, "group_matcher", None)

@@ -1,11 +1,12 @@
 """Health of a run: warn, in words, when it collapses or learns nothing.
 
-Read at every report: codes in use, effective clusters (the exponential of their entropy), the largest cluster's share,
+Each report has: codes in use, effective clusters (the exponential of their entropy), the largest cluster's share,
 and the rank of 1,024 projected features (RankMe, Garrido et al. 2023, arXiv 2210.02885). Signs of collapse: the loss
 stays within 1 % of the method's chance level for 5 % of the planned steps (at least 200) after warm-up and any
-freezing; RankMe below 2 % of the features' dimension, or a logged `spread` below 0.1, twice running; nearly all
-images in one cluster, or, twice running, effective clusters below 2 % of them (of 1,000 at most). The last two are the
-low end of the assignment's entropy; at the high end every prediction is alike, and the loss is the chance level.
+freezing; RankMe below 2 % of the features' dimension, or a logged `spread` below 0.1, twice in a row; nearly all
+images in one cluster, or, twice in a row, effective clusters below 2 % of all clusters (counting at most 1,000). In the
+last two cases the assignment's entropy is too low. If it is too high, all predictions are the same, and the loss is at
+its chance level.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ from selfcluster.distributed import all_gather, all_reduce
 from selfcluster.runs.thresholds import AT_CHANCE, THIN
 from selfcluster.types import Output
 
-SAMPLE = 1024  # features that the rank is read from
+SAMPLE = 1024  # features for RankMe
 _PATIENCE, _FEWEST = 0.05, 200  # share of the planned steps, and the fewest steps, before a warning
 _ALIKE = 0.1  # spread of unit features around their mean, where a method logs it: 1 = all directions, 0 = one
 _ONE = 0.95  # share of images in one cluster
-_FEW, _MOST = 0.02, 1000  # share of the clusters, counting so many at most: of 65,536 a small data set uses few
+_FEW, _MOST = 0.02, 1000  # share of at most this many clusters: a small data set uses few of 65,536
 
 
 class HealthState(TypedDict):
@@ -51,7 +52,7 @@ class Health:
 
     @torch.no_grad()
     def see(self, step: int, values: dict[str, float], outputs: list[Output], sample: bool) -> None:
-        """After a step that counted: `values` are its logged numbers; `sample`: keep features for the next report."""
+        """Record a step that was not skipped. `values`: its logged numbers; `sample`: keep its features."""
         for key, value in values.items():
             self._sums[key] = self._sums.get(key, 0.0) + value
         self._sums["steps"] = self._sums.get("steps", 0.0) + 1
@@ -71,7 +72,7 @@ class Health:
 
     @torch.no_grad()
     def report(self) -> dict[str, float]:
-        """The row of numbers since the last report, all ranks together; counting starts anew."""
+        """Return the row of numbers since the last report, over all ranks, and reset the counts."""
         steps = self._sums.pop("steps", 0.0)
         row: dict[str, float] = {key: value / steps for key, value in self._sums.items()} if steps else {}
         self._sums = {}
@@ -93,7 +94,7 @@ class Health:
         return row
 
     def verdict(self, row: Mapping[str, float]) -> str | None:
-        """What has collapsed and what to try, in words; None while all is well."""
+        """Return in words what has collapsed and what to try; None if nothing has."""
         if self.counts["at_chance"] >= self.patience:
             return (
                 f"collapse: the loss has stayed at its chance level {row['chance_loss']:.3f} for "
@@ -102,13 +103,13 @@ class Health:
         if self.counts["thin"] >= 2:
             spread = f" and spread by {row['spread']:.2f} of 1" if "spread" in row else ""
             return (
-                f"collapse: the features span {row['rankme']:.1f} dimensions only{spread}, so all images look alike. "
+                f"collapse: the features span only {row['rankme']:.1f} dimensions{spread}, so all images look alike. "
                 f"{self.advice}"
             )
         if row.get("largest_share", 0.0) > _ONE and len(self.tensors["codes"]) > 2:
             return (
-                f"collapse: {row['largest_share']:.0%} of the images share one cluster. {self.advice} Images that "
-                "really are all alike look the same way."
+                f"collapse: {row['largest_share']:.0%} of the images share one cluster. {self.advice} A set of "
+                "images that really are all alike gives the same message."
             )
         if self.counts["few"] >= 2:
             return (
@@ -118,15 +119,15 @@ class Health:
         return None
 
     def state(self) -> HealthState:
-        """What a checkpoint's JSON carries; the tensors go beside it."""
+        """Return the part of the state for a checkpoint's JSON; the tensors are stored separately."""
         return {"counts": self.counts, "sums": self._sums}
 
     def together(self) -> dict[str, Tensor]:
-        """`tensors` with the counts of all ranks, who call it together."""
+        """Return `tensors` with the counts of all ranks. All ranks call it together."""
         return {**self.tensors, "codes": all_reduce(self.tensors["codes"])}
 
     def load(self, state: HealthState, tensors: dict[str, Tensor], mine: bool = True) -> None:
-        """Put back what `state` and `tensors` held; the counts of all ranks become one rank's, `mine`."""
+        """Restore `state` and `tensors`. The counts of all ranks go to one rank, for which `mine` is True."""
         self.counts |= state["counts"]
         self._sums, self.tensors = dict(state["sums"]), tensors
         if not mine:

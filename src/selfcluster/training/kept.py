@@ -1,8 +1,8 @@
-"""Features that a pass over all images has made so far, on the disk, so that an interrupted pass goes on.
+"""Store features on the disk during a pass over all images, so that an interrupted pass can continue.
 
-Every half minute the new rows become a file of their own, which names the batches that it holds and what the features
-depend on. A file that was made for something else, or whose forerunner is missing, is removed and made again.
-B batches of the pass, n images of those, F features.
+Every half minute the new rows are written to a new file. It names its batches, and a key of what the features depend
+on. A file with another key, or without the file before it, is removed, and its features are computed again.
+n images so far, F features.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class KeptRows:
     """The rows of the first `batches` batches of a pass: `index` (n,) int64, the images, and `rows` (n, F) float32.
 
     Args:
-        folder: for the files; made when there is something to keep.
-        key: of all that the features depend on. Files of another key are removed.
+        folder: for the files; made when the first file is written.
+        key: hash of what the features depend on. Files with another key are removed.
         every: seconds between two files.
     """
 
@@ -42,14 +42,14 @@ class KeptRows:
         self._end = self.batches
 
     def add(self, index: Tensor, rows: Tensor) -> None:
-        """Keep the rows (b, F) of the next batch, which may be empty; they are on the disk after `every` seconds."""
+        """Add the rows (b, F) of the next batch, which may be empty; they are written after at most `every` seconds."""
         self._new.append((index.cpu(), rows.cpu()))
         self._end += 1
         if time.monotonic() - self._written >= self._every:
             self.write()
 
     def write(self) -> None:
-        """Write what is not yet on the disk. A full disk gives one warning; later rows are then not kept."""
+        """Write the rows that are not on the disk yet. If the disk is full, warn once and store no further rows."""
         full = [(index, rows) for index, rows in self._new if len(index)]
         if full and self._works:
             content = io.BytesIO()

@@ -1,4 +1,4 @@
-"""Trained networks and methods, loaded from run folders, exports and timm names."""
+"""Load trained networks and methods from run folders, exports and timm names."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def load_network(
 ) -> Network:
     """Return a network by one word: a run folder, or any word of `selfcluster.models.pretrained.load_network`.
 
-    The plain name of a timm network is not trained, and a warning says so. It takes the size asked for or else that of
-    the images of `source`, at most 224 px, and their channels.
+    The plain name of a timm network means random weights, and a warning says so. Its size is `image_size`, else that of
+    the images of `source`, at most 224 px; it has the channels of these images.
     """
     if Path(model).exists() and not (Path(model) / ARCHITECTURE).exists() and is_run(Path(model)):
         check_finished(Path(model))
@@ -48,7 +48,7 @@ def load_network(
 
 
 def checkpoints_of(run: Path) -> list[Path]:
-    """Return a run's checkpoints, oldest first; those that are not whole are left out."""
+    """Return a run's checkpoints, oldest first; damaged ones are left out."""
     return [path for path in sorted((run / CHECKPOINTS).glob("step-*")) if is_whole(path)]
 
 
@@ -71,14 +71,14 @@ def trained_method(run: Path, path: Path | None = None) -> tuple[Method, torch.d
 
 
 def has_method(run: Path) -> bool:
-    """Whether the run trained a method, and did not only embed images."""
+    """Whether the run trained a method; False if it only embedded images."""
     return run_config(run).get("method") is not None
 
 
 def own_clusters(run: Path, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The clusters that a run's method gives to embedded images: (n,) and the distances (n,).
+    """Return the clusters (n,) and distances (n,) that a run's method assigns to embedded images.
 
-    Where the run handed over another network than the trained one, k-means makes the clusters.
+    If the run kept another network than the trained one, k-means makes the clusters.
     """
     if kept_other(run):
         return assign(None, vectors, torch.device("cpu"))
@@ -87,17 +87,16 @@ def own_clusters(run: Path, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 
 def kept_other(run: Path) -> bool:
-    """Whether the run hands over its start or a mean of start and end, which the method's head does not fit."""
+    """Whether the run kept its start, or the mean of start and end; the method's head does not fit these."""
     summary = read_status(run).get("summary", {})
     return summary.get("judgement", {}).get("kept", "end") != "end"
 
 
 @torch.no_grad()
 def projected(run: Path, vectors: np.ndarray) -> np.ndarray:
-    """Return embedded images (n, F) as the run's method compares them, (n, D); see `Method.project`.
+    """Return embedded images (n, F) in the space in which the run's method compares them, (n, D); see `Method.project`.
 
-    A run without training has no method, and the method of a run that hands over another network than the trained
-    one belongs to the latter: there images are compared by the network's features.
+    The vectors are returned unchanged if the run trained no method, or if it kept another network than the trained one.
     """
     if not has_method(run) or kept_other(run):
         return vectors

@@ -1,8 +1,8 @@
 """The loop: one for all methods.
 
 One step: rates, reassignment if due, forward, backward, finite?, on_backward, clip, optimizer, on_step_end, report,
-checkpoint if due. Everything random is keyed by the step, so a run that resumes at a step goes on as if it had never
-stopped: same weights, same memories, same metrics, on the same layout of processes and threads.
+checkpoint if due. All random numbers depend on the step, so a resumed run gives the same weights, memories and
+metrics as one that never stopped, if the numbers of processes and threads are the same.
 """
 
 from __future__ import annotations
@@ -49,16 +49,16 @@ class Preempted(RuntimeError):
 
 
 class Diverged(RuntimeError):
-    """Too many steps in a row had no finite gradient; the message names the images."""
+    """Too many steps in a row had a loss or gradient that is not finite; the message names the images."""
 
 
 class Collapsed(RuntimeError):
-    """The run learns nothing and was told to stop for that."""
+    """The run has collapsed, and `on_collapse` is "stop"."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoopSettings:
-    """What the loop needs beside the method: all of it data. `training` holds the rates of this run's batch."""
+    """The settings of the loop. `training` holds the learning rates for this run's batch size."""
 
     training: Training
     seed: int = 0
@@ -85,12 +85,12 @@ def fit(
     name_of: Callable[[int], str] = str,
     on_epoch: Callable[[int], dict[str, float]] = lambda epochs: {},
 ) -> RunState:
-    """Train `method` to the end, from the newest checkpoint in `checkpoints` where there is one.
+    """Train `method` to the end, from the newest checkpoint in `checkpoints` if there is one; return the final state.
 
-    `folder` is what rank 0 writes to, None on the others; `on_row` is given each row of metrics; `name_of` turns an
-    image's position into its id for messages; `on_epoch` is called by all ranks after each epoch, with the number of
-    epochs done, and returns numbers for the row of metrics. `probe` watches the method. Returns the final state.
-    Raises Preempted, Diverged or Collapsed; the run folder then holds a checkpoint to go on from.
+    `folder`: for rank 0 to write to; None on the other ranks. `on_row` gets each row of metrics. `name_of` turns an
+    image's position into its id, for messages. All ranks call `on_epoch` after each epoch with the number of epochs
+    done; it returns numbers for the row of metrics. `probe` trains beside the method on its features.
+    Raises Preempted, Diverged or Collapsed; the run folder then holds a checkpoint from which to resume.
     """
     training, device, per_epoch = settings.training, settings.device, loader.steps_per_epoch
     total = planned_steps(settings, per_epoch)
@@ -229,7 +229,7 @@ def fit(
 
 
 def planned_steps(settings: LoopSettings, steps_per_epoch: int) -> int:
-    """Return the number of steps of a run: of its epochs, or of the images that it sees."""
+    """Return the number of steps of a run, from its epochs or from the number of images that it sees."""
     batch = settings.training.batch_size
     images = settings.images_seen
     return max(1, round(settings.training.epochs * steps_per_epoch if images is None else images / batch))
@@ -241,7 +241,7 @@ def _first(index: Tensor, name_of: Callable[[int], str], count: int) -> str:
 
 
 def _report_is_near(progress: Progress, steps: int) -> bool:
-    """Whether a row of metrics comes within `steps` steps, so that features are kept for it."""
+    """Whether a row of metrics follows within `steps` steps; if so, features are kept for it."""
     in_epoch = progress.step % progress.steps_per_epoch + 1
     to_report = min(-in_epoch % _REPORT_STEPS, progress.steps_per_epoch - in_epoch)
     return min(to_report, progress.total_steps - progress.step - 1) <= steps

@@ -1,4 +1,4 @@
-"""Micro-batches: a batch in parts whose gradients are added, for memory that holds no whole batch (`--accumulate`)."""
+"""Split a batch into micro-batches and add their gradients, if the batch does not fit in memory (`--accumulate`)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from selfcluster.types import Batch
 
 
 def split(batch: Batch, parts: int) -> list[Batch]:
-    """The micro-batches of a batch, in channels-last layout."""
+    """Return the micro-batches of a batch, in channels-last layout."""
     views = [view.chunk(parts) for view in batch.views]
     index = batch.index.chunk(parts)
     pretext_labels = {name: values.chunk(parts) for name, values in batch.pretext_labels.items()}

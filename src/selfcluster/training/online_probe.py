@@ -1,13 +1,12 @@
-"""A linear classifier trained beside a method on its features, to watch them: `--probe-labels`.
+"""A linear classifier that is trained beside a method, to watch its features: `--probe-labels`.
 
 The features are detached, so the classifier changes neither the method's losses nor its weights. A seeded fifth of the
-labeled images never trains it; the share of these that it gets right is logged as `probe_accuracy`. It reads the
-features of the first view, in training mode. The number shows how a run develops; `evaluate linear` scores its end.
-The rows of a batch are standardized by the batch; with several processes each standardizes its own part. They are then
-divided by the root of their length, which bounds the curvature: one learning rate (1, with momentum 0.9) suits every
-network.
+labeled images is held out; the accuracy on these is logged as `probe_accuracy`. The probe uses the features of the
+first view, in training mode. The number shows how a run develops; `evaluate linear` scores its end.
+The features of a batch are standardized over the batch; each process does so for its own part. Then they are divided
+by the square root of F, which bounds the curvature. So one learning rate (1, with momentum 0.9) suits every network.
 
-N images, B of a batch, F features, L classes.
+N images, B per batch, F features, L classes.
 """
 
 from __future__ import annotations
@@ -36,18 +35,20 @@ def read_probe_labels(source: Source, data: Data, labels_from: str) -> np.ndarra
 
     Args:
         source: N images.
-        data: what `source` was opened from.
-        labels_from: where the labels are, as of `open_source`. Images that it does not know have no label.
+        data: the data from which `source` was opened.
+        labels_from: source of the labels, as for `open_source`. Images without an entry have no label.
 
     Raises:
-        LabelsError: several labels an image, or fewer than two classes among these images.
+        LabelsError: images have several labels, or there are fewer than two classes.
     """
     try:
         known = open_source(data, labels_from=labels_from)
     except LabelsError as error:
         raise LabelsError(f"--probe-labels {labels_from}: {error}") from error
     if known.labels is None or known.labels.ndim != 1:
-        raise LabelsError(f"--probe-labels {labels_from}: the probe takes one label an image, these have several")
+        raise LabelsError(
+            f"--probe-labels {labels_from}: the probe takes one label per image, and these images have several"
+        )
     label_of = dict(zip(known.ids, known.labels.tolist(), strict=True))
     labels = np.array([label_of.get(name, -1) for name in source.ids], np.int64)
     classes = np.unique(labels[labels >= 0])
@@ -61,13 +62,13 @@ def read_probe_labels(source: Source, data: Data, labels_from: str) -> np.ndarra
 
 
 class OnlineProbe:
-    """The classifier, its momentum and its counts since the last report; a checkpoint carries them.
+    """The classifier, its momentum and its counts since the last report; checkpoints store them.
 
     Args:
-        method: whose backbone's features are watched.
-        labels: (N,), -1 = none; None: no probe, and every call does nothing.
-        device: of the features.
-        seed: of the held-out images.
+        method: the probe uses its backbone's features.
+        labels: (N,), -1 = none; None: there is no probe, and the methods do nothing.
+        device: device of the features.
+        seed: draws the held-out images.
     """
 
     def __init__(self, method: Method, labels: np.ndarray | None, device: torch.device, seed: int = 0) -> None:
@@ -90,7 +91,7 @@ class OnlineProbe:
         backbone.register_forward_hook(self._keep)
 
     def load(self, tensors: dict[str, Tensor]) -> None:
-        """Go to the state of a checkpoint."""
+        """Restore the state from a checkpoint."""
         for name, tensor in self.tensors.items():
             if name in tensors:
                 tensor.copy_(tensors[name])
@@ -125,7 +126,7 @@ class OnlineProbe:
         self.tensors["seen"] += seen
 
     def report(self) -> dict[str, float]:
-        """Return the share of held-out images that were right since the last call; nothing where none was seen."""
+        """Return the accuracy on held-out images since the last call; an empty dict if there was none."""
         if self.labels is None:
             return {}
         hits, seen = (float(self.tensors[name]) for name in ("hits", "seen"))
@@ -138,7 +139,7 @@ class OnlineProbe:
         self._wanted = len(batch.index), CELLS if batch.views[0].dim() == 5 else 1
 
     def _keep(self, backbone: nn.Module, given: object, out: Tensor) -> None:
-        """Keep the features of the first view: the first rows of the first pass within a forward."""
+        """Keep the first view's features: the first rows of the first backbone pass within a forward."""
         if self._wanted is None:
             return
         images, patches = self._wanted

@@ -2,8 +2,8 @@
 
 LARC is NVIDIA apex's form that SwAV used (You et al. 2017, arXiv 1708.03888, with the decay inside the local rate);
 LARS is SimCLR's and BYOL's. Both are SGD with momentum on gradients that were scaled parameter by parameter.
-Departs: at step s of W steps of warm-up the rate has risen by s / W, and step W has the highest. The released code of
-SwAV and DINO rises by s / (W - 1), so that step W - 1 has it too: one step in thousands.
+Departs: in a warm-up of W steps, step s has s / W of the rise, and step W has the full rate. The released code of SwAV
+and DINO uses s / (W - 1), so step W - 1 has the full rate already: a difference of one step in thousands.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ SCHEDULES = ("cosine", "constant", "step", "multistep")
 
 
 def learning_rate_at(training: Training, progress: Progress) -> float:
-    """The rate of a step: linear warm-up, then the schedule over what is left of the run.
+    """Return the learning rate of a step: linear warm-up, then the schedule over the rest of the run.
 
     cosine: from `learning_rate` to `final_learning_rate`; step: times `drop` every `milestones[0]` epochs; multistep:
-    times `drop` at each of the milestones; constant: as it says. `training` holds the rates of this run's batch.
+    times `drop` at each milestone; constant: no change. `training` holds the rates for this run's batch size.
     """
     warmup = min(training.warmup_epochs * progress.steps_per_epoch, progress.total_steps)
     if progress.step < warmup:
@@ -45,7 +45,7 @@ def learning_rate_at(training: Training, progress: Progress) -> float:
 
 
 def weight_decay_at(training: Training, progress: Progress) -> float:
-    """The decay of a step: constant, or along a cosine to `final_weight_decay` where that is set."""
+    """Return the weight decay of a step: constant, or along a cosine to `final_weight_decay` if that is set."""
     if training.final_weight_decay is None:
         return training.weight_decay
     low, high = training.weight_decay, training.final_weight_decay
@@ -59,10 +59,11 @@ class LARC(torch.optim.Optimizer):
         params: parameters or groups; a group with `layerwise_adaptation=False` is plain SGD.
         lr, momentum, weight_decay: as in SGD.
         trust: the coefficient eta. 0.001 in the papers here; 0.02 in solo-learn's CIFAR settings.
-        lars: LARS divides by the norm of gradient plus decay and keeps the decay of a zero parameter;
-            LARC divides by the sum of their norms and leaves a parameter with no norm or no gradient entirely alone.
-        clip_rate: the scale of a layer times `lr` is at most `lr`, so that the local rate only lowers the rate (apex
-            LARC's `clip`, solo-learn's `clip_lr`). The scale is divided by `lr` before it is bounded by 1.
+        lars: LARS divides by the norm of (gradient plus decay), and applies the decay to every parameter. LARC divides
+            by the sum of the two norms, and uses the plain gradient if the parameter or its gradient is zero.
+        clip_rate: divide a layer's scale by `lr` and limit it to 1, so that the local rate can only lower the rate
+        (apex
+            LARC's `clip`, solo-learn's `clip_lr`).
     """
 
     def __init__(
@@ -111,7 +112,7 @@ class LARC(torch.optim.Optimizer):
             slopes = torch.stack(torch._foreach_norm(grads))
             both = (weights > 0) & (slopes > 0)
             ratio = torch.where(both, self.trust * weights / (slopes + decay * weights + 1e-8), 1.0)
-            if decay:  # apex leaves such a parameter its bare gradient
+            if decay:  # apex uses the plain gradient of such a parameter
                 keep = torch.where(both, decay, 0.0).unbind()
                 decayed = torch._foreach_add(grads, torch._foreach_mul(params, list(keep)))
         if self.clip_rate and rate > 0:
@@ -122,15 +123,15 @@ class LARC(torch.optim.Optimizer):
 def make_optimizer(
     groups: Sequence[Group], training: Training, factors: Mapping[Tensor, float] | None = None
 ) -> torch.optim.Optimizer:
-    """Return the optimizer that `training` names over a method's groups; a group's own values win over the run's.
+    """Return the optimizer that `training` names, for a method's groups. A group's own values override the run's.
 
-    `factors`: of the learning rate, by parameter; 1 where there is none.
+    `factors`: factor of the learning rate for each parameter; 1 if a parameter has no entry.
     """
     described = []
     for group, factor, params in _by_factor(groups, factors or {}, training.exclude_flat):
         decay = training.weight_decay if group.weight_decay is None else group.weight_decay
         entry: dict[str, Any] = {"params": params, "weight_decay": decay, "rate_factor": factor}
-        # the run's schedule of the decay moves the groups that have no value of their own
+        # the run's weight decay schedule applies to groups without a value of their own
         entry["scheduled_decay"] = group.weight_decay is None
         if training.optimizer in ("larc", "lars"):
             entry["layerwise_adaptation"] = group.layerwise_adaptation
@@ -150,7 +151,7 @@ def make_optimizer(
 def _by_factor(
     groups: Sequence[Group], factors: Mapping[Tensor, float], exclude_flat: bool
 ) -> Iterator[tuple[Group, float, list[nn.Parameter]]]:
-    """The groups, each split by the factor of its parameters' learning rate, and into flat ones and others."""
+    """Yield the groups, each split by learning rate factor, and into flat and other parameters."""
     for group in groups:
         parts: dict[tuple[float, bool], list[nn.Parameter]] = {}
         for parameter in group.params:
@@ -161,7 +162,7 @@ def _by_factor(
 
 
 def set_rates(optimizer: torch.optim.Optimizer, learning_rate: float, weight_decay: float) -> None:
-    """Give every group the step's learning rate times its factor, and its decay to those that follow the run's."""
+    """Set every group's learning rate for a step, times its factor, and the decay of groups without their own decay."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate * group["rate_factor"]
         if group["scheduled_decay"]:
@@ -169,7 +170,7 @@ def set_rates(optimizer: torch.optim.Optimizer, learning_rate: float, weight_dec
 
 
 def clip(gradients: list[Tensor], norm: Tensor, training: Training) -> None:
-    """Scale gradients down to the run's bounds: `clip` for the norm of all, `clip_each` for each parameter's norm."""
+    """Scale gradients down to the run's limits: `clip` for the total norm, `clip_each` for each parameter's norm."""
     if training.clip is not None:
         torch._foreach_mul_(gradients, (training.clip / (norm + 1e-6)).clamp(max=1.0))
     if training.clip_each is not None:
@@ -178,7 +179,7 @@ def clip(gradients: list[Tensor], norm: Tensor, training: Training) -> None:
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, module: nn.Module) -> dict[str, Tensor]:
-    """The optimizer's state by parameter name, `weight.momentum_buffer`: it does not depend on any order."""
+    """Return the optimizer's state by parameter name, such as `weight.momentum_buffer`, so that no order matters."""
     return {
         f"{name}.{key}": value
         for name, parameter in module.named_parameters()
@@ -188,11 +189,11 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, module: nn.Module) -> di
 
 
 def load_optimizer_tensors(optimizer: torch.optim.Optimizer, module: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Put back what `optimizer_tensors` gave; a parameter without any had made no step yet."""
+    """Restore the state from `optimizer_tensors`. A parameter without tensors has made no step yet."""
     for name, parameter in module.named_parameters():
         own = {key[len(name) + 1 :]: value for key, value in tensors.items() if key.rpartition(".")[0] == name}
         if own:
-            # AdamW keeps its step counter on the CPU in float32; moments live beside the parameter, in its layout
+            # AdamW keeps its step counter on the CPU in float32; moments are on the parameter's device, in its layout
             optimizer.state[parameter] = {
                 key: value.clone() if key == "step" else torch.empty_like(parameter).copy_(value)
                 for key, value in own.items()
@@ -200,7 +201,7 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, module: nn.Module, 
 
 
 def forget(optimizer: torch.optim.Optimizer, module: nn.Module, names: Sequence[str]) -> None:
-    """Drop the state of the named parameters, whose values a reassignment has just replaced."""
+    """Drop the state of the named parameters, because a reassignment has replaced their values."""
     parameters = dict(module.named_parameters())
     for name in names:
         optimizer.state.pop(parameters[name], None)

@@ -17,10 +17,10 @@ from selfcluster.types import Output
 
 
 def join_ranks(method: Method, device: torch.device) -> nn.Module:
-    """The module whose forward the loop calls; with one process the method itself.
+    """Return the module that the loop calls; with one process it is the method itself.
 
-    Buffers are never synchronized in the forward: memories are written alike on every rank, and sending a 51 MB one
-    along made a step 25 times slower. Parameters that not every rank holds are left to `Shards`.
+    Buffers are never synchronized in the forward: every rank writes the same memories, and sending one of 51 MB made a
+    step 25 times slower. `Shards` takes care of parameters that only some ranks hold.
     """
     if world_size() == 1:
         return method
@@ -33,13 +33,13 @@ def join_ranks(method: Method, device: torch.device) -> nn.Module:
 
 
 def reducing(model: nn.Module, last: bool) -> AbstractContextManager[object]:
-    """Gradients are reduced in the last micro-batch of a step only."""
+    """Return a context in which gradients are reduced only in the last micro-batch of a step."""
     return nullcontext() if last or not isinstance(model, DistributedDataParallel) else model.no_sync()
 
 
 def read(outputs: list[Output], norm: Tensor, stop: bool, due: bool) -> tuple[dict[str, float], bool, bool]:
-    """The one host read of a step: mean loss and logs over micro-batches and ranks, and whether anyone wants to stop
-    or to save. A loss that is not finite on one rank is so on all."""
+    """Read a step's numbers from the device, once: loss and logs, averaged over micro-batches and ranks, and whether
+    a rank wants to stop or to save. If the loss of one rank is not finite, the mean is not finite on all ranks."""
     names = ["loss", *outputs[0].log]
     means = [
         torch.stack([o.loss.detach().float() if n == "loss" else o.log[n].float() for o in outputs]) for n in names

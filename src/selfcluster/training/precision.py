@@ -1,4 +1,4 @@
-"""Which arithmetic a device does well: bf16 autocast wherever the hardware multiplies in it, CPUs included."""
+"""Choose device and precision: bf16 autocast if the hardware multiplies in bf16, on CPUs too."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PRECISIONS = ("auto", "bf16", "fp32")
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """`auto` is the process's CUDA device where there is one, else the CPU; anything else as torch reads it."""
+    """Return a device. `auto` is this process's CUDA device if there is one, else the CPU."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -20,18 +20,18 @@ def pick_device(name: str = "auto") -> torch.device:
     except RuntimeError as error:
         raise ValueError(f"--device {name}: choose auto, cpu, cuda or cuda:NUMBER") from error
     if device.type not in ("cpu", "cuda") or (device.type == "cuda" and not torch.cuda.is_available()):
-        raise ValueError(f"--device {name}: there is none that can be used here; choose auto or cpu")
+        raise ValueError(f"--device {name}: no such device can be used here; choose auto or cpu")
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     return device
 
 
 def pick_precision(name: str, device: torch.device) -> str:
-    """`auto` is bf16 where the hardware multiplies in it, else fp32: emulated bf16 is slower than fp32."""
+    """Return the precision. `auto` is bf16 if the hardware multiplies in it, else fp32: emulated bf16 is slower."""
     # measured on two AMX cores: ResNet-18 at 32 px, forward and backward, 153 images/s against 38 in fp32
     return ("bf16" if multiplies_bfloat16(device) else "fp32") if name == "auto" else name
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """The context a forward runs in."""
+    """Return the context for a forward."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")

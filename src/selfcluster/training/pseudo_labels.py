@@ -1,9 +1,9 @@
-"""What a run keeps of the labels that it trains on: a file an epoch, and how well they agree from epoch to epoch.
+"""Store the labels that a run trains on, one file per epoch, and measure how well successive epochs agree.
 
-Methods that assign offline (DeepCluster, SeLa ...) have new labels at each reassignment. ODC moves its labels at every
-step, SwAV and DINO make a code for each view at every step: of these the labels at an epoch's end are kept, of SwAV
-and DINO each image's last code of its first view. Methods with several heads: the first head's labels.
-N images.
+Methods that assign offline (DeepCluster, SeLa ...) have new labels at each reassignment. ODC changes its labels at
+every step; its labels at the end of an epoch are stored. SwAV and DINO make a code for each view at every step; each
+image's last code of its first view is stored. If a method has several heads, the first head's labels are stored. N
+images.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from selfcluster.types import Output, Progress
 
 
 class PseudoLabels:
-    """Keeps and scores the labels of a run. Its state is `codes` and `previous`, which a checkpoint carries.
+    """Stores and scores the labels of a run. Its state is `codes` and `previous`; checkpoints store them.
 
-    `ids` (N,) of the images; `truth` (N,) their classes, -1 = none, or None: used for the score alone.
+    `ids`: N ids of the images; `truth`: their classes (N,), -1 = none, or None. Classes are used for the score only.
     """
 
     def __init__(self, method: Method, ids: Sequence[str], truth: np.ndarray | None, device: torch.device) -> None:
@@ -36,7 +36,7 @@ class PseudoLabels:
         self.previous = torch.full((len(ids) if method.online else 0,), -1, dtype=torch.int32, device=device)
 
     def load(self, tensors: dict[str, Tensor], folder: RunFolder | None, step: int) -> None:
-        """Go to the state of a checkpoint, or to the start; labels of later steps are removed."""
+        """Restore the state from a checkpoint, or begin anew; files with labels of later steps are removed."""
         for name in ("codes", "previous"):
             tensor = getattr(self, name)
             if name in tensors and len(tensors[name]) == len(tensor):
@@ -45,14 +45,14 @@ class PseudoLabels:
             cut_labels(folder.path, step)
 
     def together(self) -> dict[str, Tensor]:
-        """Return the state of all ranks as one; all call it."""
+        """Return the merged state of all ranks. All ranks call it."""
         if not self.method.online:
             return {}
         return {"codes": self._merged(), "previous": self.previous}
 
     @torch.no_grad()
     def begin(self) -> None:
-        """At the start of an epoch of a method that assigns at every step: its labels are now the previous ones."""
+        """Begin an epoch: the labels of a method that assigns at every step become the previous ones."""
         if self.method.online:
             own = self.method.pseudo_labels()
             self.previous.copy_(self._merged() if own is None else own)
@@ -60,13 +60,13 @@ class PseudoLabels:
 
     @torch.no_grad()
     def see(self, index: Tensor, outputs: Sequence[Output]) -> None:
-        """After a step that counted: `index` (B,) are the images of this rank's outputs, in order."""
+        """Record the codes of a step that was not skipped. `index` (B,): the images of this rank's outputs."""
         if self.by_codes:
             codes = [output.codes for output in outputs if output.codes is not None]
             self.codes[index.to(self.codes.device)] = torch.cat(codes).to(self.codes)
 
     def reassigned(self, progress: Progress, folder: RunFolder | None) -> dict[str, float]:
-        """Keep the labels that a method has made offline; return their NMI with the classes, where these are known."""
+        """Store the labels that a method has made offline; return their NMI with the classes, if there are classes."""
         labels = self.method.pseudo_labels()
         if labels is None or self.method.online or folder is None:
             return {}
@@ -74,7 +74,7 @@ class PseudoLabels:
 
     @torch.no_grad()
     def epoch(self, progress: Progress, folder: RunFolder | None) -> dict[str, float]:
-        """At the end of an epoch, keep the labels of a method that assigns at every step; return their scores."""
+        """End an epoch: store the labels of a method that assigns at every step; return their scores."""
         if not self.method.online:
             return {}
         own = self.method.pseudo_labels()
@@ -83,7 +83,7 @@ class PseudoLabels:
         return numbers if folder is None else numbers | self._keep(labels, progress, folder)
 
     def last(self) -> np.ndarray | None:
-        """Return the labels (N,) that the run trained on last, or None where there are none. All ranks call it."""
+        """Return the labels (N,) that the run trained on last, or None if there are none. All ranks call it."""
         labels = self._merged() if self.by_codes else self.method.pseudo_labels()
         return None if labels is None or not (labels >= 0).any() else labels.cpu().numpy()
 
@@ -97,7 +97,7 @@ class PseudoLabels:
         try:
             write_labels(folder.path, progress.epoch, progress.step, self.ids, found, stride)
         except OSError as error:
-            folder.warn_once(FOLDER, error, "training goes on without the labels of such epochs")
+            folder.warn_once(FOLDER, error, "training goes on; the labels of this epoch are not stored")
         if self.truth is None or not ((self.truth >= 0) & (found >= 0)).any():
             return {}
         return {"nmi_labels": nmi(self.truth, found)}

@@ -1,7 +1,7 @@
-"""Parameters that only some ranks hold: their gradients are summed in their group, and they are saved a file a shard.
+"""Parameters that only some ranks hold: sum their gradients within the group, and save one file per shard.
 
-Caron et al. 2019, arXiv 1905.01278, section 4.2 (the sub-classifiers of DeeperCluster). A method that is shard i of c
-names them in `sharded()`; shard i lives on the i-th c-th part of the ranks.
+Caron et al. 2019, arXiv 1905.01278, section 4.2 (the sub-classifiers of DeeperCluster). A method names these parameters
+in `sharded()`. With c shards the ranks form c equal groups, and group i holds shard i.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from selfcluster.runs import checkpoint
 
 
 class Shards:
-    """What is done about a method's sharded parameters: nothing where it has none. All ranks construct it together.
+    """Handles a method's sharded parameters; does nothing if there are none. All ranks construct it together.
 
     Raises:
-        ValueError: the processes cannot be shared out evenly over the shards.
+        ValueError: the number of processes is not a multiple of the number of shards.
     """
 
     def __init__(self, method: Method) -> None:
@@ -41,7 +41,7 @@ class Shards:
             self.group = groups[self.number]
 
     def reduce(self) -> None:
-        """The mean of the gradients over all ranks, of which those without the parameter would add nothing."""
+        """Average the sharded gradients over all ranks; ranks without the parameter count as zero."""
         for p in self.parameters:
             if p.grad is not None:
                 if self.ranks > 1:
@@ -49,7 +49,7 @@ class Shards:
                 p.grad /= world_size()
 
     def norm(self, gradients: list[Tensor]) -> Tensor:
-        """The norm of all reduced gradients, other ranks' shards among them: the same on all ranks."""
+        """Return the norm of all reduced gradients, with the shards of other ranks: the same on all ranks."""
         if not self.names:
             return torch.nn.utils.get_total_norm(gradients)
         mine = {id(p.grad) for p in self.parameters}
@@ -58,9 +58,10 @@ class Shards:
         return (common.square() + all_reduce(own.square()) / self.ranks).sqrt()
 
     def save(self, checkpoints: Path | None, step: int, tensors: dict[str, Tensor]) -> None:
-        """Move the sharded tensors out of `tensors` ("method.NAME", "optimizer.NAME.KEY") to a checkpoint of their own.
+        """Move the sharded tensors from `tensors` ("method.NAME", "optimizer.NAME.KEY") into their own checkpoint.
 
-        The first rank of each shard writes, and all wait: no common checkpoint is older than its shards.
+        The first rank of each shard writes it, and all ranks wait, so the shards are complete before the common
+        checkpoint is written.
         """
         if not self.names:
             return
@@ -76,9 +77,9 @@ class Shards:
             raise OSError(problems[0])
 
     def load(self, loaded: checkpoint.Checkpoint, wanted: set[str]) -> dict[str, Tensor]:
-        """The tensors of a common checkpoint with those of the shards, until all the `wanted` are there.
+        """Return the tensors of a common checkpoint, and those of its shards until all `wanted` are found.
 
-        The run that wrote them may have had other shards than this one, or none.
+        The run that wrote the checkpoint may have had another number of shards, or none.
         """
         tensors, folder = dict(loaded.tensors), loaded.path.parent
         own = checkpoint.shard(folder, self.number)

@@ -1,4 +1,4 @@
-"""Whether the disk has room for what a run writes, asked before its first step."""
+"""Check before the first step that the disk has room for what a run writes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from selfcluster.files import free_bytes
 from selfcluster.methods.base import Method
 from selfcluster.runs.folder import RunError
 
-_CHECKPOINTS = 3  # two are kept, and the next is written before the older of them goes
+_CHECKPOINTS = 3  # two are kept, and the next one is written before the oldest is removed
 _STATES = {"adamw": 2}  # tensors that an optimizer keeps for each parameter; the others have a momentum
 
 
@@ -17,7 +17,7 @@ def check_space(run: Path, method: Method, optimizer: str, num_images: int) -> N
     """Compare the free space with the sizes of checkpoints and embeddings.
 
     Raises:
-        RunError: it is too small; gives the bytes needed and free.
+        RunError: there is too little space; the message gives the bytes needed and free.
     """
     sizes = {name: tensor.numel() * tensor.element_size() for name, tensor in method.state_dict().items()}
     trained = sum(p.numel() * p.element_size() for p in method.parameters() if p.requires_grad)

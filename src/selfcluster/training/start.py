@@ -1,4 +1,4 @@
-"""Opening a run folder: a new run gets its configuration, an unfinished one goes on, another one is refused."""
+"""Open a run folder: write the configuration of a new run, resume an unfinished one, and refuse any other."""
 
 from __future__ import annotations
 
@@ -55,12 +55,12 @@ def open_run(
 ) -> tuple[RunFolder, dict[str, Any]]:
     """Return the locked folder and the run's whole configuration.
 
-    `accept_data_change`: go on though the data is no longer that of the run's beginning, which is written down.
+    `accept_data_change`: resume although the data has changed; the change is written into `config.yaml`.
 
     Raises:
         RunError: the folder holds a run of another method, of other settings or of other data (each difference is
             named); another process holds it; or it cannot be written.
-        ValueError: settings that make no sense.
+        ValueError: settings do not fit each other or the data.
     """
     note, warning = passed_over(source.passed)
     console.say(f"{len(source)} images in {source.where}" + note)
@@ -123,7 +123,7 @@ def open_run(
 def _find_start(
     given: Mapping[str, Any], from_file: Mapping[str, Any], console: Console
 ) -> tuple[Mapping[str, Any], dict[str, Any]]:
-    """Return the flags with the network and the channels of --init, and how that network's images are prepared."""
+    """Return the flags, completed by the network and channels of --init, and how that network's images are prepared."""
     flags = {**from_file, **given}
     init = flags.get("init")
     if init is None:
@@ -132,12 +132,12 @@ def _find_start(
     chosen = {"backbone": origin.name, "channels": origin.preprocessing.channels}
     chosen = {name: value for name, value in chosen.items() if flags.get(name) is None}
     for name, value in chosen.items():
-        console.say(f"  --{name} {value}: that of --init {init}")
+        console.say(f"  --{name} {value}: as the network of --init {init} has")
     return {**given, **chosen}, {"input": {"architecture": origin.name, **origin.preprocessing.as_config()}}
 
 
 def summarize_data(source: Source, given: Mapping[str, Any], console: Console | None = None) -> DataSummary:
-    """What the recipe reads: sizes and channels of a sample of the images, and whether there is a GPU."""
+    """Return what a recipe needs: size and channels of a sample of the images, and whether there is a GPU."""
     seen = describe_images(source)
     notes, warnings = remarks(seen, source.where)
     gpu = pick_device(given.get("device") or "auto").type == "cuda"
@@ -151,12 +151,12 @@ def summarize_data(source: Source, given: Mapping[str, Any], console: Console | 
 
 
 def _accept(folder: RunFolder, source: Source, stored: dict[str, Any], config: dict[str, object], change: str) -> None:
-    """Write into `config.yaml` that the run goes on with other data. The start is embedded again, with these images.
+    """Write into `config.yaml` that the run resumes with changed data. The start is embedded again, with these images.
 
-    `stored` is what `config.yaml` holds, and `config` what the run goes on with.
+    `stored` is the content of `config.yaml`, and `config` the configuration of the resumed run.
 
     Raises:
-        RunError: the weights of --init are gone, so there is no start to embed.
+        RunError: the weights of --init are gone, so the start cannot be embedded.
     """
     if stored.get("init") and not config.get("init"):
         folder.close()
@@ -198,12 +198,12 @@ def _same_run(
     _check_unedited(path, deciding(config))
     change = source.difference(config["about"]["summary"])
     if config.get("init") and not Path(config["init"]).exists() and load_newest(path / CHECKPOINTS)[0] is not None:
-        config["init"] = None  # gone by now, and the checkpoint has every weight
+        config["init"] = None  # the file is gone, but the checkpoint has every weight
     return {**config, **{name: value for name, value in wanted.items() if name in FREE}}, change
 
 
 def _check_unedited(path: Path, settings: Mapping[str, Any]) -> None:
-    """Raise RunError where `config.yaml` no longer says what the newest checkpoint was made with."""
+    """Raise RunError if the settings in `config.yaml` differ from those of the newest checkpoint."""
     before = newest_settings(path / CHECKPOINTS)
     edited = [name for name in before if name in settings and settings[name] != before[name]]
     if edited:
@@ -214,7 +214,7 @@ def _check_unedited(path: Path, settings: Mapping[str, Any]) -> None:
 
 
 def command_line() -> str:
-    """What to type for the same again."""
+    """Return the command line that repeats this call."""
     program = Path(sys.argv[0]).name
     if program in ("selfcluster", "__main__.py"):
         return shlex.join(sys.argv)
@@ -222,7 +222,7 @@ def command_line() -> str:
 
 
 def _absolute(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Files and folders by their whole paths: the run may go on from another folder."""
+    """Return absolute paths of files and folders, because the run may be resumed from another folder."""
     whole = {"init": absolute_word(config["init"])} if config.get("init") is not None else {}
     for name in ("labels_from", "probe_labels", "classes"):
         if config.get(name) and Path(config[name]).is_file():
@@ -233,11 +233,11 @@ def _absolute(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def absolute_word(name: str) -> str:
-    """PATH or NETWORK=PATH with its whole path; the name of a network as it is."""
+    """Return PATH or NETWORK=PATH with an absolute path; a network's name is returned unchanged."""
     if name != STARTER and Path(name).exists():
         return str(Path(name).resolve())
     network, equals, file = name.rpartition("=")
-    is_path = Path(file).exists() or means_a_path(file)  # a teacher that is gone keeps its name
+    is_path = Path(file).exists() or means_a_path(file)  # also for a file that is gone
     return f"{network}{equals}{Path(file).resolve()}" if is_path else name
 
 

@@ -1,4 +1,4 @@
-"""The whole state of a run at a step, and its way to disk and back. Whatever is not here is a function of the step."""
+"""The state of a run at a step, and how it is saved and loaded. Everything else depends on the step only."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _META_KEYS = {"step", "skipped", "reassignment", "health", "metrics_rows", "layo
 
 @dataclass(frozen=True)
 class Skipped:
-    """A step that did not count, because its loss or its gradient's norm is not finite; `index`: this rank's images."""
+    """A step that was skipped because its loss or gradient norm is not finite. `index`: this rank's images."""
 
     step: int
     loss: float
@@ -41,13 +41,13 @@ class Skipped:
 
 @dataclass
 class RunState:
-    """`step` steps are done and `skipped` of them did not count; `reassignment` holds what the last one logged."""
+    """`step`: steps done; `skipped`: how many of them were skipped; `reassignment`: its last numbers."""
 
     method: Method
     optimizer: torch.optim.Optimizer
     health: Health
     labels: PseudoLabels
-    folder: RunFolder | None  # None on all ranks but the first, and where nothing is to be written
+    folder: RunFolder | None  # None on all ranks but the first, and if nothing is written
     layout: dict[str, Any]
     probe: OnlineProbe
     source: Source
@@ -58,12 +58,12 @@ class RunState:
 
     def __post_init__(self) -> None:
         self.shards = Shards(self.method)
-        self.checkpoints: Path | None = None  # where all ranks find them, and save their shards
+        self.checkpoints: Path | None = None  # all ranks read checkpoints there and save their shards there
 
     def save(self, replace: bool = False) -> None:
-        """Write a checkpoint; all ranks call it, and rank 0 writes what all hold alike.
+        """Write a checkpoint. All ranks call it, and rank 0 writes what is the same on all ranks.
 
-        `replace`: also where there is a whole one of this step, which was made on other data.
+        `replace`: overwrite a whole checkpoint of this step, because it was made with other data.
         """
         health, labels = self.health.together(), self.labels.together()
         if self.folder is None and not self.shards.names:
@@ -92,13 +92,13 @@ class RunState:
         checkpoint.save(self.folder.checkpoints, self.step, tensors, meta, replace=replace)
 
     def dump(self, skipped: Sequence[Skipped], name_of: Callable[[int], str]) -> Path | None:
-        """Write the weights and the images of the last steps that were skipped, from which these can be repeated.
+        """Write the weights and the images of the skipped steps, with which these steps can be repeated.
 
-        The weights are those that the steps began with, since a skipped step changes none. All ranks call it.
+        A skipped step does not change the weights, so they are the same for all these steps. All ranks call it.
 
         Returns:
-            the folder, `RUN/diverged/step-*`: a checkpoint with the method's tensors; `meta.json` holds the steps with
-            their loss, norm and images. None if the run has no folder or the disk is full.
+            The folder `RUN/diverged/step-*`, a checkpoint with the method's tensors. Its `meta.json` lists the steps
+            with loss, gradient norm and images. None if the run has no folder or the disk is full.
         """
         images = [distributed.gather_objects(each.index.tolist()) for each in skipped]
         if self.checkpoints is None:
@@ -116,11 +116,11 @@ class RunState:
                 meta = {"step": self.step, "skipped": steps, "shards": self.shards.files}
                 return checkpoint.save(folder, self.step, tensors, meta, keep=1, replace=True)
         except OSError as error:  # it must not hide why the run ended
-            log.warning("the weights and images of the skipped steps are not kept: %s", message_of(error))
+            log.warning("the weights and images of the skipped steps are not stored: %s", message_of(error))
         return None
 
     def load(self, checkpoints: Path | None, console: Console) -> None:
-        """Go to the newest whole checkpoint, if there is one; says which newer ones were broken."""
+        """Load the newest whole checkpoint, if there is one; warn about newer ones that are damaged."""
         self.checkpoints = checkpoints
         loaded, complaints = checkpoint.load_newest(checkpoints) if checkpoints is not None else (None, [])
         if loaded is not None and (missing := _META_KEYS - loaded.meta.keys()):
@@ -143,14 +143,14 @@ class RunState:
         tensors = self.shards.load(loaded, {f"method.{name}" for name in own})
         stored = section(tensors, "method.")
         different = own.keys() - stored.keys() if self.shards.names else own.keys() ^ stored.keys()
-        if different:  # a shard finds more than it holds where fewer processes wrote
+        if different:  # a shard reads more than it holds if fewer processes wrote the checkpoint
             raise checkpoint.BrokenCheckpoint(f"{loaded.path}: holds other parts: {sorted(different)}")
         change = self.source.difference(loaded.meta["data"]) if "data" in loaded.meta else ""
         if change:
             self._check_change(loaded.meta["data"], change)
         with torch.no_grad():
             for name, tensor in own.items():
-                tensor.copy_(stored[name])  # in place: whoever holds the tensor sees the values
+                tensor.copy_(stored[name])  # in place, because others may hold a reference to the tensor
         load_optimizer_tensors(self.optimizer, self.method, section(tensors, "optimizer."))
         seen = {k: v.to(device) for k, v in section(loaded.tensors, "health.").items()}
         self.health.load(loaded.meta["health"], seen, mine=distributed.rank() == 0)
@@ -181,12 +181,12 @@ class RunState:
 
 
 def section(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The tensors under a prefix, without it."""
+    """Return the tensors whose names begin with a prefix, under names without it."""
     return {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def layout_of(device: torch.device, precision: str, in_memory: bool, compiled: bool = False) -> dict[str, str | int]:
-    """What has to be the same for a resumed run to equal an uninterrupted one bit for bit."""
+    """Return what must be the same so that a resumed run equals an uninterrupted one bit for bit."""
     return {
         "processes": distributed.world_size(),
         "threads": torch.get_num_threads(),

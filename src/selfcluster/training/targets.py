@@ -1,8 +1,8 @@
-"""Targets: what `supervised` and `clusterfit` predict, made once from labels or from a teacher's features, then kept.
+"""Make the targets that `supervised` and `clusterfit` predict, once, from labels or from a teacher's features.
 
-`targets.npy` in the run folder, (T, N) int64, holds them: a run that goes on reads it and makes nothing anew.
-Estimators take each rank's share of the rows and agree on the rest; labels come back for that share.
-T targets an image (one a teacher), N images, n of this rank, F features, K clusters, L labels; -1 = none.
+They are stored in the run folder as `targets.npy`, (T, N) int64; a resumed run reads this file.
+k-means gets each rank's share of the rows, uses all shares together, and returns labels of this rank's share.
+T targets per image (one per teacher), N images, n on this rank, F features, K clusters, L labels; -1 = none.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ TARGETS_FILE = "targets.npy"
 def make_targets(
     config: RunSettings, source: Source, run: Path, console: Console, train: Callable[..., object]
 ) -> None:
-    """Write the run's `targets.npy` where its method needs one and there is none yet. All ranks take part.
+    """Write the run's `targets.npy` if its method needs one and there is none yet. All ranks take part.
 
-    `train(config=, out=)` trains a run by that configuration: the earlier rounds of ClusterFit.
+    `train(config=, out=)` trains a run with a configuration; it is used for the earlier rounds of ClusterFit.
     """
     there = distributed.broadcast_object((run / TARGETS_FILE).is_file())
     if config["method"] not in ("supervised", "clusterfit") or there:
@@ -58,7 +58,9 @@ def make_targets(
     if source.labels is not None and source.labels.ndim == 1:
         labels = source.labels
     if config.get("target") == "per_label":
-        allot(np.bincount(labels[labels >= 0]), config["num_prototypes"])  # refused before the teacher is asked
+        allot(
+            np.bincount(labels[labels >= 0]), config["num_prototypes"]
+        )  # an error should come before the teacher embeds the images
     targets = labels[None]
     if config["method"] == "clusterfit":
         targets = np.stack([_targets(*of, config, source, labels, console) for of in _teachers(config)])
@@ -66,11 +68,11 @@ def make_targets(
         content = io.BytesIO()
         np.save(content, targets.astype(np.int64))
         write_atomically(run / TARGETS_FILE, content.getvalue())
-    distributed.broadcast_object(None)  # it is there for all before any reads it
+    distributed.broadcast_object(None)  # no rank reads the file before it is written
 
 
 def read_targets(run: Path | None, num_images: int) -> Tensor | None:
-    """(T, N), or None where the run has none. Raises RunError for a file that is not what was written."""
+    """Return the targets (T, N), or None if the run has none; raise RunError if the file is damaged."""
     if run is None or not (run / TARGETS_FILE).is_file():
         return None
     try:
@@ -78,12 +80,12 @@ def read_targets(run: Path | None, num_images: int) -> Tensor | None:
     except (OSError, ValueError, EOFError) as error:
         raise RunError(f"{run / TARGETS_FILE}: cannot be read ({reason_of(error)})") from error
     if targets.ndim != 2 or targets.dtype != np.int64 or targets.shape[1] != num_images:
-        raise RunError(f"{run / TARGETS_FILE}: {targets.dtype} {targets.shape} are no targets of {num_images} images")
+        raise RunError(f"{run / TARGETS_FILE}: {targets.dtype} {targets.shape} are not targets of {num_images} images")
     return torch.from_numpy(targets)
 
 
 def teachers_of(config: RunSettings, mean: Sequence[float], std: Sequence[float]) -> list[Frozen] | None:
-    """The networks that the method asks at each step about views normalized by `mean` and `std`; None where none."""
+    """Return the teachers that the method runs at each step, on views normalized by `mean` and `std`; None if none."""
     if config["method"] != "clusterfit" or config["target"] not in AT_EACH_STEP:
         return None
     return [open_teacher(name, config, layer, mean, std) for name, layer in _teachers(config)]
@@ -97,11 +99,10 @@ def open_teacher(
     std: Sequence[float] | None = None,
     console: Console | None = None,
 ) -> Frozen:
-    """The network that a word of `--model` names, or an untrained one by its timm name.
+    """Return the network of `--teacher`: starter, timm:NAME, a run, an export, FILE, NETWORK=FILE, or a timm name.
 
-    The words: starter, timm:NAME, a run, an export, FILE, NETWORK=FILE in timm's size for it.
-
-    `mean` and `std` normalized the views that it will be asked about, where it is.
+    A plain timm name means random weights. NETWORK=FILE gets timm's image size for the network. `mean` and `std`: those
+    by which the views are normalized that the teacher gets at each step.
     """
     classifier, distills = None, config["target"] == "distill"
     found = _published(name)
@@ -127,7 +128,9 @@ def open_teacher(
         make = partial(
             make_backbone,
             network_name,
-            channels=known.input_size[0] if known else config["channels"],  # gray images are shown in its colors
+            channels=known.input_size[0]
+            if known
+            else config["channels"],  # gray images get the teacher's number of channels
             image_size=size,
             init=weights or None,
             mean=known.mean if known else None,
@@ -162,14 +165,14 @@ def _published(name: str) -> Network | None:
 
 
 def _is_saved(path: Path) -> bool:
-    """Whether selfcluster saved this network, as a run or an export: a description lies with the weights."""
+    """Whether selfcluster saved this network, as a run or an export, with its description beside the weights."""
     return ((path if path.is_dir() else path.parent) / ARCHITECTURE).is_file() or is_run(path)
 
 
 def _classifier(run: Path) -> torch.nn.Linear | None:
     loaded, _ = load_newest(run / CHECKPOINTS) if is_run(run) else (None, [])
     if loaded is None:
-        raise RunError(f"--target distill: {run} has no checkpoint, and so no classifier")
+        raise RunError(f"--target distill: {run} has no checkpoint, so there is no classifier")
     weights = section(loaded.tensors, "method.heads.0.")
     head = torch.nn.Linear(weights["weight"].shape[1], weights["weight"].shape[0])
     head.load_state_dict(weights)
@@ -177,7 +180,7 @@ def _classifier(run: Path) -> torch.nn.Linear | None:
 
 
 def _teachers(config: RunSettings) -> list[tuple[str, str | None]]:
-    """Each teacher and the layer that is asked."""
+    """Return each teacher with its layer."""
     names = teachers_in(config["teacher"])
     return list(zip(names, layers_in(config["teacher_layer"], len(names)), strict=True))
 
@@ -185,7 +188,7 @@ def _teachers(config: RunSettings) -> list[tuple[str, str | None]]:
 def _targets(
     teacher: str, layer: str | None, config: RunSettings, source: Source, labels: np.ndarray, console: Console
 ) -> np.ndarray:
-    """(N,) targets by one teacher."""
+    """Return the targets (N,) of one teacher."""
     kind = config["target"]
     if kind in AT_EACH_STEP:
         return labels if kind == "distill" else np.full(len(source), -1)
@@ -204,7 +207,7 @@ def _targets(
 
 
 def teacher_rows(teacher: Frozen, source: Source, config: RunSettings) -> tuple[Tensor, Tensor]:
-    """Unit features (n, F) of the center crops of this rank's images, and which images they are (n,)."""
+    """Return unit features (n, F) of the center crops of this rank's images, and the positions (n,) of these images."""
     device = pick_device(config["device"])
     loader = Loader(
         source,

@@ -1,4 +1,4 @@
-"""TensorBoard, for those who ask for it: each row of metrics as scalars."""
+"""Write each row of metrics for TensorBoard, as scalars (`--tensorboard`)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from selfcluster.files import PatientLog
 def tensorboard_rows(folder: Path | None) -> Callable[[Mapping[str, object]], None]:
     """Return a function that takes rows of metrics; without a folder it does nothing.
 
-    The events are written here and not by torch's writer, which ends the run where the disk is full.
+    torch's own writer is not used, because it ends the run if the disk is full.
 
     Raises:
         ValueError: the tensorboard package is missing.

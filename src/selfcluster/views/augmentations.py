@@ -1,7 +1,7 @@
 """The papers' sets of view operations, by name, and the plan that the crop flags describe.
 
-To add a set: write its `ViewGroup`s here and give them a name in `AUGMENTATIONS`. A new operation is one class with
-the form of `operations.Operation`, named in a group's `operations`. From another package: `register_augmentation`.
+To add a set: write its `ViewGroup`s here and give them a name in `AUGMENTATIONS`. A new operation is one class
+with the form of `operations.Operation`; list it in a group's `operations`. Other packages call `register_augmentation`.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def register_augmentation(name: str, views: Callable[[], tuple[ViewGroup, ViewGr
 
 
 def check_augmentation(name: str) -> None:
-    """Raise ValueError where no set of view operations has this name; the message names the nearest."""
+    """Raise ValueError if no set of view operations has this name; the message names the nearest."""
     if name not in AUGMENTATIONS:
         near = difflib.get_close_matches(name, AUGMENTATIONS, n=1, cutoff=0.0)[0]
         known = ", ".join(sorted(AUGMENTATIONS))
@@ -106,7 +106,8 @@ def plan_from_crops(crops: Crops, channels: int = 3) -> ViewPlan:
         channels: of the images. Images without three channels get no operation that needs color.
 
     Raises:
-        ValueError: the set is unknown (the message names the nearest), or a count makes no sense.
+        ValueError: the set is unknown (the message names the nearest), there is no full-resolution view, or a count is
+            negative.
 
     >>> plan_from_crops(Crops(local_crops=6), channels=3).num_views
     8
@@ -115,12 +116,12 @@ def plan_from_crops(crops: Crops, channels: int = 3) -> ViewPlan:
     if crops.global_crops < 1 or crops.local_crops < 0:
         raise ValueError(
             f"global_crops={crops.global_crops}, local_crops={crops.local_crops}: "
-            "at least one full-resolution view is needed, and no negative number of small ones"
+            "give at least one full-resolution view, and 0 or more small ones"
         )
     first, other, small = (_for_channels(group, channels) for group in AUGMENTATIONS[crops.augment]())
 
     def sized(group: ViewGroup, count: int, size: int, scale: tuple[float, float]) -> ViewGroup:
-        fixed = group.scale is None or group.ratio is None  # the set decides what is shown
+        fixed = group.scale is None or group.ratio is None  # then the set decides which part is shown
         return replace(group, count=count, size=size, scale=group.scale if fixed else scale)
 
     if first == other:

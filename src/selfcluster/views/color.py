@@ -2,10 +2,10 @@
 
 Brightness, contrast, saturation and hue in any order (torchvision's `ColorJitter`), grayscale, Gaussian blur,
 solarization (Grill et al. 2020) and gamma. Values equal those of torchvision's functional forms on float images, here
-in 0..255. A row of a `ColorTable` holds the parameters of one sample. The table lives on the host, so the rows that an
-operation touches are known without waiting for the device. Images without three channels skip color operations.
-Departs: a blur reaches three sigmas at any size, as in Pillow (SwAV, MoCo). SimCLR cuts its kernel to a tenth of the
-side (23 taps at 224 px, 3 at 32 px).
+in 0..255. A row of a `ColorTable` holds the parameters of one sample. The table is on the CPU, so it is known without
+waiting for the device which rows an operation changes. Images without three channels skip color operations.
+Departs: the blur's kernel extends three sigmas at any size, as in Pillow (SwAV, MoCo). SimCLR limits its kernel to a
+tenth of the side (23 taps at 224 px, 3 at 32 px).
 
 B samples, C channels, h x w pixels.
 """
@@ -36,8 +36,8 @@ class Color:
     """How the colors of a view change; the defaults change nothing.
 
     `jitter`: strengths of brightness, contrast, saturation (factors in [1 - x, 1 + x]) and hue (turns in [-x, x]).
-    They apply in random order to a share `jitter_p` of the samples. `gray_p`, `blur_p`, `solarize_p`: the share of
-    samples that turn gray, that are blurred with a sigma (pixels) from `blur_sigma`, whose bright half is inverted.
+    They apply in random order to a share `jitter_p` of the samples. `gray_p`: share of samples that become gray.
+    `blur_p`: share that is blurred, with a sigma (pixels) from `blur_sigma`. `solarize_p`: share that is solarized.
     `gamma`: range of the exponent, drawn uniformly in its logarithm. `gray_first`: gray before the jitter (NPID, SeLa).
     """
 
@@ -51,7 +51,7 @@ class Color:
     gray_first: bool = False
 
     def table(self, uniforms: Tensor) -> ColorTable:
-        """Return the parameters that uniforms (B, UNIFORMS) in [0, 1) stand for."""
+        """Return the parameters for uniforms (B, UNIFORMS) in [0, 1)."""
         u = uniforms.to("cpu", torch.float32).unbind(1)
 
         def factor(x: Tensor, strength: float) -> Tensor:
@@ -77,7 +77,7 @@ class Color:
 
 @dataclass(frozen=True, kw_only=True)
 class ColorTable:
-    """The parameters of B samples. Host tensors (B,); `order` (B, 4): 0 to 3 are brightness, contrast, saturation, hue.
+    """Parameters of B samples, CPU tensors (B,). `order` (B, 4): 0 to 3 are brightness, contrast, saturation, hue.
 
     Neutral values: False, factors and gamma 1, hue and sigma 0.
     """
@@ -144,9 +144,9 @@ def _on_rows(x: Tensor, chosen: Tensor, operation: Callable[..., Tensor], *param
 def _jitter_(x: Tensor, table: ColorTable, colors: bool) -> None:
     """The four operations in each sample's own order.
 
-    The rows are sorted by how many operations come before the hue's. Then the rows that an operation changes before the
-    hue, or after it, are a slice, and the expensive hue runs once. The other three operations are one blend with
-    weights per sample.
+    The rows are sorted by the number of operations before the hue. Then each operation before or after the hue changes
+    a contiguous slice of rows, and the expensive hue runs once. The other three operations are a blend with one weight
+    per sample.
     """
     rows = table.jitter.nonzero()[:, 0]
     if not len(rows):
@@ -162,7 +162,9 @@ def _jitter_(x: Tensor, table: ColorTable, colors: bool) -> None:
     there, on_device = rows.to(x.device, non_blocking=True), kinds.to(x.device, non_blocking=True)
 
     part = x.index_select(0, there)
-    first = [int((before <= step).sum()) for step in range(3)]  # rows from here on do operation `step` before the hue
+    first = [
+        int((before <= step).sum()) for step in range(3)
+    ]  # rows from this one on apply operation `step` before the hue
     for step in range(3):
         _blend_(part[first[step] :], on_device[first[step] :, step], factors[first[step] :, step], colors)
     if colors and bool((hue != 0).any()):
@@ -198,7 +200,7 @@ def _turn_(x: Tensor, turns: Tensor) -> None:
     high = torch.maximum(torch.maximum(red, green), blue)
     chroma = high - low
     inverse = chroma.clamp_min(1e-6).reciprocal_()
-    # where two channels are largest the formulae agree, so a blend by 0 or 1 chooses; torch.where costs five times more
+    # if two channels are largest, the formulas agree, so a blend by 0 or 1 chooses: torch.where is five times slower
     hue = (red - green).mul_(inverse).add_(4)
     hue.lerp_((blue - red).mul_(inverse).add_(2), _indicator(high, green))
     hue.lerp_((green - blue).mul_(inverse), _indicator(high, red))
@@ -215,7 +217,7 @@ def _indicator(x: Tensor, y: Tensor) -> Tensor:
 
 
 def jitter(x: Tensor, kind: str, amount: Tensor) -> Tensor:
-    """Apply one jitter operation: "brightness", "contrast", "saturation" (factors) or "hue" (turns), a value a sample.
+    """Apply "brightness", "contrast" or "saturation" (factors), or "hue" (turns), with one value per sample.
 
     x (B, C, h, w) float32 in 0..255, amount (B,) -> a new tensor.
     """
@@ -235,9 +237,9 @@ def grayscale(x: Tensor) -> Tensor:
 
 
 def blur(x: Tensor, sigma: Tensor) -> Tensor:
-    """Gaussian blur, a sigma (pixels) a sample, reflected at the border; x (B, C, h, w), sigma (B,) on the host.
+    """Blur x (B, C, h, w) by Gaussians of sigma (B,) pixels, one per sample, on the CPU; the border is reflected.
 
-    Equals torchvision's `gaussian_blur` with a kernel of 1 + 2 * ceil(3 * sigma) taps (less where the image is
+    Equals torchvision's `gaussian_blur` with a kernel of 1 + 2 * ceil(3 * sigma) taps (fewer if the image is
     smaller). Both passes are banded matrices: two batched products cost less than 2 B C convolutions.
     """
     radius = min(math.ceil(_SIGMAS * float(sigma.max())), min(x.shape[2:]) - 1)
@@ -270,6 +272,6 @@ def solarize(x: Tensor) -> Tensor:
 
 
 def gamma(x: Tensor, exponent: Tensor) -> Tensor:
-    """x (B, C, h, w) in 0..255 -> 255 (x / 255) ** exponent, an exponent (B,) a sample, on the host."""
+    """x (B, C, h, w) in 0..255 -> 255 (x / 255) ** exponent, one exponent (B,) per sample, on the CPU."""
     power = exponent.to(x.device, non_blocking=True)[:, None, None, None]
     return (x * (1 / WHITE)).pow_(power).mul_(WHITE)

@@ -2,10 +2,11 @@
 
 Boxes follow torchvision's `RandomResizedCrop` rule (Szegedy et al. 2015, section 6): area and aspect are drawn up to
 ten times; if no draw fits, the box is the largest central part of an allowed aspect. A box is one float32 row, `top,
-left, height, width, flip`, in whole pixels of the source. The flip is part of the row because resizing does it free.
-Two routes do the same resize, with a triangle or cubic filter that is widened by the scale where the image shrinks.
-The filter is renormalized at the crop's borders. `cut` takes one decoded image in a loader thread. `cut_batch` takes
-images on the device and multiplies two batches of matrices, `rows (S, H) @ image (H, W) @ columns (W, S)`.
+left, height, width, flip`, in whole pixels of the source. The flip is part of the row because the resize can flip at no
+cost. Two functions do the same resize, with a triangle or cubic filter. If the image shrinks, the filter is widened by
+the scale. The filter is renormalized at the crop's borders. `cut` takes one decoded image in a loader thread.
+`cut_batch` takes images on the device and multiplies two batches of matrices, `rows (S, H) @ image (H, W) @ columns (W,
+S)`.
 
 B images, C channels, H x W source, S side of a view.
 """
@@ -35,7 +36,7 @@ def random_boxes(
     ratio: tuple[float, float] | None = (3 / 4, 4 / 3),
     flip_p: float = 0.5,
 ) -> np.ndarray:
-    """Return the boxes of random crops, a pure function of the uniforms.
+    """Return the boxes of random crops; they depend on the uniforms only.
 
     Args:
         uniforms: (B, UNIFORMS) in [0, 1).
@@ -84,14 +85,14 @@ def _try_shapes(
 
 
 def _central_shape(h: np.ndarray, w: np.ndarray, ratio: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:
-    """The largest part of an allowed aspect."""
+    """Return the shape of the largest part with an allowed aspect."""
     width = np.where(w / h > ratio[1], np.rint(h * ratio[1]), w)
     height = np.where(w / h < ratio[0], np.rint(w / ratio[0]), h)
     return np.maximum(height, 1), np.maximum(width, 1)
 
 
 def cut(image: np.ndarray, box: np.ndarray, size: int, interpolation: str = "bilinear") -> np.ndarray:
-    """One view of one decoded image, for a loader thread: crop, antialiased resize, flip.
+    """Return one view of one decoded image: crop, antialiased resize, flip. A loader thread calls it.
 
     Args:
         image: (H, W, C) uint8, C up to 4.
@@ -114,14 +115,14 @@ def center(
     crop_pct: float | None = None,
     crop_mode: str = "center",
 ) -> np.ndarray:
-    """The evaluation view: the image resized to `size / crop_pct` pixels, and its center cut out, as timm does.
+    """Return the evaluation view: resize the image to `size / crop_pct` pixels and cut out its center, as timm does.
 
     Args:
         image: (H, W, C) uint8.
         size: side of the view in pixels.
         interpolation: "bilinear" or "bicubic".
-        crop_pct: `size` over the side that is resized to; None: 0.875, and 1 up to 64 px.
-        crop_mode: "center" resizes the shorter side; "squash" resizes both, so that the aspect ratio is lost.
+        crop_pct: `size` divided by the side after the resize; None: 0.875, and 1 up to 64 px.
+        crop_mode: "center" resizes the shorter side; "squash" resizes both sides and changes the aspect ratio.
 
     Returns:
         (size, size, C) uint8, equal to torchvision's `resize` followed by `center_crop`.
@@ -132,7 +133,7 @@ def center(
 
 
 def decoded_side(size: int, crop_pct: float | None = None) -> int:
-    """Shorter side that a decoded image must keep for a center view of `size` pixels to lose nothing."""
+    """Return the shorter side that a decoded image needs so that a center view of `size` pixels loses no detail."""
     return _resized_side(size, crop_pct)
 
 
@@ -151,7 +152,7 @@ def _center_shape(
 
 
 def _resize(image: np.ndarray, height: int, width: int, interpolation: str) -> np.ndarray:
-    # torch's uint8 resize is Pillow's fixed-point arithmetic vectorized (2 to 3 times faster, at most 1/255 apart).
+    # torch's uint8 resize is Pillow's fixed-point arithmetic, vectorized (2 to 3 times faster, at most 1/255 apart).
     # The copy is NumPy's: torch's would start a team of threads for each loader thread, and warns on read-only arrays.
     pixels = torch.from_numpy(np.array(image, order="C"))
     out = F.interpolate(pixels.permute(2, 0, 1)[None], size=(height, width), mode=_known(interpolation), antialias=True)
@@ -187,7 +188,7 @@ def center_batch(
     crop_pct: float | None = None,
     crop_mode: str = "center",
 ) -> Tensor:
-    """`center` for images that live on the device: (B, C, H, W) uint8 -> (B, C, size, size) float32 in 0..255."""
+    """Apply `center` on the device: (B, C, H, W) uint8 -> (B, C, size, size) float32 in 0..255."""
     _known(interpolation)
     height, width, top, left = _center_shape(images.shape[2], images.shape[3], size, crop_pct, crop_mode)
 
@@ -235,7 +236,9 @@ def _filter(start: Tensor, length: Tensor, size: int, extent: int, interpolation
     narrow = scale.clamp_min(1).reciprocal()[:, None]
     x = torch.sub((pixels * narrow)[:, None, :], (centers * narrow)[:, :, None]).abs_()  # (B, S, extent)
     weights = x.neg_().add_(1).clamp_min_(0) if interpolation == "bilinear" else _cubic(x)
-    inside = (pixels > start[:, None]) & (pixels < (start + length)[:, None])  # (B, extent): a crop sees only itself
+    inside = (pixels > start[:, None]) & (
+        pixels < (start + length)[:, None]
+    )  # (B, extent): only pixels inside the crop count
     weights *= inside[:, None, :]
     return weights.div_(weights.sum(dim=2, keepdim=True))
 

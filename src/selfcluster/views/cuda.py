@@ -1,8 +1,8 @@
-"""The photometric chain of a view on CUDA as one Triton kernel; a blur adds two passes over the blurred views only.
+"""All color operations of a view on CUDA in one Triton kernel; a blur adds two passes, over the blurred views only.
 
-A program holds one image. It applies gray and jitter in the sample's own order, then solarization, gamma and the
-normalization, so that pixels are read and written once. Contrast needs the mean gray of what precedes it: images of
-more than one tile are therefore read twice. Values equal those of `color.recolor_` and the normalization to 2/255.
+One program handles one image. It applies gray and jitter in the sample's own order, then solarization, gamma and the
+normalization, so each pixel is read and written once. Contrast needs the mean gray after the operations before it, so
+images of more than one tile are read twice. Values equal those of `color.recolor_` and the normalization to 2/255.
 
 N images, h x w pixels, P = h * w.
 """
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from selfcluster.views.color import ColorTable
 
-_TILE = 1024  # pixels that a program holds at once
+_TILE = 1024  # pixels per tile
 _COLUMNS = ("brightness", "contrast", "saturation", "hue", "sigma", "gamma")  # floating-point columns of a table
 
 
@@ -32,7 +32,7 @@ def recolor_normalize_(x: Tensor, table: ColorTable, mean: Sequence[float], std:
 
     Args:
         x: (N, 3, h, w) float32 in 0..255, contiguous; overwritten.
-        table: N rows, on the host.
+        table: N rows, on the CPU.
         mean: 3 numbers, of pixels in 0..1.
         std: 3 numbers, likewise.
 
@@ -41,7 +41,7 @@ def recolor_normalize_(x: Tensor, table: ColorTable, mean: Sequence[float], std:
     """
     n, _, height, width = x.shape
     numbers = torch.stack([getattr(table, name).float() for name in _COLUMNS], dim=1)  # (N, 6)
-    order = (table.order * torch.tensor([1, 4, 16, 64])).sum(dim=1)  # two bits an operation
+    order = (table.order * torch.tensor([1, 4, 16, 64])).sum(dim=1)  # two bits per operation
     flags = table.jitter + 2 * table.gray + 4 * table.gray_first + 8 * table.solarize
     numbers = numbers.to(x.device, non_blocking=True)
     codes = torch.stack([order, flags], dim=1).int().to(x.device, non_blocking=True)  # (N, 2)
@@ -59,7 +59,7 @@ def recolor_normalize_(x: Tensor, table: ColorTable, mean: Sequence[float], std:
 
 @triton.jit
 def _recolor(x, numbers, codes, pixels, m0, m1, m2, s0, s1, s2, TILE: tl.constexpr):
-    """Color one image. An image that a blur follows stays in 0..255; any other is solarized and normalized."""
+    """Color one image. If a blur follows, the image stays in 0..255; if not, it is solarized and normalized."""
     image = tl.program_id(0).to(tl.int64)
     row = numbers + image * 6
     brightness, contrast, saturation = tl.load(row), tl.load(row + 1), tl.load(row + 2)

@@ -1,12 +1,12 @@
 """Small affine maps and smooth elastic fields, for images whose color carries no information.
 
 They suit digits, scans and microscopy: images without color or with a fixed layout, which random crops would destroy.
-Map and field are composed into one sampling grid, so each image is interpolated once (bilinearly; scales well below 1
-would alias). Affine maps work as torchvision's `affine`: output pixels are looked up through the inverse map about the
-image's center. Elastic fields follow Simard et al. 2003: white noise smoothed by a Gaussian. Here the noise is drawn on
-a lattice one sigma wide, so it costs tens of numbers a sample at any resolution.
+Map and field are composed into one sampling grid, so each image is interpolated once (bilinearly; scales far below 1
+would alias). Affine maps work like torchvision's `affine`: the inverse map, about the image's center, gives the source
+of each output pixel. Elastic fields follow Simard et al. 2003: white noise smoothed by a Gaussian. Here the noise is
+drawn on a lattice with a spacing of one sigma, so it takes only tens of numbers per sample at any resolution.
 
-B samples, C channels, h x w pixels, G lattice points a side.
+B samples, C channels, h x w pixels, G lattice points per side.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Affine:
 
     @property
     def lattice(self) -> int:
-        """G, the lattice points a side of an elastic field."""
+        """G, the number of lattice points per side of an elastic field."""
         return math.ceil(1 / self.elastic_sigma) + 2 * _MARGIN + 1
 
     @property
@@ -125,7 +125,7 @@ def _gaussians(size: int, sigma: float, points: int, like: Tensor) -> Tensor:
 
 
 def sample(x: Tensor, matrix: Tensor, field: Tensor | None = None, fill: float | None = None) -> Tensor:
-    """Look x (B, C, h, w) up through matrix (B, 2, 3) plus field (B, h, w, 2); outside lies `fill` (see `Affine`)."""
+    """Sample x (B, C, h, w) at the positions of matrix (B, 2, 3) plus field (B, h, w, 2); outside pixels are `fill`."""
     with full_precision(x.device):
         grid = F.affine_grid(matrix, list(x.shape), align_corners=False)
         grid = grid if field is None else grid + field

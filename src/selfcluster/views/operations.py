@@ -1,4 +1,4 @@
-"""What a further operation on views must offer: one object with its parameters, its draw and its function."""
+"""The interface of an operation on views: its parameters, how many random numbers it needs, its function."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class Operation(Protocol):
-    """A change of a view's pixels. A frozen dataclass whose fields are the parameters is the usual form.
+    """A change of a view's pixels. Usually it is a frozen dataclass with the parameters as fields.
 
     `name` names the random stream, so two operations of a plan need two names. `uniforms` is how many random numbers
     a sample needs.
@@ -25,7 +25,7 @@ class Operation(Protocol):
 
         Args:
             x: (B, C, h, w) float32 in 0..255, on any device; may be changed in place.
-            uniforms: (B, self.uniforms) in [0, 1), on the host; row b belongs to sample b alone.
+            uniforms: (B, self.uniforms) in [0, 1), on the CPU; row b belongs to sample b only.
 
         Returns:
             (B, C, h, w) float32 in 0..255.

@@ -4,7 +4,7 @@ A plan is data. `boxes` computes in NumPy what the loader cuts. `apply` does the
 random numbers come from `selfcluster.randomness`, keyed by (seed, step, sample, view). A view therefore depends neither
 on the rest of its batch, nor on the number of processes, nor on the device.
 Departs: MoCo-v2, NPID and SeLa flip last and SimCLR blurs the batch. Here the flip is part of the crop, because it
-commutes with all later operations. The order is jitter, gray, blur, solarize; gray comes first where the paper says so.
+commutes with all later operations. The order is jitter, gray, blur, solarize; gray comes first if the paper says so.
 
 B samples, C channels, V views.
 """
@@ -29,7 +29,7 @@ from selfcluster.views.operations import Operation
 
 @dataclass(frozen=True, kw_only=True)
 class ViewGroup:
-    """`count` views that are made in the same way.
+    """`count` views with the same settings.
 
     `size`: side in pixels. `scale`: range of the crop's area as a share of the image's area; None: the whole image,
     resized. `ratio`: range of width over height of the crop; None: squares, with `scale` as the share of the largest
@@ -51,7 +51,7 @@ class ViewGroup:
 class ViewPlan:
     """All views of an image: `groups` in order, full resolution first.
 
-    `pretext`: "rotation" turns all views of an image by the same one of four angles. "jigsaw" cuts each view
+    `pretext`: "rotation" turns all views of an image by the same angle, one of four. "jigsaw" cuts each view
     (B, C, s, s) into 9 patches, shown in one of `permutations` orders, (B, 9, C, p, p). `pretext_labels` returns the
     chosen angle or order.
 
@@ -75,7 +75,7 @@ class ViewPlan:
 
     @property
     def num_views(self) -> int:
-        """V."""
+        """V, the number of views of an image."""
         return len(self.views)
 
     @property
@@ -121,13 +121,13 @@ class ViewPlan:
         mean: Sequence[float],
         std: Sequence[float],
     ) -> list[Tensor]:
-        """Warp, color, normalize and turn views that were cut.
+        """Warp, color and normalize views that were cut, and apply the pretext task.
 
         Args:
             views: V tensors (B, C, size, size), uint8 or float in 0..255, on one device; they are not changed.
             seed: the run's seed.
             step: the global step.
-            index: (B,) the samples, best on the host: an index on the device costs a synchronization.
+            index: (B,) the samples, best on the CPU, because an index on the device costs a synchronization.
             mean: C numbers, of pixels in 0..1.
             std: C numbers, likewise.
 
@@ -135,7 +135,7 @@ class ViewPlan:
             V float32 tensors (B, C, size, size), or (B, 9, C, p, p) with `pretext="jigsaw"`.
         """
         if len(views) != self.num_views:
-            raise ValueError(f"the plan has {self.num_views} views, {len(views)} were given")
+            raise ValueError(f"the plan has {self.num_views} views, but {len(views)} were given")
         if any(len(view) != len(index) for view in views):
             raise ValueError(f"views of {[len(view) for view in views]} images for an index of {len(index)}")
         index = index.cpu()
@@ -161,7 +161,7 @@ class ViewPlan:
         return out
 
     def pretext_labels(self, seed: int, step: int, index: Tensor) -> dict[str, Tensor]:
-        """Return what the pretext task draws for the samples: {"rotation": (B,) quarter turns} or {"jigsaw": (B,)}."""
+        """Return the pretext labels of the samples: {"rotation": (B,) quarter turns} or {"jigsaw": (B,)}."""
         if self.pretext is None:
             return {}
         choices = 4 if self.pretext == "rotation" else self.permutations
@@ -182,12 +182,12 @@ class ViewPlan:
         palette = [self.views[v].color or Color() for v in numbers]
         if all(color == Color() for color in palette):
             return None
-        # the stream's name is part of every run's random numbers, so its spelling stays
+        # the random numbers depend on the stream's name, so it must not change
         draws = (randomness.draw(seed, "colour", step, index, v, colors.UNIFORMS) for v in numbers)
         return ColorTable.stack([color.table(u) for color, u in zip(palette, draws, strict=True)])
 
     def _is_fused(self, x: Tensor, numbers: list[int]) -> bool:
-        """Whether one kernel does all that follows: color images on CUDA, and no operation that it does not know."""
+        """Whether one kernel can do all color operations: color images on CUDA, and no additional operation."""
         known = not any(self.views[v].operations for v in numbers)
         return known and x.is_cuda and x.shape[2] == 3 and x.numel() > 0 and has_triton()
 
@@ -204,7 +204,7 @@ class ViewPlan:
 
 def _normalize_(x: Tensor, mean: Sequence[float], std: Sequence[float]) -> None:
     if not len(mean) == len(std) == x.shape[-3]:
-        raise ValueError(f"mean={tuple(mean)} and std={tuple(std)} are not {x.shape[-3]} numbers each, one a channel")
+        raise ValueError(f"mean={tuple(mean)} and std={tuple(std)} are not {x.shape[-3]} numbers each, one per channel")
     center, spread = (torch.tensor(v, dtype=torch.float32)[:, None, None] for v in (mean, std))
     factor = (1 / (colors.WHITE * spread)).to(x.device, non_blocking=True)
     offset = (-center / spread).to(x.device, non_blocking=True)

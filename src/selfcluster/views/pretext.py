@@ -25,7 +25,7 @@ _PATCH = 64 / 85  # of a cell's side
 
 @torch.no_grad()
 def rotate(images: Tensor, turns: Tensor) -> Tensor:
-    """Turn each image by its own number of quarter turns, anticlockwise as `torch.rot90`; exact.
+    """Turn each image by its own number of quarter turns, anticlockwise as `torch.rot90`; no pixel is interpolated.
 
     Args:
         images: (B, C, s, s) square.
@@ -54,14 +54,14 @@ def patch_side(side: int) -> int:
 
 @torch.no_grad()
 def patches(images: Tensor, offsets: Tensor, orders: Tensor) -> Tensor:
-    """Return nine patches of each image, each at a random place in its cell of a 3 x 3 grid, in a given order.
+    """Return nine patches of each image, each at a random position in its cell of a 3 x 3 grid, in a given order.
 
     The gap between neighbors varies. Otherwise edges that continue from patch to patch would reveal the order.
 
     Args:
         images: (B, C, s, s); 255 px gives cells of 85 and patches of 64 px, other sizes the same proportions.
         offsets: (B, JIGSAW_UNIFORMS) in [0, 1): down and right for each cell.
-        orders: (B, 9) int64, a permutation an image: place k of the result shows the cell `orders[b, k]`.
+        orders: (B, 9) int64, one permutation per image: position k of the result shows the cell `orders[b, k]`.
 
     Returns:
         (B, 9, C, p, p).
@@ -87,8 +87,8 @@ def patches(images: Tensor, offsets: Tensor, orders: Tensor) -> Tensor:
 def permutations(count: int, seed: int = 0, cells: int = CELLS) -> Tensor:
     """Return `count` permutations of `cells` places that are far apart in Hamming distance.
 
-    The first is drawn at random. Each further one has the largest mean distance to those chosen before; among equals
-    the first in lexicographic order wins. The sum of agreements is kept, so that a choice costs one pass over all
+    The first is drawn at random. Each further one has the largest mean distance to those chosen before; of equals the
+    first in lexicographic order. A running sum of agreements is kept, so that a choice takes one pass over all
     permutations (4 s for P = 2,000). The result is cached: do not write to it.
 
     Args:

@@ -160,12 +160,12 @@ EARLY = [
     *case("--test-limit 0: must be at least 1", "--train", "two", "--test-limit", "0"),
     *case("limit=0; at least 1", "--train", "two", "--limit", "0", protocols=(*LABELED, "clusters", "metadata")),
     *case("1 class", "--train", "single", protocols=("linear", "finetune", "semi")),
-    *case("has the one label 0", "--train", "single", protocols=("knn", "logistic", "svm", "low_shot")),
+    *case("has one class only, 0", "--train", "single", protocols=("knn", "logistic", "svm", "low_shot")),
     *case(
         "several", "--train", "two", "--labels-from", "tags:tags.csv",
         protocols=("linear", "logistic", "clusters"),
     ),
-    *case("one label an image", "--train", "two", "--labels-from", "tags:tags.csv", protocols=("semi",)),
+    *case("one label per image", "--train", "two", "--labels-from", "tags:tags.csv", protocols=("semi",)),
     *case("no folder Annotations", "--train", "two", "--labels-from", "voc"),
     *case("no_object marks an object", "--train", "no_object", protocols=("attention",)),
     *case("is empty; it marks no object", "--train", "no_object", protocols=("video",)),
@@ -294,7 +294,9 @@ def test_features_of_another_network_are_refused():
         lambda: svm(x, y, wide, y, costs=parse_costs("1")),
         lambda: low_shot(x, y, wide, y, shots=(1,), costs=parse_costs("1")),
     ):
-        with pytest.raises(ValueError, match="train has 6 features an image and test 7: not the same network's"):
+        with pytest.raises(
+            ValueError, match="train has 6 features per image and test 7; embed both with the same network"
+        ):
             call()
 
 

@@ -160,7 +160,7 @@ def test_what_cannot_be_judged_is_refused():
         knn(x, np.ones((2, 3), int))
     with pytest.raises(ValueError, match="not one image has a label"):
         knn_map(x, [[1, 0], [0, 1]], x, [[0, 0], [-1, 0]], ks=(1,))
-    with pytest.raises(ValueError, match="several labels an image are 1, 0 or -1"):
+    with pytest.raises(ValueError, match="several labels per image are 1, 0 or -1"):
         knn_map(x, [[3, 0], [0, 1]], x, [[0, 0], [1, 0]], ks=(1,))
 
 

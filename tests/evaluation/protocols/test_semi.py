@@ -36,7 +36,7 @@ def test_lists_name_images_by_id_or_file_name(folders, tmp_path):
     file.write_text("kind1/5.png\n\n6.png\n")
     assert [source.ids[row] for row in listed(source, str(file))] == ["kind1/5.png", "kind2/6.png"]
     file.write_text("5.png\nn01440764_7.JPEG\n")
-    with pytest.raises(ValueError, match=r"1 of its 2 names are no image of train, e.g. 'n01440764_7.JPEG'"):
+    with pytest.raises(ValueError, match=r"1 of its 2 names are not images of train, e.g. 'n01440764_7.JPEG'"):
         listed(source, str(file))
     with pytest.raises(ValueError, match="there is no such file"):
         listed(source, str(tmp_path / "none.txt"))

@@ -88,7 +88,7 @@ def test_images_that_do_not_count_train_as_negative_ones_and_leave_the_test():
     train[train[:, 0] == 0, 0] = np.where(np.arange((train[:, 0] == 0).sum()) % 2, -1, 0)
     numbers, _, notes = svm(PARTS[0], train, PARTS[2], test, costs=(1.0,))
     assert numbers["map"] == svm(*PARTS, costs=(1.0,))[0]["map"]
-    assert "negative ones in training" in notes[0]
+    assert "negative images in training" in notes[0]
     test[:10, 0] = -1
     assert svm(PARTS[0], train, PARTS[2], test, costs=(1.0,))[1][0]["test"] == PARTS[3][10:, 0].sum()
 
@@ -98,8 +98,8 @@ def test_rare_and_absent_classes_end_in_a_sentence():
     _, rows, notes = svm(X[:60], train, X[60:], test, costs=(0.1, 1.0), class_names=["a", "b", "rare", "absent"])
     assert rows[2]["train"] == 1
     assert rows[2]["cost"] in (0.1, 1.0)
-    assert notes[0].startswith("Fewer than 3 training images of, or beside, rare: the usual cost")
-    assert notes[1] == "No training images to tell apart for absent: their score is that of chance."
+    assert notes[0].startswith("Fewer than 3 positive or negative training images for rare: the usual cost")
+    assert notes[1] == "No positive or no negative training images for absent: their score is at chance level."
     assert rows[3]["average_precision"] == pytest.approx((test == 3).mean())
     # of an absent class no image can be right
     assert svm(X[:60], train, X[60:], np.full(30, 3), costs=(1.0,))[0]["top1"] == 0
@@ -113,7 +113,7 @@ def test_rare_and_absent_classes_end_in_a_sentence():
         ({1: np.zeros(60, int), 3: np.zeros(30, int)}, "train has 1 class"),
         ({1: np.zeros((60, 3), int)}, "train: not one of 60 images has a label"),
         ({3: np.zeros((30, 3), int)}, "test: not one of 30 images has a label"),
-        ({3: np.zeros(30, int)}, "differ in kind"),
+        ({3: np.zeros(30, int)}, "train and test differ: one has several labels per image"),
         ({2: np.ones((30, 5))}, "train has 6 features an image and test 5"),
     ],
 )

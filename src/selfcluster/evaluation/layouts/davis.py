@@ -55,7 +55,7 @@ def read_sequences(root: Path) -> list[Sequence]:
 
 
 def read_mask(path: Path) -> np.ndarray:
-    """Return the numbers of the objects in a mask file, (H, W) uint8; raise ValueError where it is no mask."""
+    """Return the numbers of the objects in a mask file, (H, W) uint8; raise ValueError if it is not a mask."""
     try:
         with Image.open(path) as image:
             values = np.asarray(image if image.mode in ("P", "L") else image.convert("L"))
@@ -65,7 +65,7 @@ def read_mask(path: Path) -> np.ndarray:
 
 
 def read_frame(path: Path) -> np.ndarray:
-    """Return an image file, (H, W, 3) uint8; raise ValueError where it cannot be read."""
+    """Return an image file, (H, W, 3) uint8; raise ValueError if it cannot be read."""
     try:
         return decode(path.read_bytes(), channels=3)
     except (BadImage, OSError) as error:

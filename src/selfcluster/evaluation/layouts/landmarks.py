@@ -1,9 +1,9 @@
-"""Sets of landmarks with queries, in the layouts of Oxford and Paris buildings and of their revisited forms.
+"""Sets of landmarks with queries, in the layouts of Oxford and Paris Buildings, original or revisited.
 
-The images are in `jpg/`. The ground truth of the revisited form is a file `gnd_*.json` or `gnd_*.pkl`: imlist, qimlist,
-and gnd with easy, hard, junk and bbx. That of the original form is text files `*_query.txt`, `*_good.txt`, `*_ok.txt`
-and `*_junk.txt`. They are in a folder `gt` or `gt_files`, or beside `jpg/`.
-Pickles are read without running anything: they may hold lists, texts, numbers and NumPy arrays.
+The images are in `jpg/`. The ground truth of a revisited set is a file `gnd_*.json` or `gnd_*.pkl` with imlist,
+qimlist, and gnd with easy, hard, junk and bbx. That of an original set is text files `*_query.txt`, `*_good.txt`,
+`*_ok.txt` and `*_junk.txt`. They are in a folder `gt` or `gt_files`, or beside `jpg/`. A pickle is read without running
+code from it: only lists, texts, numbers and NumPy arrays are allowed.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def read_landmarks(root: Path) -> Landmarks:
         ValueError: the folder has another layout, an image is missing, or the ground truth cannot be used.
     """
     if not (root / "jpg").is_dir():
-        raise ValueError(f"{root} has no folder jpg/; a set of landmarks is needed, such as Oxford or Paris")
+        raise ValueError(f"{root} has no folder jpg/; expected a set of landmarks, such as Oxford or Paris")
     files = sorted([*root.glob("gnd_*.json"), *root.glob("gnd_*.pkl")])
     if files:
         return _revisited(root, files[0])
@@ -120,7 +120,7 @@ def _original(root: Path, folder: Path) -> Landmarks:
     for file in sorted(folder.glob("*_query.txt")):
         words = file.read_text("utf-8", errors="replace").split()
         if len(words) != 5:
-            raise ValueError(f"{file} has {len(words)} words; a name and the four numbers of a box are needed")
+            raise ValueError(f"{file} has {len(words)} words; expected a name and the four numbers of a box")
         box = _box(words[1:], str(file))
         images = {"ok": np.array(listed(file, "good") + listed(file, "ok"), np.int64)}
         images["junk"] = np.array(listed(file, "junk"), np.int64)

@@ -1,7 +1,7 @@
-"""The protocols, one a file. `PROTOCOLS` maps a name, the file's, to its class and imports the file on look-up.
+"""The protocols, one per file. `PROTOCOLS` maps a file's name to its class, and imports the file on first use.
 
-A file here is a protocol as soon as it declares a subclass of `Protocol`. Those of other packages join by
-`register_protocol`, or by an entry point of the group `selfcluster.protocols` whose value is `MODULE:CLASS`.
+A file here becomes a protocol by declaring a subclass of `Protocol`. Other packages add theirs with
+`register_protocol`, or with an entry point of the group `selfcluster.protocols` whose value is `MODULE:CLASS`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _REGISTERED: dict[str, type] = {}
 
 
 def register_protocol(name: str, protocol: type) -> None:
-    """Make a protocol of another package known under `name`; raise ValueError where the name is taken."""
+    """Make a protocol of another package known under `name`; raise ValueError if the name is taken."""
     if name in _files() or _REGISTERED.get(name, protocol) is not protocol:
         raise ValueError(f"a protocol named {name!r} exists already; choose another name")
     _REGISTERED[name] = protocol
@@ -46,7 +46,7 @@ def protocol_names() -> tuple[str, ...]:
 
 
 def known(name: str) -> str:
-    """Return the name with underscores; raise ValueError for an unknown one, naming the nearest."""
+    """Return the name with underscores; raise ValueError with the nearest name if it is unknown."""
     plain = name.lower().replace("-", "_").replace("unlabelled", "unlabeled")
     if plain not in protocol_names():
         near = difflib.get_close_matches(plain, protocol_names(), n=1, cutoff=0.4)
@@ -57,7 +57,7 @@ def known(name: str) -> str:
 
 @functools.cache
 def declarations(name: str) -> tuple[str, Mapping[str, Option]]:
-    """Return what a protocol measures, in a line, and its settings; a protocol of this package is not imported."""
+    """Return one line on what a protocol measures, and its settings. Protocols of this package are not imported."""
     if name in _REGISTERED:
         protocol = _REGISTERED[name]
         return (protocol.__doc__ or "").split("\n")[0], options_of(protocol.Settings)  # pyright: ignore

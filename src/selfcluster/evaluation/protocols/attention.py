@@ -1,8 +1,9 @@
 """Compares the attention mask of each head with true masks: Jaccard index of the best head.
 
 Caron et al. 2021, arXiv 2104.14294, section 4.2.2: a head's mask is the fewest patches that hold 60 % of the class
-token's attention. Each object counts with its best head; then objects are averaged in an image, and images.
-Departs: pixels that VOC marks as void (255) are left out of masks and scores. Images without an object do not count.
+token's attention. Each object gets the score of its best head. Scores are averaged over the objects of an image, then
+over images. Departs: pixels that VOC marks as void (255) are left out of masks and scores. Images without an object do
+not count.
 
 H heads, h x w patches.
 """

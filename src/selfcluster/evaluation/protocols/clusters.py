@@ -1,7 +1,7 @@
 """Measures how well the clusters agree with labels that training did not use.
 
-N images, K clusters, L classes. The literature means the geometric mean (DeepCluster, Caron et al. 2018,
-arXiv 1807.05520) or the arithmetic one (scikit-learn, recent papers) by "NMI", so both are given under their names.
+N images, K clusters, L classes. "NMI" means the geometric mean in DeepCluster (Caron et al. 2018, arXiv 1807.05520)
+and the arithmetic mean in scikit-learn and recent papers. Both are given, under different names.
 """
 
 from __future__ import annotations
@@ -47,25 +47,25 @@ class Clusters(Protocol):
 
 
 def clusters(assigned: ArrayLike, labels: ArrayLike | None) -> dict[str, float]:
-    """Agreement of a clustering with the classes; an image that lacks a cluster or a label (-1) takes no part.
+    """Return how well a clustering agrees with the classes. Images without a cluster or a label (-1) are left out.
 
     Args:
         assigned: (N,) cluster of each image, whole numbers.
         labels: (N,) class of each image, whole numbers.
 
     Returns:
-        accuracy (best one-to-one matching of clusters and classes: an image of a cluster left over is wrong),
+        accuracy (best one-to-one matching of clusters and classes; images of unmatched clusters count as errors),
         purity, nmi_geometric, nmi_arithmetic, ami, ari, and the counts clusters, classes and n.
 
     Raises:
-        ValueError: different lengths, or no image that has both a cluster and a label.
+        ValueError: the lengths differ, or no image has both a cluster and a label.
 
     >>> clusters([7, 7, 3, 3], [0, 0, 1, 1])["accuracy"]
     1.0
     """
     assigned, labels = _numbers(assigned, "clusters"), _numbers(labels, "labels")
     if len(assigned) != len(labels):
-        raise ValueError(f"{len(assigned)} clusters and {len(labels)} labels: each image needs one of both, or -1")
+        raise ValueError(f"{len(assigned)} clusters and {len(labels)} labels: give each image one of each, -1 = none")
     both = (assigned != -1) & (labels != -1)
     if not both.any():
         raise ValueError(f"not one of {len(labels)} images has both a cluster and a label")
@@ -86,5 +86,5 @@ def clusters(assigned: ArrayLike, labels: ArrayLike | None) -> dict[str, float]:
 def _numbers(x: ArrayLike | None, what: str) -> np.ndarray:
     x = np.asarray(x.detach().cpu() if isinstance(x, Tensor) else x)
     if x.ndim != 1 or x.dtype.kind not in "iu":
-        raise ValueError(f"{what} are {x.dtype} of shape {x.shape}; needed are whole numbers (N,), -1 = none")
+        raise ValueError(f"{what} are {x.dtype} of shape {x.shape}; whole numbers (N,) are needed, -1 = none")
     return x

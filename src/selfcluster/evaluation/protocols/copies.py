@@ -1,9 +1,9 @@
 """Finds the originals of manipulated copies, as in Copydays; distractors can be added.
 
-Douze et al. 2009; Caron et al. 2021 (DINO), table 4: token and generalized mean (p = 4) of the last map side by side,
-whitened on other images, compared by the cosine. An original is right where the first four characters of the names
-agree. Average precision looks at the best 20.
-Departs: the whitening subtracts the mean before it computes the covariance; DINO's code only after.
+Douze et al. 2009; Caron et al. 2021 (DINO), table 4: the class token and the generalized mean (p = 4) of the last
+map are concatenated, whitened on other images, and compared by the cosine. Original and copy share the first four
+characters of their names. Average precision uses the best 20 images.
+Departs: the whitening subtracts the mean before it computes the covariance; DINO's code subtracts it afterwards.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Copies(Protocol):
 
 
 def images_in(folder: Path) -> list[Path]:
-    """Return the image files of a folder and of those below, by name; raise ValueError where there is none."""
+    """Return the image files of a folder and of those below, by name; raise ValueError if there is none."""
     found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES and path.is_file())
     if not found:
         raise ValueError(f"{folder} holds no images")

@@ -4,11 +4,11 @@ Presets: `swav` (Caron et al. 2020, arXiv 2006.09882: 35 epochs; the rates are t
 10 %), `dino` (Caron et al. 2021, arXiv 2104.14294, with DeiT's recipe, Touvron et al. 2020, arXiv 2012.12877),
 `deepercluster` (Caron et al. 2019, arXiv 1905.01278: dropout 0.5, ten crops at test), `odc` (Zhan et al. 2020,
 arXiv 2006.10645, with OpenSelfSup's rates), `voc` (Caron et al. 2018, arXiv 1807.05520, as released for VOC07:
-`--tune fc` is its FC6-8, `--tune all` its ALL). Several labels an image are learned with binary cross-entropy and
+`--tune fc` is its FC6-8, `--tune all` its ALL). Images with several labels are learned with binary cross-entropy and
 scored by mean average precision.
 Departs: the last epoch is scored. Weights of the classifier begin as N(0, 0.01) in every preset. `dino` leaves out
-RandAugment, random erasing and stochastic depth. The ten crops lie in the center square. `voc` drops its rates at equal
-shares of the length, in epochs where the released code counts iterations.
+RandAugment, random erasing and stochastic depth. The ten crops lie in the center square. `voc` lowers its rates at
+equal shares of the length and counts epochs; the released code counts iterations.
 
 N training images, M test images, L classes.
 """
@@ -99,17 +99,17 @@ def chosen(recipe: Recipe, settings: Any) -> Recipe:
 def finetuned(
     subject: Subject, train: Source, test: Source, recipe: Recipe
 ) -> tuple[dict[str, Any], tuple[dict[str, Any], ...]]:
-    """Return the numbers of a fine-tuned network on the test images, and a row a class.
+    """Fine-tune a network; return its numbers on the test images, and a row per class.
 
     Raises:
-        ValueError: no labels, one class only, or a `--layer`, which has no effect here.
+        ValueError: there are no labels or only one class, or `--layer` is given, which has no effect here.
     """
     if subject.layer is not None:
         raise ValueError(f"--layer {subject.layer} has no effect: fine-tuning trains the whole network; leave it out")
     train, test = with_label(train, "train"), with_label(test, "test")
     labels, others = torch.as_tensor(train.labels), torch.as_tensor(test.labels)
     if labels.dim() != others.dim():
-        raise ValueError("train and test differ in kind: one has several labels an image, the other one label")
+        raise ValueError("train and test differ: one has several labels per image, the other one label per image")
     several = labels.dim() == 2
     classes = torch.arange(labels.shape[1]) if several else labels.unique()
     if len(classes) < 2:
@@ -138,9 +138,9 @@ def finetuned(
 
 
 def average_precisions(scores: Tensor, labels: Tensor) -> np.ndarray:
-    """Return (L,) average precisions by steps, nan where the test has no positive image.
+    """Return (L,) average precisions by steps, NaN for classes without a positive test image.
 
-    As in DeepCluster's released code a tie counts against the positive image. Labels of -1 (difficult) are left out.
+    A tie counts against the positive image, as in DeepCluster's released code. Labels of -1 (difficult) are left out.
     """
     against = scores.double().numpy() - 1e-5 * labels.numpy()
     return class_precisions(against, labels.numpy(), "steps")

@@ -1,10 +1,10 @@
-"""Classifies images by their weighted nearest neighbors, on frozen features; trains nothing.
+"""Classifies images by a weighted vote of their nearest neighbors, on frozen features; trains nothing.
 
 Wu et al. 2018, arXiv 1805.01978, section 3.4, with the settings of Caron et al. 2021, arXiv 2104.14294: features of
-unit length, k = 20 neighbors, each votes for its class with exp(cosine / 0.07). DINO's sweep is `--k 10,20,100,200`:
-neighbors are searched once, for the largest k. Images with several labels are scored by mean average precision: the
-score of a class is its share of the votes (Caron's thesis, table 5.5).
-Departs: nothing; among classes with equal votes the lowest label wins. A class without a vote is never in the top 5.
+unit length and k = 20 neighbors. Each neighbor votes for its class with weight exp(cosine / 0.07). DINO's sweep is `--k
+10,20,100,200`: neighbors are searched once, for the largest k. Images with several labels are scored by mean average
+precision. The score of a class is its share of the votes (Caron's thesis, table 5.5). Departs: nothing. Among classes
+with equal votes the lowest label wins. A class without votes is never in the top 5.
 
 N training images, M test images, F features, L classes, K numbers of neighbors.
 """
@@ -28,7 +28,7 @@ from selfcluster.evaluation.protocol import Protocol, Result, result_of
 from selfcluster.evaluation.subject import Subject
 from selfcluster.setting import setting
 
-_HELD = 1 << 24  # votes and neighbors' labels of one tile of test images: 64 MB of float32
+_HELD = 1 << 24  # most votes and neighbors' labels per tile of test images: 64 MB of float32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +57,7 @@ class KNN(Protocol):
 
 
 def parse_numbers(text: str, flag: str = "--k") -> tuple[int, ...]:
-    """Return the whole numbers of a list such as "10,20"; raise ValueError for anything else, naming the flag.
+    """Return the whole numbers of a list such as "10,20"; raise ValueError with the flag for anything else.
 
     >>> parse_numbers("10, 20")
     (10, 20)
@@ -77,23 +77,23 @@ def knn(
     k: int = 20,
     temperature: float = 0.07,
 ) -> dict[str, float]:
-    """Accuracy of the weighted vote of the k nearest training images.
+    """Return the accuracy of the weighted vote of the k nearest training images.
 
     Args:
         train_features: (N, F), NumPy or torch.
-        train_labels: (N,) whole numbers; images labeled -1 take no part.
-        test_features, test_labels: (M, F) and (M,); without them every training image is judged by all the others
-            (leave one out).
-        k: neighbors; where there are fewer training images, all of them. The number used is in the result.
-        temperature: the smaller, the more the nearest decide.
+        train_labels: (N,) whole numbers; images labeled -1 are left out.
+        test_features, test_labels: (M, F) and (M,); without them each training image is classified by all the
+            others (leave one out).
+        k: number of neighbors, at most the number of training images. The number used is in the result.
+        temperature: a smaller value gives the nearest neighbors more weight.
 
     Returns:
         top1, top5 (only with more than 5 classes), k, classes, n_train, n_test; accuracies in [0, 1]. A test image of a
         class that train lacks counts as an error.
 
     Raises:
-        ValueError: no labels, one class only, features that are not finite or of different widths, k < 1.
-        RuntimeError: more than one process.
+        ValueError: there are no labels or only one class, features are not finite or differ in width, or k < 1.
+        RuntimeError: there is more than one process.
 
     >>> knn([[1.0, 0.0], [0.0, 1.0]], [0, 1], [[2.0, 1.0]], [0], k=1)["top1"]
     1.0
@@ -110,13 +110,13 @@ def knn_sweep(
     ks: Sequence[int],
     temperature: float = 0.07,
 ) -> list[dict[str, float]]:
-    """Return what `knn` returns for each of several k, with one search of neighbors for all."""
+    """Return the result of `knn` for each of several k; neighbors are searched only once."""
     x, y = labeled(train_features, train_labels, "train")
     leave_one_out = test_features is None
     queries, wanted = (x, y) if leave_one_out else labeled(test_features, test_labels, "test")
     classes = y.unique()
     if len(classes) < 2:
-        raise ValueError(f"train has the one label {int(classes[0])}: there is nothing to tell apart")
+        raise ValueError(f"train has one class only, {int(classes[0])}: at least two are needed")
     ks, cosines, neighbors = _search(x, queries, ks, temperature, leave_one_out)
     numbers, wanted = positions(classes, y), positions(classes, wanted)
     hits = torch.zeros(len(ks), 2, dtype=torch.int64)
@@ -143,15 +143,15 @@ def knn_map(
     ks: Sequence[int],
     temperature: float = 0.07,
 ) -> list[dict[str, float]]:
-    """Return mean average precision for each of several k, of images with several labels.
+    """Return mean average precision for each of several k; images have several labels.
 
     Args:
-        train_features, train_labels: (N, F) and (N, L) of 1, 0 and -1. -1 does not vote, as 0.
+        train_features, train_labels: (N, F) and (N, L) of 1, 0 and -1. -1 does not vote, like 0.
         test_features, test_labels: (M, F) and (M, L); -1 does not count. Test may have more classes than train.
         ks, temperature: as in `knn_sweep`.
 
     Returns:
-        a row for each k: map (area), map_11_point, k, classes (those with a test image), n_train, n_test.
+        A row for each k: map (area), map_11_point, k, classes (those with a test image), n_train, n_test.
     """
     x, y = with_tags(train_features, train_labels, "train")
     queries, wanted = with_tags(test_features, test_labels, "test")
@@ -180,12 +180,12 @@ def knn_map(
 def _search(
     x: Tensor, queries: Tensor, ks: Sequence[int], temperature: float, leave_one_out: bool
 ) -> tuple[tuple[int, ...], Tensor, Tensor]:
-    """The k that can be had, and cosines and neighbors (M, k) for the largest, best first."""
+    """Return the possible values of k, and cosines and neighbors (M, k) for the largest, best first."""
     if not ks or min(ks) < 1 or temperature <= 0:
         shown = ",".join(map(str, ks))
         raise ValueError(f"k={shown} and temperature={temperature}: k must be at least 1 and temperature above 0")
     if world_size() > 1:
-        raise RuntimeError("k-NN takes all images of one process: evaluate without torchrun")
+        raise RuntimeError("k-NN needs all images in one process: evaluate without torchrun")
     same_width(x, queries)
     available = tuple(dict.fromkeys(min(k, len(x) - leave_one_out) for k in ks))
     x = F.normalize(x, dim=1)
@@ -197,12 +197,15 @@ def _search(
 def sweep_votes(
     cosines: Tensor, classes: Tensor, num_classes: int, ks: Sequence[int], temperature: float
 ) -> Iterator[Tensor]:
-    """Cosines and classes of the neighbors (m, max k), best first, to each k's votes (m, L); -inf: no vote."""
+    """Yield the votes (m, L) for each k, from cosines and classes of the neighbors (m, max k), best first.
+
+    -inf means no vote.
+    """
     weights = _weights(cosines, temperature)
     for k in ks:
         votes = weights.new_zeros(len(cosines), num_classes).scatter_add_(1, classes[:, :k], weights[:, :k])
         voted = torch.zeros(votes.shape, dtype=torch.bool, device=votes.device)
-        voted.scatter_(1, classes[:, :k], True)  # a weight may be too small for a float and is a vote all the same
+        voted.scatter_(1, classes[:, :k], True)  # a weight that underflows to 0 is still a vote
         yield votes.masked_fill_(~voted, float("-inf"))
 
 
@@ -212,7 +215,7 @@ def _weights(cosines: Tensor, temperature: float) -> Tensor:
 
 
 def rank_of(scores: Tensor, y: Tensor) -> Tensor:
-    """Return (m,) the rank, from 0, of class y (m,) among scores (m, L); L where y is -1 or its score is -inf.
+    """Return the rank (m,), from 0, of class y (m,) among scores (m, L); L if y is -1 or its score is -inf.
 
     Of equal scores the lowest class comes first.
     """

@@ -1,13 +1,13 @@
 """Trains a linear classifier by SGD on crops and flips, with a frozen network: the papers' linear probe.
 
-Presets, each with its optimizer, schedule, batch and crops as released: `swav` (Caron et al. 2020, arXiv 2006.09882,
-eval_linear), `dino` (Caron et al. 2021, arXiv 2104.14294), `moco` (He et al. 2020, arXiv 1911.05722), `vissl` (Goyal et
-al. 2019, arXiv 1905.01235), `deepcluster` (Caron et al. 2018, arXiv 1807.05520), `deepercluster` (Caron et al. 2019,
-arXiv 1905.01278), `odc` (Zhan et al. 2020, arXiv 2006.10645, with OpenSelfSup's 90 epochs; the paper has 100).
-`--layer all` trains a classifier at every depth of the network at once, on maps pooled to about 9,000 numbers.
-Departs: the last epoch is scored, where several released scripts report the best epoch on the test images. `odc` leaves
-out the lighting noise. `deepcluster` takes its squares from the whole image, and its ten test crops from the center
-square of 256 pixels.
+Each preset has the optimizer, schedule, batch and crops of a released code: `swav` (Caron et al. 2020, arXiv
+2006.09882, eval_linear), `dino` (Caron et al. 2021, arXiv 2104.14294), `moco` (He et al. 2020, arXiv 1911.05722),
+`vissl` (Goyal et al. 2019, arXiv 1905.01235), `deepcluster` (Caron et al. 2018, arXiv 1807.05520), `deepercluster`
+(Caron et al. 2019, arXiv 1905.01278), `odc` (Zhan et al. 2020, arXiv 2006.10645, with OpenSelfSup's 90 epochs; the
+paper has 100). `--layer all` trains a classifier at every depth of the network at once, on maps pooled to about 9,000
+numbers. Departs: the last epoch is scored, where several released scripts report the best epoch on the test images.
+`odc` leaves out the lighting noise. `deepcluster` takes its squares from the whole image, and its ten test crops from
+the center square of 256 pixels.
 
 N training images, M test images, L classes, D depths.
 """
@@ -52,7 +52,9 @@ class Linear(Protocol):
             raise ValueError(f"--depths {settings.depths} needs --layer all, which probes every depth")
         train, test = (with_label(part, name) for part, name in zip(subject.sources, ("train", "test"), strict=True))
         if train.labels is None or train.labels.ndim == 2:
-            raise ValueError("linear takes one label an image, and these have several; use svm, knn or finetune")
+            raise ValueError(
+                "linear takes one label per image, and these images have several; use svm, knn or finetune"
+            )
         labels, wanted = torch.as_tensor(train.labels), torch.as_tensor(test.labels)
         classes = labels.unique()
         if len(classes) < 2:

@@ -1,10 +1,10 @@
 """Fits a logistic regression to frozen features until it converges: a linear probe without crops.
 
-Features are standardized with the training images' mean and deviation. The penalty on the weights is chosen on a part
-of the *training* images held out for it, then the classifier is fitted to all of them and meets the test images once:
-the published probes that report the best of many epochs on the test images flatter themselves.
-Minimized is mean cross-entropy + penalty / 2 * |W|^2 (the bias is free), by L-BFGS on all images at once; it has one
-minimum, so nothing depends on a learning rate. scikit-learn's C is 1 / (penalty * N).
+Features are standardized with the training images' mean and deviation. The penalty on the weights is chosen on held-out
+*training* images. Then the classifier is fitted to all training images and scored once on the test images. Published
+probes that report the best of many epochs on the test images get scores that are too high.
+L-BFGS minimizes mean cross-entropy + penalty / 2 * |W|^2 (no penalty on the bias) on all images at once. There is one
+minimum, so the result does not depend on a learning rate. scikit-learn's C is 1 / (penalty * N).
 
 N training images, M test images, F features, L classes.
 """
@@ -60,16 +60,16 @@ def logistic(
     max_iter: int = 1000,
     seed: int = 0,
 ) -> dict[str, float]:
-    """Accuracy of a logistic regression that was fitted to the training images.
+    """Return the test accuracy of a logistic regression fitted to the training images.
 
     Args:
-        train_features, train_labels: (N, F) and (N,), NumPy or torch; images labeled -1 take no part. float64
-            features are computed in float64, all others in float32, on the device they are on.
+        train_features, train_labels: (N, F) and (N,), NumPy or torch; images labeled -1 are left out. float64
+            features are computed in float64, all others in float32, on their own device.
         test_features, test_labels: (M, F) and (M,).
         penalty: on half the squared weights, beside the mean cross-entropy; None = the best of `PENALTIES` on the
-            held-out images, the strongest of equals, tried from the strongest until two running are worse.
-        held_out: share of each class's training images that choose the penalty.
-        max_iter: L-BFGS iterations a fit.
+            held-out images; of equals the strongest. The strongest is tried first, until two in a row are worse.
+        held_out: share of each class's training images that is used to choose the penalty.
+        max_iter: L-BFGS iterations per fit.
         seed: of the draw of the held-out images.
 
     Returns:
@@ -77,19 +77,19 @@ def logistic(
         `max_iter` iterations), classes, n_train, n_test; accuracies in [0, 1].
 
     Raises:
-        ValueError: no labels, one class only, features that are not finite or of different widths.
+        ValueError: there are no labels or only one class, or features are not finite or differ in width.
     """
     x, y = labeled(train_features, train_labels, "train")
     queries, wanted = labeled(test_features, test_labels, "test")
     same_width(x, queries)
     classes = y.unique()
     if len(classes) < 2:
-        raise ValueError(f"train has the one label {int(classes[0])}: there is nothing to tell apart")
+        raise ValueError(f"train has one class only, {int(classes[0])}: at least two are needed")
     y, wanted = positions(classes, y), positions(classes, wanted)
     if penalty is None:
         penalty = _choose(x, y, len(classes), held_out, max_iter, seed)
     probe = _Probe(x, y, len(classes))
-    # from strong to weak as when it was chosen: a cold start may stop short
+    # from strong to weak, as in the choice: a fit from zero weights may stop before it converges
     for each in (*(p for p in PENALTIES if p > penalty), penalty):
         probe.fit(each, max_iter)
     scores = probe.scores(queries)
@@ -101,11 +101,11 @@ def logistic(
 
 
 class _Probe:
-    """Standardization, weights (L, F) and bias (L,) of a logistic regression; `fit` goes on from what it has."""
+    """Standardization, weights (L, F) and bias (L,) of a logistic regression; `fit` continues from these weights."""
 
     def __init__(self, x: Tensor, y: Tensor, num_classes: int) -> None:
         deviation, self.mean = torch.std_mean(x, dim=0, correction=0)
-        self.scale = torch.where(deviation > 0, deviation, 1)  # a constant feature tells nothing and divides by 0
+        self.scale = torch.where(deviation > 0, deviation, 1)  # a constant feature would divide by 0
         self.x, self.y = (x - self.mean) / self.scale, y
         self.weight = x.new_zeros(num_classes, x.shape[1], requires_grad=True)
         self.bias = x.new_zeros(num_classes, requires_grad=True)
@@ -140,22 +140,22 @@ class _Probe:
 
 
 def _choose(x: Tensor, y: Tensor, num_classes: int, held_out: float, max_iter: int, seed: int) -> float:
-    """The penalty whose fit to a part of the training images is best on the rest of them."""
+    """Return the penalty that is best on the held-out training images after a fit to the others."""
     out = _hold_out(y.cpu(), num_classes, held_out, seed).to(x.device)
     if not out.any():
-        return PENALTIES[len(PENALTIES) // 2]  # every class has a single image: nothing can be held out
+        return PENALTIES[len(PENALTIES) // 2]  # every class has one image, so none can be held out
     probe, best, accuracy = _Probe(x[~out], y[~out], num_classes), PENALTIES[0], [-1.0]
     for penalty in PENALTIES:
         accuracy.append(top(probe.fit(penalty, max_iter).scores(x[out]), y[out], 1))
         if accuracy[-1] > max(accuracy[:-1]):
             best = penalty
-        elif max(accuracy[-2:]) < max(accuracy):  # worse twice running: the weaker ones only overfit more, slowly
+        elif max(accuracy[-2:]) < max(accuracy):  # worse twice in a row: weaker penalties take longer and overfit more
             break
     return best
 
 
 def _hold_out(y: Tensor, num_classes: int, share: float, seed: int) -> Tensor:
-    """(N,) bool: this share of every class, drawn at random; at least one image of each class stays."""
+    """Return (N,) bool with a random share of every class; at least one image of each class is not held out."""
     order = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))
     out = torch.zeros(len(y), dtype=torch.bool)
     for label in range(num_classes):

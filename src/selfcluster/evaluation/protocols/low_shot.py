@@ -2,12 +2,12 @@
 
 Goyal et al. 2019, arXiv 1905.01235, with 1 to 96 positive images a class and 5 draws. For each class a draw holds k
 positive images and (L - 1) * k negative ones, without replacement; no other image is used for that class. Every cost
-is fitted, and the result of k is the best cost's mean over the draws. As published, that cost is chosen on the test
-images, which flatters the result; `--costs 1` fixes it.
-Departs: the images are the center crops of the network. Where train has fewer negative images, all of them are used.
-Numbers of images that a class cannot provide are left out.
+is tried, and the result for k is the best cost's mean over the draws. As published, the cost is chosen on the test
+images, which makes the result too good; `--costs 1` avoids this.
+Departs: the images are the center crops of the network. If train has fewer negative images, all of them are used.
+A k is left out if some class has fewer positive images.
 
-N training images, M test images, F features, L classes, k positive images a class.
+N training images, M test images, F features, L classes, k positive images per class.
 """
 
 from __future__ import annotations
@@ -67,11 +67,11 @@ def low_shot(
     """Return the numbers, a row for each k, and notes.
 
     Args:
-        train_features, train_labels: (N, F) and (N,), -1 = unlabeled; or (N, L) of 1, 0 and -1 (takes no part).
+        train_features, train_labels: (N, F) and (N,), -1 = unlabeled; or (N, L) of 1, 0 and -1 (ignored).
         test_features, test_labels: (M, F) and (M,) or (M, L).
-        shots: each k.
-        samples: independent draws a k.
-        costs: of which the best on the test images counts.
+        shots: the values of k.
+        samples: independent draws for each k.
+        costs: the best of them on the test images is used.
         seed: of the draws.
         class_names: for the notes.
 
@@ -81,7 +81,7 @@ def low_shot(
         top1_deviation at the same cost, for single labels.
 
     Raises:
-        ValueError: no class has as many images as the smallest k; and as `prepared`.
+        ValueError: some class has fewer images than the smallest k; or as `prepared` raises.
     """
     x, y, queries, wanted = prepared(train_features, train_labels, test_features, test_labels)
     counts = (y > 0).sum(axis=0)
@@ -122,7 +122,7 @@ def low_shot(
 def draw(labels: np.ndarray, k: int, key: int) -> Draw:
     """Return for each class the rows of k positive images and of (L - 1) * k negative ones, both sorted.
 
-    A class without a positive image gets none at all. Labels (N, L) are 1, 0 and -1; images of -1 are never drawn.
+    A class without a positive image gets no images. Labels (N, L) are 1, 0 and -1; images of -1 are never drawn.
 
     >>> [[part.size for part in rows] for rows in draw(np.eye(3, dtype=int).repeat(5, axis=0), 2, key=0)]
     [[2, 4], [2, 4], [2, 4]]
@@ -150,14 +150,14 @@ def _scores(x: np.ndarray, queries: np.ndarray, drawn: Draw, cost: float, fits: 
 
 
 def _missing(y: np.ndarray, wanted: np.ndarray, k: int, class_names: list[str] | None) -> tuple[str, ...]:
-    """Sentences on classes without training images, and on classes with too few negative images."""
+    """Return sentences about classes without training images, and on classes with too few negative images."""
     counts, others = (y > 0).sum(axis=0), (y == 0).sum(axis=0)
     needed = (int((counts > 0).sum()) - 1) * k
     absent = [class_name(class_names, int(c)) for c in np.flatnonzero((counts == 0) & (wanted > 0).any(axis=0))]
     short = [class_name(class_names, int(c)) for c in np.flatnonzero((counts > 0) & (others < needed))]
     notes = []
     if absent:
-        notes.append(f"No training image of {', '.join(absent)}: their score is that of chance.")
+        notes.append(f"No training image of {', '.join(absent)}: their score is at chance level.")
     if short:
         notes.append(f"Fewer than (L - 1) * k = {needed} negative images of {', '.join(short)}: all of them were used.")
     return tuple(notes)

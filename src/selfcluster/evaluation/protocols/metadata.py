@@ -1,8 +1,8 @@
 """Measures how well the clusters agree with metadata: columns of a CSV, or EXIF.
 
-Caron et al. 2019, arXiv 1905.01278, section 4.2: NMI (geometric) of clusters and metadata over the epochs; of several
-tags of an image the least frequent one counts. A table may cover some of the images only; each column is scored over
-those that it covers. N images.
+Caron et al. 2019, arXiv 1905.01278, section 4.2: NMI (geometric) of clusters and metadata over the epochs. If an
+image has several tags, the least frequent one counts. A table may cover only some of the images; each column is scored
+on the images that it covers. N images.
 Departs: an image's color is the mean of its pixels; the paper does not say what "their mean color" averages over.
 """
 
@@ -77,7 +77,7 @@ class Metadata(Protocol):
 
 
 def _agreement(labels: np.ndarray, clusters: np.ndarray) -> dict[str, object]:
-    """NMI and AMI over the images that have both, and how many these are; NaN where none has."""
+    """Return NMI and AMI over the images that have both, and their number; NaN if no image has both."""
     both = (labels >= 0) & (clusters >= 0)
     scores = (nmi(labels, clusters), ami(labels, clusters)) if both.any() else (float("nan"), float("nan"))
     return {"images": int(both.sum()), "nmi": scores[0], "ami": scores[1]}
@@ -86,7 +86,7 @@ def _agreement(labels: np.ndarray, clusters: np.ndarray) -> dict[str, object]:
 def _columns(
     subject: Subject, images: LabeledFeatures, settings: MetadataSettings
 ) -> tuple[dict[str, tuple[np.ndarray, list[str]]], tuple[str, ...]]:
-    """The labels (N,) and names of each column, and what was left out."""
+    """Return the labels (N,) and names of each column, and a note on the columns that were left out."""
     if settings.table is None:
         cells: Mapping[str, list[str]] = metadata.exif_columns(subject.source(), images.rows, settings.cell)
         if not any(any(column) for column in cells.values()):
@@ -101,9 +101,13 @@ def _columns(
     without = [name for name in columns if name not in groups]
     if not groups:
         raise ValueError(
-            f"no column groups the images: {', '.join(without)} have one value for all, or another for each"
+            f"no column groups the images: {', '.join(without)} have one value for all, or a different one for each"
         )
-    notes = (f"Not scored, one value for all or another for each: {', '.join(without)}.",) if without else ()
+    notes = (
+        (f"Not scored, because they have one value for all images or a different one for each: {', '.join(without)}.",)
+        if without
+        else ()
+    )
     return groups, notes
 
 
@@ -116,7 +120,7 @@ def _known_columns(cells: Mapping[str, list[str]], names: str | None) -> list[st
 
 
 def _epochs(subject: Subject, ids: list[str]) -> Iterator[tuple[int, np.ndarray]]:
-    """The pseudo-labels (N,) of the images in each epoch that a run has kept."""
+    """Yield each epoch that a run has stored, and the pseudo-labels (N,) of the images."""
     for epoch, path in label_files(subject.run).items() if subject.run is not None else ():
         names, labels = read_labels(path)
         of = dict(zip(names, labels.tolist(), strict=True))
@@ -124,7 +128,7 @@ def _epochs(subject: Subject, ids: list[str]) -> Iterator[tuple[int, np.ndarray]
 
 
 def _listed(column: str, rows: list[dict[str, Any]], names: list[str], count: int) -> Iterator[dict[str, Any]]:
-    """The purest clusters, then the most mixed ones, no cluster twice."""
+    """Yield rows of the purest clusters, then of the most mixed ones, no cluster twice."""
     mixed = rows[max(count, len(rows) - count) :][::-1]
     for what, some in (("purest", rows[:count]), ("most mixed", mixed)):
         for row in some:

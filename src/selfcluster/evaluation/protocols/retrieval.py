@@ -1,8 +1,9 @@
 """Finds images of the same building, in the Oxford and Paris sets, original or revisited.
 
-Radenović et al. 2018, arXiv 1803.11285 (easy, medium and hard, with junk) and Philbin et al. 2007 (the original). As in
-DeeperCluster (R-MAC of 3 levels at 1,024 px, whitening learned on the other set) and DINO (the class token).
-Departs: Paris's corrupted images are not left out by name; a file that cannot be read ends the evaluation.
+Radenović et al. 2018, arXiv 1803.11285 (easy, medium and hard, with junk) and Philbin et al. 2007 (the original). The
+settings are those of DeeperCluster (R-MAC of 3 levels at 1,024 px, whitening learned on the other set) or DINO (the
+class token).
+Departs: Paris's corrupted images are not left out by name. A file that cannot be read ends the evaluation.
 """
 
 from __future__ import annotations
@@ -91,8 +92,8 @@ class Retrieval(Protocol):
 def score(landmarks: Landmarks, similarity: np.ndarray) -> dict[str, float]:
     """Return mean average precisions of similarities (Q, N).
 
-    Of a revisited set `map_easy`, `map_medium` and `map_hard`, each with mp@1, mp@5 and mp@10; of an original one `map`
-    and these. A setup without any positive is left out.
+    For a revisited set they are `map_easy`, `map_medium` and `map_hard`, each with mp@1, mp@5 and mp@10; for an
+    original set `map` with mp@1, mp@5 and mp@10. A setup without a positive image is left out.
     """
     queries = [query.images for query in landmarks.queries]
     if not landmarks.is_revisited:

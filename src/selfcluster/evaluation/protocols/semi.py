@@ -4,7 +4,7 @@ The network is fine-tuned with the presets `swav` (Caron et al. 2020, arXiv 2006
 classifier learns 250 times as fast as the network, at 10 % 20 times), `odc` (Zhan et al. 2020, arXiv 2006.10645, with
 OpenSelfSup's decay for each share) and `vissl` (Misra and van der Maaten 2020, arXiv 1912.01991: 70 epochs); or its
 features stay frozen under `logistic` or `knn`, as in the thesis's table 5.5.
-Departs: a class keeps at least one image. The last epoch is scored. Shares below 5 % take the rates for 1 %.
+Departs: a class keeps at least one image. The last epoch is scored. Shares below 5 % use the rates for 1 %.
 
 N training images with a label, n of them kept.
 """
@@ -28,7 +28,7 @@ from selfcluster.evaluation.subject import Subject
 from selfcluster.setting import setting
 
 _TUNING = ("epochs", "trunk_rate", "head_rate", "weight_decay", "tune_batch")
-_FEW = 0.05  # below this share of the labels, the papers' rates for 1 %
+_FEW = 0.05  # below this share of the labels, use the papers' rates for 1 %
 _SWAV, _ODC = {"milestones": (12, 16), "drop": 0.2}, {"milestones": (12, 16), "drop": 0.2, "trunk_rate": 0.01}
 _VISSL = Recipe(epochs=70, trunk_rate=0.05, head_rate=0.05, milestones=(30,))
 PRESETS = {  # for 1 %, for 10 %
@@ -89,7 +89,7 @@ class Semi(Protocol):
 
 
 def per_class(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
-    """Return the sorted rows of a share of each class, drawn by the seed; at least one image a class.
+    """Return the sorted rows of a share of each class, drawn by the seed; at least one image per class.
 
     >>> per_class(np.array([0] * 50 + [1] * 3 + [-1]), 0.1, seed=0).shape
     (6,)
@@ -101,13 +101,13 @@ def per_class(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
 
 
 def listed(source: Source, file: str) -> np.ndarray:
-    """Return the sorted rows of the images that a file names, by id or, where that is unique, by file name.
+    """Return the sorted rows of the images that a file names, by id, or by file name if that is unique.
 
     Raises:
-        ValueError: no such file, or it names an image that `source` lacks.
+        ValueError: there is no such file, or it names an image that `source` lacks.
     """
     if not Path(file).is_file():
-        raise ValueError(f"--subset {file}: there is no such file; write one id or file name a line")
+        raise ValueError(f"--subset {file}: there is no such file; it needs one id or file name per line")
     names = [line.strip() for line in Path(file).read_text("utf-8").splitlines() if line.strip()]
     rows: dict[str, int] = {}
     for row, name in enumerate(source.ids):
@@ -118,7 +118,7 @@ def listed(source: Source, file: str) -> np.ndarray:
     if missing or not names:
         example = f"e.g. {missing[0]!r}" if missing else "it is empty"
         raise ValueError(
-            f"--subset {file}: {len(missing)} of its {len(names)} names are no image of train, {example}; "
+            f"--subset {file}: {len(missing)} of its {len(names)} names are not images of train, {example}; "
             f"ids of train look like {source.ids[0]!r}"
         )
     return np.unique([rows[name] for name in names])
@@ -131,5 +131,5 @@ def _kept(train: Source, settings: SemiSettings, seed: int) -> np.ndarray:
 
 def _labels(train: Source) -> np.ndarray:
     if train.labels is None or train.labels.ndim != 1:
-        raise ValueError(f"{train.where}: semi needs one label an image; say where they are with --labels-from")
+        raise ValueError(f"{train.where}: semi needs one label per image; name their source with --labels-from")
     return train.labels

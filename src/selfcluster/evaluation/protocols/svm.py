@@ -1,12 +1,13 @@
 """Trains a linear support vector machine for each class on frozen features: mean average precision.
 
 The VOC07 protocol of Goyal et al. 2019 (arXiv 1905.01235) and of OpenSelfSup (Zhan et al. 2020, arXiv 2006.10645):
-the cost of each class is the one with the best mean average precision in three folds of the training images; then the
-machine is fitted to all of them. `--choose test` takes each class's best cost on the test images instead.
-As published, an image that does not count for a class (-1, such as VOC's difficult objects) is a negative one in
-training and is left out of the test.
-Departs: the images are the center crops of the network, where the papers squash them to 224 x 224 pixels. A class with
-fewer than three training images on either side gets the cost that the other classes chose most often.
+each class gets the cost with the best mean average precision in three folds of the training images. Then its machine
+is fitted to all training images. `--choose test` chooses each class's cost on the test images instead.
+As published, an image that does not count for a class (-1, such as VOC's difficult objects) is a negative image in
+training, and is left out of the test.
+Departs: the images are the network's center crops; the papers resize them to 224 x 224 pixels and change the aspect
+ratio. A class with fewer than three positive or negative training images gets the cost that is most frequent among
+the other classes.
 
 N training images, M test images, F features, L classes.
 """
@@ -64,7 +65,7 @@ def svm(
     seed: int = 0,
     class_names: list[str] | None = None,
 ) -> tuple[dict[str, float], tuple[dict[str, Any], ...], tuple[str, ...]]:
-    """Return the numbers, a row a class, and notes.
+    """Return the numbers, a row per class, and notes.
 
     Args:
         train_features, train_labels: (N, F) and (N,), -1 = unlabeled; or (N, L) of 1, 0 and -1.
@@ -76,11 +77,11 @@ def svm(
         class_names: for the rows and notes.
 
     Returns:
-        numbers: map (area under the precision that never rises), map_11_point, top1 (single labels only), classes
+        numbers: map (the form `area` of average precision), map_11_point, top1 (single labels only), classes
         (those with a test image), n_train, n_test.
 
     Raises:
-        ValueError: as `prepared`.
+        ValueError: as `prepared` raises.
     """
     x, y, queries, wanted = prepared(train_features, train_labels, test_features, test_labels)
     fits, scores = Fits(seed), np.zeros(wanted.shape)
@@ -122,7 +123,7 @@ def svm(
 
 
 def _best(precisions: list[float]) -> int:
-    """The first of the best; 0 where none is a number."""
+    """Return the position of the first best value; 0 if all are NaN."""
     return int(np.argmax([-1.0 if np.isnan(value) else value for value in precisions]))
 
 
@@ -141,13 +142,17 @@ def _notes(
 ) -> tuple[str, ...]:
     notes = []
     if choose == "test":
-        notes.append("The costs were chosen on the test images, which flatters the result.")
+        notes.append("The costs were chosen on the test images, which makes the result too good.")
     if few:
         names = ", ".join(few)
-        notes.append(f"Fewer than {folds} training images of, or beside, {names}: the usual cost {usual:g} was taken.")
+        notes.append(
+            f"Fewer than {folds} positive or negative training images for {names}: the usual cost {usual:g} was used."
+        )
     lacking = [row["class"] for row in rows if row["cost"] is None and row["test"]]
     if lacking:
-        notes.append(f"No training images to tell apart for {', '.join(lacking)}: their score is that of chance.")
+        notes.append(
+            f"No positive or no negative training images for {', '.join(lacking)}: their score is at chance level."
+        )
     if ignored:
-        notes.append("Images that do not count for a class were negative ones in training, as in the papers.")
+        notes.append("Images that do not count for a class were negative images in training, as in the papers.")
     return (*notes, *fits.notes())

@@ -1,7 +1,7 @@
 """Ranks runs without labels: RankMe, stability over seeds, silhouette and crop retrieval.
 
 Caron's thesis, section 6.2.3, leaves open how to choose a model without labels. A seeded sample of the images is
-embedded; `evaluation/ranking.py` says what is measured. Of a run with several checkpoints each is measured.
+embedded; `evaluation/ranking.py` lists the measures. If a run has several checkpoints, each one is measured.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def ranked(results: Sequence[Result]) -> Result:
     """Return the results of several runs, and of their checkpoints, as one table with the best first.
 
     Raises:
-        ValueError: they are not of the same images.
+        ValueError: the results are of different images.
     """
     sets = {(r.subject["train"], r["images"]) for r in results}
     if len(sets) > 1:

@@ -1,13 +1,12 @@
 """Tracks objects through videos: propagates the masks of the first frame with frozen features.
 
-Caron et al. 2021, arXiv 2104.14294, section 4.2.2, on DAVIS 2017 (`layouts/davis.py`). A place of a new frame takes the
-mean label of the 5 most similar places in the first frame and the 7 frames before it, within 12 places of its own
-position, weighted by exp(cosine / 0.1). J and F are computed here; as in the benchmark, the first and the last frame of
-a video do not count.
-Departs: frames are resized with Pillow where the released code uses OpenCV, and their sides are floored to whole
-patches where that code floors to 64 pixels.
+Caron et al. 2021, arXiv 2104.14294, section 4.2.2, on DAVIS 2017 (`layouts/davis.py`). Each position of a new frame
+gets a mean of the labels of its 5 most similar positions, weighted by exp(cosine / 0.1). They are searched in the first
+frame and the 7 frames before, at most 12 positions away. J and F are computed here; as in the benchmark, the first and
+the last frame of a video do not count. Departs: frames are resized with Pillow, in the released code with OpenCV. Their
+sides are rounded down to whole patches, in that code to multiples of 64 pixels.
 
-P = h x w places, F features, C labels (0 = background), n context frames.
+P = h x w positions, F features, C labels (0 = background), n context frames.
 """
 
 from __future__ import annotations
@@ -149,19 +148,20 @@ def propagate(
         target: (F, h, w) unit features of the frame.
         features: (n, F, h, w) unit features of the context frames.
         labels: (n, C, h, w) their soft labels.
-        radius: places further than this, across or down, are not looked at; 0: all are.
-        topk: most similar places that count. With ties at the last one, all of these count, as in the released code.
+        radius: largest distance of a position, horizontally and vertically; 0: no limit.
+        topk: number of most similar positions that count. If several tie for the last one, all of them count, as in the
+            released code.
         temperature: of the weights exp(cosine / temperature).
 
     Raises:
-        ValueError: features that are not finite.
+        ValueError: the features are not finite.
     """
     n, _, height, width = features.shape
     places = height * width
     sources, values = features.flatten(2).permute(1, 0, 2).flatten(1), labels.flatten(2).permute(1, 0, 2).flatten(1)
     queries = target.flatten(1).T  # (P, F); sources (F, nP), values (C, nP)
     if not bool(sources.isfinite().all() and queries.isfinite().all()):
-        raise ValueError("video: the network's features are not finite; nothing can be tracked with them")
+        raise ValueError("video: the network's features are not finite; they cannot track objects")
     row, column = (
         part.flatten().to(queries.device)
         for part in torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
@@ -181,7 +181,7 @@ def propagate(
 def to_mask(soft: Tensor, size: tuple[int, int]) -> np.ndarray:
     """Return the label (H, W) of each pixel of soft labels (C, h, w).
 
-    Labels are enlarged, and each one's range is stretched to 0..1 before the largest is taken.
+    Labels are resized to the frame, and each label's range is stretched to 0..1. The largest one wins.
     """
     large = F.interpolate(soft[None].float(), size, mode="bilinear", align_corners=False)[0]  # (C, H, W)
     low, high = large.amin(dim=(1, 2), keepdim=True), large.amax(dim=(1, 2), keepdim=True)
