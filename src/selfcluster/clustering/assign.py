@@ -1,11 +1,11 @@
-"""Which centroid is nearest: the step of k-means that costs everything, exact on every engine.
+"""Find the nearest centroid of each row: the most expensive step of k-means. The result is exact on every engine.
 
-A product in low precision (or float32) proposes; wherever the two best centroids are closer than the product's error
-bound, the candidates within the bound are compared again in float64. Labels therefore are those of float64
-arithmetic, ties going to the lowest number, and depend neither on the engine nor on how rows are cut into chunks.
+Scores are computed in low precision (or float32). If the two best centroids of a row are closer than the error bound,
+the candidates within the bound are compared again in float64. So labels are those of float64 arithmetic; of equals the
+lowest number wins. They depend neither on the engine nor on how rows are divided into chunks.
 
-With u = x - m, v = c - m and m the mean centroid, the nearest centroid maximizes s = u.v - |v|^2 / 2; the shift keeps
-bits that a data set far from the origin would lose. A computed product differs from the true one by at most
+With u = x - m, v = c - m and m the mean centroid, the nearest centroid maximizes s = u.v - |v|^2 / 2. Without the
+shift, a data set far from the origin would lose precision. A computed product differs from the true one by at most
 |u - u'| |v| + |u'| |v - v'| (Cauchy-Schwarz; u', v' are the rounded factors) plus d eps |u| |v| for the additions.
 
 Letters: n rows, d dimensions, k centroids, P pairs of a row and a candidate.
@@ -45,16 +45,16 @@ class Nearest(NamedTuple):
 def nearest_centroid(
     x: Tensor, centroids: Tensor, *, spherical: bool = False, exact: bool = True, engine: str | None = None
 ) -> Nearest:
-    """The nearest centroid of every row and its squared distance.
+    """Return the nearest centroid of every row and its squared distance.
 
     Args:
         x: (n, d) floating-point rows, on any device.
         centroids: (k, d), on the same device.
         spherical: compare directions: rows and centroids are scaled to length 1 first, so that the squared
             distance is 2 - 2 cos. A row of zeros keeps length 0.
-        exact: labels equal float64's; False takes the fast product's word, which is right but for near ties.
+        exact: labels equal float64's. False: labels by the fast product only, which may be wrong for near ties.
         engine: "native" (compiled int8 proposals, CPU), "triton" (one fused kernel, CUDA), "bfloat16" or "float32";
-            None takes the fastest that runs here.
+            None: the fastest that runs here.
 
     Returns:
         `Nearest(labels, distances)`. Never holds more than a few MB of scores on a CPU (1 GB on CUDA).
@@ -89,7 +89,7 @@ def nearest_centroid(
             found, done = _joined(found, scorer.nearest(x[done:])), len(x)
     else:
         return _Scorer(centroids, chosen, exact).nearest(x)
-    # the first rows left more candidates than low precision is worth: float32 for the others
+    # the first rows had too many candidates, so float32 is faster for the others
     return found if done == len(x) else _joined(found, _Scorer(centroids, "float32", exact).nearest(x[done:]))
 
 
@@ -98,7 +98,7 @@ def _joined(first: Nearest, rest: Nearest) -> Nearest:
 
 
 def unit_rows(x: Tensor) -> Tensor:
-    """Rows scaled to Euclidean length 1; a row of zeros stays."""
+    """Return rows scaled to Euclidean length 1; a row of zeros is unchanged."""
     norms = torch.linalg.vector_norm(x, dim=1, keepdim=True)
     return x / torch.where(norms > 0, norms, torch.ones_like(norms))
 
@@ -119,7 +119,7 @@ def _fastest(x: Tensor) -> str:
 
 
 class _Scorer:
-    """Centroids made ready once, then any number of rows against them."""
+    """Prepares centroids once, then compares any number of rows with them."""
 
     def __init__(self, centroids: Tensor, engine: str, exact: bool) -> None:
         self.centroids, self.exact, self.low = centroids, exact, engine == "bfloat16"
@@ -142,7 +142,7 @@ class _Scorer:
     def nearest(self, x: Tensor) -> Nearest:
         labels = torch.empty(len(x), dtype=torch.int64, device=x.device)
         distances = torch.empty(len(x), dtype=x.dtype, device=x.device)
-        # buffers for all chunks: touching fresh memory for each would cost as much as half of the products
+        # buffers shared by all chunks: new memory for each would cost half as much time as the products
         most = min(len(x), self.rows_per_chunk)
         scores, gap = self.factor.new_empty(most, len(self.factor)), x.new_empty(most, x.shape[1])
         d = x.shape[1]
@@ -161,7 +161,7 @@ class _Scorer:
                 continue
             square = length.square_()
             found = square - 2 * best
-            # |u|^2 - 2 s loses the bits of rows close to their centroid: those from the difference itself
+            # |u|^2 - 2 s is imprecise for rows close to their centroid, so their distances come from the difference
             tight = (found < _TIGHT * square).nonzero().squeeze(1)
             if len(tight):
                 gaps = self.centroids[labels[part][tight]] - x[part][tight]
@@ -184,7 +184,7 @@ class _Scorer:
         tolerance = 2 * self._error(shifted[:, :d], length, factor[:, :d])
         if self.low:  # the product is stored in bfloat16 too
             tolerance = tolerance + 2.1 * _EPS16 * (best.float().abs() + tolerance)
-        # no candidate where the numbers overflow: those rows are settled apart
+        # rows whose numbers overflow have no candidate; they are handled separately
         least = torch.where(tolerance.isfinite(), best.float() - tolerance, torch.inf)[:, None]
         row, group = (peaks >= least).nonzero().unbind(dim=1)
         pair, place = (members[row, :, group] >= least[row]).nonzero().unbind(dim=1)

@@ -3,12 +3,12 @@
 Asano et al. 2020, arXiv 1911.05371, eq. 5 and 6; the plan is Q_nk = a_n exp(sharpness * scores_nk) b_k with rows of
 1/N and columns of `marginals`. Sinkhorn-Knopp in the log domain: with log b = f, a row's plan is the softmax of
 sharpness * scores_n + f, its column sums are compared with the marginals, and f moves by the log of their ratio. Only f
-(K) and one number a row are kept, so the scores may be a memory-mapped file or be computed block by block.
+(K) and one number per row are stored, so the scores may be a memory-mapped file or be computed block by block.
 Letters: N samples (this rank's share), K clusters.
 
-Departs: the paper's sharpness 25 raises softmax probabilities to that power; a softmax's denominator is a row scale and
-cancels, so logits serve as well. The first half-step is over rows, the released code's over columns: the fixed point is
-the same, and the same for every row scale.
+Departs: the paper raises softmax probabilities to the power 25, its sharpness. The softmax's denominator is a factor
+of the whole row and cancels, so logits give the same result. The first half-step is over rows, in the released code
+over columns; the fixed point is the same.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Scores: TypeAlias = np.ndarray | Tensor | Callable[[], object]  # rows, or a fun
 
 @dataclass(frozen=True)
 class Balanced:
-    """What `balanced_assignment` found.
+    """The result of `balanced_assignment`.
 
     `labels` (N,) int64: this rank's samples. `codes` (N, K) or None: the soft plan, rows summing to 1. `potentials`
     (K,) float64: `softmax(sharpness * scores + potentials)` is the plan of any sample. `counts` (K,): samples with each
@@ -121,7 +121,7 @@ def balanced_assignment(
 
 
 def balanced_labels(num_samples: int, num_clusters: int, generator: torch.Generator | None = None) -> Tensor:
-    """(N,) random labels whose cluster sizes differ by one at most: where SeLa starts.
+    """Return (N,) random labels with cluster sizes that differ by at most one. SeLa starts with them.
 
     >>> balanced_labels(5, 2).bincount().tolist()
     [3, 2]
@@ -130,13 +130,13 @@ def balanced_labels(num_samples: int, num_clusters: int, generator: torch.Genera
 
 
 def _passes(scores: Scores) -> Callable[[], Iterator[Tensor]]:
-    """A function that yields the blocks of one pass over the scores."""
+    """Return a function that yields the blocks of one pass over the scores."""
     if callable(scores):
         return lambda: (torch.as_tensor(block) for block in _iterable(scores()))
     if scores.ndim != 2 or scores.shape[1] == 0:
         raise ValueError(f"scores has shape {tuple(scores.shape)}; it must be (samples, clusters)")
     size = max(1, _BLOCK // scores.shape[1])
-    starts = range(0, max(1, len(scores)), size)  # one empty block where a rank has no samples
+    starts = range(0, max(1, len(scores)), size)  # one empty block if a rank has no samples
     if isinstance(scores, Tensor):
         return lambda: (scores[i : i + size].detach() for i in starts)
     return lambda: (torch.from_numpy(scores[i : i + size].copy()) for i in starts)  # copied: a map may be read-only

@@ -1,10 +1,10 @@
-"""One clustering out of several: samples that many of them put together stay together (evidence accumulation).
+"""Combine several clusterings into one: samples that often share a cluster stay together (evidence accumulation).
 
 Fred and Jain 2005, IEEE TPAMI 27(6): the co-association of two samples is the share of clusterings in which they share
-a cluster; average linkage on it, cut at k clusters, or where the linkage has its longest gap ("lifetime").
-Only a sample of at most `limit` rows is linked (limit^2 / 2 numbers). The others join the cluster with whose sampled
-members they are most often together: a look-up in M tables of (consensus cluster, cluster), so time and memory are
-linear in N. Letters: N samples, M clusterings, k clusters of the consensus.
+a cluster; average linkage on it, cut at k clusters, or at the longest gap of the linkage ("lifetime").
+Only a sample of at most `limit` rows is linked (limit^2 / 2 numbers). Each other row joins the cluster with the highest
+mean co-association. This takes a look-up in M tables of (consensus cluster, cluster), so time and memory are linear in
+N. Letters: N samples, M clusterings, k clusters of the consensus.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _BLOCK = 1 << 22
 
 @dataclass(frozen=True)
 class Consensus:
-    """`labels` (N,) int64; `support` (N,): mean co-association of a sample with its cluster, 1 = never parted;
+    """`labels` (N,) int64; `support` (N,): mean co-association of a sample with its cluster, 1 = always together;
     `agreement`: their mean; `n_clusters`."""
 
     labels: np.ndarray
@@ -36,17 +36,17 @@ class Consensus:
 def consensus(
     labelings: ArrayLike | Iterable[ArrayLike], k: int | None = None, *, limit: int = LIMIT, seed: int = 0
 ) -> Consensus:
-    """The consensus of M clusterings of the same N samples.
+    """Return the consensus of M clusterings of the same N samples.
 
     Args:
         labelings: (M, N) integers, or a list of M labelings (NumPy, torch, lists); their numbers of clusters may
-            differ; -1 = no cluster in that clustering, which then says nothing about that sample.
-        k: clusters wanted; None: where the linkage's gap is longest.
-        limit: samples linked at most, drawn with `seed` where N is larger.
+            differ; -1 = no cluster; that clustering is then ignored for that sample.
+        k: number of clusters; None: cut at the longest gap of the linkage.
+        limit: maximum number of samples to link; if N is larger, they are drawn with `seed`.
         seed: of the draw.
 
     Raises:
-        ValueError: for fewer than two clusterings, lengths that differ, or k out of range.
+        ValueError: there are fewer than two clusterings, lengths differ, or k is out of range.
 
     >>> consensus([[0, 0, 1, 1, 1], [1, 1, 0, 0, 0], [0, 0, 1, 1, 0]]).labels
     array([0, 0, 1, 1, 1])
@@ -62,7 +62,7 @@ def consensus(
     # tables cover every cluster that occurs, drawn or not
     shares = _shares(table[:, drawn], linked, table.max(axis=1))
     labels, support = np.full(n, -1), np.empty(n)
-    labels[drawn] = linked  # the linkage's word stands where it was asked
+    labels[drawn] = linked  # linked samples keep the linkage's label
     step = max(1, _BLOCK // (int(linked.max()) + 1))
     for part in (slice(i, i + step) for i in range(0, n, step)):
         together = _together(table[:, part], shares)  # (step, k)

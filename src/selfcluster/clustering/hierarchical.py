@@ -1,11 +1,11 @@
-"""Two levels of k-means: the whole set into m parts, then each part into k of its own (DeeperCluster).
+"""Two levels of k-means: the whole set into m parts, then each part into k clusters (DeeperCluster).
 
-Caron et al. 2019, arXiv 1905.01278, section 3.2. Cheaper than m k clusters at once by a factor of m, and every
-sub-cluster lies within one part.
+Caron et al. 2019, arXiv 1905.01278, section 3.2. This is m times cheaper than k-means with m k clusters, and
+every cluster lies within one part.
 
-Letters: n rows of this rank, d dimensions, m parts, k clusters a part.
-Departs: a part with fewer rows than clusters keeps the surplus ones empty at copies of its members, where the released
-code draws with replacement too but may then split them.
+Letters: n rows of this rank, d dimensions, m parts, k clusters per part.
+Departs: if a part has fewer rows than clusters, the surplus clusters stay empty, with copies of members as centers. The
+released code also draws with replacement, but may then split them.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class HierarchicalKMeans(ClusterMixin, BaseEstimator):
         cluster_centers_: (m k, d); cluster p k + j is the j-th of part p.
         labels_: (n,) int64 in [0, m k), this rank's rows; labels_ // k is the part, labels_ % k the cluster in it.
         inertia_: sum of squared distances to the clusters' centers, over all ranks.
-        history_: one list a fit, as in `KMeans`: the first level's, then each part's.
+        history_: one list per fit, as in `KMeans`: the first level's, then each part's.
 
     >>> X = np.array([[0.0], [1.0], [10.0], [11.0]])
     >>> model = HierarchicalKMeans(2, 2, random_state=0).fit(X)
@@ -104,7 +104,7 @@ class HierarchicalKMeans(ClusterMixin, BaseEstimator):
         return self
 
     def predict(self, X: ArrayLike) -> Tensor | np.ndarray:
-        """The cluster of each row, (n,) int64: the nearest part, then the nearest cluster in it."""
+        """Return the cluster of each row, (n,) int64: of the nearest part the nearest cluster."""
         check_is_fitted(self)
         X = X if isinstance(X, Tensor | np.ndarray) else np.asarray(X)
         first = self._fitted(self.part_centers_)
@@ -120,7 +120,7 @@ class HierarchicalKMeans(ClusterMixin, BaseEstimator):
     def _part(
         self, X: np.ndarray | Tensor, own: Tensor, weight: Tensor | None = None, shared: bool = True
     ) -> Tensor | np.ndarray | Rows:
-        """The rows at these positions: a copy, but of a file, which may not fit, a view that knows its weights."""
+        """Return the rows at these positions: a copy, or, for a file, a view with its weights."""
         if isinstance(X, np.memmap):
             return Rows(X, spherical=self.spherical, weight=weight, shared=shared).take(own.numpy())
         return X[own] if isinstance(X, Tensor) else X[own.numpy()]

@@ -1,7 +1,7 @@
-"""Where k-means starts: random members, k-means++ on a subsample, k-means||.
+"""Initial centroids of k-means: random members, k-means++ on a subsample, k-means||.
 
 k-means++: Arthur and Vassilvitskii 2007. k-means||: Bahmani et al. 2012, arXiv 1203.6402 (algorithm 2).
-All choices are made by a row's global number: they do not depend on how rows are spread over ranks.
+All choices use a row's global number, so they do not depend on how rows are distributed over ranks.
 
 Letters: N rows of all ranks, d dimensions, k centroids, m candidates.
 """
@@ -16,15 +16,16 @@ from selfcluster import distributed, randomness
 from selfcluster.clustering.assign import nearest_centroid
 from selfcluster.clustering.rows import Rows, choose
 
-_SUBSAMPLE = 65_536  # k-means++ is sequential in k: never over the whole of a large set
+_SUBSAMPLE = 65_536  # k-means++ is sequential in k, so a large set is sampled first
 _ROUNDS = 5  # section 5 of arXiv 1203.6402: five rounds suffice
-_OVERSAMPLING = 2.0  # candidates a round, in units of k
+_OVERSAMPLING = 2.0  # candidates per round, in units of k
 
 
 def random_members(rows: Rows, k: int, seed: int) -> Tensor:
-    """k different rows, each equally likely, rows of weight zero never: (k, d), equal on all ranks.
+    """Return k different rows, each equally likely, but none of weight zero: (k, d), equal on all ranks.
 
-    Nor, while there are k others, rows of zeros where directions count: they are equally far from everything.
+    If directions are clustered, rows of zeros are chosen only if there are fewer than k others, because a row of zeros
+    is equally far from everything.
 
     Raises:
         ValueError: fewer than k rows have a weight above zero.
@@ -40,7 +41,7 @@ def random_members(rows: Rows, k: int, seed: int) -> Tensor:
 
 
 def k_means_plus_plus(rows: Rows, k: int, seed: int) -> Tensor:
-    """k-means++ over at most 65,536 rows (4k if that is more): (k, d), equal on all ranks."""
+    """Return k-means++ centroids of at most 65,536 rows (4k if that is more): (k, d), equal on all ranks."""
     size = min(rows.total, max(_SUBSAMPLE, 4 * k))
     numbers = np.sort(choose(rows.total, size, seed)) if size < rows.total else np.arange(size)
     plain = rows.weight is None and not rows.has_zeros
@@ -50,7 +51,7 @@ def k_means_plus_plus(rows: Rows, k: int, seed: int) -> Tensor:
 
 
 def k_means_parallel(rows: Rows, k: int, seed: int) -> Tensor:
-    """k-means||: five rounds that each draw about 2k rows by their squared distance, then k-means++ over those.
+    """Return k-means|| centroids: five rounds draw about 2k rows each by squared distance, then k-means++ chooses.
 
     Returns:
         (k, d), equal on all ranks. Where the draws give fewer than k rows, random members are added.
@@ -86,7 +87,7 @@ def k_means_parallel(rows: Rows, k: int, seed: int) -> Tensor:
 
 
 def _all_weights(rows: Rows, zeros: bool = False) -> np.ndarray:
-    """(N,) the weights of all ranks' rows; 0 for rows without a direction, unless `zeros` may be chosen."""
+    """Return the weights (N,) of all ranks' rows; rows without a direction get 0, unless `zeros` is True."""
     weight = rows.weights(slice(0, len(rows)))
     weight = torch.ones(len(rows)) if weight is None else weight
     if rows.has_zeros and not zeros:
@@ -95,10 +96,12 @@ def _all_weights(rows: Rows, zeros: bool = False) -> np.ndarray:
 
 
 def _spread(x: Tensor, k: int, seed: int, weight: Tensor | None) -> Tensor:
-    """The k-means++ draw over (m, d) rows in memory."""
+    """Draw by k-means++ from (m, d) rows in memory."""
     generator = np.random.default_rng(randomness.key(seed, "k-means++"))
     mass = np.ones(len(x)) if weight is None else weight.double().cpu().numpy()
-    shifted = (x.double() - x.double().mean(dim=0)).to(x.dtype)  # distances by products want the origin inside
+    shifted = (x.double() - x.double().mean(dim=0)).to(
+        x.dtype
+    )  # distances from products are precise only near the origin
     squares = shifted.square().sum(dim=1)
     least: np.ndarray | None = None
     chosen: list[int] = []

@@ -1,8 +1,8 @@
-"""K-means (Lloyd 1982) after scikit-learn's rules: Euclidean or spherical, one process or many, in memory or streamed.
+"""K-means (Lloyd 1982) as in scikit-learn: Euclidean or spherical, one process or many, in memory or streamed.
 
-Each iteration assigns every row to its nearest centroid and moves centroids to the mean of their rows; `max_iter`
-such steps and one last assignment give the labels. Under `torch.distributed` each rank passes a contiguous slice of
-the rows (the slices in rank order are the whole) and gets its own labels; centroids are equal on all ranks.
+Each iteration assigns every row to its nearest centroid and moves centroids to the mean of their rows; After at most
+`max_iter` such iterations a last assignment gives the labels. Under `torch.distributed` each rank passes a contiguous
+slice of the rows (the slices in rank order are the whole) and gets its own labels; centroids are equal on all ranks.
 
 Letters: n rows of this rank, N of all, d dimensions, k centroids.
 """
@@ -35,7 +35,7 @@ _INITS = {
 
 
 class Iteration(TypedDict):
-    """One line of `history_`: the assignment an iteration began with. Stage 0 ran on a subsample, stage 1 on all."""
+    """An entry of `history_`: the assignment before an update. Stage 0 uses a subsample, stage 1 all rows."""
 
     stage: int
     inertia: float
@@ -122,7 +122,7 @@ class KMeans(ClusterMixin, BaseEstimator):
         """Cluster the rows of X.
 
         Args:
-            X: (n, d) tensor (any device), array, or `np.memmap` (streamed, never held whole).
+            X: (n, d) tensor (any device), array, or `np.memmap` (read in blocks, never loaded as a whole).
             y: ignored.
             sample_weight: (n,) non-negative; None counts every row 1.
 
@@ -159,11 +159,11 @@ class KMeans(ClusterMixin, BaseEstimator):
         return self
 
     def predict(self, X: ArrayLike | Rows) -> Tensor | np.ndarray:
-        """The nearest centroid of each row: (n,) int64, a tensor if X is one."""
+        """Return the nearest centroid of each row: (n,) int64, a tensor if X is one."""
         return self._assign(X)[0]
 
     def score(self, X: ArrayLike, y: object = None, sample_weight: ArrayLike | None = None) -> float:
-        """Minus the inertia of X (this rank's rows) under the fitted centroids."""
+        """Return minus the inertia of X (this rank's rows) for the fitted centroids."""
         distances = torch.as_tensor(self._assign(X)[1]).double()
         if sample_weight is not None:
             distances = distances * torch.as_tensor(sample_weight, device=distances.device)

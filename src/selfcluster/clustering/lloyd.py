@@ -1,9 +1,9 @@
-"""Lloyd's iterations: assign, average, mend empty clusters; one all-reduce an iteration.
+"""Lloyd's iterations: assign, average, refill empty clusters; one all-reduce per iteration.
 
 Empty clusters (`split`) take half of a donor: both get the donor's centroid, moved apart by a factor 1 +- perturbation
-that alternates over the dimensions. With `split_randomly` the donor stays, and the empty cluster starts beside it: in
-a direction drawn at random, at `perturbation` times the donor's length (Caron's thesis, 2021, section 3.2.1, which
-leaves the size of the step open). `keep` leaves an empty cluster where it was (DeepCluster-v2).
+that alternates over the dimensions. With `split_randomly` the donor's centroid stays, and the empty cluster's
+centroid is put beside it: in a random direction, at a distance of `perturbation` times the donor's length (Caron's
+thesis, 2021, section 3.2.1, which does not give the distance). `keep` does not move an empty cluster (DeepCluster-v2).
 Donors: `uniform` among the non-empty (Caron et al. 2018, section 3), `size` with odds (size - 1) / (N - k) (faiss),
 `largest` (ODC, Zhan et al. 2020).
 
@@ -31,7 +31,7 @@ _SUM_ROWS = 2048  # rows made float64 at once: they stay in cache
 
 
 class Empty(NamedTuple):
-    """What becomes of an empty cluster."""
+    """How an empty cluster is treated."""
 
     policy: str = "split"
     donor: str = "uniform"
@@ -51,9 +51,9 @@ class Pass(NamedTuple):
 def assignment_pass(
     rows: Rows, centroids: Tensor, previous: Tensor | None, *, exact: bool = True, approximate: int | None = None
 ) -> Pass:
-    """Nearest centroids of all rows, and all that the next centroids need, in one all-reduce.
+    """Assign all rows, and compute what the next centroids need, in one all-reduce.
 
-    `previous` (n,): the labels before, None at first. `approximate`: two-level assignment, with regions of this seed.
+    `previous` (n,): the labels of the last pass, None at first. `approximate`: seed of a two-level assignment.
     """
     k, d = centroids.shape
     totals = torch.zeros(k * d + k + 2, dtype=torch.float64, device=centroids.device)  # sums | counts | inertia, moved
@@ -91,7 +91,7 @@ def add_rows(sums: Tensor, x: Tensor, labels: Tensor, weight: Tensor | None) -> 
 
         cuda.add_rows(sums, x, labels, weight)
         return
-    with one_thread():  # index_add_ is serial, and blocks this short wait for a second thread longer than they work
+    with one_thread():  # index_add_ is serial, and for blocks this short a second thread costs more time than it saves
         for start in range(0, len(x), _SUM_ROWS):
             part = slice(start, start + _SUM_ROWS)
             wide = x[part].double() if weight is None else x[part].double() * weight[part].double()[:, None]
@@ -99,9 +99,9 @@ def add_rows(sums: Tensor, x: Tensor, labels: Tensor, weight: Tensor | None) -> 
 
 
 def average(found: Pass, centroids: Tensor, *, spherical: bool, empty: Empty, draw: np.random.Generator) -> Tensor:
-    """The next centroids (k, d): means (scaled to length 1 if spherical), empty clusters kept or split.
+    """Return the next centroids (k, d): means (scaled to length 1 if spherical); empty clusters are kept or split.
 
-    If spherical, a cluster of zero rows alone has no direction and counts as empty.
+    If spherical, a cluster with only rows of zeros has no direction and counts as empty.
     """
     counts = found.counts
     if spherical:
@@ -119,7 +119,7 @@ def average(found: Pass, centroids: Tensor, *, spherical: bool, empty: Empty, dr
 
 
 def split(centroids: Tensor, counts: np.ndarray, empty: Empty, draw: np.random.Generator) -> None:
-    """Give every empty cluster half of a donor, in place. All ranks draw the same donors."""
+    """Give every empty cluster half of a donor cluster, in place. All ranks draw the same donors."""
     signs = torch.ones(centroids.shape[1], dtype=centroids.dtype, device=centroids.device)
     signs[1::2] = -1
     for target in np.flatnonzero(counts <= 0):

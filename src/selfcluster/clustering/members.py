@@ -1,8 +1,8 @@
-"""K-means of some of the images, by their numbers, when every rank holds the features of a few.
+"""K-means of some of the images, selected by number, if the features are distributed over the ranks.
 
-For clusterings one after another (Caron et al. 2019, arXiv 1905.01278, section 4.2: all images into m sets, then each
-set into k): rows stay where they are, and only sums and counts travel. Which images the clusters start from is drawn
-by number, so the result does not depend on how many ranks there are, nor on who holds what.
+It serves clusterings that follow one another (Caron et al. 2019, arXiv 1905.01278, section 4.2: all images into m sets,
+then each set into k): each rank keeps its rows, and only sums and counts are exchanged. The images from which clusters
+start are drawn by number, so the result depends neither on the number of ranks nor on which rank holds which image.
 
 Letters: N images, M members, n rows of this rank, d dimensions, k clusters.
 """
@@ -30,13 +30,13 @@ class Members(NamedTuple):
 def cluster_members(
     rows: Tensor, index: Tensor, members: Tensor, k: int, *, max_iter: int, seed: int, random_split: bool = False
 ) -> Members:
-    """k-means of the images `members` alone, started from random ones of them.
+    """Cluster only the images `members` by k-means, starting from random members.
 
     Args:
-        rows: (n, d), of the images `index`: this rank's share.
+        rows: (n, d), features of the images `index`: this rank's share.
         index: (n,) int64, image numbers; no image is on two ranks.
         members: (M,) int64, equal on all ranks; each is in some rank's `index`.
-        k: clusters. With fewer members the centers after the first M are copies of those, and have no image.
+        k: clusters. If there are fewer members, the surplus centers are copies of others and have no image.
         max_iter: updates of the centers.
         seed: of the start and of the donors for empty clusters, which are split.
         random_split: an empty cluster starts beside its donor in a random direction (see `KMeans`).
@@ -61,9 +61,9 @@ def cluster_members(
 
 
 def fill_up_(labels: Tensor, k: int, least: int, generator: torch.Generator) -> None:
-    """Give clusters of fewer than `least` members half of what the largest can spare, in place.
+    """Fill clusters of fewer than `least` members with half of what the largest cluster can give, in place.
 
-    `labels` (M,) in [0, k) with M >= k least; who moves is drawn at random.
+    `labels` (M,) in [0, k) with M >= k least; the members that move are drawn at random.
     """
     while (sizes := torch.bincount(labels, minlength=k)).min() < least:
         donor = (labels == sizes.argmax()).nonzero().flatten()

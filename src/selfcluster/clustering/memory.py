@@ -1,8 +1,8 @@
-"""What a method remembers between steps: queued features, one row per sample, one row per cluster, labels.
+"""Memories of a method between steps: queued features, one row per sample, one row per cluster, labels.
 
-All of it is buffers that exist from construction, so a checkpoint always loads, and all of it is identical on all
-ranks: a rank works out the rows of its own share of the batch once, and the results are gathered. Where a sample occurs
-twice in a global batch the last in global order (rank order, then batch order) wins, on any number of ranks.
+All of them are buffers that exist from construction, so a checkpoint always loads. They are identical on all ranks:
+each rank computes the rows of its share of the batch, and the results are gathered. If a sample occurs twice in a
+global batch, the last one in global order (rank order, then batch order) wins, for any number of ranks.
 
 Letters: B this rank's batch, L queue length, N samples, K clusters, D features.
 """
@@ -42,7 +42,7 @@ class FeatureQueue(nn.Module):
         self.length = length
         self.register_buffer("storage", torch.zeros(length, dim))
         self.register_buffer("count", torch.zeros((), dtype=torch.int64))
-        self._filled = False  # a full queue stays full: only a filling one is asked on the device
+        self._filled = False  # a full queue stays full, so the device is asked only while it fills
         self.register_load_state_dict_post_hook(_forget_filled)
 
     @property
@@ -60,7 +60,7 @@ class FeatureQueue(nn.Module):
     def push(self, features: Tensor) -> None:
         """Put the features (B, D) of all ranks, in rank order, before the rows that the queue holds.
 
-        Of a global batch longer than the queue its first L rows stay. B may differ between ranks.
+        If a global batch is longer than the queue, its first L rows are kept. B may differ between ranks.
         """
         new = distributed.all_gather(features.detach().to(self.storage.dtype))[: self.length]
         self.storage.copy_(torch.cat([new, self.storage[: self.length - len(new)]]))
@@ -79,7 +79,7 @@ class SampleMemory(nn.Module):
     Args:
         num_samples: N.
         dim: D.
-        momentum: None: a write replaces the row by the feature as it is. Else m: a write moves the row to
+        momentum: None: a write replaces the row by the feature. Else m: a write moves the row to
             (1 - m) row + m f / |f| (ODC, arXiv 2006.10645, eq. 2; NPID); a row never written becomes f / |f|.
         normalize: with a momentum, whether the moved row is scaled to length 1 (the released ODC and NPID do; ODC's
             paper does not).
@@ -114,9 +114,9 @@ class SampleMemory(nn.Module):
         return rows
 
     def write_in_blocks(self, index: Tensor, features: Tensor, epoch: int, block: int = 1 << 16) -> None:
-        """`write` of many samples, about `block` of them at a time over all ranks: what it takes besides is bounded.
+        """Call `write` for many samples, about `block` at a time over all ranks, so that additional memory is bounded.
 
-        No sample may occur twice, on whatever ranks: the second would start from the row that the first has written.
+        No sample may occur twice on any ranks: the second write would start from the row of the first.
         """
         count = -(-len(self.rows) // block)  # by N, not by what a rank has: all ranks must call `write` equally often
         for number in range(count):
@@ -135,7 +135,7 @@ class SampleMemory(nn.Module):
 
     @torch.no_grad()
     def moved(self, index: Tensor, features: Tensor) -> Tensor:
-        """(B, D): the rows that `write` would put in the place of the samples `index` (B,); nothing is written."""
+        """Return the rows (B, D) that `write` would store for the samples `index` (B,); nothing is written."""
         features = features.detach().to(self.rows.dtype)
         if self.momentum is None:
             return features
@@ -180,7 +180,7 @@ class LabelMemory(nn.Module):
 class CentroidMemory(nn.Module):
     """One row per cluster: the mean of its members' rows in a sample memory (ODC, section 3.1).
 
-    `counts` (K,) are the members, kept up to date by `move` without a look at all samples; `involved` (K,) are the
+    `counts` (K,) are the members, kept up to date by `move` without counting all samples; `involved` (K,) are the
     clusters that a sample has joined or left since their centroid was last made.
 
     Args:
@@ -268,8 +268,8 @@ class CentroidMemory(nn.Module):
 def last_of_each(index: Tensor) -> Tensor:
     """For each entry of `index` (B,), the position of the last entry that equals it.
 
-    Copying `rows[last_of_each(index)]` to `index` writes equal rows for equal entries, so that the order in which a
-    device writes them no longer matters.
+    Copying `rows[last_of_each(index)]` to `index` writes equal rows for equal entries, so the device's order of writing
+    does not matter.
 
     >>> last_of_each(torch.tensor([5, 3, 5]))
     tensor([2, 1, 2])

@@ -1,10 +1,10 @@
-"""The compiled kernels (native_*.cpp): built on first use where a C++ compiler is at hand, absent otherwise.
+"""The compiled kernels (native_*.cpp). They are built on first use if there is a C++ compiler.
 
-Installing needs no compiler and nothing here ever fails: without a compiler, on another processor, or with
-SELFCLUSTER_NATIVE=0 in the environment they are not `available()` and torch does the work, with the same results.
-SELFCLUSTER_NATIVE=avx2, or another of `INSTRUCTIONS`, switches the better instructions off; labels stay the same.
-The library lives in the user's cache folder, named by a hash of its source. It is tried once by a process of its own,
-which may crash where a compiler or a processor is at fault, and is checked against float64 on each loading.
+Installation needs no compiler. Without a compiler, on another processor, or with SELFCLUSTER_NATIVE=0 in the
+environment, the kernels are not `available()`, and torch computes the same results. SELFCLUSTER_NATIVE=avx2, or another
+of `INSTRUCTIONS`, switches better instructions off; the labels do not change. The library is in the user's cache
+folder, under a hash of its source. A separate process tries it once, because a bug in a compiler or processor may crash
+it. At each loading its results are compared with float64.
 
 Letters: n rows, d dimensions, k centroids (of Sinkhorn: clusters).
 """
@@ -33,7 +33,7 @@ _FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-pthread", "-fno-math-errno"
 _BUILD_SECONDS = 120
 _MAX_DIMENSIONS = 65_536  # 255 * 127 * d must fit 32 bits
 _PROBE_ROWS = 1024
-_SMALL = 1 << 17  # entries of a score matrix that one thread is done with before another has started
+_SMALL = 1 << 17  # smaller score matrices run on one thread, because a second one would start too late
 _MUCH = 1 / 16  # share of the centroids compared exactly above which plain products are faster
 # what multiplies 8-bit numbers, by the levels of native.hpp, the best last
 INSTRUCTIONS = {"avx2": 1, "avxvnni": 2, "avx512": 3, "avx512vnni": 4, "amx": 5}
@@ -71,7 +71,7 @@ class _Kernel:
             function.argtypes, function.restype = types, _SIZE
 
     def call(self, name: str, *arguments: object) -> int:
-        """A function of the library, tensors given as what they point to."""
+        """Call a function of the library; tensors are passed as pointers."""
         result = self._functions[name](*(a.data_ptr() if isinstance(a, Tensor) else a for a in arguments))
         if result < 0:
             raise MemoryError(f"no memory for the compiled kernel {name!r}; SELFCLUSTER_NATIVE=0 does without it")
@@ -84,28 +84,28 @@ class _Kernel:
 
 
 def available() -> bool:
-    """Whether the kernel runs here; the first call may compile it (some seconds, once for a user)."""
+    """Whether the kernels run here. The first call may compile them (some seconds, once per user)."""
     return _chosen() is not None
 
 
 def instructions() -> str | None:
-    """Return the one of `INSTRUCTIONS` that the kernels multiply with here; None: the kernels are not available."""
+    """Return which of `INSTRUCTIONS` the kernels use here; None if the kernels are not available."""
     kernel = _chosen()
     return None if kernel is None else next(name for name, level in INSTRUCTIONS.items() if level == kernel.level)
 
 
 def takes(x: Tensor) -> bool:
-    """Whether the kernel is available and made for rows like these."""
+    """Whether the kernel is available and can take these rows."""
     return x.dtype == torch.float32 and x.device.type == "cpu" and x.shape[1] <= _MAX_DIMENSIONS and available()
 
 
 def takes_scores(scores: Tensor) -> bool:
-    """Whether `Exponentials` is available and made for scores like these."""
+    """Whether `Exponentials` is available and can take these scores."""
     return scores.dtype == torch.float32 and scores.device.type == "cpu" and available()
 
 
 def nearest(x: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor, int]:
-    """Exact nearest centroids of as many leading rows as the kernel is the right tool for.
+    """Return exact nearest centroids, for as many of the first rows as the kernel is fast for.
 
     Args:
         x: (n, d) float32 on the CPU.
@@ -135,7 +135,7 @@ def nearest(x: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor, int]:
 
 
 def nearly_nearest(x: Tensor, centroids: Tensor) -> Tensor:
-    """Labels (n,) by 8-bit products alone: right but where two centroids are within a percent of one another."""
+    """Return labels (n,) by 8-bit products only; they may be wrong if two centroids differ by less than a percent."""
     kernel = _chosen()
     if kernel is None or not takes(x):
         raise ValueError("the compiled kernel cannot take this")
@@ -149,9 +149,10 @@ def nearly_nearest(x: Tensor, centroids: Tensor) -> Tensor:
 def nearest_listed(
     x: Tensor, centroids: Tensor, order: Tensor, begin: Tensor, lists: Tensor, last: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """`nearly_nearest` where the rows order[begin[g]:begin[g + 1]] are compared with few centroids only; and distances.
+    """Apply `nearly_nearest` to groups of rows, each with its own list of centroids; also return distances.
 
-    Those are lists[g], and the row's own last[i] where `last` is given: a row leaves it for a nearer one only. `order`
+    The rows order[begin[g]:begin[g + 1]] are compared with the centroids lists[g]. If `last` is given, a row is also
+    compared with its last centroid, last[i], and leaves it only for a nearer one. `order`
     and `last` (n,), `begin` (g + 1,), `lists` (g, m), rising in each row; all int64.
     """
     kernel = _chosen()
@@ -180,7 +181,7 @@ def add(sums: Tensor, x: Tensor, labels: Tensor, weight: Tensor | None) -> None:
 def improve_neighbors(
     x: Tensor, database: Tensor, first: int, values: Tensor, indices: Tensor, *, inner_product: bool
 ) -> None:
-    """Let the best k (values, indices) of each query hold the best of `database`, too; equals by their numbers.
+    """Update the best k (values, indices) of each query with rows of `database`; of equals the lowest number wins.
 
     Args:
         x: (n, d) float32 queries.
@@ -200,7 +201,7 @@ def improve_neighbors(
 
 
 class Exponentials:
-    """M = exp(max((scores - top) / epsilon, lowest)), never held: its entries are computed anew in every pass.
+    """M = exp(max((scores - top) / epsilon, lowest)). It is not stored: every pass computes its entries again.
 
     Args:
         scores: (n, k) float32 on the CPU, n above 0.
@@ -237,7 +238,7 @@ class Exponentials:
 
 
 def _chosen() -> _Kernel | None:
-    """The kernel that the environment allows.
+    """Return the kernel that the environment allows.
 
     Raises:
         ValueError: SELFCLUSTER_NATIVE is neither 0 nor 1 nor one of `INSTRUCTIONS`.
@@ -252,7 +253,7 @@ def _chosen() -> _Kernel | None:
 
 @functools.cache
 def _kernel(most: int = _BEST) -> _Kernel | None:
-    """The best kernel at or below a level. Two builds of the same source have the levels from AVX512 on, and AVX2's."""
+    """Return the best kernel up to a level. One build has the levels from AVX512 on, another has AVX2."""
     if not sys.platform.startswith("linux") or platform.machine() != "x86_64":
         return None
     compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
@@ -272,7 +273,7 @@ def _kernel(most: int = _BEST) -> _Kernel | None:
 
 
 def _library(compiler: str | None, *defines: str) -> Path | None:
-    """The built library, from the cache if it is there. Concurrent processes each build, and the last rename wins."""
+    """Return the built library, from the cache if it is there. If processes build it at once, the last rename wins."""
     text = b"".join(path.read_bytes() for path in _SOURCES) + " ".join((*_FLAGS, *defines)).encode()
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "selfcluster"
     target = cache / f"native-{hashlib.sha256(text).hexdigest()[:16]}.so"
@@ -297,7 +298,7 @@ def _library(compiler: str | None, *defines: str) -> Path | None:
 
 
 def _survives(path: Path, most: int) -> bool:
-    """Whether a process of its own came back from the kernels of a library; asked once, and kept beside the library."""
+    """Whether a separate process can run the kernels of a library. The answer is stored beside the library."""
     known, here = path.with_suffix(f".tried-{most}"), _instructions_here()
     with suppress(OSError):
         if known.read_text() == here:
@@ -307,21 +308,21 @@ def _survives(path: Path, most: int) -> bool:
     words = [sys.executable, "-c", _TRIAL, str(path), str(most)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     if subprocess.run(words, env=environment, capture_output=True, timeout=_BUILD_SECONDS).returncode < 0:
-        return False  # ended by a signal: an instruction that is not there, or an address that is none
+        return False  # ended by a signal: an illegal instruction or a bad address
     with suppress(OSError):
         known.write_text(here)
     return True
 
 
 def _instructions_here() -> str:
-    """What identifies this processor's instructions: a home folder may be shared by machines that differ."""
+    """Return what identifies this processor's instructions, because different machines may share a home folder."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     flags = next((line for line in lines if line.startswith("flags")), "")
     return hashlib.sha256(flags.encode()).hexdigest()
 
 
 def _agrees(kernel: _Kernel) -> bool:
-    """A kernel that a compiler or processor bends is not used: results must be float64's on a small set."""
+    """Whether results on a small set equal float64's. If not, the compiler or processor has a bug."""
     generator = torch.Generator().manual_seed(0)
     x, c = torch.randn(200, 70, generator=generator), torch.randn(130, 70, generator=generator)
     labels, distances = torch.empty(200, dtype=torch.int64), torch.empty(200)

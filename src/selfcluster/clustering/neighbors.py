@@ -1,11 +1,11 @@
 """Exact nearest neighbors by chunked matrix products: the k best of M rows for each query, never the N x M matrix.
 
 A tile of scores (some queries x some database rows) is reduced to the maxima of groups of rows; the k best groups hold
-the k best rows, so only their members are looked at again. More than k candidates are kept and scored once more in
-float32 from the rows themselves. Where the hardware multiplies bfloat16 the tiles are bfloat16 products. A query whose
-k-th neighbor is not ahead of the last candidate by twice the error seen is searched again, in float32, then float64.
-On a CPU a compiled kernel, where there is one, takes large sets of queries: 8-bit products with a proven error bound
-propose, float64 decides, and of equals the lowest number wins (native_neighbors.cpp).
+the k best rows, so only their members are compared again. More than k candidates are kept and scored again in
+float32 from the rows. If the hardware multiplies bfloat16, the tiles are bfloat16 products. If the k-th neighbor of a
+query is not ahead of the last candidate by twice the observed error, the query is searched again in float32, then in
+float64. On a CPU a compiled kernel, if available, takes large sets of queries: 8-bit products with a proven error bound
+choose candidates, float64 decides, and of equals the lowest number wins (native_neighbors.cpp).
 Letters: N queries, M database rows, D features, k neighbors, q queries and m rows of a tile, c candidates.
 """
 
@@ -27,8 +27,8 @@ _TILE = 1 << 23  # q * m: 32 MB of float32 scores
 _TILE_CUDA = 1 << 28
 _GROUP = 32  # rows reduced to one maximum
 _HELD = 1 << 25  # numbers of queries, and of candidates' rows, held at a time: 128 MB
-_MANY = 128  # queries from which rounding the database to 8 bits pays
-_MOST_NEIGHBORS = 1024  # k up to which the compiled kernel is the faster
+_MANY = 128  # from this many queries on, rounding the database to 8 bits saves time
+_MOST_NEIGHBORS = 1024  # largest k for which the compiled kernel is faster
 _WIDE = ("float64", "int32", "int64", "uint32", "uint64")
 _METRICS = ("inner_product", "l2")
 
@@ -50,7 +50,7 @@ def nearest(
     exclude_self: bool = False,
     precision: str = "auto",
 ) -> Neighbors:
-    """The k nearest database rows of every query.
+    """Return the k nearest database rows of every query.
 
     Memory: about 300 MB on a CPU in addition to the arguments and the result, for any N and M, because the function
     holds only one tile of scores and some rows at a time. Under `torch.distributed` each rank passes its slice of the
@@ -115,7 +115,7 @@ def _check(queries: np.ndarray | Tensor, database: np.ndarray | Tensor, metric: 
 
 
 def _over_ranks(search: _Search, block: Tensor, offset: int) -> tuple[Tensor, Tensor]:
-    """The best of all ranks' databases for this rank's queries: all queries visit every rank, the best come back."""
+    """Return the best rows of all ranks' databases for this rank's queries. Every rank searches all queries."""
     world = distributed.world_size()
     if world == 1:
         return search(block)
@@ -133,7 +133,7 @@ def _over_ranks(search: _Search, block: Tensor, offset: int) -> tuple[Tensor, Te
 
 
 def _without(value: Tensor, index: Tensor, first: int) -> tuple[Tensor, Tensor]:
-    """Drop each query's own row; or the last, where duplicates have crowded it out of the best."""
+    """Drop each query's own row; if duplicates have pushed it out of the best, drop the last row instead."""
     drop = index == torch.arange(first, first + len(index), device=index.device)[:, None]
     drop[:, -1] |= ~drop.any(dim=1)
     shape = len(value), value.shape[1] - 1
@@ -141,10 +141,10 @@ def _without(value: Tensor, index: Tensor, first: int) -> tuple[Tensor, Tensor]:
 
 
 class _Search:
-    """A database made ready once, then any number of queries against it. Scores: x.y, or -|x - y|^2.
+    """Prepares a database once, then answers any number of queries. Scores: x.y, or -|x - y|^2.
 
-    In bfloat16 tiles, and for l2, the database's mean is subtracted: that shifts all scores of a query alike (inner
-    product) or none (l2, where the queries shift too), and leaves the bits to what differs.
+    In bfloat16 tiles, and for l2, the database's mean is subtracted: this changes all scores of a query by the
+    same amount (inner product) or not at all (l2, because the queries are shifted too), and improves the precision.
     """
 
     def __init__(

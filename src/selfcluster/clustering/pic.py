@@ -1,4 +1,4 @@
-"""Power iteration clustering: climb a neighbor graph to the local maxima of a diffusion; k is not given but found.
+"""Power iteration clustering: follow a neighbor graph to the local maxima of a diffusion. It finds k by itself.
 
 DeepCluster's variant (Caron et al. 2018, arXiv 1807.05520, appendix; after Lin and Cohen 2010): W = A + A' with
 A_ij = exp(-|x_i - x_j|^2 / sigma^2) over the nearest neighbors j of i; v starts at 1/N and is 200 times replaced by
@@ -29,7 +29,7 @@ from selfcluster.clustering.neighbors import nearest
 
 
 class PowerIterationClustering(ClusterMixin, BaseEstimator):
-    """Clusters of a nearest-neighbor graph, as many as the data have.
+    """Clusters a nearest-neighbor graph; the number of clusters follows from the data.
 
     Under `torch.distributed` each rank passes its contiguous slice of the rows and gets its own labels; the graph
     (N x n_neighbors) is gathered and climbed on every rank alike.
@@ -42,7 +42,7 @@ class PowerIterationClustering(ClusterMixin, BaseEstimator):
 
     Attributes:
         labels_: (n,) int64 from 0, this rank's rows; a tensor if X was one. Numbered by first appearance over all rows.
-        n_clusters_: how many there are over all ranks.
+        n_clusters_: number of clusters over all ranks.
 
     >>> X = np.array([[0.0], [0.1], [0.2], [5.0], [5.1], [5.2]], dtype="float32")
     >>> PowerIterationClustering(n_neighbors=2).fit_predict(X)

@@ -1,8 +1,8 @@
-"""No cluster dies out: small ones are emptied, and each then takes one of the two halves of the largest.
+"""Remake small clusters: empty them, then give each one half of the largest cluster.
 
 Zhan et al. 2020, arXiv 2006.10645, section 3.2. N samples, K clusters, D features.
-Departs: the small clusters of a round are emptied together, so that no sample moves twice in it; rounds are bounded,
-since halves may be small again; a cluster whose rows are all alike is halved at random.
+Departs: the small clusters of a round are emptied together, so that no sample moves twice in it; the number of
+rounds is limited, because halves may be small again; a cluster of equal rows is halved at random.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def rebalance(
         rows: (N, D), the samples.
         labels: (N,) int64, -1 = none; written to.
         centroids: its counts are those of `labels`; its rows and counts are written to.
-        min_size: the fewest samples of a cluster that is left alone.
+        min_size: smallest number of samples of a cluster that is not remade.
         metric: of "nearest", see `CentroidMemory.nearest`.
         half: which half a small cluster gets: "random" (the paper) or always the "second" (as released).
         rounds: how often to look again whether a cluster is small.
@@ -61,7 +61,7 @@ def rebalance(
     remade = 0
     for turn in range(rounds):
         small = centroids.counts < min_size
-        emptied: list[int] = small.nonzero().flatten().tolist()  # one host read a call, mostly of nothing
+        emptied: list[int] = small.nonzero().flatten().tolist()  # one host read per call; mostly no cluster is small
         if not emptied or len(emptied) == len(small):
             break
         _empty(rows, labels, centroids, small, metric)
@@ -100,7 +100,7 @@ def _halves(rows: Tensor, members: Tensor, generator: torch.Generator, seed: int
     """(n,) of 0 and 1: the halves by k-means of `rows[members]`."""
     kmeans: Any = KMeans(2, max_iter=20, random_state=seed)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # rows that are all alike are no news here
+        warnings.simplefilter("ignore", UserWarning)  # equal rows need no warning here
         found = kmeans.fit(rows[members[distributed.share(len(members))]])
     halves = distributed.all_gather(found.labels_)
     if 0 < int(halves.sum()) < len(members):

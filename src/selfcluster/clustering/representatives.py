@@ -1,7 +1,7 @@
-"""Few rows that stand for many: equal shares of the clusters, and far apart within each.
+"""Choose few rows that represent many: equal shares of the clusters, and rows far apart within each cluster.
 
-Farthest-point traversal is Gonzalez 1985 ("Clustering to minimize the maximum intercluster distance"): its n rows
-cover the others within twice the smallest radius that n rows can.
+Farthest-point traversal is Gonzalez 1985 ("Clustering to minimize the maximum intercluster distance"): every
+row is within twice the smallest possible radius of one of the n chosen rows.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import numpy as np
 
 
 def equal_shares(sizes: np.ndarray, n: int) -> np.ndarray:
-    """Return how many of n to take from each group, as equal as the groups' sizes allow.
+    """Divide n among groups, as equally as the sizes of the groups allow; return the shares (K,).
 
     Args:
         sizes: (K,) whole numbers.

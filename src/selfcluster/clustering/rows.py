@@ -1,8 +1,8 @@
-"""The rows k-means reads, whatever holds them: a tensor, an array, or a file larger than memory.
+"""The rows that k-means reads, from a tensor, an array, or a file larger than memory.
 
 Rows are read in blocks. Under `torch.distributed` each rank holds a contiguous slice and the slices in rank order are
-the whole; a row's *global number* (its place in the whole) is what random choices are made by, so that they do not
-depend on the number of ranks.
+the whole; random choices use a row's *global number* (its position in the whole), so they do not depend on the number
+of ranks.
 
 Letters: n rows of this rank, N of all, d dimensions.
 """
@@ -108,7 +108,7 @@ class Rows:
         return part
 
     def check(self) -> None:
-        """Refuse NaN and infinity by row number, on all ranks alike; warn of zero rows where directions count."""
+        """Raise an error that names a row with NaN or infinity; warn of rows of zeros if directions count."""
         bad, zero = [], []
         for part, x in self.blocks():
             # a sum is not finite if a term is not; the second look tells the rare overflow of a sum apart
@@ -132,7 +132,7 @@ class Rows:
             )
 
     def distinct(self, limit: int) -> int:
-        """How many rows differ, counted up to `limit`, over all ranks. Equal rows have equal random projections."""
+        """Return the number of distinct rows over all ranks, counted up to `limit`, by their random projections."""
         direction = torch.randn(self.d, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
         direction = direction.to(self.device)
         seen = torch.empty(0, dtype=torch.float64, device=self.device)

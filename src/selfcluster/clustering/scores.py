@@ -1,7 +1,7 @@
-"""Numbers that say how good, how even and how steady a clustering is, and how many dimensions features use.
+"""Measure the quality, balance and stability of a clustering, and how many dimensions features use.
 
 Labels are (N,) integers (NumPy, torch or a list); a sample labeled -1 in either of two labelings is left out.
-What scikit-learn or SciPy has is theirs. Entropies are in nats.
+Measures that scikit-learn or SciPy has are computed by them. Entropies are in nats.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def ari(a: ArrayLike, b: ArrayLike) -> float:
 def matching_accuracy(labels: ArrayLike, clusters: ArrayLike) -> float:
     """Share of samples whose cluster is matched to their label, by the best one-to-one matching (Hungarian).
 
-    With more clusters than labels the clusters left over count as wrong.
+    If there are more clusters than labels, images of unmatched clusters count as wrong.
 
     >>> matching_accuracy([0, 0, 1, 1], [1, 1, 0, 2])
     0.75
@@ -71,7 +71,7 @@ def matching_accuracy(labels: ArrayLike, clusters: ArrayLike) -> float:
 
 
 def purity(labels: ArrayLike, clusters: ArrayLike) -> float:
-    """Share of samples that have their cluster's commonest label. It rises with the number of clusters: 1 at N.
+    """Share of samples with their cluster's most frequent label. It rises with the number of clusters: 1 at N.
 
     >>> purity([0, 0, 1, 1], [0, 0, 0, 1])
     0.75
@@ -81,7 +81,7 @@ def purity(labels: ArrayLike, clusters: ArrayLike) -> float:
 
 
 def entropy(clusters: ArrayLike) -> float:
-    """Entropy of the cluster sizes in nats: ln K where all K are equal, 0 where one has everything.
+    """Entropy of the cluster sizes in nats: ln K if all K are equal, 0 if one has all samples.
 
     >>> entropy([0, 0, 0])
     0.0
@@ -93,7 +93,7 @@ def entropy(clusters: ArrayLike) -> float:
 
 
 def effective_clusters(clusters: ArrayLike) -> float:
-    """exp(entropy): the number of equal clusters that would be as uneven; far below K warns of collapse.
+    """exp(entropy): the number of equal clusters with the same entropy. A value far below K is a sign of collapse.
 
     >>> round(effective_clusters([0, 0, 1, 1]), 6)
     2.0
@@ -104,7 +104,7 @@ def effective_clusters(clusters: ArrayLike) -> float:
 def silhouette(
     X: ArrayLike, clusters: ArrayLike, *, sample: int = 2000, metric: str = "euclidean", seed: int = 0
 ) -> float:
-    """Mean silhouette of a seeded sample, in [-1, 1]: how much nearer a sample's own cluster is than the next.
+    """Mean silhouette of a seeded sample, in [-1, 1]: how much nearer a sample is to its own cluster than to the next.
 
     Args:
         X: (N, D) features, NumPy, torch or memory-mapped; only the sampled rows are read.
@@ -134,7 +134,7 @@ def rankme(features: np.ndarray | Tensor, *, sample: int = 25_600, eps: float = 
 
     Args:
         features: (N, D).
-        sample: rows drawn (seeded, without replacement) where N is larger; the paper's 25,600.
+        sample: if N is larger, use this many rows, drawn by a seed without replacement; the paper's 25,600.
         eps: the paper's 1e-7.
 
     >>> round(rankme(np.eye(4)), 3)
@@ -149,9 +149,9 @@ def rankme(features: np.ndarray | Tensor, *, sample: int = 25_600, eps: float = 
 
 
 def successive_nmi(previous: ArrayLike, current: ArrayLike) -> float:
-    """Geometric NMI of two successive assignments: 1 = the clusters have settled (DeepCluster's stability curve).
+    """Geometric NMI of two successive assignments: 1 = the clusters no longer change (DeepCluster's stability curve).
 
-    NaN where no sample has a cluster in both.
+    NaN if no sample has a cluster in both.
 
     >>> successive_nmi([0, 0, 1, -1], [3, 3, 1, 1])
     1.0
@@ -161,9 +161,9 @@ def successive_nmi(previous: ArrayLike, current: ArrayLike) -> float:
 
 
 def label_switch_ratio(previous: ArrayLike, current: ArrayLike) -> float:
-    """Share of samples whose label changed, names as they are (ODC's change ratio; ids that keep their meaning).
+    """Share of samples whose label changed. Labels must keep their meaning (ODC's change ratio).
 
-    NaN where no sample has a cluster in both.
+    NaN if no sample has a cluster in both.
 
     >>> label_switch_ratio([0, 0, 1, -1], [0, 2, 1, 1]) == 1 / 3
     True

@@ -1,23 +1,23 @@
-"""How many clusters, without labels: three measures vote, and how far their votes spread is part of the answer.
+"""Choose the number of clusters without labels: three measures vote, and the spread of their votes is reported.
 
 For every candidate k, k-means is fitted to several random four fifths of a sample of the rows, and to as many sets
 without clusters: uniform in the box along the sample's principal axes (Tibshirani, Walther, Hastie 2001, J. R. Stat.
 Soc. B 63(2), reference b). Each repeat gives three votes:
 
 - inertia: the smallest k whose gap, log inertia of the reference minus log inertia, is within one standard error of the
-  largest gap; 1 where nothing is gained by parting the data at all. (The paper takes the first k that the next does not
-  pass; on symmetric arrangements of clusters that stops far too early.)
+  largest gap; 1 if dividing the data gains nothing. (The paper takes the first k that is as good as the next one; for
+  symmetric arrangements of clusters this stops far too early.)
 - silhouette: the k with the largest mean silhouette;
 - stability: the largest k at which the repeats agree (adjusted Rand index on all rows of the sample) as well as they do
-  at any k, to 0.02. A k below the truth can be stable too, one above it seldom.
+  at any k, to 0.02. A k that is too small can be stable too, one that is too large seldom is.
 
 The recommendation is the middle one of the three votes on the curves averaged over repeats; `low` and `high` are the
-smallest and the largest of all single votes, widened to the next candidates not tried. It is `certain` where that range
-is narrow and the silhouette beats the reference's; where it does not beat it, the data show no clusters to k-means,
-and the range is all candidates.
+smallest and the largest of all single votes, extended up to the next candidates. It is `certain` if that range is
+narrow and the silhouette exceeds the reference's. If it does not, k-means finds no clusters in the data, and the range
+is all candidates.
 
-Rows of many dimensions are clustered along their 64 leading principal axes. Where the user names no candidates, a quick
-pass over 1,500 rows finds those worth a full comparison: the ones that it votes for, and their neighbors.
+Rows of many dimensions are clustered along their 64 leading principal axes. If the user names no candidates, a quick
+pass over 1,500 rows finds the ones to compare in full: those that it votes for, and their neighbors.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ _NARROW = 1.5  # high / low of a range that counts as certain
 
 @dataclass(frozen=True)
 class KChoice:
-    """What `choose_k` found.
+    """The result of `choose_k`.
 
-    `k`: recommended. `low`, `high`: the range it may as well be in. `certain`, `reason`: whether that range is narrow
-    and the data have clusters at all, in words. `votes`: each measure's k on the mean curves. `table`: one dict a
-    candidate with k, inertia (mean squared distance), gap, gap_error, silhouette, reference_silhouette, stability.
+    `k`: recommended. `low`, `high`: the range of other plausible values. `certain`, `reason`: whether that range is
+    narrow and the data have clusters at all, in words. `votes`: each measure's k on the mean curves. `table`: one dict
+    a candidate with k, inertia (mean squared distance), gap, gap_error, silhouette, reference_silhouette, stability.
     """
 
     k: int

@@ -1,4 +1,4 @@
-"""Targets of a batch that cannot collapse: balanced codes (Sinkhorn), and centered, sharpened outputs (DINO).
+"""Targets for a batch that prevent collapse: balanced codes (Sinkhorn), and centered, sharpened outputs (DINO).
 
 `sinkhorn` scales the rows and columns of exp(scores / epsilon) in turn until every cluster has an equal share of the
 batch (Caron et al. 2020, arXiv 2006.09882, eq. 3 and 4; Cuturi 2013). Letters: B samples of this rank, Q extra
@@ -6,15 +6,17 @@ samples, K clusters, R rows this rank works on.
 
 The matrix is written once and only two vectors change: with M = exp(scores / epsilon), u = 1 / (M^T v) and
 v = 1 / (M u), starting from v = 1, the code of sample b is the row M_b * u over its sum. The constants 1/K and 1/B of
-the paper's marginals scale all of u or v alike and cancel in that last division; so does the sum over the whole matrix.
-A row's own maximum is subtracted before exponentiating, so that no row vanishes in float32. That shift does *not*
-cancel by itself (it would change the start, and so the result of a few iterations): v starts at the factor taken out.
+the paper's marginals are factors of all of u or v and cancel in that division; so does the sum over the whole matrix.
+A row's own maximum is subtracted before exponentiating, so that no row vanishes in float32. This shift does *not*
+cancel by itself, because it changes the start, and so the result of few iterations. So v starts at the removed factor.
 
-On a CPU that is bound by memory. There a compiled kernel computes M from the scores in every pass: one pass an
-iteration, since what a row adds to the column sums depends on that row and u only, and one that writes the codes.
+On a CPU the memory's speed limits this. So a compiled kernel computes M from the scores in every pass. An iteration
+takes one pass, because the part of a row in the column sums depends only on that row and u. One more pass writes the
+codes.
 
-Departs: where scores of a row, or row maxima, differ by more than 60 epsilon (cosines: epsilon below 0.034) the lesser
-are raised to that, so that nothing underflows; few iterations from an outlier then end elsewhere than in exact numbers.
+Departs: where scores of a row, or row maxima, differ by more than 60 epsilon (cosines: epsilon below 0.034) smaller
+scores are raised to that difference, so that nothing underflows. With an outlier and few iterations the result then
+differs from exact arithmetic.
 Float64 scores have 300 epsilon instead.
 """
 
@@ -115,7 +117,7 @@ def batch_softmax(scores: Tensor, epsilon: float = 0.05, extra: Tensor | None = 
 class Centering(nn.Module):
     """DINO's target: softmax((outputs - center) / temperature), the center a moving average of the outputs' mean.
 
-    The center keeps one cluster from taking everything, the low temperature keeps the target from becoming flat
+    The center prevents one cluster from taking all samples; the low temperature prevents uniform targets
     (arXiv 2104.14294, eq. 4; algorithm 1 subtracts the center). The center is all zero at first.
 
     Args:

@@ -1,16 +1,16 @@
 """Two-level assignment for many clusters: first the region of a row, then the nearest of the region's centroids.
 
 Regions are directions, seen from the centroids' mean: about 1.3 sqrt(k) centroids, a little improved by spherical
-k-means over all centroids. A region looks at the `width` centroids that lie most in its direction. A row goes to the
-region whose direction it has most of and is compared with what that region looks at, and with the centroid it had
-before. Regions are drawn anew at every iteration of k-means, so what one drawing cuts apart another joins, and no row
-ever moves to a farther centroid: the loss against the exact assignment shrinks as iterations pass. The cost of a row
-falls from k to 1.3 sqrt(k) + `width` distances. The compiled kernel takes 8-bit products at their word here, so
-between centroids within a percent of one another either may win.
+k-means over all centroids. A region has a list of the `width` centroids closest to its direction. A row goes to the
+region with the direction closest to its own. It is compared with the centroids in that region's list, and with its last
+centroid. New regions are drawn at every iteration of k-means, so their borders change, and no row ever moves to a
+farther centroid. The loss against the exact assignment shrinks with every iteration. The cost of a row
+falls from k to 1.3 sqrt(k) + `width` distances. The compiled kernel uses 8-bit products without a
+check here, so if two centroids differ by less than a percent, either may win.
 
-Directions, because by distance the few centroids near the mean take most of the others into one region.
+Regions are directions because by distance most centroids would fall into the few regions near the mean.
 
-Letters: n rows, d dimensions, k centroids, g regions, m centroids a region looks at.
+Letters: n rows, d dimensions, k centroids, g regions, m centroids in a region's list.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Regions:
     Args:
         centroids: (k, d).
         width: m, at most k; with k the assignment is exact. Rows without a last centroid get twice this.
-        seed: which drawing of the regions.
+        seed: draws the regions.
     """
 
     def __init__(self, centroids: Tensor, width: int = WIDTH, *, seed: int = 0) -> None:
@@ -60,7 +60,7 @@ class Regions:
         self._made: dict[int, Tensor] = {}
 
     def nearest(self, x: Tensor, last: Tensor | None = None) -> Nearest:
-        """The nearest centroid that a row's region looks at, or its last one if that is nearer.
+        """Return the nearest centroid in the list of a row's region, or its last one if that is nearer.
 
         Args:
             x: (n, d).

@@ -1,9 +1,9 @@
 """Whitening: center, project on the leading principal axes, scale each to variance 1, give each row length 1.
 
-What DeepCluster does to features before k-means (Caron et al. 2018, arXiv 1807.05520, section 3.3: PCA to 256,
+DeepCluster does this to features before k-means (Caron et al. 2018, arXiv 1807.05520, section 3.3: PCA to 256,
 whitened, l2-normalized), and DeeperCluster with 4,096. One pass over the rows: counts, sums and outer products about a
-shift (float64 between blocks); under `torch.distributed` each rank passes its share and all fit the same transform.
-Letters: N rows of this rank, D features, d axes kept.
+shift (float64 between blocks); under `torch.distributed` each rank passes its share, and all ranks get the same
+transform. Letters: N rows of this rank, D features, d axes kept.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class Whitening:
     Args:
         dim: d; None: all D.
         whiten: scale each axis by its eigenvalue ** -1/2.
-        eigenvalue_floor: eigenvalues below this share of the largest count as that (DeeperCluster's 1e-5), so that
-            axes without variance are not blown up.
+        eigenvalue_floor: eigenvalues below this share of the largest are raised to it (DeeperCluster's 1e-5), so that
+            axes without variance are not amplified.
         normalize: scale each row to length 1.
         eps: added to a row's length before dividing: an all-zero row stays zero.
 
