@@ -59,5 +59,5 @@ def test_decay_is_the_first_quarter_less_the_last():
 
 
 def test_masks_of_two_images_are_refused():
-    with pytest.raises(ValueError, match="of one image"):
+    with pytest.raises(ValueError, match="belong to one image"):
         jaccard(np.ones((2, 3)), np.ones((3, 2)))

@@ -142,11 +142,11 @@ def test_what_cannot_be_judged_is_refused():
     x = at(0, 90)
     with pytest.raises(ValueError, match="not one of 2 images has a label"):
         knn(x, [-1, -1])
-    with pytest.raises(ValueError, match="one label 4"):
+    with pytest.raises(ValueError, match="train has one class only, 4"):
         knn(x, [4, 4])
     with pytest.raises(ValueError, match="of 1 of 2 labeled images are not finite"):
         knn(x * [[1], [math.nan]], [0, 1])
-    with pytest.raises(ValueError, match="2 features an image and test 3"):
+    with pytest.raises(ValueError, match="2 features per image and test 3"):
         knn(x, [0, 1], np.ones((1, 3)), [0])
     with pytest.raises(ValueError, match="whole numbers"):
         knn(x, [0.5, 1.0])

@@ -144,7 +144,7 @@ def test_what_is_refused(folders, tiny, tmp_path):
     for labels_from, words in (
         (str(tmp_path / "one.csv"), "train has 1 class"),
         (str(tmp_path / "few.csv"), "every label is missing"),
-        (f"tags:{tmp_path}/one.csv", "one label per image, and these have several"),
+        (f"tags:{tmp_path}/one.csv", "one label per image, and these images have several"),
     ):
         with pytest.raises(ValueError, match=words):
             api.evaluate("linear", tmp_path / "run", train=folders, labels_from=labels_from, epochs=1)

@@ -114,7 +114,7 @@ def test_rare_and_absent_classes_end_in_a_sentence():
         ({1: np.zeros((60, 3), int)}, "train: not one of 60 images has a label"),
         ({3: np.zeros((30, 3), int)}, "test: not one of 30 images has a label"),
         ({3: np.zeros(30, int)}, "train and test differ: one has several labels per image"),
-        ({2: np.ones((30, 5))}, "train has 6 features an image and test 5"),
+        ({2: np.ones((30, 5))}, "train has 6 features per image and test 5"),
     ],
 )
 def test_what_is_refused(change, words):
