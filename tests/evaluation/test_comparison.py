@@ -142,6 +142,23 @@ def test_the_untrained_network_keeps_sobel_filters_and_channels(tmp_path):
         load_network(f"untrained:{tmp_path / 'nothing'}")
 
 
+def test_a_start_from_a_bare_file_is_measured_under_the_runs_architecture(trained, tmp_path, capsys):
+    """The tensors of a file may fit several networks; the run knows which one it was."""
+    run, photos = tmp_path / "begun", trained / "photos"
+    module = make_backbone("tiny_layout", channels=3, image_size=16)
+    torch.save(module.state_dict(), tmp_path / "start.pth")
+    settings = {"init": str(tmp_path / "start.pth"), "keep": "end"}
+    api.train("swav", photos, out=run, **TINY | TINY_SETTINGS["swav"] | settings)
+    table = api.compare(run, protocol="knn", train=photos, image_size=16)
+    begun = api.evaluate("knn", f"tiny_layout={tmp_path / 'start.pth'}", train=photos, image_size=16)
+    assert table.rows[0].cells[-1].start == begun["top1"]
+    assert f"knn of tiny_layout={tmp_path / 'start.pth'}" in capsys.readouterr().err
+    (tmp_path / "start.pth").unlink()
+    cell = api.compare(run, protocol="knn", train=photos, image_size=16, k="5").rows[0].cells[-1]
+    assert (cell.start, cell.untrained is None) == (None, False)
+    assert "is gone, so it is left out" in capsys.readouterr().err
+
+
 def test_of_one_seed_the_newest_result_counts(root):
     result(root / "one", 0.5)
     result(root / "one", 0.3, role="untrained", name="a")

@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,7 +88,11 @@ def _measure(run: Path, protocol: str, train: Any, settings: dict[str, Any]) -> 
     if config.get("backbone"):
         models["untrained"] = f"{UNTRAINED}{run}"  # with the run's patches, channels, stem and Sobel filters
     if config.get("init"):
-        models["start"] = str(config["init"])
+        models["start"] = _start_of(config)
+        file = Path(models["start"].partition("=")[2] or models["start"])
+        if ("/" in models["start"] or file.suffix) and not file.exists():
+            print(f"selfcluster: {file}: the start of {run} is gone, so it is left out", file=sys.stderr)
+            del models["start"]
     size = {"image_size": config["image_size"]} if config.get("image_size") else {}
     kept = [
         (r["protocol"], s.get("role", "run"), {**(r.get("settings") or {}), **s})
@@ -105,6 +110,13 @@ def _measure(run: Path, protocol: str, train: Any, settings: dict[str, Any]) -> 
         result = evaluate(protocol, model, train=train, **{**size, **settings})
         subject = {**result.subject, "role": role}
         dataclasses.replace(result, subject=result.subject if role == "run" else subject).write(run)
+
+
+def _start_of(config: Mapping[str, Any]) -> str:
+    """The word of the network that a run began with; a bare file of weights has the run's architecture in front."""
+    word = str(config["init"])
+    bare = Path(word).is_file() and not (Path(word).parent / "backbone.json").is_file()
+    return f"{config['backbone']}={word}" if bare else word
 
 
 _READING = ("batch_size", "workers", "device", "precision", "max_bad", "timeout")
