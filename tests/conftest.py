@@ -4,6 +4,7 @@ import multiprocessing as mp
 import os
 import socket
 import traceback
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -12,6 +13,17 @@ import torch
 torch.set_num_threads(1)  # two test processes share two cores
 if not torch.cuda.is_available():  # before Triton is imported: without a GPU its interpreter runs the kernels
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+@contextmanager
+def threads(count: int):
+    """torch computes with this many threads inside the block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from selfcluster.clustering import native
 from selfcluster.clustering.assign import nearest_centroid, unit_rows
+from tests.conftest import threads
 
 ENGINES = [
     "float32",
@@ -127,15 +128,11 @@ class TestNative:
         g = torch.Generator().manual_seed(6)
         x, c = torch.randn(2000, 33, generator=g), torch.randn(70, 33, generator=g)
         found = []
-        for threads in (1, 3):
-            before = torch.get_num_threads()
-            torch.set_num_threads(threads)
-            try:
+        for count in (1, 3):
+            with threads(count):
                 labels, distances, _ = native.nearest(x, c)
                 sums = torch.zeros(70, 33, dtype=torch.float64)
                 native.add(sums, x, labels, None)
-            finally:
-                torch.set_num_threads(before)
             found.append((labels, distances, sums))
         assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 

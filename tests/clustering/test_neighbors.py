@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from selfcluster.clustering import native
 from selfcluster.clustering.neighbors import nearest
+from tests.conftest import threads
 
 
 def scores(x: np.ndarray, y: np.ndarray, metric: str) -> np.ndarray:
@@ -163,13 +164,10 @@ class TestCompiled:
     def test_zeros_threads_and_engines_agree(self, monkeypatch) -> None:
         x, y = features(300, 20), features(900, 20, 1)
         x[7], y[11], y[12] = 0, 0, 1e-38
-        before, found = torch.get_num_threads(), []
-        try:
-            for threads in (1, 3):
-                torch.set_num_threads(threads)
+        found = []
+        for count in (1, 3):
+            with threads(count):
                 found.append(nearest(x, y, 10))
-        finally:
-            torch.set_num_threads(before)
         np.testing.assert_array_equal(found[0].indices, found[1].indices)
         monkeypatch.setenv("SELFCLUSTER_NATIVE", "0")
         others = [i for i in range(300) if i != 7]  # everything is as near to a query of zeros

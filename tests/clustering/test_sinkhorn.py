@@ -12,6 +12,7 @@ from torch.nn.functional import normalize
 
 from selfcluster.clustering import native
 from selfcluster.clustering.sinkhorn import Centering, batch_softmax, sinkhorn
+from tests.conftest import threads
 
 
 def reference(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
@@ -92,13 +93,10 @@ class TestCompiled:
             torch.testing.assert_close(sinkhorn(scores[order]).double(), true, rtol=0, atol=2e-6)
 
     def test_the_number_of_threads_hardly_matters_and_repeating_not_at_all(self) -> None:
-        scores, before, found = cosines(500, 600), torch.get_num_threads(), []
-        try:
-            for threads in (1, 3, 3):
-                torch.set_num_threads(threads)
+        scores, found = cosines(500, 600), []
+        for count in (1, 3, 3):
+            with threads(count):
                 found.append(sinkhorn(scores))
-        finally:
-            torch.set_num_threads(before)
         assert torch.equal(found[1], found[2])
         torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-7)
 

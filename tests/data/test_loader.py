@@ -238,7 +238,7 @@ def test_scaled_decoding_shows_the_same_part_of_the_image(tmp_path, encode, monk
         (tmp_path / f"{i}.jpg").write_bytes(encode((wave * 120 + 128).astype(np.uint8)[i:, 2 * i :], "JPEG"))
     plan = ViewPlan(groups=(ViewGroup(count=2, size=32, scale=(0.3, 1.0)),))
     quick = collect(loader(tmp_path, 10).batches(plan))
-    from selfcluster.data.decode import PillowImage
+    from selfcluster.data.pixels import PillowImage
 
     whole = PillowImage.pixels
     monkeypatch.setattr(PillowImage, "pixels", lambda self, channels=3, shrink_to=None: whole(self, channels))

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from selfcluster import randomness
 from selfcluster.data.budget import decoding
-from selfcluster.data.decode import OpenedImage
 from selfcluster.data.errors import BadImage
 from selfcluster.data.images import ArrayImage, open_row
+from selfcluster.data.pixels import OpenedImage
 from selfcluster.data.quarantine import Find, TooManyBadImages
 from selfcluster.data.sources import Source
 from selfcluster.data.threads import Watch

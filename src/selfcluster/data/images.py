@@ -11,9 +11,10 @@ from typing import TypedDict
 import numpy as np
 
 from selfcluster.data.budget import decoding
-from selfcluster.data.decode import OpenedImage, open_image
+from selfcluster.data.decode import open_image
 from selfcluster.data.errors import BadImage
 from selfcluster.data.order import shuffled
+from selfcluster.data.pixels import OpenedImage
 from selfcluster.data.problems import Finding, grouped, listed
 from selfcluster.data.ranges import Stored, ValueRange, choose_range, to_channels
 from selfcluster.data.sources import Source
