@@ -1,4 +1,4 @@
-"""The page of a run, served to the browser of this machine: actions become rows of RUN/curation.jsonl at once.
+"""Serve the page of a run to a browser on this machine; each action is written to RUN/curation.jsonl at once.
 
     GET  /TOKEN/           the page, which names the token
     GET  /TOKEN/curation   all rows, as a JSON array
@@ -6,8 +6,9 @@
     GET  /TOKEN/images/ID  an image of the run, in a format that browsers show.
     GET  /TOKEN/attention/ID  its attention map, as PNG
 
-Only this machine reaches the server. Pages of other sites are refused by their origin, other names for this machine by
-the host that they name, and other users by the token. An answer that is no 200 is {"error": sentence}.
+Only this machine can reach the server. Requests from pages of other sites are refused by their Origin header, other
+host names by the Host header, and other users by the token. An answer with a status other than 200 is
+{"error": sentence}.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from selfcluster.runs.curation import MAX_ROW_BYTES, CurationError, append_rows,
 from selfcluster.runs.tables import CLUSTERS, clusters_of
 
 ADDRESS = "127.0.0.1"
-_LARGEST_SIDE = 2_048  # pixels: what is decoded here is made no larger than a screen
+_LARGEST_SIDE = 2_048  # pixels: images decoded here are made no larger than a screen
 _TIMEOUT = 60.0  # seconds that a browser may be silent within a request
 _SHOWN_BY_BROWSERS = {  # the first bytes of a file, and its type
     b"\xff\xd8\xff": "image/jpeg",
@@ -47,7 +48,7 @@ _NOTHING = "default-src 'none'; sandbox"  # the policy of every answer but the p
 
 
 class Refused(Exception):
-    """A request that is not answered: its status and a sentence."""
+    """A request that is refused: the status of the answer and a sentence."""
 
     def __init__(self, status: HTTPStatus, sentence: str) -> None:
         super().__init__(sentence)
@@ -59,14 +60,14 @@ class CurationServer(ThreadingHTTPServer):
 
     Args:
         run: a run folder with clusters.
-        source: its images; None where they are gone.
-        render: gives the page as HTML for a token; called again when the run's clusters have changed.
+        source: its images; None if they are gone.
+        render: returns the page as HTML for a token; called again when the run's clusters have changed.
         port: 0: any free one.
         token: default: a random one.
 
     Raises:
         RunError: the run has no clusters.
-        ValueError: the port is taken or not allowed.
+        ValueError: the port is in use or not allowed.
     """
 
     daemon_threads = True
@@ -93,7 +94,7 @@ class CurationServer(ThreadingHTTPServer):
         return f"http://{ADDRESS}:{self.server_port}/{self.token}/"
 
     def page(self) -> str:
-        """Return the page, made anew where the run's clusters have changed."""
+        """Return the page; if the run's clusters have changed, it is rendered again."""
         with self._lock:
             if self._version() != self._made_from:
                 self._read_run()
@@ -104,7 +105,7 @@ class CurationServer(ThreadingHTTPServer):
         return read_rows(self.run)
 
     def append(self, rows: object) -> list[dict[str, Any]]:
-        """Append rows and return all of them; raise Refused where they do not fit or cannot be written."""
+        """Append rows and return all rows; raise Refused if they do not fit or cannot be written."""
         if not isinstance(rows, list):
             raise Refused(HTTPStatus.BAD_REQUEST, "the body is not a list of actions")
         with self._lock:
@@ -122,7 +123,7 @@ class CurationServer(ThreadingHTTPServer):
                 raise Refused(status, f"the action was not kept: {why}") from error
 
     def image(self, name: str) -> tuple[bytes, str]:
-        """Return an image's bytes and their type, by its id; raise Refused where it is none of the run's."""
+        """Return an image's bytes and their type, by its id; raise Refused if the run has no such image."""
         if self.source is None or name not in self._place:
             raise Refused(HTTPStatus.NOT_FOUND, f"no image {json.dumps(name[:80])} in this run")
         try:
@@ -135,7 +136,7 @@ class CurationServer(ThreadingHTTPServer):
             raise Refused(HTTPStatus.NOT_FOUND, f"{name[:80]} cannot be read: {reason_of(error)}") from error
 
     def attention(self, name: str) -> tuple[bytes, str]:
-        """Return the attention map of an image and its type, by the image's id; raise Refused where there is none."""
+        """Return the attention map of an image and its type, by the image's id; raise Refused if there is none."""
         if self._attention is None:
             raise Refused(HTTPStatus.NOT_FOUND, "the network of this run is no vision transformer")
         source = self.source
@@ -154,7 +155,7 @@ class CurationServer(ThreadingHTTPServer):
         self._page = self._render(self.token)
 
     def _version(self) -> tuple[int, ...] | None:
-        """What tells one table of clusters from the next: they are replaced, never changed in place."""
+        """Return what identifies the table of clusters; a table is replaced, never changed in place."""
         try:
             found = (self.run / CLUSTERS).stat()
         except FileNotFoundError:
@@ -175,10 +176,10 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(self._post)
 
     def log_message(self, format: str, *args: object) -> None:
-        """Say nothing: the address holds the token."""
+        """Print nothing, because the address contains the token."""
 
     def _get(self) -> None:
-        if self.path == "/favicon.ico":  # browsers ask for it by themselves
+        if self.path == "/favicon.ico":  # browsers request it automatically
             self._send(b"", "image/x-icon", HTTPStatus.NO_CONTENT)
             return
         path = self._path()
@@ -200,7 +201,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._check_token()
         length = self.headers.get("Content-Length", "")
         if not length.isdecimal():
-            raise Refused(HTTPStatus.LENGTH_REQUIRED, "the request does not say how long it is")
+            raise Refused(HTTPStatus.LENGTH_REQUIRED, "the request has no valid Content-Length")
         if int(length) > MAX_ROW_BYTES:
             raise Refused(
                 HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"{int(length):,} bytes at once; at most {MAX_ROW_BYTES:,}"
@@ -219,7 +220,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._check_origin()
             act()
         except Refused as refusal:
-            self.close_connection = True  # a body may be unread
+            self.close_connection = True  # the body may not have been read
             self._send_json({"error": str(refusal)}, refusal.status)
         except (ConnectionError, TimeoutError):
             self.close_connection = True  # the browser went away
@@ -238,7 +239,7 @@ class _Handler(BaseHTTPRequestHandler):
             raise Refused(HTTPStatus.FORBIDDEN, "a page of another site may not ask this server")
 
     def _path(self) -> str:
-        """The path below the token; a wrong token is a page that does not exist."""
+        """Return the path after the token; raise Refused if the token is wrong."""
         _, first, *rest = [*urlsplit(self.path).path.split("/", 2), ""]
         if not rest or not _same(first, self.server.token):
             raise Refused(HTTPStatus.FORBIDDEN, "the address lacks the token; use the one that was printed, whole")
@@ -258,7 +259,7 @@ class _Handler(BaseHTTPRequestHandler):
             "Content-Length": str(len(body)),
             "X-Content-Type-Options": "nosniff",
             "X-Frame-Options": "DENY",
-            "Referrer-Policy": "no-referrer",  # the address holds the token
+            "Referrer-Policy": "no-referrer",  # the address contains the token
             "Cross-Origin-Resource-Policy": "same-origin",
             "Cache-Control": "private, max-age=600" if kind.startswith("image/") else "no-store",
         }

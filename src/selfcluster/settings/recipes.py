@@ -17,10 +17,10 @@ from selfcluster.settings.schema import Schema
 
 @dataclass(frozen=True)
 class DataSummary:
-    """What a recipe may know of the data and the machine.
+    """What a recipe gets to know about the data and the machine.
 
-    `side`: the median of the images' shorter sides, in pixels. `start_size`: the size of the network that `--init`
-    names; None: training begins from nothing.
+    `side`: the median of the images' shorter sides, in pixels. `start_size`: image size of the network that
+    `--init` names; None: training begins with random weights.
     """
 
     num_images: int
@@ -30,10 +30,10 @@ class DataSummary:
     start_size: int | None = None
 
 
-_SHORT = 5_000_000  # images seen in a run that has no time to learn from hard views
+_SHORT = 5_000_000  # a run that sees fewer images than this is too short to learn from hard views
 _FEW_IMAGES = 30_000  # below, training from nothing rarely reaches a pretrained network
-_PHOTOGRAPH = 64  # pixels of the shorter side; smaller images are no photographs that a pretrained network knows
-_FREEZE_BELOW = 20_000  # images: fewer do not change the early layers of a pretrained network for the better
+_PHOTOGRAPH = 64  # pixels of the shorter side; smaller images are unlike the photographs of pretraining
+_FREEZE_BELOW = 20_000  # fewer images do not improve the early layers of a pretrained network
 
 Recipe = Callable[[Schema, DataSummary, Mapping[str, Any]], dict[str, Choice]]
 
@@ -48,7 +48,7 @@ def paper(schema: Schema, facts: DataSummary, said: Mapping[str, object]) -> dic
 
 
 def auto(schema: Schema, facts: DataSummary, said: Mapping[str, object]) -> dict[str, Choice]:
-    """From the number, size and channels of the images. `selfcluster train swav photos/`"""
+    """Settings from the number, size and channels of the images. `selfcluster train swav photos/`"""
     if facts.start_size is not None:
         return _from_network(schema, facts, said)
     n = facts.num_images
@@ -69,7 +69,7 @@ def auto(schema: Schema, facts: DataSummary, said: Mapping[str, object]) -> dict
     layout = facts.channels == 1
     small = size <= 64
     if layout and size <= 32:
-        choose("backbone", "tiny_layout", "small grayscale images: where something is matters, so the layout is kept")
+        choose("backbone", "tiny_layout", "small grayscale images: position matters, so the network keeps the layout")
     elif small:
         choose("backbone", "resnet18_small", "images up to 64 px: no down-sampling in the first layers")
     else:
@@ -78,19 +78,25 @@ def auto(schema: Schema, facts: DataSummary, said: Mapping[str, object]) -> dict
         choose("minutes", 30.0, "a GPU's time budget; --epochs sets the length instead")
     epochs = choose("epochs", float(max(20, min(400, round(400_000 / n)))), f"{n} images")
     short = epochs * n < _SHORT
-    length = f"{epochs * n:,.0f} images in all are few to learn from"
+    length = f"{epochs * n:,.0f} images seen in the whole run are few"
     views = schema.paper.get("crops", {})
     alone = views.get("global_crops", 2) == 1
     if layout:
         choose("augment", "layout", "grayscale images: small affine and elastic changes instead of crops and colors")
     elif short or small:
         choose("global_scale", (0.2, 1.0) if small else (0.25, 1.0), f"views of {size} px")
-        choose("augment", "gentle", "64 px and less have no detail to spare" if small else length)
+        choose("augment", "gentle", "images of 64 px or less have little detail" if small else length)
     few = 0 if layout or small or short else views.get("local_crops", 0)
-    why = f"{schema.name} takes one view" if alone else "the paper's, for long runs" if few else "none in short runs"
+    why = (
+        f"{schema.name} takes one view"
+        if alone
+        else "the paper's number, for long runs"
+        if few
+        else "none in short runs"
+    )
     if choose("local_crops", few, why):
         by = 8 if size <= 64 else 16
-        choose("local_size", max(by, round(size * 96 / 224 / by) * by), "96 for 224, in proportion")
+        choose("local_size", max(by, round(size * 96 / 224 / by) * by), "as 96 px to 224 px in the papers")
 
     most = min(512 if facts.gpu else 128, max(8, 2 ** int(n / 16).bit_length() // 2), n // 2)
     batch = choose(
@@ -99,20 +105,20 @@ def auto(schema: Schema, facts: DataSummary, said: Mapping[str, object]) -> dict
     steps = max(1, int(epochs * (n // max(1, batch))))
     adam = layout or short or small
     own_kind = "adamw" if adam else schema.paper.get("optimizer", "sgd")
-    kind = choose("optimizer", own_kind, "forgiving of short runs" if adam else "the paper's, for long runs")
+    kind = choose("optimizer", own_kind, "works well in short runs" if adam else "the paper's, for long runs")
     if adam or kind != own_kind:  # else rates and decay are the paper's, too
         rates = {"adamw": 4e-3 if layout else 1e-3 if small else 5e-4, "sgd": 0.06, "larc": 0.3, "lars": 0.3}
         choose("learning_rate", rates[kind], f"for {kind}")
         choose("weight_decay", {"adamw": 1e-4, "sgd": 5e-4}.get(kind, 1e-6), f"for {kind}")
         if "final_weight_decay" in schema.paper:
-            choose("final_weight_decay", None, "the same throughout")
+            choose("final_weight_decay", None, "the weight decay stays constant")
     falls = schema.paper.get("schedule", "cosine")
-    # a constant rate stays in long runs: new classifiers at every epoch want a rate at the end, too
+    # a constant rate stays in long runs: new classifiers at every epoch need a high rate at the end, too
     if falls != "cosine" and (adam or falls != "constant"):
-        choose("schedule", "cosine", "ends well at any length")
-        choose("milestones", (), "a cosine has none")
+        choose("schedule", "cosine", "suits runs of any length")
+        choose("milestones", (), "the cosine schedule has no milestones")
     choose("warmup_epochs", round(min(10.0, epochs * 0.05), 2), "a twentieth of the run")
-    choose("warmup_learning_rate", 0.0, "a start from nothing")
+    choose("warmup_learning_rate", 0.0, "training begins with random weights")
 
     shape = RunShape(n, batch, epochs, steps, layout=layout, small=small, short=short, given=said)
     out |= METHODS[schema.name].auto(shape)
@@ -123,52 +129,52 @@ def auto(schema: Schema, facts: DataSummary, said: Mapping[str, object]) -> dict
                 choose(name, value, f"{schema.name} on small images and in short runs")
     in_force = {"schedule": "cosine", **{name: choice.value for name, choice in out.items()}, **said}
     if "learning_rate" in out and in_force["schedule"] == "cosine":
-        choose("final_learning_rate", in_force["learning_rate"] / 1000, "a thousandth of the highest")
+        choose("final_learning_rate", in_force["learning_rate"] / 1000, "a thousandth of the highest rate")
     return out
 
 
 def _from_network(schema: Schema, facts: DataSummary, said: Mapping[str, Any]) -> dict[str, Choice]:
-    """Gentle training from a pretrained network: what it knows is worth more than what a few images can teach.
+    """Gentle training from a pretrained network, because a few images can easily make its features worse.
 
-    Letting the batch-norm statistics move costs 6 points of 20-NN at a rate of 0; the other values were tried on 600
-    photographs (docs/pretrained.md).
+    If the batch-norm statistics change, 20-NN accuracy falls by 6 points even at a learning rate of 0. The other values
+    were tried on 600 photographs (docs/pretrained.md).
     """
     n, size = facts.num_images, facts.start_size
     batch = max(2, min(64 if not facts.gpu else 256, 2 ** int(n / 4).bit_length() // 2))
     epochs = 2.0
     values: dict[str, tuple[Any, str]] = {
         "image_size": (size, "the start network's own size"),
-        "epochs": (epochs, "few: a pretrained network forgets in long runs"),
+        "epochs": (epochs, "few, because a pretrained network forgets in long runs"),
         "batch_size": (batch, f"{n} images"),
-        "optimizer": ("adamw", "forgiving of short runs"),
-        "learning_rate": (1e-4, "low: the start network is trained already"),
-        "final_learning_rate": (said.get("learning_rate", 1e-4) / 1000, "a thousandth of the highest"),
+        "optimizer": ("adamw", "works well in short runs"),
+        "learning_rate": (1e-4, "low, because the start network is trained already"),
+        "final_learning_rate": (said.get("learning_rate", 1e-4) / 1000, "a thousandth of the highest rate"),
         "weight_decay": (1e-4, "for adamw"),
-        "schedule": ("cosine", "ends well at any length"),
-        "milestones": ((), "a cosine has none"),
+        "schedule": ("cosine", "suits runs of any length"),
+        "milestones": ((), "the cosine schedule has no milestones"),
         "warmup_epochs": (0.1, "a twentieth of the run"),
-        "warmup_learning_rate": (0.0, "the new head begins from nothing"),
+        "warmup_learning_rate": (0.0, "the new head begins with random weights"),
         "global_scale": ((0.25, 1.0), "a short run"),
         "augment": ("gentle", "a short run"),
         "local_crops": (0, "none in short runs"),
-        "freeze_norm": ("statistics", "those of the pretraining set carry information"),
+        "freeze_norm": ("statistics", "the statistics of the pretraining set carry information"),
         "freeze_layers": (0.5 if n < _FREEZE_BELOW else 0.0, f"{n} images"),
     }
     if "final_weight_decay" in schema.paper:
-        values["final_weight_decay"] = (None, "the same throughout")
+        values["final_weight_decay"] = (None, "the weight decay stays constant")
     out = {name: Choice(value, f"start from a network: {reason}") for name, (value, reason) in values.items()}
     given = {**{name: choice.value for name, choice in out.items()}, **said}
     steps = max(1, int(given["epochs"] * (n // max(1, given["batch_size"]))))
     shape = RunShape(n, given["batch_size"], given["epochs"], steps, layout=False, small=False, short=True, given=said)
     out |= METHODS[schema.name].auto(shape)
     for name, value in schema.small.items():
-        if name not in values:  # its rates are for training from nothing
+        if name not in values:  # its rates are for training from random weights
             out[name] = Choice(value, f"{schema.name} in short runs")
     return out
 
 
 def warning_from_nothing(schema: Schema, facts: DataSummary, recipe: str, data: str) -> str | None:
-    """Return what training from nothing on few photographs usually gives, and the command that does better."""
+    """Return a warning if training begins with random weights on few photographs; else None."""
     photographs = facts.channels == 3 and facts.side > _PHOTOGRAPH
     if recipe != "auto" or facts.start_size is not None or not photographs or facts.num_images >= _FEW_IMAGES:
         return None
@@ -271,7 +277,7 @@ def cifar(schema: Schema, facts: DataSummary, said: Mapping[str, object]) -> dic
 
 
 def small(schema: Schema, facts: DataSummary, said: Mapping[str, object]) -> dict[str, Choice]:
-    """Something to see in five minutes on two cores: a quarter-width ResNet-18 that sees few pixels of 70,000 images.
+    """A run of about five minutes on two cores: a quarter-width ResNet-18, small views, 70,000 images in all.
 
     `selfcluster train swav cifar10/train-00000.tar --recipe small`; what each method reaches: docs/reproduce.md.
     """
