@@ -1,6 +1,7 @@
 # Every target sets itself up from python3, make and the default package index, and starts at once when that is done.
 PYTHON ?= python3
 IMAGES ?= cifar10/train-00000.tar
+PHOTOGRAPHS ?= photos
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
@@ -30,9 +31,10 @@ docs: $(VENV)/.dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs serve --dev-addr 127.0.0.1:8000
 
 bench: $(VENV)/.bench
-	$(BIN)/python benchmarks/clustering.py kmeans-faiss sinkhorn knn large distributed growth
-	$(BIN)/python benchmarks/train_vs_lightly.py --images $(IMAGES)
-	$(BIN)/python benchmarks/views.py
+	$(BIN)/python benchmarks/clustering.py kmeans-faiss sinkhorn knn --repeats 1
+	$(BIN)/python benchmarks/train_vs_lightly.py --images $(IMAGES) --rounds 2 --steps 3
+	$(BIN)/python benchmarks/loader.py $(PHOTOGRAPHS) --rounds 3
+	$(BIN)/python benchmarks/views.py --rounds 3
 
 .venv: $(VENV)/.dev
 

@@ -10,14 +10,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import datetime
-import json
+import importlib
 import os
-import platform
-import shlex
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 import warnings
@@ -29,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from record import RESULTS, append
 from selfcluster import distributed
 from selfcluster.clustering import assign, lloyd, native, scores
 from selfcluster.clustering.hierarchical import HierarchicalKMeans
@@ -38,7 +34,6 @@ from selfcluster.clustering.pic import PowerIterationClustering
 from selfcluster.clustering.sinkhorn import sinkhorn
 from selfcluster.clustering.whitening import Whitening
 
-RESULTS = Path(__file__).parent / "results" / "clustering.jsonl"
 Row = dict[str, Any]
 
 
@@ -107,8 +102,7 @@ def ratio(peer: list[float], ours: list[float]) -> float:
 
 
 def kmeans_faiss(options: argparse.Namespace) -> list[Row]:
-    import faiss
-
+    faiss: Any = importlib.import_module("faiss")
     faiss.omp_set_num_threads(options.threads)
     n, d, k, steps = int(200_000 * options.scale), 256, max(10, int(1000 * options.scale)), 10
     table = []
@@ -124,7 +118,7 @@ def kmeans_faiss(options: argparse.Namespace) -> list[Row]:
 
         def ours(name: str, x: Tensor = x, start: Tensor = start) -> tuple[Tensor, Tensor]:
             with route(name):
-                model = KMeans(k, init=start, max_iter=steps, donor="size", random_state=0).fit(x)
+                model: Any = KMeans(k, init=start, max_iter=steps, donor="size", random_state=0).fit(x)
             return model.cluster_centers_, model.labels_
 
         contestants: dict[str, Callable[[], Any]] = {"faiss": peer}
@@ -160,7 +154,7 @@ def large(options: argparse.Namespace) -> list[Row]:
             began = time.perf_counter()
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                model = KMeans(k, init=start, max_iter=options.steps, approximate=name != "exact").fit(x)
+                model: Any = KMeans(k, init=start, max_iter=options.steps, approximate=name != "exact").fit(x)
             each = (time.perf_counter() - began) / len(model.history_)
             inertia = inertia64(x, model.cluster_centers_, model.labels_)
             exact_time, exact_inertia = exact_time or each, exact_inertia or inertia
@@ -226,8 +220,7 @@ def sinkhorn_(options: argparse.Namespace) -> list[Row]:
 
 
 def knn(options: argparse.Namespace) -> list[Row]:
-    import faiss
-
+    faiss: Any = importlib.import_module("faiss")
     faiss.omp_set_num_threads(options.threads)
     queries, size, d, k = int(10_000 * options.scale), int(200_000 * options.scale), 384, 20
     x = torch.nn.functional.normalize(made_up(queries + size, d, "mixture"), dim=1)
@@ -346,7 +339,7 @@ def real(options: argparse.Namespace) -> list[Row]:
     return table
 
 
-Features = tuple[str, str, np.ndarray, np.ndarray]  # data, features, rows (n, F), labels (n,)
+Features = tuple[str, str, np.ndarray, Any]  # data, features, rows (n, F), labels (n,)
 
 
 def _pictures(options: argparse.Namespace) -> Iterator[Features]:
@@ -358,7 +351,8 @@ def _pictures(options: argparse.Namespace) -> Iterator[Features]:
 
     for name, limit in (("cifar10", int(20_000 * options.scale)), ("clothing", 5398)) if options.images else ():
         source = open_source(options.images / name, limit=limit, labels_from="folders")
-        small = [Image.fromarray(decode(source.read(i))).convert("RGB").resize((32, 32)) for i in range(len(source))]
+        files: list[Any] = [source.read(i) for i in range(len(source))]
+        small = [Image.fromarray(decode(file)).convert("RGB").resize((32, 32)) for file in files]
         pixels = np.stack([np.asarray(image, np.float32).ravel() / 255 for image in small])
         yield name, "pixels", pixels, source.labels
         yield name, "whitened", Whitening(64).fit_transform(pixels).astype(np.float32), source.labels
@@ -399,35 +393,6 @@ def _cell(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def keep(section: str, table: list[Row], options: argparse.Namespace) -> None:
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    line = {
-        "section": section,
-        "command": shlex.join(["python", "benchmarks/clustering.py", *sys.argv[1:]]),
-        "commit": commit.stdout.strip(),
-        "date": datetime.date.today().isoformat(),
-        "hardware": {
-            "processor": _processor(),
-            "threads": options.threads,
-            "kernel": native.instructions() or "none",
-            "torch": torch.__version__,
-        },
-        "rows": table,
-    }
-    RESULTS.parent.mkdir(exist_ok=True)
-    with RESULTS.open("a") as file:
-        file.write(json.dumps(line) + "\n")
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sections", nargs="+", choices=SECTIONS)
@@ -446,7 +411,7 @@ def main() -> None:
         table = SECTIONS[section](options)
         show(table)
         if not options.dry:
-            keep(section, table, options)
+            append(RESULTS / "clustering.jsonl", section, table, options.threads)
 
 
 if __name__ == "__main__":

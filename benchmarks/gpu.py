@@ -102,9 +102,10 @@ def kmeans(options: argparse.Namespace) -> list[Row]:
     contestants["ours, assignment alone"] = lambda: nearest_centroid(x, start)
     contestants["ours, the torch route"] = lambda: nearest_centroid(x, start, engine="bfloat16")
     if importlib.util.find_spec("flash_kmeans") is not None:
-        from flash_kmeans import batch_kmeans_Euclid
-
-        contestants["flash-kmeans"] = lambda: batch_kmeans_Euclid(x[None], k, max_iters=1, init_centroids=start[None])
+        flash: Any = importlib.import_module("flash_kmeans")
+        contestants["flash-kmeans"] = lambda: flash.batch_kmeans_Euclid(
+            x[None], k, max_iters=1, init_centroids=start[None]
+        )
     taken = in_turn(contestants, options.rounds)
     size = f"{n} x {d}, k = {k}"
     return rows_of("kmeans", taken, "ms", 1, size, wrong_labels_of_2000=wrong)
@@ -187,8 +188,7 @@ def views(options: argparse.Namespace) -> list[Row]:
 
 def kornia_views(plan: Any, images: Tensor) -> Callable[[], None]:
     """The same views by kornia's modules, on float images in 0..1."""
-    import kornia.augmentation as K
-
+    K: Any = importlib.import_module("kornia.augmentation")
     chains = [
         K.AugmentationSequential(
             K.RandomResizedCrop((group.size, group.size), scale=group.scale),

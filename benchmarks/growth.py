@@ -11,10 +11,8 @@ else the machine does.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -23,6 +21,8 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from record import RESULTS, append
 
 TRAIN = "--backbone tiny_layout --image-size 32 --batch-size 128 --epochs 1 --local-crops 0 --quiet --workers 1"
 LABELS = ["--labels-from", "folders"]
@@ -90,14 +90,15 @@ def measure(root: Path, sizes: list[int]) -> dict[str, list[dict[str, float]]]:
 def exponent(sizes: list[int], seconds: list[float]) -> float:
     """The e of the best fit of (seconds - seconds[0]) to (size - sizes[0]) ** e."""
     more = np.array([sizes, seconds])[:, 1:] - np.array([sizes[:1], seconds[:1]])
-    return float(np.polyfit(*np.log(more), 1)[0])
+    sizes_left, seconds_left = np.log(more)
+    return float(np.polyfit(sizes_left, seconds_left, 1)[0])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=[500, 5000, 16000, 50000])
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "growth")
-    parser.add_argument("--json", type=Path, default=Path(__file__).parent / "results/growth.jsonl")
+    parser.add_argument("--json", type=Path, default=RESULTS / "growth.jsonl")
     chosen = parser.parse_args()
     rows: list[dict[str, Any]] = []
     found = measure(chosen.folder, chosen.sizes)
@@ -108,12 +109,7 @@ def main() -> None:
         rows[-1]["peak megabytes"] = [round(each["megabytes"]) for each in runs]
     for row in rows:
         print(row)
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    about = {"date": datetime.date.today().isoformat(), "commit": commit, "python": platform.python_version()}
-    lines = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    about |= {"processor": lines[0].partition(":")[2].strip(), "command": "python benchmarks/growth.py"}
-    with chosen.json.open("a") as file:
-        file.write(json.dumps({**about, "rows": rows}) + "\n")
+    append(chosen.json, "growth", rows, 1)
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ def run_all(data: str, out: Path, limit: int | None, image_size: int | None, see
     done = {(row["method"], row["epochs"]) for row in read(out) if row["data"] == data and row["seed"] == seed}
     labels = "labels" if data.startswith("builtin:") else "folders"
     shared: dict[str, Any] = {"seed": seed, **({"limit": limit} if limit else {})}
-    size = {"image_size": image_size} if image_size else {}
+    size: dict[str, Any] = {"image_size": image_size} if image_size else {}
     for method, epochs in [("untrained", 0), *RUNS]:
         if (method, epochs) in done:
             continue
@@ -42,8 +42,15 @@ def run_all(data: str, out: Path, limit: int | None, image_size: int | None, see
         with tempfile.TemporaryDirectory() as folder:
             model: Any = BACKBONE
             if epochs:
-                settings = {**shared, **size, "backbone": BACKBONE, "epochs": epochs, "recipe": "small", "quiet": True}
-                batch = {"batch_size": 64, "judge_sample": 0, "workers": 1}
+                settings: dict[str, Any] = {
+                    **shared,
+                    **size,
+                    "backbone": BACKBONE,
+                    "epochs": epochs,
+                    "recipe": "small",
+                    "quiet": True,
+                }
+                batch: dict[str, Any] = {"batch_size": 64, "judge_sample": 0, "workers": 1}
                 model = api.train(method, data, out=f"{folder}/run", **settings, **batch)["run"]
             of = {"train": data, "labels_from": labels, **shared, **size}
             found = api.evaluate("unlabeled", model, sample=1000, checkpoints=False, **of)

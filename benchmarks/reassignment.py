@@ -40,10 +40,11 @@ def main() -> None:
 
     torch.set_num_threads(args.threads)
     sources = [open_source(str(path)) for path in args.data]
-    pixels = np.stack([decode(source.read(i)) for source in sources for i in range(len(source))])
+    files: list[Any] = [source.read(i) for source in sources for i in range(len(source))]
+    pixels = np.stack([decode(file) for file in files])
     source, device = open_source(pixels), torch.device("cpu")
     precision, n = pick_precision("auto", device), len(pixels)
-    norm = {"mean": (0.5,) * 3, "std": (0.25,) * 3}
+    norm: dict[str, Any] = {"mean": (0.5,) * 3, "std": (0.25,) * 3}
     for name in ("deepcluster", "deepercluster"):
         kind = METHODS[name]
         settings = kind.Settings(num_prototypes=args.clusters)

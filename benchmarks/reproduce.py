@@ -116,7 +116,7 @@ def one(name: str, seed: int, epochs: float, data: Path, runs: Path) -> dict[str
     import selfcluster
     from selfcluster import randomness
     from selfcluster.models.backbones import make_backbone, save_backbone
-    from selfcluster.training.build import NORMALIZATION
+    from selfcluster.models.preprocessing import default_preprocessing
 
     torch.set_num_threads(1)
     method, extra = ROWS[name]
@@ -145,7 +145,8 @@ def one(name: str, seed: int, epochs: float, data: Path, runs: Path) -> dict[str
         start = runs / f"untrained{'-edges' * sobel}-{seed}"
         torch.manual_seed(randomness.key(seed, "weights") >> 1)  # as `assemble` does
         untrained = make_backbone(BACKBONE, channels=3, image_size=SIZE, sobel=sobel)
-        save_backbone(start, untrained, *NORMALIZATION[3], SIZE)
+        images = default_preprocessing(3, SIZE)
+        save_backbone(start, untrained, images.mean, images.std, SIZE)
     file = start / f"scores{'-stages' * (name in BY_STAGE)}.json"
     if not file.exists():
         file.write_text(json.dumps(scores(str(start), train, test, name in BY_STAGE)))

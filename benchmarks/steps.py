@@ -88,7 +88,7 @@ def one(name: str, full: int, small: int, threads: int) -> dict[str, Any]:
             rows = torch.cat([fn(views).float() for views in shown])
         return Embeddings(rows, torch.arange(IMAGES), torch.ones(IMAGES, dtype=torch.bool))
 
-    times = []
+    times, held = [], 0.0
     method.train()
     for step in range(STEPS):
         progress = Progress(step, 1000, 0, 1000, 0)

@@ -29,7 +29,14 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
 
 def score(model: str, run: str, test: str, labels: int, seed: int, train: str) -> dict[str, float]:
     """The top-1 accuracy of a network under each protocol."""
-    images = {"train": train, "test": test, "labels_from": "folders", "limit": labels, "seed": seed, "image_size": 32}
+    images: dict[str, Any] = {
+        "train": train,
+        "test": test,
+        "labels_from": "folders",
+        "limit": labels,
+        "seed": seed,
+        "image_size": 32,
+    }
     numbers = {}
     for protocol, settings in PROTOCOLS.items():
         began = time.monotonic()
@@ -51,13 +58,13 @@ def main() -> None:
     chosen = parser.parse_args()
     rows = []
     for seed in range(chosen.seeds):
-        common = {**TRAINING, "epochs": chosen.epochs, "seed": seed, "quiet": True, "workers": 1}
+        common: dict[str, Any] = {**TRAINING, "epochs": chosen.epochs, "seed": seed, "quiet": True, "workers": 1}
         for name in ("supervised", chosen.method, "untrained"):
             out = chosen.out / f"{name}-{seed}"
             if name == "untrained":
                 model = TRAINING["backbone"]
             else:
-                labels = {"labels_from": "folders"} if name == "supervised" else {}
+                labels: dict[str, Any] = {"labels_from": "folders"} if name == "supervised" else {}
                 model = str(out)
                 api.train(name, chosen.train, out=out, **common, **labels)
             numbers = score(model, name, chosen.test, chosen.labels, seed, chosen.train)

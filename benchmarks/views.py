@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torchvision.transforms import v2
 
+from record import RESULTS, append
 from selfcluster.types import Crops
 from selfcluster.views import crops
 from selfcluster.views.augmentations import plan_from_crops
@@ -50,6 +51,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     print("size   torchvision        cut           in_memory      (us per image and view; times torchvision)")
+    rows = []
     for size in arguments.sizes:
         routes = prepare(size)
         seconds = {name: [] for name in routes}
@@ -59,11 +61,14 @@ def main() -> None:
                 run()
                 seconds[name].append((time.perf_counter() - started) / count)
         cells = []
-        for runs in seconds.values():
+        for name, runs in seconds.items():
             times, reference = runs[1:], seconds["torchvision"][1:]  # the first warms up
             ratio = statistics.median(r / t for r, t in zip(reference, times, strict=True))
-            cells.append(f"{statistics.median(times) * 1e6:9.1f} ({ratio:4.1f}x)")
+            middle = statistics.median(times) * 1e6
+            cells.append(f"{middle:9.1f} ({ratio:4.1f}x)")
+            rows.append({"px": size, "who": name, "us a view": round(middle, 1), "times torchvision": round(ratio, 2)})
         print(f"{size:4d}  " + "  ".join(cells), flush=True)
+    append(RESULTS / "views.jsonl", "views", rows, 1)
 
 
 def prepare(size: int) -> dict[str, tuple[int, Callable[[], object]]]:
@@ -87,7 +92,7 @@ def prepare(size: int) -> dict[str, tuple[int, Callable[[], object]]]:
         views = []
         for group, rows in zip(plan.views, plan.boxes(0, 0, index, heights, widths), strict=True):
             made = [crops.cut(image, row, group.size) for image, row in zip(images, rows, strict=True)]
-            views.append(torch.from_numpy(np.stack(made)).permute(0, 3, 1, 2))
+            views.append(torch.from_numpy(np.stack([view.transpose(2, 0, 1) for view in made])))
         finish(plan, views)
 
     def in_memory() -> None:

@@ -188,3 +188,13 @@ def test_without_three_channels_brightness_and_contrast_remain(channels):
                 f = table.contrast[b]
                 expected = (expected * f + expected.mean() * (1 - f)).clamp(0, 255)
         torch.testing.assert_close(y[b], expected, atol=1e-2, rtol=0)
+
+
+def test_a_large_batch_is_colored_in_parts_to_the_same_values(monkeypatch) -> None:
+    """On a CPU few images pass through all operations together; a sample's values do not depend on the others."""
+    x, table = images(40), STRONG.table(draws(40))
+    whole = color.recolor_(x.clone(), table)
+    assert not torch.equal(whole, x)
+    for together in (1, 7, 39):
+        monkeypatch.setattr(color, "_TOGETHER", together * x[0].numel())
+        torch.testing.assert_close(color.recolor_(x.clone(), table), whole, rtol=0, atol=1e-3)

@@ -29,7 +29,7 @@ _TRIES = 1000  # replacements drawn for one bad image before giving up
 
 @dataclass
 class Job:
-    """One batch in the making: `shown` (B,), the images really shown, and, per view, `pixels` (B, S, S, C) uint8."""
+    """One batch in the making: `shown` (B,), the images really shown, and, per view, `pixels` (B, C, S, S) uint8."""
 
     step: int
     index: np.ndarray  # (B,) as planned
@@ -77,7 +77,7 @@ class Cutter:
     def begin(self, job: Job) -> range:
         """Make room for the job's pixels; return the slots at which the parts of the work start."""
         count = len(job.index)
-        job.pixels = [np.empty((count, size, size, self._channels), np.uint8) for size in job.plan.sizes]
+        job.pixels = [np.empty((count, self._channels, size, size), np.uint8) for size in job.plan.sizes]
         return range(0, count, CHUNK)
 
     def replaced(self, job: Job) -> np.ndarray:
@@ -140,7 +140,7 @@ class Cutter:
             try:
                 with decoding().hold(image.decode_bytes):
                     if boxes is None:
-                        job.pixels[0][slot] = self._center(image)
+                        job.pixels[0][slot] = self._center(image).transpose(2, 0, 1)
                     else:
                         self._crops(image, boxes[:, k], job, slot)
             except BadImage as error:
@@ -167,7 +167,7 @@ class Cutter:
         down, across = pixels.shape[0] / image.height, pixels.shape[1] / image.width
         boxes = boxes * np.array([down, across, down, across, 1], dtype=np.float32)
         for view, (box, group) in enumerate(zip(boxes, job.plan.views, strict=True)):
-            job.pixels[view][slot] = cut(pixels, box, group.size, group.interpolation)
+            job.pixels[view][slot] = cut(pixels, box, group.size, group.interpolation).transpose(2, 0, 1)
 
     def _substitute(self, job: Job, index: np.ndarray, attempt: int) -> np.ndarray:
         high, low = randomness.draw(self._seed, "replace", job.step, index, attempt, 2).astype(np.float64).T

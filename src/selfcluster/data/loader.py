@@ -332,7 +332,7 @@ class Loader:
         view = torch.from_numpy(pixels)
         if self.device.type == "cuda":
             view = view.pin_memory().to(self.device, non_blocking=True)
-        return view.permute(0, 3, 1, 2)  # (B, C, S, S), channels last in memory
+        return view
 
 
 def _default_workers() -> int:
