@@ -17,7 +17,7 @@ from selfcluster.methods.clusterfit import cluster
 from selfcluster.models.backbones import make_backbone
 from selfcluster.models.frozen import Frozen
 from selfcluster.models.initialize import initialize
-from selfcluster.models.pretrained import starter_file
+from selfcluster.models.origin import starter_file
 from selfcluster.randomness import key
 from selfcluster.runs.folder import read_config
 from selfcluster.training import targets as making

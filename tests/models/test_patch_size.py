@@ -13,7 +13,8 @@ from selfcluster import api
 from selfcluster.models.backbones import load_backbone, make_backbone, save_backbone
 from selfcluster.models.initialize import PartialWeights
 from selfcluster.models.maps import feature_maps
-from selfcluster.models.pretrained import find_origin, load_network
+from selfcluster.models.origin import find_origin
+from selfcluster.models.pretrained import load_network
 
 TINY = {"embed_dim": 12, "num_heads": 2, "depth": 2}
 NAME = "vit_tiny_patch4_32"

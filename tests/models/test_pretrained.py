@@ -11,11 +11,12 @@ import timm
 import torch
 from PIL import Image
 
-from selfcluster.models import pretrained
+from selfcluster.models import origin
 from selfcluster.models.backbones import load_backbone, make_backbone, preprocessing_of, save_backbone
 from selfcluster.models.initialize import read_classifier, read_weights
+from selfcluster.models.origin import starter_file
 from selfcluster.models.preprocessing import Preprocessing
-from selfcluster.models.pretrained import describe, load_network, starter_file
+from selfcluster.models.pretrained import describe, load_network
 
 HAS_STARTER = True
 try:
@@ -176,7 +177,7 @@ def test_weights_without_labels_are_normalized_as_their_authors_do(tmp_path):
     for file, mean in (("dino.pth", (0.485, 0.456, 0.406)), ("labels.pth", (0.5, 0.5, 0.5))):
         with pytest.raises(ValueError, match="left at random"):
             load_network(f"vit_small_patch16_224={tmp_path / file}", image_size=32)
-        config, _ = pretrained._like_the_file("vit_small_patch16_224", mean[0] == 0.5, {})
+        config, _ = origin._like_the_file("vit_small_patch16_224", mean[0] == 0.5, {})
         assert config["mean"] == mean
 
 

@@ -84,7 +84,7 @@ print("finished after", calls)
 """
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 def test_row_37_killed_at_every_file_operation_there_is_always_a_whole_one(tmp_path):
     """The process dies at its nth touch of the folder, for each n: before the temporary one, between its files,
     before and after the rename, while pruning."""

@@ -10,8 +10,9 @@ from PIL import Image
 
 from selfcluster import api
 from selfcluster.models.backbones import make_backbone, save_backbone
+from selfcluster.models.origin import starter_file
 from selfcluster.models.preprocessing import from_config
-from selfcluster.models.pretrained import load_network, starter_file
+from selfcluster.models.pretrained import load_network
 
 try:
     starter_file()

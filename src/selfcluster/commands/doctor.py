@@ -118,7 +118,7 @@ def _training(torch: ModuleType) -> dict[str, str]:
 
 
 def _networks() -> dict[str, str]:
-    from selfcluster.models.pretrained import starter_file
+    from selfcluster.models.origin import starter_file
 
     try:
         starter_file()

@@ -17,7 +17,7 @@ from selfcluster.runs.folder import RunError, is_run
 from selfcluster.settings.files import part_of, reading_of, run_config
 
 HELP = "compute features of images with a trained network"
-STARTER = "starter"  # the word of `selfcluster.models.pretrained`, which would bring torch
+STARTER = "starter"  # the word of `selfcluster.models.origin`, which would bring torch
 _EMBEDDING = "selfcluster: embedding the images"
 
 

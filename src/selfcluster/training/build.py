@@ -16,8 +16,8 @@ from selfcluster.methods import METHODS
 from selfcluster.methods.base import Method
 from selfcluster.models.backbones import make_backbone, probe
 from selfcluster.models.folding import full_name
+from selfcluster.models.origin import find_origin
 from selfcluster.models.preprocessing import Preprocessing, default_preprocessing, from_config, recolored, resized
-from selfcluster.models.pretrained import find_origin
 from selfcluster.training.freezing import freeze
 from selfcluster.training.loop import LoopSettings
 from selfcluster.training.precision import pick_device, pick_precision

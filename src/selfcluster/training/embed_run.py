@@ -22,7 +22,8 @@ from selfcluster.data.quarantine import may_have_passed, read_entries
 from selfcluster.data.sources import Source
 from selfcluster.files import message_of
 from selfcluster.models.backbones import save_backbone
-from selfcluster.models.pretrained import STARTER, Network, describe
+from selfcluster.models.origin import STARTER
+from selfcluster.models.pretrained import Network, describe
 from selfcluster.runs.console import Console
 from selfcluster.runs.folder import RunError, RunFolder, is_run, is_unused, read_config, read_status
 from selfcluster.runs.formats import FORMAT

@@ -26,7 +26,8 @@ from selfcluster.methods.clusterfit import allot, cluster, cluster_by_label, pro
 from selfcluster.models.backbones import ARCHITECTURE, load_backbone, make_backbone, preprocessing_of
 from selfcluster.models.frozen import Frozen
 from selfcluster.models.initialize import OtherInput, read_classifier
-from selfcluster.models.pretrained import STARTER, TIMM, Network, describe, load_network, starter_file
+from selfcluster.models.origin import STARTER, TIMM, starter_file
+from selfcluster.models.pretrained import Network, describe, load_network
 from selfcluster.runs.checkpoint import load_newest
 from selfcluster.runs.console import Console
 from selfcluster.runs.folder import CHECKPOINTS, RunError, is_run
