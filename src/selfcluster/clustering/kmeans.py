@@ -257,9 +257,12 @@ class KMeans(ClusterMixin, BaseEstimator):
             return
         distinct = rows.distinct(self.n_clusters)
         if distinct < self.n_clusters:
+            found, clusters = (
+                f"{n} {word}{'s' * (n != 1)}" for n, word in ((distinct, "distinct row"), (empty, "cluster"))
+            )
             warnings.warn(
-                f"X holds {distinct} distinct rows, fewer than n_clusters={self.n_clusters}: "
-                f"{empty} clusters are empty. Ask for at most {distinct} clusters.",
+                f"the data have {found}, fewer than n_clusters={self.n_clusters}: {clusters} "
+                f"{'is' if empty == 1 else 'are'} empty. Ask for n_clusters={distinct} or fewer.",
                 stacklevel=3,
             )
 
