@@ -47,7 +47,7 @@ def test_the_reason_is_the_true_one(monkeypatch, set_to, chosen, compiler, sente
 def test_what_is_missing_comes_with_its_extra(monkeypatch):
     import importlib.util
 
-    from selfcluster.models import pretrained
+    from selfcluster.models import origin
 
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "rawpy" else real(name))
@@ -56,5 +56,5 @@ def test_what_is_missing_comes_with_its_extra(monkeypatch):
     def absent():
         raise FileNotFoundError
 
-    monkeypatch.setattr(pretrained, "starter_file", absent)
+    monkeypatch.setattr(origin, "starter_file", absent)
     assert "selfcluster[starter]" in doctor._networks()["starter"]
