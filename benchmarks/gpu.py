@@ -15,9 +15,7 @@ import argparse
 import datetime
 import importlib.util
 import json
-import platform
 import statistics
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable
@@ -28,6 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from record import commit, processor
 from selfcluster.clustering.assign import nearest_centroid
 from selfcluster.clustering.lloyd import Empty, assignment_pass, average
 from selfcluster.clustering.neighbors import nearest
@@ -248,9 +247,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--epochs", type=float, default=1.0, help="a third of the epochs of the step section")
     options = parser.parse_args()
-    device = torch.cuda.get_device_name() if DEVICE.type == "cuda" else f"CPU, {platform.processor() or 'unknown'}"
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    about = {"date": str(datetime.date.today()), "device": device, "torch": torch.__version__, "commit": commit}
+    device = torch.cuda.get_device_name() if DEVICE.type == "cuda" else f"CPU, {processor()}"
+    about = {"date": str(datetime.date.today()), "device": device, "torch": torch.__version__, "commit": commit()}
     table: list[Row] = []
     for name in options.sections:
         start = time.perf_counter()

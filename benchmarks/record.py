@@ -21,11 +21,10 @@ RESULTS = Path(__file__).parent / "results"
 
 def append(file: Path, section: str, rows: list[dict[str, Any]], threads: int) -> None:
     """Append a line to `file`: these rows, what was measured, and on what."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     line = {
         "section": section,
         "command": shlex.join(["python", os.path.relpath(sys.argv[0]), *sys.argv[1:]]),
-        "commit": commit.stdout.strip(),
+        "commit": commit(),
         "date": datetime.date.today().isoformat(),
         "hardware": {
             "processor": processor(),
@@ -38,6 +37,12 @@ def append(file: Path, section: str, rows: list[dict[str, Any]], threads: int) -
     file.parent.mkdir(exist_ok=True)
     with file.open("a") as stream:
         stream.write(json.dumps(line) + "\n")
+
+
+def commit() -> str:
+    """The commit that is checked out, abbreviated; "" outside a repository."""
+    found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    return found.stdout.strip()
 
 
 def processor() -> str:

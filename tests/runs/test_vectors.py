@@ -122,6 +122,15 @@ def test_other_columns_are_refused_with_their_type(tmp_path):
             read_embeddings(table(tmp_path / "t.parquet", column))
 
 
+def test_a_file_with_damaged_values_is_named(tmp_path):
+    """Its end, which describes the columns, is whole; the values are not."""
+    path = table(tmp_path / "t.parquet", pa.array(ROWS.tolist(), pa.list_(pa.float32(), 3)))
+    content = path.read_bytes()
+    path.write_bytes(content[:4] + b"\xff" * 300 + content[304:])
+    with pytest.raises(ValueError, match=r"t\.parquet: not a Parquet table"):
+        read_embeddings(path)
+
+
 def test_numpy_files_are_read(tmp_path):
     np.save(tmp_path / "v.npy", ROWS.astype(np.float64))
     found = read_embeddings(tmp_path / "v.npy")

@@ -86,8 +86,7 @@ def sinkhorn(
     if all(native.takes_scores(part) for part in parts):
         return _compiled([part.detach() for part in parts], epsilon, iterations, checked)
     for name, part in checked.items():
-        if part is not None and not part.sum(dtype=torch.float32).isfinite():  # one such value makes the sum one
-            _check_finite(name, part)
+        _check_finite(name, part)
     if scores.is_cuda and has_triton():
         from selfcluster.clustering.cuda import sinkhorn as cuda
 
@@ -163,7 +162,9 @@ def _check(scores: Tensor, epsilon: float, iterations: int, extra: Tensor | None
 
 
 def _check_finite(name: str, scores: Tensor | None) -> None:
-    bad = 0 if scores is None else int((scores.isnan() | scores.isposinf()).sum())
+    if scores is None or scores.sum(dtype=torch.float32).isfinite():  # NaN or +inf would make the sum one of these
+        return
+    bad = int((scores.isnan() | scores.isposinf()).sum())
     if bad:
         raise ValueError(f"{name} has {bad} values that are NaN or +inf; one of them would make all codes NaN")
 

@@ -53,7 +53,7 @@ class MarkedColumn:
 
 
 def marked_columns(results: Sequence[Mapping[str, Any]], clusters: Clusters | None) -> list[MarkedColumn]:
-    """Return the columns of the newest metadata result of the run's own clusters, those of the highest NMI first.
+    """Return the columns of the newest metadata result for the run's own clusters, the highest NMI first.
 
     Args:
         results: as of `read_results`, oldest first.

@@ -26,19 +26,19 @@ from markupsafe import Markup, escape
 
 from selfcluster.clustering.scores import rankme
 from selfcluster.data.sources import Source
-from selfcluster.evaluation.metadata import one_tag, read_columns
 from selfcluster.evaluation.protocol import read_results
 from selfcluster.files import make_writable, write_atomically
 from selfcluster.reporting.album import Album, build_album, rows_of
 from selfcluster.reporting.assignments import which_clusters
 from selfcluster.reporting.attention import is_transformer
 from selfcluster.reporting.colors import cluster_colors
+from selfcluster.reporting.columns import Columns, exif_columns, table_columns
 from selfcluster.reporting.curves import loss_curve, other_curves
 from selfcluster.reporting.evaluations import shown_results
 from selfcluster.reporting.gallery import Gallery, build_gallery
 from selfcluster.reporting.map import LANDMARKS, sample_rows
 from selfcluster.reporting.metadata import MarkedColumn, marked_columns
-from selfcluster.reporting.reading import Reading, read_images
+from selfcluster.reporting.reading import read_images
 from selfcluster.reporting.suspects import KINDS, find_suspects
 from selfcluster.reporting.thumbnails import card_pictures, positions_of
 from selfcluster.reporting.verdict import Verdict, judge
@@ -58,7 +58,6 @@ _INVISIBLE_BUT_MEANT = "\u200d"  # joins emoji
 
 
 Progress = Callable[[str], None] | None
-Columns = dict[str, tuple[np.ndarray, list[str]]]  # numbers (N,) and names of the values, by the column's name
 
 
 def write_report(
@@ -130,10 +129,10 @@ def render_report(
     contents = read_contents(run)
     labels = getattr(source, "labels", None)
     album = build_album(contents)
-    columns = None if metadata is None else _table_columns(contents, metadata)  # its errors come before the work
+    columns = None if metadata is None else table_columns(contents, metadata)  # its errors come before the work
     reading = read_images(album, source, progress, with_exif=columns is None)
     if columns is None:
-        columns = _exif_columns(contents, album, reading)
+        columns = exif_columns(contents, album, reading)
     gallery = _gallery(contents, source, labels, album, columns, progress)
     verdict = judge(contents, *_rank(contents))
     colors = _colors(gallery)
@@ -255,35 +254,6 @@ def _stability(album: Album, progress: Progress) -> dict[int, float]:
     if found and progress is not None:
         progress(f"  looked for {len(found):,} clusters again with another seed in {time.monotonic() - begun:.1f} s")
     return found
-
-
-def _table_columns(contents: Contents, metadata: Path) -> Columns:
-    """The columns of a table that group the images."""
-    if contents.clusters is None or not len(contents.clusters.cluster):
-        raise ValueError(f"--metadata {metadata}: the run has no clusters that could agree with it")
-    cells = read_columns(str(metadata), contents.clusters.ids.to_pylist(), "--metadata")
-    grouping = _grouping(cells)
-    if not grouping:
-        raise ValueError(
-            f"--metadata {metadata}: no column groups the images: {', '.join(cells)} have one value for all, or "
-            "another for each"
-        )
-    return grouping
-
-
-def _exif_columns(contents: Contents, album: Album, reading: Reading) -> Columns:
-    """Camera, day and place of EXIF, as far as they group the images."""
-    if contents.clusters is None or reading.exif is None:
-        return {}
-    at = {name: i for i, name in enumerate(album.ids)}
-    rows = [at[name] for name in contents.clusters.ids.to_pylist()]
-    return _grouping({name: [values[i] for i in rows] for name, values in reading.exif.items()})
-
-
-def _grouping(cells: Mapping[str, list[str]]) -> Columns:
-    """Those columns in which some images, but not all, share a value."""
-    columns = {name: one_tag(values) for name, values in cells.items()}
-    return {name: found for name, found in columns.items() if 1 < len(found[1]) < (found[0] >= 0).sum()}
 
 
 def _rank(contents: Contents) -> tuple[float | None, int | None]:

@@ -14,6 +14,7 @@ import numpy as np
 
 from selfcluster.reporting.album import Album
 from selfcluster.reporting.sheets import Sheets, make_sheets
+from selfcluster.reporting.thumbnails import positions_of
 
 if TYPE_CHECKING:
     from selfcluster.data.audit import Examined
@@ -55,7 +56,7 @@ def read_images(
 
     if source is None:
         return Reading(Sheets([], 0, list(range(len(album)))))
-    place = {name: row for row, name in enumerate(source.ids)}
+    place = positions_of(source, album.ids)
     positions = [place.get(name) for name in album.ids]
     if not isinstance(source, Source):  # anything that has ids and reads
         return Reading(make_sheets(source, positions, SHEET_BYTES, progress))

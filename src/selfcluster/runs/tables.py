@@ -9,7 +9,8 @@ import hashlib
 import io
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,11 +81,11 @@ def read_embeddings(path: Path) -> EmbeddingTable:
     if path.suffix.lower() == ".npy":
         ids, matrix = read_npy(path)
         return EmbeddingTable(ids, ids, matrix)
-    file = _open(path, {"id", "vector"})
-    names = [name for name in ("id", "path") if name in file.schema_arrow.names]
-    table = file.read(names)
-    ids = [str(value) for value in table["id"].to_pylist()]
-    matrix = read_matrix(file, "vector", ids, str(path))
+    with _opened(path, {"id", "vector"}) as file:
+        names = [name for name in ("id", "path") if name in file.schema_arrow.names]
+        table = file.read(names)
+        ids = [str(value) for value in table["id"].to_pylist()]
+        matrix = read_matrix(file, "vector", ids, str(path))
     return EmbeddingTable(ids, table["path"].to_pylist() if "path" in names else ids, matrix)
 
 
@@ -220,19 +221,20 @@ def _digest(table: pa.Table) -> str:
 
 
 def _read(path: Path, needed: set[str]) -> pa.Table:
-    try:
-        return _open(path, needed).read()
-    except (OSError, pa.ArrowInvalid) as error:
-        raise ValueError(f"{path}: not a Parquet table ({reason_of(error)})") from error
+    with _opened(path, needed) as file:
+        return file.read()
 
 
-def _open(path: Path, needed: set[str]) -> pq.ParquetFile:
+@contextmanager
+def _opened(path: Path, needed: set[str]) -> Iterator[pq.ParquetFile]:
+    """A Parquet file that has these columns; an error of reading it becomes a ValueError that names the file."""
     try:
-        file = pq.ParquetFile(path, pre_buffer=False)  # else all of the file is in memory, beside what is made of it
+        # pre-buffering would hold the whole file in memory, beside what is made of it
+        with pq.ParquetFile(path, pre_buffer=False) as file:
+            names = file.schema_arrow.names
+            missing = needed - set(names)
+            if missing:
+                raise ValueError(f"{path}: has no column {', '.join(sorted(missing))}; it has {', '.join(names)}")
+            yield file
     except (OSError, pa.ArrowInvalid) as error:
-        raise ValueError(f"{path}: not a Parquet table ({reason_of(error)})") from error
-    names = file.schema_arrow.names
-    missing = needed - set(names)
-    if missing:
-        raise ValueError(f"{path}: has no column {', '.join(sorted(missing))}; it has {', '.join(names)}")
-    return file
+        raise ValueError(f"{path}: not a Parquet table ({error})") from error

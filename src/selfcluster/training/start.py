@@ -203,7 +203,7 @@ def _same_run(
 
 
 def _check_unedited(path: Path, settings: Mapping[str, Any]) -> None:
-    """Raise RunError if the settings in `config.yaml` differ from those of the newest checkpoint."""
+    """Raise RunError if `config.yaml` and the newest checkpoint have different settings."""
     before = newest_settings(path / CHECKPOINTS)
     edited = [name for name in before if name in settings and settings[name] != before[name]]
     if edited:

@@ -59,9 +59,8 @@ def make_targets(
     if source.labels is not None and source.labels.ndim == 1:
         labels = source.labels
     if config.get("target") == "per_label":
-        allot(
-            np.bincount(labels[labels >= 0]), config["num_prototypes"]
-        )  # an error should come before the teacher embeds the images
+        # an error should come before the teacher embeds the images
+        allot(np.bincount(labels[labels >= 0]), config["num_prototypes"])
     targets = labels[None]
     if config["method"] == "clusterfit":
         targets = np.stack([_targets(*of, config, source, labels, console) for of in _teachers(config)])
@@ -129,9 +128,8 @@ def open_teacher(
         make = partial(
             make_backbone,
             network_name,
-            channels=known.input_size[0]
-            if known
-            else config["channels"],  # gray images get the teacher's number of channels
+            # gray images get the teacher's number of channels
+            channels=known.input_size[0] if known else config["channels"],
             image_size=size,
             init=weights or None,
             mean=known.mean if known else None,
