@@ -19,6 +19,7 @@ FLOORS = (  # from the ground up
         "setting",
         "choice",
         "waiting",
+        "allocation",
         "faults",
         "annotations",
     ),

@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from selfcluster import __version__
+from selfcluster.allocation import keep_freed_memory
 from selfcluster.commands.flags import flag
 from selfcluster.files import message_of
 from selfcluster.methods import NAMES
@@ -86,6 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; return the exit status."""
     _prepare_output()
     let_threads_sleep()
+    keep_freed_memory()
     words = [_modern(word) for word in (sys.argv[1:] if argv is None else argv)]
     as_json = "--json" in words
     try:

@@ -26,3 +26,9 @@ def multiplies_bfloat16(device: torch.device) -> bool:
     # private names, absent from some releases and processors: absent means no
     checks = (getattr(torch.cpu, f"_is_{name}_supported", bool) for name in ("amx_tile", "avx512_bf16"))
     return device.type == "cpu" and any(check() for check in checks)
+
+
+@functools.cache
+def has_amx() -> bool:
+    """Return whether the processor has AMX, whose matrix products are much faster than its other bfloat16 products."""
+    return getattr(torch.cpu, "_is_amx_tile_supported", bool)()

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -203,8 +204,10 @@ def examine_image(source: Source, data: bytes | np.ndarray, result: Examined, ro
     image = open_content(source, data)
     with decoding().hold(image.decode_bytes):
         pixels = image.pixels(None, shrink_to=_LOOKED_AT)
-        lowest, highest = pixels.min(axis=(0, 1)).astype(int), pixels.max(axis=(0, 1)).astype(int)
-        picture = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).convert("L")
+        whole = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+        extremes: Any = whole.getextrema()  # of each channel; NumPy takes 20 times as long along a short last axis
+        lowest, highest = np.array(extremes).reshape(-1, 2).T
+        picture = whole.convert("L")
     scale = _LOOKED_AT / min(picture.size)
     if scale < 1:
         size = (round(picture.width * scale), round(picture.height * scale))

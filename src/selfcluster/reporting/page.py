@@ -17,6 +17,7 @@ import shlex
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 from pathlib import Path
 
@@ -42,7 +43,7 @@ from selfcluster.reporting.reading import read_images
 from selfcluster.reporting.suspects import KINDS, find_suspects
 from selfcluster.reporting.thumbnails import card_pictures, positions_of
 from selfcluster.reporting.verdict import Verdict, judge
-from selfcluster.reporting.workbench import build_workbench
+from selfcluster.reporting.workbench import build_workbench, place_images
 from selfcluster.runs.contents import Contents, is_untrained, method_of, read_contents
 
 _CARDS = 60
@@ -130,7 +131,10 @@ def render_report(
     labels = getattr(source, "labels", None)
     album = build_album(contents)
     columns = None if metadata is None else table_columns(contents, metadata)  # its errors come before the work
-    reading = read_images(album, source, progress, with_exif=columns is None)
+    with ThreadPoolExecutor(1) as pool:  # t-SNE uses one core; reading and drawing pictures use the others
+        placing = pool.submit(place_images, album, landmarks, progress)
+        reading = read_images(album, source, progress, with_exif=columns is None)
+        places = placing.result()
     if columns is None:
         columns = exif_columns(contents, album, reading)
     gallery = _gallery(contents, source, labels, album, columns, progress)
@@ -143,9 +147,7 @@ def render_report(
     work, suspects = None, None
     if len(album):
         suspects = find_suspects(album, reading.examined)
-        work = build_workbench(
-            contents, album, reading.sheets, source, page, progress, colors=colors, landmarks=landmarks
-        )
+        work = build_workbench(contents, album, places, reading.sheets, source, page, progress, colors=colors)
         work.data["suspects"] = {name: getattr(suspects, name) for name in KINDS}
     script = package_file("page.js")
     if work is not None:  # in a block, so that its names are its own

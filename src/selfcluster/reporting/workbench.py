@@ -18,7 +18,7 @@ import numpy as np
 from selfcluster.data.sources import Source
 from selfcluster.files import message_of
 from selfcluster.reporting.album import Album, pack
-from selfcluster.reporting.map import LANDMARKS, lay_out
+from selfcluster.reporting.map import lay_out
 from selfcluster.reporting.sheets import COLUMNS, PER_SHEET, Sheets
 from selfcluster.reporting.thumbnails import PIXEL_ART
 from selfcluster.runs.contents import Contents
@@ -41,30 +41,50 @@ class Workbench:
     placed: int
 
 
+def place_images(album: Album, landmarks: int, progress: Callable[[str], None] | None = None) -> np.ndarray:
+    """Return (N, 2) places of the album's images on the map, in the unit square, NaN for images without one.
+
+    Args:
+        album: the images.
+        landmarks: t-SNE places so many images, see `map.lay_out`; 0: no map.
+        progress: receives a line of text.
+    """
+    places = np.full((len(album), 2), np.nan)
+    rows = np.flatnonzero(album.embedded)
+    if not landmarks or not len(rows):
+        return places
+    begun = time.monotonic()
+    reduced = album.reduced[rows]
+    found = lay_out(reduced, album.cluster[rows], landmarks=landmarks) if np.abs(reduced).max() > _SAME else None
+    places[rows] = 0.5 if found is None else found
+    if progress is not None:
+        progress(f"  placed {len(rows):,} images on the map in {time.monotonic() - begun:.0f} s")
+    return places
+
+
 def build_workbench(
     contents: Contents,
     album: Album,
+    places: np.ndarray,
     sheets: Sheets,
     source: Source | None,
     page: Path | None,
     progress: Callable[[str], None] | None = None,
     *,
     colors: Mapping[int, str] | None = None,
-    landmarks: int = LANDMARKS,
 ) -> Workbench:
     """Return all that the page knows of its images.
 
     Args:
         contents: the run.
         album: its images, at least one.
+        places: (N, 2) of `place_images`.
         sheets: their small pictures.
         source: the images, see `write_report`; None: no pictures.
         page: the file that is written, from which the images are reached; None: they are not.
-        progress: receives lines of text while the pictures are read and the map is made.
+        progress: receives lines of text.
         colors: of the clusters; None: all are gray on the map.
-        landmarks: t-SNE places so many images, see `map.lay_out`; 0: no map.
     """
-    places = _places(album, landmarks, progress)
     data = {
         "x": _whole(places[:, 0]),
         "y": _whole(places[:, 1]),
@@ -97,21 +117,6 @@ def _rows(run: Path, progress: Callable[[str], None] | None) -> list[Row]:
         if progress is not None:
             progress(f"  the page shows no names, merges or splits: {message_of(error)}")
         return []
-
-
-def _places(album: Album, landmarks: int, progress: Callable[[str], None] | None) -> np.ndarray:
-    """(N, 2) places in the unit square, NaN for images without one."""
-    places = np.full((len(album), 2), np.nan)
-    rows = np.flatnonzero(album.embedded)
-    if not landmarks or not len(rows):
-        return places
-    begun = time.monotonic()
-    reduced = album.reduced[rows]
-    found = lay_out(reduced, album.cluster[rows], landmarks=landmarks) if np.abs(reduced).max() > _SAME else None
-    places[rows] = 0.5 if found is None else found
-    if progress is not None:
-        progress(f"  placed {len(rows):,} images on the map in {time.monotonic() - begun:.0f} s")
-    return places
 
 
 def _whole(places: np.ndarray) -> list[int | None]:

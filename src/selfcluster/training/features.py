@@ -15,6 +15,7 @@ from selfcluster.data.loader import Loader
 from selfcluster.data.sources import Source
 from selfcluster.models.backbones import Backbone
 from selfcluster.models.frozen import Frozen
+from selfcluster.models.fused import fuse_norms
 from selfcluster.models.pretrained import Network
 from selfcluster.training.embedding import gather_rows, make_embed
 from selfcluster.training.kept import KeptRows
@@ -72,7 +73,10 @@ def embed_source(
     reading = {"workers": workers, "max_bad": max_bad, "quarantine": quarantine, "timeout": timeout}
     loader, module = network_loader(source, network, batch_size, target, **reading), on_device(network, target)
     frozen = None if layer is None else Frozen(module, layer=layer, flag="--layer")
-    compute = module if frozen is None else frozen.features
+    if frozen is not None:
+        compute = frozen.features
+    else:
+        compute = fuse_norms(module, _blank(network)) if target.type == "cpu" else module
 
     def features(views: Sequence[Tensor]) -> Tensor:
         rows = run_network(compute, views[0])
@@ -89,9 +93,14 @@ def embed_source(
             kept.write()
 
 
+def _blank(network: Network) -> Tensor:
+    return torch.zeros(1, network.preprocessing.channels, network.image_size, network.image_size)
+
+
 def run_network(network: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
     """Return features (B, F) of images (B, C, h, w); on a CPU a few images at a time, which is faster there."""
     if images.device.type != "cpu":
         return network(images)
-    count = max(1, _TOGETHER // (images.shape[2] * images.shape[3]))
+    pixels = _TOGETHER * (2 if torch.is_autocast_enabled("cpu") else 1)  # half as many bytes each
+    count = max(1, pixels // (images.shape[2] * images.shape[3]))
     return torch.cat([network(part) for part in images.split(count)])

@@ -23,6 +23,7 @@ from selfcluster.data.threads import ReadingStopped
 from selfcluster.distributed import at, rank
 from selfcluster.faults import fault_point
 from selfcluster.methods.base import Method
+from selfcluster.models.convolution import quick_gradients
 from selfcluster.runs.console import Console
 from selfcluster.runs.folder import RunFolder
 from selfcluster.training.compiled import compiled
@@ -33,7 +34,7 @@ from selfcluster.training.micro_batches import split
 from selfcluster.training.online_probe import OnlineProbe
 from selfcluster.training.optim import clip, forget, learning_rate_at, make_optimizer, set_rates, weight_decay_at
 from selfcluster.training.parallel import join_ranks, read, reducing
-from selfcluster.training.precision import autocast
+from selfcluster.training.precision import autocast, prefers_products
 from selfcluster.training.pseudo_labels import PseudoLabels
 from selfcluster.training.signals import StopRequest
 from selfcluster.training.state import RunState, Skipped, layout_of
@@ -100,7 +101,8 @@ def fit(
         getattr(method.settings, "num_prototypes", None), method.chance_loss(), int(quiet), total, method.advice
     )
     kept = PseudoLabels(method, loader.source.ids, loader.source.labels, device)
-    layout = layout_of(device, settings.precision, loader.in_memory, settings.compile)
+    products = prefers_products(device, settings.precision) and not settings.compile
+    layout = layout_of(device, settings.precision, loader.in_memory, settings.compile, products)
     state = RunState(method, optimizer, health, kept, folder, layout, probe, loader.source, per_epoch)
     state.load(checkpoints, console)
     model = join_ranks(method, device)
@@ -116,8 +118,8 @@ def fit(
     console.start(total, state.step)
     at(lambda: f"step {state.step}" + (f", images {_first(batch.index, name_of, 4)}" if batch is not None else ""))
 
-    fast = compiled(method, settings.compile)
-    with StopRequest() as request, loader.watch.stopping(lambda: request.signal is not None), fast:
+    fast, quick = compiled(method, settings.compile), quick_gradients(method, products)
+    with StopRequest() as request, loader.watch.stopping(lambda: request.signal is not None), fast, quick:
         while state.step < total:
             step = state.step
             fault_point("loop.step")

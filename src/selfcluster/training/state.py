@@ -157,7 +157,9 @@ class RunState:
         self.probe.load(section(loaded.tensors, "probe."))
         self.step, self.skipped = loaded.meta["step"], loaded.meta["skipped"]
         self.reassignment = loaded.meta["reassignment"]
-        for key, before in loaded.meta["layout"].items():
+        earlier = loaded.meta["layout"]
+        for key in {**earlier, **self.layout}:  # of either
+            before = earlier.get(key)
             if self.layout.get(key) != before:
                 console.warn(
                     f"{key} was {before} and is {self.layout.get(key)}: "
@@ -185,7 +187,9 @@ def section(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def layout_of(device: torch.device, precision: str, in_memory: bool, compiled: bool = False) -> dict[str, str | int]:
+def layout_of(
+    device: torch.device, precision: str, in_memory: bool, compiled: bool = False, products: bool = False
+) -> dict[str, str | int]:
     """Return what must be the same so that a resumed run equals an uninterrupted one bit for bit."""
     return {
         "processes": distributed.world_size(),
@@ -194,5 +198,6 @@ def layout_of(device: torch.device, precision: str, in_memory: bool, compiled: b
         "precision": precision,
         "in_memory": in_memory,
         **({"compiled": True} if compiled else {}),
+        **({"weight_gradients": "products"} if products else {}),
         "torch": str(torch.__version__),
     }

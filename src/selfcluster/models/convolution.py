@@ -1,0 +1,119 @@
+"""Gradients of a convolution's weights as one matrix product, where oneDNN's own kernel is slow.
+
+On processors with AMX, oneDNN computes this gradient in bfloat16 2 to 7 times slower than its own matrix product does
+if a layer has many channels and few positions (512 channels, 4 x 4 positions, 256 images: 213 ms against 49 ms; 64
+channels, 32 x 32 positions: 41 ms against 135 ms). These are the last stages of a ResNet. Measured: docs/LOG.md,
+2026-11-28. The output of a layer and the gradient of its input stay oneDNN's.
+
+B images, C channels in, O channels out, k kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+_CHANNELS = 256  # least number of input channels for which the product was faster in every shape tried
+_BLOCK = 64 << 20  # bytes of the patches that are made at a time
+
+
+def weight_gradient(images: Tensor, gradient: Tensor, kernel: int, stride: int, padding: int) -> Tensor:
+    """Return the gradient (O, C, k, k) of a convolution's weights.
+
+    It is the sum over images and positions of (outer product of an output's gradient and the patch that it saw).
+
+    Args:
+        images: (B, C, h, w), the convolution's input.
+        gradient: (B, O, H, W) of its output.
+        kernel, stride, padding: of the convolution, the same in both directions.
+    """
+    rows = F.pad(images.permute(0, 2, 3, 1), (0, 0, padding, padding, padding, padding))  # (B, h, w, C)
+    outputs = gradient.permute(0, 2, 3, 1)  # (B, H, W, O)
+    _, height, width, out = outputs.shape
+    at_once = max(1, _BLOCK // (height * width * kernel**2 * images.shape[1] * images.element_size()))
+    total: Any = None
+    for part, wanted in zip(rows.split(at_once), outputs.split(at_once), strict=True):
+        count, _, _, channels = part.shape
+        image, down, right, channel = part.stride()
+        patches = part.as_strided(  # a view: (b, H, W, k, k, C)
+            (count, height, width, kernel, kernel, channels),
+            (image, down * stride, right * stride, down, right, channel),
+        ).reshape(count * height * width, -1)
+        product = wanted.reshape(-1, out).T @ patches
+        total = product if total is None else total.float() + product
+    return total.to(images.dtype).view(out, kernel, kernel, -1).permute(0, 3, 1, 2)
+
+
+class _Convolve(torch.autograd.Function):
+    """A convolution whose weights get their gradient from `weight_gradient`."""
+
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int) -> Tensor:
+        ctx.save_for_backward(images, weight)
+        ctx.stride, ctx.padding, ctx.has_bias = stride, padding, bias is not None
+        return F.conv2d(images, weight, bias, stride, padding)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        images, weight = ctx.saved_tensors
+        (gradient,) = gradients
+        places = [ctx.stride] * 2, [ctx.padding] * 2, [1, 1], False, [0, 0], 1
+        asked = [ctx.needs_input_grad[0], False, ctx.has_bias]
+        sizes = [weight.shape[0]] if ctx.has_bias else None
+        to_images, _, to_bias = torch.ops.aten.convolution_backward(gradient, images, weight, sizes, *places, asked)
+        to_weight = weight_gradient(images, gradient, weight.shape[2], ctx.stride, ctx.padding)
+        return to_images, to_weight, to_bias, None, None
+
+
+def convolve(images: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int) -> Tensor:
+    """Return `F.conv2d` of images (B, C, h, w) with square kernels (O, C, k, k); see the top of this file."""
+    return _Convolve.apply(images, weight, bias, stride, padding)  # pyright: ignore[reportReturnType]
+
+
+@contextmanager
+def quick_gradients(module: nn.Module, wanted: bool) -> Iterator[None]:
+    """In this block, convolutions of many channels get the gradients of their weights from a matrix product.
+
+    It applies to bfloat16 on a CPU, when gradients are kept. At the end the modules have their own `_conv_forward`
+    back, so that copies and exports are torch's.
+
+    Args:
+        module: contains the convolutions.
+        wanted: if False, nothing changes.
+    """
+    changed: list[Any] = [inner for inner in module.modules() if _is_suitable(inner)] if wanted else []
+    for convolution in changed:
+        convolution._conv_forward = _chosen(convolution)
+    try:
+        yield
+    finally:
+        for convolution in changed:
+            del convolution._conv_forward
+
+
+def _is_suitable(module: nn.Module) -> bool:
+    if type(module) is not nn.Conv2d or module.groups != 1 or module.padding_mode != "zeros":
+        return False
+    shapes = (module.kernel_size, module.stride, module.padding, module.dilation)
+    square = all(isinstance(pair, tuple) and pair[0] == pair[1] for pair in shapes)
+    return square and module.kernel_size[0] > 1 and module.dilation[0] == 1 and module.in_channels >= _CHANNELS
+
+
+def _chosen(convolution: nn.Conv2d) -> Any:
+    own, stride, padding = convolution._conv_forward, convolution.stride[0], int(convolution.padding[0])
+
+    def forward(images: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        low = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+        if not low or images.device.type != "cpu" or not torch.is_grad_enabled() or not weight.requires_grad:
+            return own(images, weight, bias)
+        low_bias = None if bias is None else bias.bfloat16()
+        return convolve(images.bfloat16(), weight.bfloat16(), low_bias, stride, padding)
+
+    return forward

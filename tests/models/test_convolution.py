@@ -1,0 +1,96 @@
+"""The weights' gradient as a product equals torch's; only the convolutions meant for it change, and only for a time."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from selfcluster.models import convolution
+from selfcluster.models.convolution import convolve, quick_gradients, weight_gradient
+
+
+def random(*shape, seed=0, dtype=torch.float64):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def test_one_position_by_hand():
+    # a 2 x 2 image seen once by a 2 x 2 kernel: the gradient is the image times the output's gradient
+    images = torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]])
+    found = weight_gradient(images, torch.tensor([[[[10.0]]]]), kernel=2, stride=1, padding=0)
+    assert found.tolist() == [[[[10, 20], [30, 40]]]]
+
+
+@pytest.mark.parametrize("block", [1, 64 << 20])
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding"), [(3, 1, 1), (3, 2, 1), (3, 2, 0), (5, 1, 2), (2, 2, 0), (4, 3, 1)]
+)
+def test_equals_torch_in_double_precision(kernel, stride, padding, block, monkeypatch):
+    monkeypatch.setattr(convolution, "_BLOCK", block)  # one image at a time, or all
+    given = [random(5, 3, 11, 9), random(4, 3, kernel, kernel, seed=1), random(4, seed=2)]
+    ours, theirs = ([tensor.clone().requires_grad_() for tensor in given] for _ in range(2))
+    output = convolve(*ours, stride, padding)
+    expected = F.conv2d(*theirs, stride, padding)
+    assert torch.equal(output, expected)
+    change = random(*output.shape, seed=3)
+    output.backward(change)
+    expected.backward(change)
+    exact = block > 1  # sums over blocks are kept in single precision
+    for mine, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine.grad, other.grad, rtol=1e-12 if exact else 1e-5, atol=1e-12 if exact else 1e-5)
+
+
+def test_frozen_images_get_no_gradient_and_no_bias_is_needed():
+    weight = random(4, 3, 3, 3, seed=1).requires_grad_()
+    images = random(2, 3, 5, 5)
+    convolve(images, weight, None, 1, 1).sum().backward()
+    again = weight.detach().clone().requires_grad_()
+    F.conv2d(images, again, None, 1, 1).sum().backward()
+    torch.testing.assert_close(weight.grad, again.grad)
+
+
+class Small(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.few, self.many = nn.Conv2d(3, 256, 3, padding=1), nn.Conv2d(256, 8, 3, stride=2, padding=1)
+        self.point, self.grouped = nn.Conv2d(256, 256, 1), nn.Conv2d(256, 256, 3, padding=1, groups=256)
+
+    def forward(self, x):
+        return self.many(self.grouped(self.point(self.few(x))))
+
+
+def gradients(module, x):
+    module.zero_grad()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = module(x).float().square().mean()
+    loss.backward()
+    return loss.item(), {name: parameter.grad.clone() for name, parameter in module.named_parameters()}
+
+
+def test_a_step_in_bfloat16_has_the_same_loss_and_gradients():
+    module, x = Small(), random(4, 3, 8, 8, dtype=torch.float32)
+    loss, expected = gradients(module, x)
+    with quick_gradients(module, True):
+        again, found = gradients(module, x)
+    assert again == loss
+    for name, gradient in expected.items():
+        distance = (found[name] - gradient).norm() / gradient.norm()
+        assert distance < (0.01 if name.startswith("many") else 1e-6), name  # eps of bfloat16: 0.008
+
+
+def test_only_the_suitable_one_changes_and_only_in_the_block(monkeypatch):
+    module, x, used = Small(), random(2, 3, 8, 8, dtype=torch.float32), []
+    real = convolution.weight_gradient
+    monkeypatch.setattr(convolution, "weight_gradient", lambda *args: used.append(args[0].shape) or real(*args))
+    with quick_gradients(module, True):
+        assert [name for name, inner in module.named_children() if "_conv_forward" in vars(inner)] == ["many"]
+        gradients(module, x)
+        assert used == [(2, 256, 8, 8)]
+        module(x).sum().backward()  # single precision: torch's own
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            module(x)
+    assert len(used) == 1
+    assert not any("_conv_forward" in vars(inner) for inner in module.modules())
+    with quick_gradients(module, False):
+        gradients(module, x)
+    assert len(used) == 1
