@@ -94,21 +94,24 @@ class Ours:
         return steps * BATCH / (time.perf_counter() - start)
 
     def step(self, steps: int) -> float:
+        from selfcluster.models.convolution import quick_gradients
         from selfcluster.training.build import assemble
         from selfcluster.training.embedding import to_layout
-        from selfcluster.training.precision import autocast
+        from selfcluster.training.precision import autocast, prefers_products
         from selfcluster.types import Progress
 
         parts = assemble(self.config, self.count)
         method = parts.method.to(memory_format=torch.channels_last).train()  # pyright: ignore[reportCallIssue]
         batch = next(self.loader.batches(parts.views))
         batch = replace(batch, views=to_layout(batch.views))
+        products = prefers_products(parts.loop.device, parts.loop.precision)
         start = time.perf_counter()
-        for step in range(steps):
-            method.zero_grad(set_to_none=True)
-            with autocast(parts.loop.device, parts.loop.precision):
-                output = method(batch, Progress(step, 1000, 0, 1000, 0))
-            output.loss.backward()
+        with quick_gradients(method, products):  # as in `fit`
+            for step in range(steps):
+                method.zero_grad(set_to_none=True)
+                with autocast(parts.loop.device, parts.loop.precision):
+                    output = method(batch, Progress(step, 1000, 0, 1000, 0))
+                output.loss.backward()
         return steps * BATCH / (time.perf_counter() - start)
 
 
