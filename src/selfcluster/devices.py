@@ -23,12 +23,15 @@ def multiplies_bfloat16(device: torch.device) -> bool:
     """Return whether the device multiplies bfloat16 in hardware."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    # private names, absent from some releases and processors: absent means no
-    checks = (getattr(torch.cpu, f"_is_{name}_supported", bool) for name in ("amx_tile", "avx512_bf16"))
-    return device.type == "cpu" and any(check() for check in checks)
+    return device.type == "cpu" and (has_amx() or _processor_has("avx512_bf16"))
 
 
 @functools.cache
 def has_amx() -> bool:
     """Return whether the processor has AMX, whose matrix products are much faster than its other bfloat16 products."""
-    return getattr(torch.cpu, "_is_amx_tile_supported", bool)()
+    return _processor_has("amx_tile")
+
+
+def _processor_has(name: str) -> bool:
+    # private names, absent from some releases and processors: absent means no
+    return getattr(torch.cpu, f"_is_{name}_supported", bool)()

@@ -205,7 +205,7 @@ def examine_image(source: Source, data: bytes | np.ndarray, result: Examined, ro
     with decoding().hold(image.decode_bytes):
         pixels = image.pixels(None, shrink_to=_LOOKED_AT)
         whole = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
-        extremes: Any = whole.getextrema()  # of each channel; NumPy takes 20 times as long along a short last axis
+        extremes: Any = whole.getextrema()  # of each channel; NumPy is slow where the last axis is short
         lowest, highest = np.array(extremes).reshape(-1, 2).T
         picture = whole.convert("L")
     scale = _LOOKED_AT / min(picture.size)

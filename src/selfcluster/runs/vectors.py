@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from selfcluster.files import reason_of
 
-_BLOCK = 1 << 22  # numbers that are looked at together
+_BLOCK = 1 << 20  # numbers that are looked at together; four times as many added a tenth to the peak of memory
 _LARGEST = float(np.finfo(np.float32).max)
 
 
