@@ -94,7 +94,7 @@ def test_every_recipe_makes_a_run_or_says_why_not(method, recipe, facts):
     whole = resolve(method, DataSummary(1_281_167, facts.side, facts.channels, facts.gpu), recipe=recipe).config
     directions = method == "dino"  # its prototypes may outnumber the images
     needed = max(whole["batch_size"], 0 if directions else whole.get("num_prototypes", 0))
-    fixed = recipe == "paper" or recipe in VARIANTS or (recipe == "cifar" and whole["epochs"] == 1000)
+    fixed = recipe == "paper" or recipe in VARIANTS  # `cifar` on so few images takes auto's values
     if fixed and facts.num_images < needed:  # made for more images than there are
         with pytest.raises(ValueError, match=str(facts.num_images)):
             resolve(method, facts, recipe=recipe)
@@ -377,3 +377,67 @@ def test_cifar_has_the_published_row_of_each_method(method):
     views = (first.color.jitter, first.color.blur_p, (first.color.solarize_p, second.color.solarize_p))
     assert views == VIEWS[method]
     assert {(c.jitter_p, c.gray_p, c.blur_p) for c in (first.color, second.color)} == {(0.8, 0.2, views[1])}
+
+
+# the optimizer's half of the same table: the rate, its end, the epochs of warm-up and the rate that these begin with
+PUBLISHED_RATES = {
+    "swav": (0.6, 6e-4, 11, 0),
+    "deepcluster_v2": (0.6, 6e-4, 11, 0),
+    "dino": (0.3, 0, 10, 3e-5),
+    "byol": (1.0, 0, 10, 3e-5),
+    "simclr": (0.4, 0, 10, 3e-5),
+    "moco_v2": (0.3, 0, 10, 3e-5),
+}
+
+
+@pytest.mark.parametrize("method", PUBLISHED)
+@pytest.mark.parametrize("given", [{}, {"epochs": 200.0}], ids=["1000 epochs", "200 epochs"])
+def test_long_cifar_runs_are_published_value_by_value(method, given):
+    config = resolve(method, DataSummary(50_000, 32, 3), given, recipe="cifar").config
+    assert {name: config[name] for name in PUBLISHED[method]} == PUBLISHED[method]
+    rates = ("learning_rate", "final_learning_rate", "warmup_epochs", "warmup_learning_rate")
+    assert tuple(config[name] for name in rates) == PUBLISHED_RATES[method]
+    assert (config["schedule"], config["milestones"], config["final_weight_decay"]) == ("cosine", (), None)
+    assert (config["momentum"], config["batch_size"], config["clip_each"]) == (0.9, 256, None)
+    views = {"image_size": 32, "global_crops": 2, "local_crops": 0, "global_scale": (0.08, 1.0)}
+    assert {name: config[name] for name in views} == views
+
+
+@pytest.mark.parametrize("method", NAMES)
+def test_a_short_cifar_run_is_autos_on_the_cifar_network(method):
+    facts, given = DataSummary(10_000, 32, 3), {"epochs": 20.0}
+    short = resolve(method, facts, given, recipe="cifar")
+    assert short.config == resolve(method, facts, {**given, "backbone": "resnet18_small", "local_crops": 0}).config
+    if method in PUBLISHED:
+        assert "200,000 images seen are too few for the published values" in short.reasons["backbone"]
+        assert short.reasons["learning_rate"].startswith("as auto: ")
+    # what the user sets decides, whatever the length
+    assert resolve(method, facts, {**given, "learning_rate": 0.3}, recipe="cifar").config["learning_rate"] == 0.3
+
+
+@pytest.mark.parametrize("method", PUBLISHED)
+def test_cifar_keeps_the_published_values_from_five_million_images_on(method):
+    def rate(num_images, **given):
+        config = resolve(method, DataSummary(num_images, 32, 3), given, recipe="cifar").config
+        return config["learning_rate"], config["augment"], config["batch_size"]
+
+    published = rate(50_000)
+    assert published[1:] == (
+        {"moco_v2": "moco_v2", "dino": "asymmetric", "byol": "asymmetric"}.get(method, "swav"),
+        256,
+    )
+    for num_images, given in (
+        (50_000, {"epochs": 200.0}),
+        (50_000, {"epochs": 100.0}),
+        (5_000, {}),  # 1,000 epochs
+        (50_000, {"images_seen": 5_000_000}),
+    ):
+        assert rate(num_images, **given) == published
+    for num_images, given in ((50_000, {"epochs": 99.0}), (4_999, {}), (50_000, {"images_seen": 4_999_999})):
+        assert rate(num_images, **given)[1:] == ("gentle", 64 if num_images < 5000 else 128)
+
+
+def test_a_short_cifar_run_of_few_images_has_clusters_and_batches_that_fit():
+    config = resolve("swav", DataSummary(600, 32, 3), {"images_seen": 12_000}, recipe="cifar").config
+    assert (config["epochs"], config["warmup_epochs"]) == (20, 1)  # a twentieth of the run
+    assert (config["batch_size"], config["num_prototypes"]) == (32, 20)

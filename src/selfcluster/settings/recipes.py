@@ -239,19 +239,29 @@ _CIFAR: dict[str, dict[str, Any]] = {
 }
 
 
-def cifar(schema: Schema, facts: DataSummary, said: Mapping[str, object]) -> dict[str, Choice]:
+def cifar(schema: Schema, facts: DataSummary, said: Mapping[str, Any]) -> dict[str, Choice]:
     """The common CIFAR setting: ResNet-18, two views of 32 px, 1,000 epochs, batch 256.
 
     `selfcluster train swav cifar10/train --recipe cifar`: online linear probe as solo-learn publishes it, CIFAR-10 and
     CIFAR-100: SwAV 89.17 and 64.88 %, DeepCluster-v2 88.85 and 63.61, DINO 89.52 and 66.76, SimCLR 90.74 and 65.78,
     MoCo-v2 92.94 and 69.89, BYOL 92.58 and 70.46; not run here at that length. Other methods have no published row:
     they take auto's values for 200 epochs. LARS is the form with clipped local rates and without biases and norms.
+
+    The published values are for runs of 50 million images. A run of fewer than 5 million takes auto's values instead,
+    and keeps the network, the size and the number of views (docs/LOG.md, 2026-11-28).
     """
     network = {"backbone": "resnet18_small", "image_size": 32, "local_crops": 0}
-    if schema.name not in _CIFAR:
-        reason = f"the common CIFAR network; {schema.name} has no published CIFAR setting, so auto chooses the rest"
-        values = {**network, "epochs": 200.0}
-        return {**auto(schema, facts, {**values, **said}), **{name: Choice(v, reason) for name, v in values.items()}}
+    published = schema.name in _CIFAR
+    images = said.get("images_seen") or said.get("epochs", 1000.0 if published else 200.0) * facts.num_images
+    if not published or images < _SHORT:
+        why = f"{schema.name} has no published CIFAR setting"
+        if published:
+            why = f"{images:,.0f} images seen are too few for the published values"
+        reason = f"the common CIFAR network; {why}, so auto chooses the rest"
+        values = {**network, "epochs": images / facts.num_images}
+        out = auto(schema, facts, {**values, **said})
+        out = {name: Choice(choice.value, f"as auto: {choice.reason}") for name, choice in out.items()}
+        return out | {name: Choice(value, reason) for name, value in values.items()}
     reason = "the common CIFAR setting"
     values = {
         **network,
