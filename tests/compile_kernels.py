@@ -24,15 +24,26 @@ def compiled(kernel, types: dict[str, str], constants: dict, **options) -> None:
     print(json.dumps({"kernel": kernel.__name__, "shared": metadata.shared}))
 
 
-PROPOSE = {"rows": "*bf16", "low": "*bf16", "bias": F, "bound": F, "labels": "*i64", "listed": "*i32", "count": "*i32"}
+PRODUCT = dict.fromkeys(("rows", "low", "factors", "more"), "*fp16")
+PROPOSE = PRODUCT | {"group": "*i32", "largest": F, "other": F, "n": WHOLE, "padded": WHOLE}
+ROWS = {"x": F, "centroids": F}
+FOUND = {"labels": "*i64", "distances": F, "listed": "*i32", "count": "*i32"}
 for width in (256, 512):
     tile = 1 if width <= assign._WIDE else 2
-    blocks = {"BLOCK_N": assign._ROWS // tile, "BLOCK_K": assign._CENTROIDS // tile, "BLOCK_D": width, "WIDEN": False}
-    compiled(assign._propose, PROPOSE | {"n": WHOLE, "padded": WHOLE}, blocks, num_warps=8, num_stages=assign._STAGES)
-PREPARE = {"x": F, "middle": F, "longest": F, "rounding": F, "rows": "*bf16", "bound": F, "n": WHOLE, "d": WHOLE}
-compiled(assign._prepare, PREPARE, {"BLOCK_N": assign._PREPARED, "BLOCK_D": 512, "EPS32": assign._EPS32})
-SETTLE = {"x": F, "centroids": F, "labels": "*i64", "listed": "*i32", "count": "*i32", "d": WHOLE, "k": WHOLE}
-compiled(assign._settle, SETTLE, {"BLOCK_K": assign._EXACT_CENTROIDS, "BLOCK_D": assign._EXACT_DIMENSIONS})
+    blocks = {"BLOCK_N": assign._ROWS // tile, "BLOCK_K": assign._CENTROIDS // tile, "BLOCK_D": width}
+    more = {"NOTHING": assign._NOTHING, "WIDEN": False}
+    compiled(assign._propose, PROPOSE, blocks | more, num_warps=assign._WARPS // tile, num_stages=assign._STAGES)
+    types = (
+        ROWS | {"group": "*i32", "largest": F, "other": F, "bound": F} | FOUND | {"n": WHOLE, "d": WHOLE, "k": WHOLE}
+    )
+    compiled(assign._choose, types, blocks | {"BLOCK_N": assign._CHOSEN, "EPS32": assign._EPS32})
+    types = ROWS | PRODUCT | {"least": F} | FOUND | {"d": WHOLE, "k": WHOLE, "padded": WHOLE}
+    square = {"BLOCK_N": assign._LISTED, "BLOCK_K": assign._SETTLED, "BLOCK_D": width}
+    compiled(assign._settle, types, square | {"PART": assign._EXACT_DIMENSIONS, "WIDEN": False}, num_stages=1)
+PREPARE = {"x": F, "middle": F, "power": "*i32", "longest": F, "rounding": F, "rows": "*fp16", "factors": "*fp16"}
+PREPARE |= {"bound": F, "n": WHOLE, "d": WHOLE}
+constants = {"BLOCK_N": assign._PREPARED, "BLOCK_D": 512, "EPS": assign._EPS, "PACKED": assign._PACKED}
+compiled(assign._prepare, PREPARE, constants)
 ADD = {"sums": "*fp64", "x": F, "order": "*i64", "ends": "*i64", "weights": "*fp64", "d": WHOLE}
 compiled(sums._add, ADD, {"WEIGHTED": True, "BLOCK_N": sums._ROWS, "BLOCK_D": sums._DIMENSIONS})
 SCORES = {"scores": F, "stride": WHOLE, "top": F}
@@ -42,9 +53,19 @@ for by_row in (True, False):
     types = SCORES | {"factor": F, "partial": F} | SCALES
     compiled(sinkhorn._sum_columns, types, {"BY_ROW": by_row, **TILE}, num_warps=8)
 compiled(sinkhorn._write_codes, SCORES | {"u": F, "out": F} | SCALES, TILE, num_warps=8)
+PASS = {"scores": F, "stride": WHOLE, "extra": F, "extra_stride": WHOLE, "out": F, "top": F, "tops": F, "partial": F}
+PASS |= {"total": F, "arrived": "*i32", "n": WHOLE, "q": WHOLE, "k": WHOLE, "scale": "fp32", "lowest": "fp32"}
+PASS |= dict.fromkeys(("programs", "first", "last", "passes"), WHOLE)
+for width in (sinkhorn._SMALL, sinkhorn._MOST_COLUMNS):
+    blocks = {"BLOCK_N": 1, "BLOCK_K": width, "BLOCK_C": 32, "BLOCK_P": 512, "PARTS": sinkhorn._PARTS}
+    options = {"num_warps": sinkhorn._WARPS, "maxnreg": sinkhorn._REGISTERS, "launch_cooperative_grid": True}
+    compiled(sinkhorn._balance, PASS, blocks | {"EXTRA": True, "UNIT": 4}, **options)
 CONSTANTS = dict.fromkeys(("m0", "m1", "m2", "s0", "s1", "s2"), "fp32")
 TABLE = {"numbers": F, "codes": "*i32"}
 compiled(views._recolor, {"x": F} | TABLE | {"pixels": WHOLE} | CONSTANTS, {"TILE": views._TILE})
+CUT = {"images": "*u8", "boxes": F, "out": F, "size": WHOLE}
+CUT |= dict.fromkeys(("s_image", "s_channel", "s_row", "s_column"), WHOLE)
+compiled(views._cut, CUT, {"CHANNELS": 3, "TILE": views._TILE})
 SIZE = {"height": WHOLE, "width": WHOLE}
 compiled(views._blur_rows, {"x": F, "out": F, "rows": "*i32", "numbers": F} | SIZE, {"TILE": views._TILE})
 BLUR = {"source": F, "x": F, "rows": "*i32"} | TABLE | SIZE | CONSTANTS

@@ -18,5 +18,5 @@ def test_the_kernels_compile_for_an_h200_and_fit_its_shared_memory(tmp_path):
     done = subprocess.run([sys.executable, str(program)], env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     kernels = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(kernels) == 11
+    assert len(kernels) == 17
     assert all(k["shared"] <= 232_448 for k in kernels)  # bytes a block may have on compute capability 9.0

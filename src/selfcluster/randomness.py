@@ -15,7 +15,7 @@ import sys
 import threading
 import zlib
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
 import numpy as np
 
@@ -68,8 +68,26 @@ def draw(seed: int, purpose: str, step: int, index: np.ndarray | Tensor, view: i
     """
     base = key(seed, purpose, step, view)
     if isinstance(index, np.ndarray):
-        return _draw_numpy(base, index, n)
+        return _draw_numpy(base, index, np.arange(1, n + 1))
     return _draw_torch(base, index, n)
+
+
+class Uniforms:
+    """`draw(...)` of NumPy samples whose numbers are computed when they are read: `uniforms[rows, columns]`.
+
+    `rows` is a slice or numbers (R,) or (R, 1), as NumPy's indexing has them; the result is (R, columns).
+
+    >>> whole = draw(0, "crops", 3, np.array([5, 7]), 0, 9)
+    >>> bool((Uniforms(0, "crops", 3, np.array([5, 7]), 0)[:, [2, 8]] == whole[:, [2, 8]]).all())
+    True
+    """
+
+    def __init__(self, seed: int, purpose: str, step: int, index: np.ndarray, view: int) -> None:
+        self._base, self._index = key(seed, purpose, step, view), index
+
+    def __getitem__(self, where: tuple[Any, Any]) -> np.ndarray:
+        rows, columns = where
+        return _draw_numpy(self._base, self._index[rows].reshape(-1), np.asarray(columns) + 1)
 
 
 def _mix(x: int) -> int:
@@ -78,10 +96,10 @@ def _mix(x: int) -> int:
     return x ^ (x >> 31)
 
 
-def _draw_numpy(base: int, index: np.ndarray, n: int) -> np.ndarray:
+def _draw_numpy(base: int, index: np.ndarray, numbers: np.ndarray) -> np.ndarray:
     with np.errstate(over="ignore"):
         rows = _mix_numpy(index.astype(np.int64).view(np.uint64) + np.uint64(base))
-        columns = np.arange(1, n + 1, dtype=np.uint64) * np.uint64(_GOLDEN)
+        columns = numbers.astype(np.uint64) * np.uint64(_GOLDEN)
         bits = _mix_numpy(rows[:, None] + columns[None, :])  # (B, n)
     return (bits >> np.uint64(64 - _BITS)).astype(np.float32) * np.float32(2.0**-_BITS)
 

@@ -72,13 +72,15 @@ def test_codes_are_float64s_half_steps(kernels, dtype, b, q, k):
     directions = [torch.nn.functional.normalize(torch.randn(m, 16, generator=generator), dim=1) for m in (b + q, k)]
     scores = (directions[0] @ directions[1].T).to(DEVICE, dtype)
     for iterations in (1, 3, 10):
-        made = [kernels[2].Exponentials(part, 0.05, -60.0) for part in scores.split([b, q]) if len(part)]
-        codes = balanced(made, scores[:b], 0.05, iterations)
+        parts = [part for part in scores.split([b, q]) if len(part)]
+        codes = balanced([kernels[2].Exponentials(p, 0.05, -60.0) for p in parts], scores[:b], 0.05, iterations)
+        at_once = kernels[2].codes(parts, 0.05, -60.0, iterations)
         expected = torch.exp(scores.double() / 0.05).T
         for _ in range(iterations):  # eq. 3 and 4 of arXiv 2006.09882
             expected = expected / expected.sum(dim=1, keepdim=True) / k
             expected = expected / expected.sum(dim=0, keepdim=True) / (b + q)
-        torch.testing.assert_close(codes.double(), (expected * (b + q)).T[:b], rtol=0, atol=2e-6)
+        for found in (codes, at_once):
+            torch.testing.assert_close(found.double(), (expected * (b + q)).T[:b], rtol=0, atol=2e-6)
 
 
 def test_codes_of_rows_in_a_wider_matrix_and_of_several_tiles(kernels, monkeypatch):
@@ -87,4 +89,5 @@ def test_codes_of_rows_in_a_wider_matrix_and_of_several_tiles(kernels, monkeypat
     wide = torch.rand(50, 24, generator=torch.Generator().manual_seed(0)).to(DEVICE)
     scores = wide[:, 2:18]
     codes = balanced([kernels[2].Exponentials(scores, 0.05, -60.0)], scores, 0.05, 3)
-    torch.testing.assert_close(codes.cpu(), sinkhorn(scores.cpu()), rtol=0, atol=1e-6)
+    for found in (codes, kernels[2].codes([scores], 0.05, -60.0, 3)):
+        torch.testing.assert_close(found.cpu(), sinkhorn(scores.cpu()), rtol=0, atol=1e-6)

@@ -120,6 +120,16 @@ def test_a_signal_saves_and_the_run_goes_on(tiny, tmp_path, monkeypatch):
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
 
 
+def test_epochs_shorter_than_a_device_saves_leave_no_checkpoint_but_the_last(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr("selfcluster.training.loop._EPOCH_SECONDS", {"cpu": 1e9})
+    tiny("simclr", tmp_path / "rare")
+    tiny("simclr", tmp_path / "asked", checkpoint_every=1)
+    monkeypatch.undo()
+    tiny("simclr", tmp_path / "usual")
+    counts = [len(list((tmp_path / run / "checkpoints").iterdir())) for run in ("rare", "asked", "usual")]
+    assert counts == [1, 2, 2]  # of each run the two newest are kept
+
+
 def test_metrics_beyond_the_checkpoint_are_cut_back(tiny, tmp_path):
     tiny("swav", tmp_path / "run")
     path = tmp_path / "run/metrics.jsonl"

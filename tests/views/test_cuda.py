@@ -1,12 +1,13 @@
-"""The fused photometric kernel against the general route: in Triton's interpreter, or compiled where there is a GPU."""
+"""The kernels for views against the general route: in Triton's interpreter, or compiled where there is a GPU."""
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from selfcluster.randomness import draw
-from selfcluster.views import color
+from selfcluster.views import color, crops
 from selfcluster.views.color import Color
 
 pytest.importorskip("triton", reason="torch for CUDA brings Triton; this torch has none")
@@ -19,6 +20,19 @@ KINDS = {
     "jitter alone": Color(jitter=(0.4, 0.4, 0.4, 0.5), jitter_p=1.0),
     "nothing": Color(),
 }
+
+
+@pytest.mark.parametrize(("shape", "size"), [((3, 32, 32), 32), ((3, 50, 70), 24), ((1, 20, 20), 33), ((2, 9, 9), 4)])
+def test_cuts_as_the_matrix_products_do(shape, size):
+    from selfcluster.views.cuda import cut
+
+    images = torch.randint(0, 256, (9, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images = images.to(memory_format=torch.channels_last)  # as images in memory are
+    sides = [np.full(9, side) for side in shape[1:]]
+    boxes = torch.from_numpy(crops.random_boxes(draw(3, "crops", 0, np.arange(9), 0, crops.UNIFORMS), *sides))
+    boxes[0] = torch.tensor([0, 0, *shape[1:], 1])  # all of the image, mirrored
+    found = cut(images.to(DEVICE), boxes, size).cpu()
+    assert (found - crops.cut_batch(images, boxes, size)).abs().max() < 0.01  # gray levels
 
 
 @pytest.mark.parametrize("kind", KINDS)

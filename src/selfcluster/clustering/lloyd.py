@@ -69,7 +69,7 @@ def assignment_pass(
         weight = rows.weights(part)
         add_rows(sums, x, found, weight)
         if weight is None:
-            counts += torch.bincount(found, minlength=k)
+            counts.index_add_(0, found, totals.new_ones(1).expand(len(found)))  # `bincount` waits for the device
             totals[-2] += distances.sum(dtype=torch.float64)
         else:
             counts.index_add_(0, found, weight.double())

@@ -42,19 +42,20 @@ class FeatureQueue(nn.Module):
         self.length = length
         self.register_buffer("storage", torch.zeros(length, dim))
         self.register_buffer("count", torch.zeros((), dtype=torch.int64))
-        self._filled = False  # a full queue stays full, so the device is asked only while it fills
-        self.register_load_state_dict_post_hook(_forget_filled)
+        self._count: int | None = None  # `count` without asking the device; None: unknown, as after loading
+        self.register_load_state_dict_post_hook(_forget_count)
 
     @property
     def full(self) -> bool:
         """Whether all L rows have been pushed."""
-        self._filled = self._filled or int(self.count) == self.length
-        return self._filled
+        if self._count is None:
+            self._count = int(self.count)
+        return self._count == self.length
 
     @property
     def rows(self) -> Tensor:
         """(<= L, D): the rows pushed so far, newest batch first; the same on all ranks. A view: do not write to it."""
-        return self.storage if self.full else self.storage[: int(self.count)]
+        return self.storage if self.full else self.storage[: self._count]
 
     @torch.no_grad()
     def push(self, features: Tensor) -> None:
@@ -65,12 +66,14 @@ class FeatureQueue(nn.Module):
         new = distributed.all_gather(features.detach().to(self.storage.dtype))[: self.length]
         self.storage.copy_(torch.cat([new, self.storage[: self.length - len(new)]]))
         self.count.add_(len(new)).clamp_(max=self.length)
+        self._count = None if self._count is None else min(self.length, self._count + len(new))
 
     @torch.no_grad()
     def fill(self, rows: Tensor) -> None:
         """Start from `rows` (L, D), equal on all ranks (MoCo starts from random directions)."""
         self.storage.copy_(rows)
         self.count.fill_(self.length)
+        self._count = self.length
 
 
 class SampleMemory(nn.Module):
@@ -278,5 +281,5 @@ def last_of_each(index: Tensor) -> Tensor:
     return order[torch.searchsorted(ordered, index, right=True) - 1]
 
 
-def _forget_filled(module: Any, _: object) -> None:
-    module._filled = False
+def _forget_count(module: Any, _: object) -> None:
+    module._count = None

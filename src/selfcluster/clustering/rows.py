@@ -22,6 +22,7 @@ from selfcluster.clustering.assign import unit_rows
 
 _BLOCK_ELEMENTS = 1 << 24  # 64 MB of float32 at once
 _IN_PLACE = 8
+_BLOCK_ELEMENTS_CUDA = 1 << 29  # 2 GB; a kernel over few rows leaves most of a device idle
 _DISTINCT_ROWS = 1 << 14  # looked at between two counts
 _FLOATS = (torch.float32, torch.float64, np.dtype(np.float32), np.dtype(np.float64))
 
@@ -75,7 +76,8 @@ class Rows:
         # rows in memory that need no work are read in place, so their blocks may be larger
         plain = self.is_tensor or (not isinstance(self.data, np.memmap) and self.data.flags.writeable)
         plain = plain and not self.spherical and self.index is None and self.data.dtype in _FLOATS
-        step = max(1, _BLOCK_ELEMENTS * (_IN_PLACE if plain else 1) // max(1, self.d))
+        most = _BLOCK_ELEMENTS * (_IN_PLACE if plain else 1)
+        step = max(1, (_BLOCK_ELEMENTS_CUDA if self.device.type == "cuda" else most) // max(1, self.d))
         for start in range(0, len(self), step):
             part = slice(start, min(len(self), start + step))
             yield part, self.read(part)

@@ -91,6 +91,8 @@ def sinkhorn(
         from selfcluster.clustering.cuda import sinkhorn as cuda
 
         if all(cuda.takes(part) for part in parts):
+            if distributed.world_size() == 1 and parts[0].dtype == parts[-1].dtype and len(scores):
+                return cuda.codes([part.detach() for part in parts], epsilon, _LOWEST, iterations)
             made = [cuda.Exponentials(part.detach(), epsilon, _LOWEST) for part in parts if len(part)]
             return balanced(made, scores, epsilon, iterations)
     with torch.autocast(scores.device.type, enabled=False):

@@ -15,7 +15,7 @@ import math
 import os
 import weakref
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 
@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from selfcluster import distributed, randomness
+from selfcluster.data.ahead import Ahead
 from selfcluster.data.cutting import CHUNK, Cutter, Job, no_substitute
 from selfcluster.data.errors import BadImage
 from selfcluster.data.images import survey
@@ -155,19 +156,24 @@ class Loader:
         first_step_in_epoch: int = 0,
         steps_per_epoch: int | None = None,
         global_step: int = 0,
-    ) -> Iterator[Batch]:
-        """Yield this rank's batches of an epoch, from its step `first_step_in_epoch` on.
+    ) -> Ahead:
+        """Return this rank's batches of an epoch, from its step `first_step_in_epoch` on.
 
-        `global_step` is the run's step of the first batch; views depend on it. Bad images are replaced;
-        `Batch.index` holds the images really shown. All ranks take all batches: finds are exchanged after the last.
+        On CUDA one of them can be made ahead (`Ahead.prepare`). `global_step` is the run's step of the first batch;
+        views depend on it. Bad images are replaced; `Batch.index` holds the images really shown. All ranks take all
+        batches: finds are exchanged after the last.
         """
         steps = self.steps_per_epoch if steps_per_epoch is None else steps_per_epoch
-        order = epoch_order(self.num_samples, self.batch_size, steps, self.seed, epoch, epoch_plan)
-        rows = order[first_step_in_epoch:, rank_slice(self.batch_size, self.rank, self.world)]
-        jobs = (
-            self._job(index, plan, self.seed, global_step + k, crop=True, substitute=True)
-            for k, index in enumerate(rows)
-        )
+
+        def jobs() -> Iterator[Job]:
+            order = epoch_order(self.num_samples, self.batch_size, steps, self.seed, epoch, epoch_plan)
+            rows = order[first_step_in_epoch:, rank_slice(self.batch_size, self.rank, self.world)]
+            for k, index in enumerate(rows):
+                yield self._job(index, plan, self.seed, global_step + k, crop=True, substitute=True)
+
+        return Ahead(self._whole(jobs()), wanted=self.device.type == "cuda")
+
+    def _whole(self, jobs: Iterator[Job]) -> Generator[Batch, None, None]:
         yield from self._batches(jobs)
         self.quarantine.sync()
 
@@ -229,8 +235,7 @@ class Loader:
             for rows in parts
             if len(rows) or self.world > 1
         )
-        yield from self._batches(jobs)
-        self.quarantine.sync()
+        yield from self._whole(jobs)
 
     def close(self) -> None:
         """End the threads; the loader starts new ones if it is used again."""
@@ -264,10 +269,10 @@ class Loader:
         return Batch(views, torch.zeros(0, dtype=torch.int64, device=self.device), {})
 
     def _finish(self, views: list[Tensor], job: Job, shown: np.ndarray) -> Batch:
-        index = torch.from_numpy(shown)
+        index = torch.from_numpy(shown)  # on the CPU: a plan's random numbers and tables are made there
         done = job.plan.apply(views, job.seed, job.step, index, self.mean, self.std)
         pretext_labels = {k: v.to(self.device) for k, v in job.plan.pretext_labels(job.seed, job.step, index).items()}
-        return Batch(done, index.to(self.device, non_blocking=True), pretext_labels)
+        return Batch(done, self._to_device(shown), pretext_labels)
 
     # images in memory
 
@@ -279,7 +284,7 @@ class Loader:
             if self.world > 1:
                 yield self._nothing(job)
             return
-        chosen = images[torch.from_numpy(shown).to(self.device)].permute(0, 3, 1, 2)  # (B, C, H, W)
+        chosen = images[self._to_device(shown)].permute(0, 3, 1, 2)  # (B, C, H, W)
         if not job.crop:
             yield self._finish([center_batch(chosen, self.image_size, **self.center)], job, shown)
             return

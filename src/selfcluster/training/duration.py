@@ -7,7 +7,6 @@ import time
 from dataclasses import replace
 
 import torch
-from torch import nn
 
 from selfcluster import distributed
 from selfcluster.choice import RunSettings
@@ -18,6 +17,7 @@ from selfcluster.training.build import Parts
 from selfcluster.training.embedding import to_layout
 from selfcluster.training.loop import LoopSettings, planned_steps
 from selfcluster.training.precision import autocast
+from selfcluster.training.statistics import BatchStatistics
 from selfcluster.types import Batch, Progress
 from selfcluster.views.plans import ViewPlan
 from selfcluster.waiting import busy_advice
@@ -32,8 +32,7 @@ def seconds_per_step(method: Method, loader: Loader, views: ViewPlan, loop: Loop
     One or two batches run forward and backward, then the method gets its old state back. None if the method cannot
     learn before its first reassignment.
     """
-    statistics = [b for m in method.modules() if isinstance(m, nn.modules.batchnorm._NormBase) for b in m.buffers()]
-    before = [b.clone() for b in statistics]
+    statistics = BatchStatistics(method)
     was_training = method.training
     batches = loader.batches(views, method.plan(), 0, 0, loader.steps_per_epoch, 0)
     progress = Progress(0, planned_steps(loop, loader.steps_per_epoch), 0, loader.steps_per_epoch, loop.seed)
@@ -53,11 +52,9 @@ def seconds_per_step(method: Method, loader: Loader, views: ViewPlan, loop: Loop
     except (RuntimeError, ValueError, IndexError):
         return None
     finally:
-        batches.close()  # pyright: ignore[reportAttributeAccessIssue]
+        batches.close()
         method.zero_grad(set_to_none=True)
-        if statistics:
-            with torch.no_grad():
-                torch._foreach_copy_(statistics, before)
+        statistics.restore()
         method.train(was_training)
     return distributed.broadcast_object(seconds)
 

@@ -62,8 +62,9 @@ class Health:
         for output in outputs:
             codes = self.tensors["codes"]
             if output.codes is not None and len(codes):
-                seen = output.codes[output.codes >= 0]
-                self.tensors["codes"] = codes.to(seen.device) + torch.bincount(seen, minlength=len(codes))
+                seen = output.codes.flatten()
+                codes = codes.to(seen.device)  # -1 = none; a count by `bincount` would wait for the device
+                self.tensors["codes"] = codes.index_add(0, seen.clamp(min=0), (seen >= 0).to(codes))
             if sample and output.features is not None:
                 rows = all_gather(output.features.detach().float())
                 kept = self.tensors["features"].to(rows.device)

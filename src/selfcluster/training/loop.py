@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from selfcluster import randomness
+from selfcluster.data.ahead import Ahead
 from selfcluster.data.loader import Loader
 from selfcluster.data.threads import ReadingStopped
 from selfcluster.distributed import at, rank
@@ -38,11 +39,13 @@ from selfcluster.training.precision import autocast, prefers_products
 from selfcluster.training.pseudo_labels import PseudoLabels
 from selfcluster.training.signals import StopRequest
 from selfcluster.training.state import RunState, Skipped, layout_of
+from selfcluster.training.statistics import BatchStatistics
 from selfcluster.types import Batch, Output, Progress, Training
 from selfcluster.views.plans import ViewPlan
 
 _REPORT_STEPS = 100  # a row of metrics at least this often, and at the end of every epoch
 _CHECKPOINT_SECONDS = 600
+_EPOCH_SECONDS = {"cuda": 10.0}  # after a shorter epoch none is saved; an epoch may take 1 s there, and saving 0.3 s
 
 
 class Preempted(RuntimeError):
@@ -94,7 +97,7 @@ def fit(
     Raises Preempted, Diverged or Collapsed; the run folder then holds a checkpoint from which to resume.
     """
     training, device, per_epoch = settings.training, settings.device, loader.steps_per_epoch
-    total = planned_steps(settings, per_epoch)
+    total, every = planned_steps(settings, per_epoch), settings.checkpoint_every
     optimizer = make_optimizer(method.groups(), training, rate_factors(method, training.layer_decay))
     quiet = per_epoch * max(training.warmup_epochs, getattr(method.settings, "freeze_epochs", 0))
     health = Health(
@@ -106,10 +109,9 @@ def fit(
     state = RunState(method, optimizer, health, kept, folder, layout, probe, loader.source, per_epoch)
     state.load(checkpoints, console)
     model = join_ranks(method, device)
-    statistics = [b for m in method.modules() if isinstance(m, nn.modules.batchnorm._NormBase) for b in m.buffers()]
-    before = [b.clone() for b in statistics]
+    statistics = BatchStatistics(method)
     reassigns = type(method).reassign is not Method.reassign
-    batches: Iterator[Batch] | None = None
+    batches: Ahead | None = None
     batch: Batch | None = None
     unfit: list[Skipped] = []  # steps skipped in a row
     clock = saved = time.monotonic()
@@ -149,8 +151,7 @@ def fit(
                 if loader.world == 1:  # with several, the others are inside the step and cannot take part in saving
                     state.save()
                 raise Preempted(f"{error}; resume with the same command") from error
-            if statistics:
-                torch._foreach_copy_(before, statistics)
+            statistics.keep()
             torch.manual_seed(randomness.key(settings.seed, "forward", step, rank()) >> 1)
             optimizer.zero_grad(set_to_none=True)
             outputs = []
@@ -161,10 +162,12 @@ def fit(
                     (output.loss / settings.accumulate).backward()
                 outputs.append(output)
 
+            batches.prepare()  # before the numbers are read, which waits for the device
             state.shards.reduce()
             gradients = [p.grad for p in method.parameters() if p.grad is not None]
             norm = state.shards.norm(gradients)  # reduced already: all ranks see the same
-            due = rank() == 0 and time.monotonic() - saved > _CHECKPOINT_SECONDS
+            limit = _CHECKPOINT_SECONDS if (step + 1) % per_epoch else _EPOCH_SECONDS.get(device.type, -1.0)
+            due = rank() == 0 and time.monotonic() - saved > limit
             values, stop, due = read(outputs, norm, request.signal is not None, due)
             report = (step + 1) % per_epoch == 0 or (step + 1) % per_epoch % _REPORT_STEPS == 0 or step + 1 == total
 
@@ -178,8 +181,7 @@ def fit(
                 health.see(step, values, outputs, sample=_report_is_near(progress, SAMPLE // training.batch_size))
                 unfit = []
             else:
-                if statistics:
-                    torch._foreach_copy_(statistics, before)
+                statistics.restore()
                 state.skipped += 1
                 unfit.append(Skipped(step, values["loss"], values["gradient_norm"], batch.index))
             probe.learn(batch.index)
@@ -189,29 +191,27 @@ def fit(
 
             steps_timed += 1
             seconds = time.monotonic() - clock
-            console.step(state.step, values["loss"], steps_timed * training.batch_size / seconds)
+            speed = steps_timed * training.batch_size / seconds
+            console.step(state.step, values["loss"], speed)
             if report:
                 row: dict[str, Any] = {"step": state.step, "epoch": progress.epoch}
                 row |= {"learning_rate": learning_rate_at(training, progress)}
                 row |= {**state.reassignment, **health.report(), "skipped_steps": state.skipped, **probe.report()}
-                row |= {"images_per_second": round(steps_timed * training.batch_size / seconds, 1)}
-                row |= {"seconds": round(seconds, 3)}
+                row |= {"images_per_second": round(speed, 1), "seconds": round(seconds, 3)}
                 if state.step % per_epoch == 0:
                     row |= kept.epoch(progress, folder) | on_epoch(state.step // per_epoch)
                 if folder is not None:
                     folder.log(row)
                 on_row(row)
                 console.report(row, total, seconds / steps_timed * (total - state.step))
-                verdict = health.verdict(row)
-                if verdict:
+                if verdict := health.verdict(row):
                     console.warn(verdict)
                 if verdict and settings.on_collapse == "stop":
                     state.save()
                     raise Collapsed(verdict)
                 clock, steps_timed = time.monotonic(), 0
 
-            every = settings.checkpoint_every
-            if stop or due or state.step % per_epoch == 0 or state.step == total or (every and state.step % every == 0):
+            if stop or due or state.step == total or (every and state.step % every == 0):
                 state.save()
                 saved = time.monotonic()
             if len(unfit) == settings.max_skipped:

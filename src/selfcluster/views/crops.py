@@ -21,6 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from selfcluster.devices import has_triton
+from selfcluster.randomness import Uniforms
+
 TRIES = 10
 UNIFORMS = 2 * TRIES + 3  # area and aspect a try, then top, left, flip
 _CUBIC = -0.5  # Keys' (1981) coefficient, as Pillow and torch use it with antialiasing
@@ -29,7 +32,7 @@ _SMALL = 64  # up to this side the center view keeps the whole shorter side
 
 
 def random_boxes(
-    uniforms: np.ndarray,
+    uniforms: np.ndarray | Uniforms,
     heights: np.ndarray,
     widths: np.ndarray,
     scale: tuple[float, float] | None = (0.08, 1.0),
@@ -39,7 +42,7 @@ def random_boxes(
     """Return the boxes of random crops; they depend on the uniforms only.
 
     Args:
-        uniforms: (B, UNIFORMS) in [0, 1).
+        uniforms: (B, UNIFORMS) in [0, 1). Few of them are read: the first try usually fits.
         heights: (B,) source heights in pixels.
         widths: (B,) source widths in pixels.
         scale: the crop's area as a share of the image's, drawn uniformly; None: the whole image, unless it flips.
@@ -53,16 +56,20 @@ def random_boxes(
     >>> random_boxes(np.full((1, UNIFORMS), 0.5), np.array([8]), np.array([6]), scale=None).tolist()
     [[0.0, 0.0, 8.0, 6.0, 0.0]]
     """
-    u = uniforms.astype(np.float64)
     h, w = np.asarray(heights, np.float64), np.asarray(widths, np.float64)
-    top_u, left_u, flip_u = u[:, 2 * TRIES :].T
+    top_u, left_u, flip_u = uniforms[:, range(2 * TRIES, UNIFORMS)].astype(np.float64).T
     if scale is None:
         height, width = h, w
     elif ratio is None:
-        side = np.sqrt(scale[0] + u[:, 0] * (scale[1] - scale[0])) * np.minimum(h, w)
+        share = uniforms[:, [0]].astype(np.float64)[:, 0]
+        side = np.sqrt(scale[0] + share * (scale[1] - scale[0])) * np.minimum(h, w)
         height = width = np.clip(np.rint(side), 1, np.minimum(h, w))
     else:
-        height, width, found = _try_shapes(u[:, : 2 * TRIES], h, w, scale, ratio)
+        height, width, found = _try_shapes(uniforms[:, [0, TRIES]], h, w, scale, ratio)
+        again = np.flatnonzero(~found)
+        if len(again):
+            tried = _try_shapes(uniforms[again[:, None], range(2 * TRIES)], h[again], w[again], scale, ratio)
+            height[again], width[again], found[again] = tried
         fallback_height, fallback_width = _central_shape(h, w, ratio)
         top_u, left_u = np.where(found, top_u, -1), np.where(found, left_u, -1)
         height, width = np.where(found, height, fallback_height), np.where(found, width, fallback_width)
@@ -74,9 +81,11 @@ def random_boxes(
 def _try_shapes(
     u: np.ndarray, h: np.ndarray, w: np.ndarray, scale: tuple[float, float], ratio: tuple[float, float]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    area = (h * w)[:, None] * (scale[0] + u[:, :TRIES] * (scale[1] - scale[0]))  # (B, TRIES)
+    """Return height, width and whether a try fits, (B,) each, for the first of the tries u (B, 2 T) that fits."""
+    shares, aspects = np.split(u.astype(np.float64), 2, axis=1)
+    area = (h * w)[:, None] * (scale[0] + shares * (scale[1] - scale[0]))  # (B, T)
     low, high = np.log(ratio)
-    aspect = np.exp(low + u[:, TRIES:] * (high - low))
+    aspect = np.exp(low + aspects * (high - low))
     width, height = np.rint(np.sqrt(area * aspect)), np.rint(np.sqrt(area / aspect))
     fits = (width > 0) & (height > 0) & (width <= w[:, None]) & (height <= h[:, None])
     first = fits.argmax(axis=1)[:, None]
@@ -181,6 +190,10 @@ def cut_batch(images: Tensor, boxes: Tensor, size: int, interpolation: str = "bi
         because `cut` rounds its fixed-point weights).
     """
     _known(interpolation)
+    if images.is_cuda and interpolation == "bilinear" and images.shape[1] <= 3 and images.numel() and has_triton():
+        from selfcluster.views import cuda
+
+        return cuda.cut(images, boxes, size)
     top, left, height, width, flip = boxes.to(images.device, torch.float32, non_blocking=True).unbind(1)
     rows = _filter(top, height, size, images.shape[2], interpolation, torch.zeros_like(flip))  # (B, S, H)
     columns = _filter(left, width, size, images.shape[3], interpolation, flip)  # (B, S, W)

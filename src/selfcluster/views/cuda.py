@@ -1,8 +1,10 @@
-"""All color operations of a view on CUDA in one Triton kernel; a blur adds two passes, over the blurred views only.
+"""Views on CUDA: a kernel that cuts them out of the images, and one that makes all color operations.
 
-One program handles one image. It applies gray and jitter in the sample's own order, then solarization, gamma and the
-normalization, so each pixel is read and written once. Contrast needs the mean gray after the operations before it, so
-images of more than one tile are read twice. Values equal those of `color.recolor_` and the normalization to 2/255.
+The first computes a pixel directly from the few source pixels under its filter. In the second, one program handles one
+image. It applies gray and jitter in the sample's own order, then solarization, gamma and the normalization, so each
+pixel is read and written once. Contrast needs the mean gray after the operations before it, so images of more than one
+tile are read twice. A blur adds two passes, over the blurred views only. Values equal those of `crops.cut_batch`,
+`color.recolor_` and the normalization to 2/255.
 
 N images, h x w pixels, P = h * w.
 """
@@ -27,6 +29,32 @@ _COLUMNS = ("brightness", "contrast", "saturation", "hue", "sigma", "gamma")  # 
 
 
 @torch.no_grad()
+def cut(images: Tensor, boxes: Tensor, size: int) -> Tensor:
+    """`crops.cut_batch` with the triangle filter.
+
+    Args:
+        images: (N, C, H, W) uint8 or float32 in 0..255, of any strides.
+        boxes: (N, 5) rows of `crops.random_boxes`, on any device.
+        size: side of the views in pixels.
+
+    Returns:
+        (N, C, size, size) float32 in 0..255, not rounded.
+    """
+    n, channels = images.shape[:2]
+    out = torch.empty(n, channels, size, size, device=images.device)
+    boxes = to_device(boxes, images.device, torch.float32)
+    grid = (n, triton.cdiv(size * size, _TILE))
+    _cut[grid](images, boxes.contiguous(), out, size, *images.stride(), CHANNELS=channels, TILE=_TILE)
+    return out
+
+
+def to_device(x: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+    """Return a small tensor of the CPU on a CUDA device, without a wait for the device."""
+    x = x if dtype is None else x.to(dtype)
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" and not x.is_cuda else x.to(device)
+
+
+@torch.no_grad()
 def recolor_normalize_(x: Tensor, table: ColorTable, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """Apply a table to images and normalize them, in place.
 
@@ -43,18 +71,60 @@ def recolor_normalize_(x: Tensor, table: ColorTable, mean: Sequence[float], std:
     numbers = torch.stack([getattr(table, name).float() for name in _COLUMNS], dim=1)  # (N, 6)
     order = (table.order * torch.tensor([1, 4, 16, 64])).sum(dim=1)  # two bits per operation
     flags = table.jitter + 2 * table.gray + 4 * table.gray_first + 8 * table.solarize
-    numbers = numbers.to(x.device, non_blocking=True)
-    codes = torch.stack([order, flags], dim=1).int().to(x.device, non_blocking=True)  # (N, 2)
+    numbers = to_device(numbers, x.device)
+    codes = to_device(torch.stack([order, flags], dim=1).int(), x.device)  # (N, 2)
     constants = (*(float(m) for m in mean), *(1 / (255.0 * s) for s in std))
     _recolor[(n,)](x, numbers, codes, height * width, *constants, TILE=_TILE)
     blurred = (table.sigma > 0).nonzero()[:, 0]
     if len(blurred):
-        rows = blurred.int().to(x.device, non_blocking=True)
+        rows = to_device(blurred.int(), x.device)
         between = torch.empty(len(blurred), 3, height, width, device=x.device)
         grid = (len(blurred), 3, triton.cdiv(height * width, _TILE))
         _blur_rows[grid](x, between, rows, numbers, height, width, TILE=_TILE)
         _blur_columns[grid](between, x, rows, numbers, codes, height, width, *constants, TILE=_TILE)
     return x
+
+
+@triton.jit
+def _cut(images, boxes, out, size, s_image, s_channel, s_row, s_column, CHANNELS: tl.constexpr, TILE: tl.constexpr):
+    """Write a tile of one view. Source pixels outside the crop have no weight, and the weights are scaled to sum 1."""
+    image = tl.program_id(0).to(tl.int64)
+    box = boxes + image * 5
+    top, left, height, width = tl.load(box), tl.load(box + 1), tl.load(box + 2), tl.load(box + 3)
+    at = tl.program_id(1) * TILE + tl.arange(0, TILE)
+    line, column = at // size, at % size
+    column = tl.where(tl.load(box + 4) > 0.5, size - 1 - column, column)
+    step_y, step_x = height / size, width / size
+    wide_y, wide_x = tl.maximum(step_y, 1.0), tl.maximum(step_x, 1.0)  # half the filter's width, in source pixels
+    center_y, center_x = top + (line + 0.5) * step_y - 0.5, left + (column + 0.5) * step_x - 0.5
+    first_y, first_x = tl.ceil(center_y - wide_y), tl.ceil(center_x - wide_x)
+    source = images + image * s_image
+    mass = tl.zeros((TILE,), tl.float32)
+    r = tl.zeros((TILE,), tl.float32)
+    g = tl.zeros((TILE,), tl.float32)
+    b = tl.zeros((TILE,), tl.float32)
+    for tap_y in range(tl.ceil(2 * wide_y).to(tl.int32) + 1):
+        y = first_y + tap_y
+        weight_y = tl.maximum(1 - tl.abs(y - center_y) / wide_y, 0.0)
+        weight_y = tl.where((y >= top) & (y < top + height), weight_y, 0.0)
+        for tap_x in range(tl.ceil(2 * wide_x).to(tl.int32) + 1):
+            x = first_x + tap_x
+            weight = weight_y * tl.maximum(1 - tl.abs(x - center_x) / wide_x, 0.0)
+            weight = tl.where((x >= left) & (x < left + width) & (at < size * size), weight, 0.0)
+            place = source + y.to(tl.int64) * s_row + x.to(tl.int64) * s_column
+            r += weight * tl.load(place, mask=weight > 0, other=0).to(tl.float32)
+            if CHANNELS > 1:
+                g += weight * tl.load(place + s_channel, mask=weight > 0, other=0).to(tl.float32)
+            if CHANNELS > 2:
+                b += weight * tl.load(place + 2 * s_channel, mask=weight > 0, other=0).to(tl.float32)
+            mass += weight
+    target = out + image * CHANNELS * size * size + at
+    mass = tl.where(at < size * size, mass, 1.0)
+    tl.store(target, r / mass, mask=at < size * size)
+    if CHANNELS > 1:
+        tl.store(target + size * size, g / mass, mask=at < size * size)
+    if CHANNELS > 2:
+        tl.store(target + 2 * size * size, b / mass, mask=at < size * size)
 
 
 @triton.jit

@@ -101,7 +101,7 @@ class ViewPlan:
         index = np.asarray(index)
         return [
             crops.random_boxes(
-                randomness.draw(seed, "crops", step, index, view, crops.UNIFORMS),
+                randomness.Uniforms(seed, "crops", step, index, view),
                 heights,
                 widths,
                 group.scale,

@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-_ROWS, _DIMENSIONS = 32, 64  # a tile of one step
+_ROWS, _DIMENSIONS = 64, 64  # a tile of one step
 
 
 @torch.no_grad()
@@ -31,8 +31,9 @@ def add_rows(sums: Tensor, x: Tensor, labels: Tensor, weight: Tensor | None = No
         weight: (n,) of each row; None counts every row 1.
     """
     k, d = sums.shape
-    order = torch.argsort(labels, stable=True)
-    ends = torch.bincount(labels, minlength=k).cumsum(dim=0)  # (k,)
+    ordered, order = torch.sort(labels.int(), stable=True)  # a sort of 32 bits takes half as long as one of 64
+    # `bincount` would wait for the device
+    ends = torch.searchsorted(ordered, torch.arange(k, dtype=torch.int32, device=x.device), right=True)  # (k,)
     weights = x.new_ones(1) if weight is None else weight.to(torch.float64)
     _add[(k, triton.cdiv(d, _DIMENSIONS))](
         sums, x.contiguous(), order, ends, weights, d, WEIGHTED=weight is not None, BLOCK_N=_ROWS, BLOCK_D=_DIMENSIONS
