@@ -39,20 +39,3 @@ def test_an_error_and_the_end_come_when_the_batch_is_asked_for():
         next(ahead)
     ahead.prepare()
     assert next(ahead, None) is None
-
-
-def test_closing_ends_the_generator():
-    ended = []
-
-    def numbers():
-        try:
-            yield from range(9)
-        finally:
-            ended.append(True)
-
-    ahead = Ahead(numbers(), wanted=True)
-    next(ahead)
-    ahead.prepare()
-    ahead.close()
-    assert ended == [True]
-    assert next(ahead, None) is None

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 
 from selfcluster.types import Batch
 
 
 class Ahead(Iterator[Batch]):
-    """The batches of a generator, of which one can be made before it is asked for.
+    """The batches of an iterator, of which one can be made before it is asked for.
 
     Args:
-        batches: the generator.
+        batches: the iterator.
         wanted: False makes nothing ahead. On a CPU it would save no time.
 
-    >>> ahead = Ahead((letter for letter in "ab"), wanted=True)
+    >>> ahead = Ahead(iter("ab"), wanted=True)
     >>> ahead.prepare()
     >>> list(ahead)
     ['a', 'b']
     """
 
-    def __init__(self, batches: Generator[Batch, None, None], wanted: bool) -> None:
+    def __init__(self, batches: Iterator[Batch], wanted: bool) -> None:
         self._batches, self._wanted = batches, wanted
         self._made: Batch | BaseException | None = None
 
@@ -37,8 +37,3 @@ class Ahead(Iterator[Batch]):
         if isinstance(made, BaseException):
             raise made
         return next(self._batches) if made is None else made
-
-    def close(self) -> None:
-        """End the generator; reads that are under way for it are given up."""
-        self._made = None
-        self._batches.close()

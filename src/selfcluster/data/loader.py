@@ -15,7 +15,7 @@ import math
 import os
 import weakref
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 
@@ -156,26 +156,28 @@ class Loader:
         first_step_in_epoch: int = 0,
         steps_per_epoch: int | None = None,
         global_step: int = 0,
-    ) -> Ahead:
-        """Return this rank's batches of an epoch, from its step `first_step_in_epoch` on.
+    ) -> Iterator[Batch]:
+        """Yield this rank's batches of an epoch, from its step `first_step_in_epoch` on.
 
-        On CUDA one of them can be made ahead (`Ahead.prepare`). `global_step` is the run's step of the first batch;
-        views depend on it. Bad images are replaced; `Batch.index` holds the images really shown. All ranks take all
-        batches: finds are exchanged after the last.
+        `global_step` is the run's step of the first batch; views depend on it. Bad images are replaced;
+        `Batch.index` holds the images really shown. All ranks take all batches: finds are exchanged after the last.
         """
         steps = self.steps_per_epoch if steps_per_epoch is None else steps_per_epoch
-
-        def jobs() -> Iterator[Job]:
-            order = epoch_order(self.num_samples, self.batch_size, steps, self.seed, epoch, epoch_plan)
-            rows = order[first_step_in_epoch:, rank_slice(self.batch_size, self.rank, self.world)]
-            for k, index in enumerate(rows):
-                yield self._job(index, plan, self.seed, global_step + k, crop=True, substitute=True)
-
-        return Ahead(self._whole(jobs()), wanted=self.device.type == "cuda")
-
-    def _whole(self, jobs: Iterator[Job]) -> Generator[Batch, None, None]:
+        order = epoch_order(self.num_samples, self.batch_size, steps, self.seed, epoch, epoch_plan)
+        rows = order[first_step_in_epoch:, rank_slice(self.batch_size, self.rank, self.world)]
+        jobs = (
+            self._job(index, plan, self.seed, global_step + k, crop=True, substitute=True)
+            for k, index in enumerate(rows)
+        )
         yield from self._batches(jobs)
         self.quarantine.sync()
+
+    def ahead(
+        self, plan: ViewPlan, epoch_plan: EpochPlan, epoch: int, first_step: int, steps_per_epoch: int, global_step: int
+    ) -> Ahead:
+        """Return `batches(...)`, of which one can be made ahead on CUDA."""
+        batches = self.batches(plan, epoch_plan, epoch, first_step, steps_per_epoch, global_step)
+        return Ahead(batches, wanted=self.device.type == "cuda")
 
     @property
     def share_size(self) -> int:
@@ -235,7 +237,8 @@ class Loader:
             for rows in parts
             if len(rows) or self.world > 1
         )
-        yield from self._whole(jobs)
+        yield from self._batches(jobs)
+        self.quarantine.sync()
 
     def close(self) -> None:
         """End the threads; the loader starts new ones if it is used again."""

@@ -52,7 +52,7 @@ def seconds_per_step(method: Method, loader: Loader, views: ViewPlan, loop: Loop
     except (RuntimeError, ValueError, IndexError):
         return None
     finally:
-        batches.close()
+        batches.close()  # pyright: ignore[reportAttributeAccessIssue]
         method.zero_grad(set_to_none=True)
         statistics.restore()
         method.train(was_training)

@@ -143,7 +143,7 @@ def fit(
             if step % per_epoch == 0:
                 kept.begin()
             if batches is None or step % per_epoch == 0:
-                batches = loader.batches(views, method.plan(), progress.epoch, step % per_epoch, per_epoch, step)
+                batches = loader.ahead(views, method.plan(), progress.epoch, step % per_epoch, per_epoch, step)
 
             try:
                 batch = next(batches)
