@@ -30,7 +30,7 @@ import triton.language as tl
 from torch import Tensor
 
 # A tile of scores and the warps that compute it; half as many of all above `_WIDE` dimensions, or it does not fit.
-# Of 14 tiles tried on an H200 (docs/LOG.md) this was the fastest: the more rows, the less often centroids are loaded.
+# Of 15 tiles tried on an H200 (docs/LOG.md) this was the fastest: the more rows, the less often centroids are loaded.
 _ROWS, _CENTROIDS, _WARPS = 256, 64, 16
 _WIDE = 256
 _STAGES = 2  # tiles of centroids in flight
