@@ -1,4 +1,4 @@
-"""What a device can do: bfloat16 products in hardware, Triton kernels."""
+"""What a device can do, bfloat16 products in hardware and Triton kernels, and how tensors get there."""
 
 from __future__ import annotations
 
@@ -30,6 +30,11 @@ def multiplies_bfloat16(device: torch.device) -> bool:
 def has_amx() -> bool:
     """Return whether the processor has AMX, whose matrix products are much faster than its other bfloat16 products."""
     return _processor_has("amx_tile")
+
+
+def to_device(x: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Return a tensor of the CPU on a device, in CUDA's case without a wait for the device."""
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" and not x.is_cuda else x.to(device)
 
 
 def _processor_has(name: str) -> bool:

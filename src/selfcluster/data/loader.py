@@ -33,6 +33,7 @@ from selfcluster.data.order import epoch_order, rank_slice, shuffled
 from selfcluster.data.quarantine import Find, Quarantine
 from selfcluster.data.sources import Source, check_enough
 from selfcluster.data.threads import TIMEOUT, DaemonThreads, Watch
+from selfcluster.devices import to_device
 from selfcluster.types import Batch, EpochPlan
 from selfcluster.views.crops import center_batch, cut_batch
 from selfcluster.views.plans import ViewGroup, ViewPlan
@@ -262,7 +263,9 @@ class Loader:
                 raise no_substitute(job)
             if keep.any():
                 pixels = job.pixels if keep.all() else [view[keep] for view in job.pixels]
-                yield self._finish([self._to_device(view) for view in pixels], job, job.shown[keep])
+                yield self._finish(
+                    [to_device(torch.from_numpy(view), self.device) for view in pixels], job, job.shown[keep]
+                )
             elif self.world > 1:
                 yield self._nothing(job)
 
@@ -275,7 +278,7 @@ class Loader:
         index = torch.from_numpy(shown)  # on the CPU: a plan's random numbers and tables are made there
         done = job.plan.apply(views, job.seed, job.step, index, self.mean, self.std)
         pretext_labels = {k: v.to(self.device) for k, v in job.plan.pretext_labels(job.seed, job.step, index).items()}
-        return Batch(done, self._to_device(shown), pretext_labels)
+        return Batch(done, to_device(index, self.device), pretext_labels)
 
     # images in memory
 
@@ -287,7 +290,7 @@ class Loader:
             if self.world > 1:
                 yield self._nothing(job)
             return
-        chosen = images[self._to_device(shown)].permute(0, 3, 1, 2)  # (B, C, H, W)
+        chosen = images[to_device(torch.from_numpy(shown), self.device)].permute(0, 3, 1, 2)  # (B, C, H, W)
         if not job.crop:
             yield self._finish([center_batch(chosen, self.image_size, **self.center)], job, shown)
             return
@@ -335,12 +338,6 @@ class Loader:
 
     def _survey(self, known: np.ndarray) -> tuple[list[Find], int]:
         return survey(self.source, known, _SURVEY_SECONDS, self._threads())
-
-    def _to_device(self, pixels: np.ndarray) -> Tensor:
-        view = torch.from_numpy(pixels)
-        if self.device.type == "cuda":
-            view = view.pin_memory().to(self.device, non_blocking=True)
-        return view
 
 
 def _default_workers() -> int:

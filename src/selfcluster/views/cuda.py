@@ -22,6 +22,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from selfcluster.devices import to_device
 from selfcluster.views.color import ColorTable
 
 _TILE = 1024  # pixels per tile
@@ -42,16 +43,10 @@ def cut(images: Tensor, boxes: Tensor, size: int) -> Tensor:
     """
     n, channels = images.shape[:2]
     out = torch.empty(n, channels, size, size, device=images.device)
-    boxes = to_device(boxes, images.device, torch.float32)
+    boxes = to_device(boxes.to(torch.float32), images.device).contiguous()
     grid = (n, triton.cdiv(size * size, _TILE))
-    _cut[grid](images, boxes.contiguous(), out, size, *images.stride(), CHANNELS=channels, TILE=_TILE)
+    _cut[grid](images, boxes, out, size, *images.stride(), CHANNELS=channels, TILE=_TILE)
     return out
-
-
-def to_device(x: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
-    """Return a small tensor of the CPU on a CUDA device, without a wait for the device."""
-    x = x if dtype is None else x.to(dtype)
-    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" and not x.is_cuda else x.to(device)
 
 
 @torch.no_grad()

@@ -45,7 +45,7 @@ _EPS = 2.0**-22  # of one addition: tensor cores do not round to nearest, so fou
 _PACKED = 2.0**-19  # what a score loses, relative to itself, when its last 4 bits are replaced
 _APART = tl.constexpr(14)  # the two powers of two differ by at most this
 _MORE = tl.constexpr(16)  # additional columns: the last makes the score of no centroid smaller than any other
-_NOTHING = -3e38
+_NOTHING = -3e38  # a score before the first
 
 
 def takes(x: Tensor) -> bool:
@@ -75,8 +75,8 @@ def nearest(x: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]:
     padded = -(-k // _CENTROIDS) * _CENTROIDS  # so that the kernel loads without masks
     low = torch.zeros(padded, width, dtype=torch.float16, device=x.device)
     low[:k, :d] = shifted
-    more = torch.zeros(padded, 16, dtype=torch.float16, device=x.device)
-    more[k:, 15] = -60000
+    more = torch.zeros(padded, _MORE.value, dtype=torch.float16, device=x.device)
+    more[k:, -1] = -60000
     bias = shifted.square().sum(dim=1).div_(-2)
     for part in range(3):
         more[:k, part] = bias
@@ -84,7 +84,7 @@ def nearest(x: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]:
     longest = torch.linalg.vector_norm(shifted, dim=1).max().float().reshape(1)
     rounding = torch.linalg.vector_norm(shifted - low[:k, :d], dim=1).max().float().reshape(1)
     rows = torch.empty(n, width, dtype=torch.float16, device=x.device)
-    factors = torch.empty(n, 16, dtype=torch.float16, device=x.device)
+    factors = torch.empty(n, _MORE.value, dtype=torch.float16, device=x.device)
     bound = torch.empty(n, device=x.device)
     _prepare[(triton.cdiv(n, _PREPARED),)](
         x, middle, power, longest, rounding, rows, factors, bound, n, d,

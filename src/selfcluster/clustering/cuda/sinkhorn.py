@@ -143,10 +143,16 @@ def _write_codes(
 ):  # fmt: skip
     """Write the codes of a block of rows."""
     columns = tl.arange(0, BLOCK_K)
-    rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    factors = tl.load(u + columns, mask=columns < k, other=0.0)
+    _tile_of_codes(scores, stride, top, factors, out, tl.program_id(0), n, k, columns, scale, lowest, BLOCK_N)
+
+
+@triton.jit
+def _tile_of_codes(scores, stride, top, u, out, tile, n, k, columns, scale, lowest, BLOCK_N: tl.constexpr):
+    """Write the rows of M times u of one tile, scaled to sum 1."""
+    rows = tile * BLOCK_N + tl.arange(0, BLOCK_N)
     mask = (rows < n)[:, None] & (columns < k)[None, :]
-    entries = _entries(scores, stride, top, rows, columns, mask, n, scale, lowest)
-    entries = entries * tl.load(u + columns, mask=columns < k, other=0.0)[None, :]
+    entries = _entries(scores, stride, top, rows, columns, mask, n, scale, lowest) * u[None, :]
     mass = tl.where(rows < n, tl.sum(entries, axis=1), 1.0)
     tl.store(out + rows[:, None].to(tl.int64) * k + columns[None, :], entries / mass[:, None], mask=mask)
 
@@ -182,7 +188,9 @@ def _balance(
                 mine = tl.maximum(mine, others)
             tl.store(tops + me, mine)
         elif number == passes - 1:
-            _all_codes(scores, stride, top, total, out, me, programs, n, k, columns, scale, lowest, BLOCK_N)
+            u = _factors(total, columns, k)
+            for tile in range(me, tl.cdiv(n, BLOCK_N), programs):
+                _tile_of_codes(scores, stride, top, u, out, tile, n, k, columns, scale, lowest, BLOCK_N)
         elif number % 2 == 0:
             _totals(partial, total, me, programs, k, BLOCK_C, PARTS)
         else:
@@ -221,18 +229,6 @@ def _all_maxima(scores, stride, top, me, programs, n, k, columns, BLOCK_N: tl.co
     for tile in range(me, tl.cdiv(n, BLOCK_N), programs):
         largest = tl.maximum(largest, _maxima(scores, stride, top, tile, n, k, columns, BLOCK_N))
     return largest
-
-
-@triton.jit
-def _all_codes(scores, stride, top, total, out, me, programs, n, k, columns, scale, lowest, BLOCK_N: tl.constexpr):
-    """Write the codes of this program's rows."""
-    u = _factors(total, columns, k)
-    for tile in range(me, tl.cdiv(n, BLOCK_N), programs):
-        rows = tile * BLOCK_N + tl.arange(0, BLOCK_N)
-        mask = (rows < n)[:, None] & (columns < k)[None, :]
-        entries = _entries(scores, stride, top, rows, columns, mask, n, scale, lowest) * u[None, :]
-        mass = tl.where(rows < n, tl.sum(entries, axis=1), 1.0)
-        tl.store(out + rows[:, None].to(tl.int64) * k + columns[None, :], entries / mass[:, None], mask=mask)
 
 
 @triton.jit
