@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from selfcluster.commands import demo as command
-from selfcluster.waiting import one_thread
+from selfcluster.waiting import map_on_single_threads, one_thread
 
 PROGRAM = "import os, sys; from selfcluster.cli import main; assert 'numpy' not in sys.modules; main(['recipes'])"
 
@@ -54,6 +54,15 @@ def test_one_thread_is_for_the_block_only_also_after_an_error(two_threads):
 
     with pytest.raises(KeyError):
         fails()
+    assert torch.get_num_threads() == 2
+
+
+def test_items_share_the_processor_with_one_thread_each_and_a_single_item_has_them_all(two_threads):
+    assert map_on_single_threads(lambda item: (item, torch.get_num_threads()), range(5)) == [(i, 1) for i in range(5)]
+    assert map_on_single_threads(lambda item: (item, torch.get_num_threads()), [7]) == [(7, 2)]
+    assert map_on_single_threads(abs, []) == []
+    with pytest.raises(ZeroDivisionError):
+        map_on_single_threads(lambda item: 1 // item, [1, 0, 1])
     assert torch.get_num_threads() == 2
 
 

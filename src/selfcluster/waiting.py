@@ -11,8 +11,13 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 _OPENMP = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
 _OPENBLAS = {"OPENBLAS_THREAD_TIMEOUT": "4"}  # NumPy's products: 2 ** 4 turns of a loop, then sleep; its own is 2 ** 26
@@ -63,3 +68,19 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def map_on_single_threads(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
+    """Return `function` of every item, in order: several at a time, each on one thread; a single item has them all.
+
+    For work too short to share between threads, such as k-means of a few thousand rows. Choosing the number of
+    clusters of 5,398 photographs took 26 s on two cores with shared fits, and 12 s with one thread a fit.
+
+    >>> map_on_single_threads(abs, [-1, -2])
+    [1, 2]
+    """
+    items = list(items)
+    if len(items) < 2:
+        return [function(item) for item in items]
+    with one_thread(), ThreadPoolExecutor(min(len(items), os.cpu_count() or 1)) as pool:
+        return list(pool.map(function, items))

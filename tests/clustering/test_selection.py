@@ -40,6 +40,20 @@ def test_the_seed_decides_and_tensors_are_arrays() -> None:
     assert choose_k(torch.from_numpy(X), [5, 3, 2], seed=4, repeats=2) == one
 
 
+def test_the_number_of_threads_does_not_matter() -> None:
+    x = blobs(3)
+    before = torch.get_num_threads()
+    try:
+        found = []
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            found.append(choose_k(x, range(2, 7), seed=4))
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert found[0] == found[1]
+
+
 def test_candidates_not_tried_widen_the_range() -> None:
     found = choose_k(blobs(4), [2, 4, 8], repeats=2)
     assert (found.k, found.low, found.high) == (4, 3, 7)

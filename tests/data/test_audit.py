@@ -70,6 +70,16 @@ def test_leaks_between_two_folders(folder, tmp_path):
     assert found["second"]["images"] == 7
 
 
+def test_sharpness_is_a_ratio_of_variances_as_computed_in_float64():
+    gray = np.random.default_rng(0).integers(0, 256, (60, 41), dtype=np.uint8)
+    for image in (gray, gray // 100 + 250, np.asarray(Image.fromarray(gray).filter(ImageFilter.GaussianBlur(2)))):
+        x = image.astype(np.float64)
+        around = x[:-2, 1:-1] + x[2:, 1:-1] + x[1:-1, :-2] + x[1:-1, 2:]
+        expected = max(0.0, (around - 4 * x[1:-1, 1:-1]).var() - 20 / 12) / x.var()
+        assert looks.sharpness(image) == pytest.approx(expected, rel=1e-4)
+    assert looks.sharpness(np.full((9, 9), 200, np.uint8)) == 0.0
+
+
 def test_row_12_a_thousand_copies_are_one_group():
     images = np.random.default_rng(0).integers(0, 255, (60, 16, 16), np.uint8)
     images[10:50] = images[3]

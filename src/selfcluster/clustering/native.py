@@ -21,6 +21,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ _MUCH = 1 / 16  # share of the centroids compared exactly above which plain prod
 # what multiplies 8-bit numbers, by the levels of native.hpp, the best last
 INSTRUCTIONS = {"avx2": 1, "avxvnni": 2, "avx512": 3, "avx512vnni": 4, "amx": 5}
 _BEST = max(INSTRUCTIONS.values())
+_building = threading.Lock()
 _TRIAL = """
 import pathlib, sys
 from selfcluster.clustering import native
@@ -248,7 +250,8 @@ def _chosen() -> _Kernel | None:
         return None
     if limit != "1" and limit not in INSTRUCTIONS:
         raise ValueError(f"SELFCLUSTER_NATIVE={limit}: set it to 0, 1, {' or '.join(INSTRUCTIONS)}, or unset it")
-    return _kernel(INSTRUCTIONS.get(limit, _BEST))
+    with _building:  # threads that ask at once wait for one build
+        return _kernel(INSTRUCTIONS.get(limit, _BEST))
 
 
 @functools.cache

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations
 from typing import Any
 
@@ -33,6 +34,7 @@ from selfcluster import distributed, randomness
 from selfcluster.annotations import ArrayLike
 from selfcluster.clustering import scores
 from selfcluster.clustering.kmeans import KMeans
+from selfcluster.waiting import map_on_single_threads
 
 _SHARE = 0.8  # of the sample that a repeat is fitted to
 _RESTARTS = 3
@@ -132,28 +134,31 @@ class _Fits:
         self, rows: np.ndarray, tried: list[int], repeats: int, seed: int, spherical: bool, restarts: int
     ) -> None:
         self.tried, self.repeats = tried, repeats
-        shape = repeats, len(tried)
-        self.inertia, self.silhouette, self.reference_inertia, self.reference_silhouette = (
-            np.empty(shape) for _ in range(4)
-        )
-        self.one, self.reference_one = np.empty(repeats), np.empty(repeats)  # inertia at k = 1
-        labels = np.empty((repeats, len(tried), len(rows)), dtype=np.int64)
-        for r in range(repeats):
-            random = np.random.default_rng(randomness.key(seed, "choose_k", r))
-            part = rows[np.sort(random.permutation(len(rows))[: int(_SHARE * len(rows))])]
-            flat = _reference(rows, random)
-            self.one[r], self.reference_one[r] = (_best(x, x, 1, 0, spherical, 1)[1] for x in (rows, flat))
-            near, near_flat = (_Silhouette(x, r, spherical) for x in (rows, flat))
-            for c, k in enumerate(tried):
-                start = randomness.key(seed, "choose_k", r, k) >> 33
-                labels[r, c], self.inertia[r, c] = _best(part, rows, k, start, spherical, restarts)
-                self.silhouette[r, c] = near(labels[r, c])
-                found, self.reference_inertia[r, c] = _best(flat, flat, k, start, spherical, restarts)
-                self.reference_silhouette[r, c] = near_flat(found)
+        self._settings = seed, spherical, restarts
+        curves, ones, labels = zip(*map_on_single_threads(partial(self._repeat, rows), range(repeats)), strict=True)
+        self.inertia, self.silhouette, self.reference_inertia, self.reference_silhouette = np.stack(curves, axis=1)
+        self.one, self.reference_one = np.array(ones).T  # inertia at k = 1
         self.stability = np.zeros((repeats, repeats, len(tried)))
         for a, b in combinations(range(repeats), 2):
             for c in range(len(tried)):
-                self.stability[a, b, c] = self.stability[b, a, c] = scores.ari(labels[a, c], labels[b, c])
+                self.stability[a, b, c] = self.stability[b, a, c] = scores.ari(labels[a][c], labels[b][c])
+
+    def _repeat(self, rows: np.ndarray, r: int) -> tuple[np.ndarray, tuple[float, float], np.ndarray]:
+        """Fit every candidate once: curves (4, C), the two inertias at k = 1, and labels (C, N)."""
+        seed, spherical, restarts = self._settings
+        random = np.random.default_rng(randomness.key(seed, "choose_k", r))
+        part = rows[np.sort(random.permutation(len(rows))[: int(_SHARE * len(rows))])]
+        flat = _reference(rows, random)
+        one, flat_one = (_best(x, x, 1, 0, spherical, 1)[1] for x in (rows, flat))
+        near, near_flat = (_Silhouette(x, r, spherical) for x in (rows, flat))
+        curves = np.empty((4, len(self.tried)))
+        labels = np.empty((len(self.tried), len(rows)), dtype=np.int64)
+        for c, k in enumerate(self.tried):
+            start = randomness.key(seed, "choose_k", r, k) >> 33
+            labels[c], inertia = _best(part, rows, k, start, spherical, restarts)
+            found, flat_inertia = _best(flat, flat, k, start, spherical, restarts)
+            curves[:, c] = inertia, near(labels[c]), flat_inertia, near_flat(found)
+        return curves, (one, flat_one), labels
 
     def votes(self, which: np.ndarray) -> dict[str, int]:
         """Each measure's choice by the repeats `which`."""

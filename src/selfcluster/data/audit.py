@@ -99,9 +99,15 @@ def sharpness(gray: np.ndarray) -> float:
     >>> sharpness(np.indices((9, 9)).sum(axis=0) % 2 * 255.0) > 1
     True
     """
-    values = gray.astype(np.float64)
-    laplacian = values[:-2, 1:-1] + values[2:, 1:-1] + values[1:-1, :-2] + values[1:-1, 2:] - 4 * values[1:-1, 1:-1]
-    return max(0.0, float(laplacian.var()) - _ROUNDING) / max(float(values.var()), 1e-9)
+    values = gray.astype(np.float32)
+    values -= values.mean()
+    laplacian = values[:-2, 1:-1] + values[2:, 1:-1]
+    laplacian += values[1:-1, :-2]
+    laplacian += values[1:-1, 2:]
+    laplacian -= 4 * values[1:-1, 1:-1]
+    laplacian -= laplacian.mean()
+    detail, all_of_it = (float(np.vdot(part, part)) / part.size for part in (laplacian, values))
+    return max(0.0, detail - _ROUNDING) / max(all_of_it, 1e-9)
 
 
 def exact_groups(examined: Examined) -> list[list[int]]:

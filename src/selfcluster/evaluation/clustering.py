@@ -18,6 +18,7 @@ from selfcluster.clustering.kmeans import KMeans
 from selfcluster.clustering.pic import PowerIterationClustering
 from selfcluster.clustering.selection import choose_k
 from selfcluster.clustering.whitening import Whitening
+from selfcluster.waiting import map_on_single_threads
 
 ALGORITHMS = ("kmeans", "hierarchical", "pic", "hdbscan")
 _FIND_K = ("pic", "hdbscan")  # these find the number of clusters themselves
@@ -123,10 +124,10 @@ def _fit(rows: np.ndarray, k: int, algorithm: str, seed: int) -> np.ndarray:
         found = HierarchicalKMeans(parts, -(-k // parts), random_state=seed).fit(rows)
     else:
         restarts = int(max(1, min(_RESTARTS, _QUICK / (rows.size * k))))
-        fits: list[Any] = [
-            KMeans(k, init="k-means++", max_iter=100, random_state=seed * _RESTARTS + r).fit(rows)
-            for r in range(restarts)
-        ]
+        fits = map_on_single_threads(
+            lambda r: KMeans(k, init="k-means++", max_iter=100, random_state=seed * _RESTARTS + r).fit(rows),
+            range(restarts),
+        )
         found = min(fits, key=lambda fit: fit.inertia_)
     return found.labels_
 

@@ -12,9 +12,11 @@ import numpy as np
 _PCA_DIM = 50
 _PERPLEXITY = 30.0
 _ITERATIONS = 500  # half of the usual number: neighbors move little after that, and a page should not take minutes
+_ANGLE = 0.8  # of Barnes and Hut. 0.5, scikit-learn's own, takes 18 s for 5,398 photographs, 0.8 takes 13 s; both keep
+# 31 % of the 15 nearest neighbors, and 56 % of an image's 15 neighbors on the map are of its class
 _TOO_FEW_FOR_NEIGHBORHOODS = 12
 _EACH = 3  # points that every cluster gets, so that small ones are not lost
-LANDMARKS = 6_000  # t-SNE of so many takes about 13 s on one core
+LANDMARKS = 6_000  # t-SNE of so many takes about 15 s on one core
 _BESIDE = 5  # landmarks whose median is the place of another image
 _JITTER = 0.004  # of the map's side: images with the same landmarks stay apart
 
@@ -82,7 +84,11 @@ def _plane(x: np.ndarray, seed: int) -> np.ndarray:
         return np.pad(x, ((0, 0), (0, 2)))[:, :2]
     start = x[:, :2] / x[:, 0].std() * 1e-4  # the size scikit-learn's own start has
     tsne = TSNE(
-        perplexity=min(_PERPLEXITY, (n - 1) / 3), init=start.astype(np.float32), max_iter=_ITERATIONS, random_state=seed
+        perplexity=min(_PERPLEXITY, (n - 1) / 3),
+        init=start.astype(np.float32),
+        max_iter=_ITERATIONS,
+        angle=_ANGLE,
+        random_state=seed,
     )
     with threadpool_limits(1):  # its threads meet a thousand times a second: on a busy machine they wait, not work
         return tsne.fit_transform(x.astype(np.float32)).astype(np.float64)
