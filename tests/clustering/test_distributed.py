@@ -39,6 +39,7 @@ def everything() -> dict[str, torch.Tensor]:
     out = {
         "sinkhorn": sinkhorn(mine(scores)),
         "sinkhorn, extra": sinkhorn(mine(scores), extra=extra),
+        "sinkhorn, float64": sinkhorn(mine(scores.double()), 1e-3, extra=extra.double()),
         "sinkhorn, an empty rank": sinkhorn(scores if distributed.rank() == 0 else scores[:0])[:CUT],
     }
     if distributed.world_size() > 1 and distributed.rank() == 1:

@@ -126,15 +126,27 @@ def test_float64_scores_are_worked_on_in_float64() -> None:
     torch.testing.assert_close(sinkhorn(scores), reference(scores, 0.05, 3), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("epsilon", [0.02, 0.01])
+@pytest.mark.parametrize("epsilon", [0.02, 0.01, 1e-3, 1e-6])
 def test_float64_at_small_epsilon_equals_half_steps_on_logarithms(epsilon: float) -> None:
-    """Scores differ by up to 2 / 0.01 = 200 epsilon: beyond what float32 keeps, within what float64 does."""
+    """Scores differ by up to 2 / epsilon = two million: exp would underflow in float64, too."""
     scores = cosines(50, 7).double()
     logs = (scores / epsilon).T  # (K, B)
     for _ in range(3):
         logs = logs - logs.logsumexp(dim=1, keepdim=True)
         logs = logs - logs.logsumexp(dim=0, keepdim=True)
     torch.testing.assert_close(sinkhorn(scores, epsilon), logs.T.exp(), rtol=1e-9, atol=1e-12)
+
+
+def test_float64_takes_rows_and_columns_of_minus_infinity_and_a_queue() -> None:
+    scores, extra = cosines(50, 7).double(), cosines(20, 7).double().neg()
+    both = reference(torch.cat([scores, extra]), 0.05, 3)[:50]
+    torch.testing.assert_close(sinkhorn(scores, extra=extra), both, rtol=0, atol=1e-12)
+    scores[:, 2] = -torch.inf
+    scores[4] = -torch.inf
+    codes = sinkhorn(scores)
+    torch.testing.assert_close(codes.sum(dim=1), torch.ones(50).double(), rtol=0, atol=1e-12)
+    assert codes.isfinite().all()
+    assert sinkhorn(scores[:0]).shape == (0, 7)
 
 
 @pytest.mark.parametrize(("b", "k"), [(7, 13), (64, 3000), (1, 5)])

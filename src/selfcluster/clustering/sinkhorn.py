@@ -16,8 +16,8 @@ codes.
 
 Departs: where scores of a row, or row maxima, differ by more than 60 epsilon (cosines: epsilon below 0.034) smaller
 scores are raised to that difference, so that nothing underflows. With an outlier and few iterations the result then
-differs from exact arithmetic.
-Float64 scores have 300 epsilon instead.
+differs from exact arithmetic. Float64 scores are scaled on logarithms, where nothing underflows: that is slower and
+exact for every epsilon.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from selfcluster.devices import has_triton
 # Smallest exponent kept: no entry, and so no sum, is ever zero, and no quotient of two of them leaves float32.
 # Cosines at epsilon = 0.05 span 40; entries beyond 60 have e^-60 = 9e-27 of their row's largest.
 _LOWEST = -60.0
-_LOWEST_DOUBLE = -300.0  # the same in float64: products of two stay above 1e-261
+_LEAST_LOGARITHM = -1e300  # in float64, for scores of -inf
 _BLOCK = 1 << 20  # entries of a block of rows: 4 MB stay in cache, and threads meet seldom enough on a busy machine
 
 
@@ -55,7 +55,8 @@ def sinkhorn(
 
     Under `torch.distributed` the batch consists of the samples of all ranks. The result equals that of one process on
     the concatenated scores. Each iteration costs an all-reduce of K numbers; the call costs one more, of one number.
-    The computation is in float32 (float64 for float64 scores), also under autocast. It passes no gradient.
+    The computation is in float32, also under autocast, and in float64 on logarithms for float64 scores, which costs two
+    all-reduces an iteration. It passes no gradient.
 
     Args:
         scores: (B, K), similarity of this rank's samples to the prototypes, a tensor or an array. B may differ between
@@ -87,6 +88,8 @@ def sinkhorn(
         return _compiled([part.detach() for part in parts], epsilon, iterations, checked)
     for name, part in checked.items():
         _check_finite(name, part)
+    if scores.dtype == torch.float64:
+        return _on_logarithms(parts, epsilon, iterations)
     if scores.is_cuda and has_triton():
         from selfcluster.clustering.cuda import sinkhorn as cuda
 
@@ -176,7 +179,7 @@ def _compiled(parts: list[Tensor], epsilon: float, iterations: int, checked: Map
 
     `checked`, by their names: scores that are refused if one of them is NaN or +inf. The first pass tells.
     """
-    codes = _empty((len(parts[0]), parts[0].shape[1]), torch.float32, parts[0].device)
+    codes = _empty((len(parts[0]), parts[0].shape[1]), parts[0].device)
     made = [native.Exponentials(part, epsilon, _LOWEST) for part in parts if len(part)]
     starts = [m.start() for m in made]
     if not all(total.isfinite().all() for total, _ in starts):
@@ -221,23 +224,35 @@ def _scaled(sums: list[Tensor], codes: Tensor) -> Tensor:
     return total.min() / total
 
 
+def _on_logarithms(parts: list[Tensor], epsilon: float, iterations: int) -> Tensor:
+    """The same in float64, with the logarithms of M, u and v."""
+    m = torch.cat([part.detach().double() for part in parts]).div_(epsilon).clamp_(min=_LEAST_LOGARITHM)  # (R, K)
+    u, v = m.new_zeros(m.shape[1]), m.new_zeros(len(m))
+    for _ in range(iterations):
+        weighted = m + v[:, None]
+        top = torch.cat([weighted, weighted.new_full((1, len(u)), -torch.inf)]).amax(dim=0)
+        if distributed.world_size() > 1:
+            dist.all_reduce(top, dist.ReduceOp.MAX)
+        u = -distributed.all_reduce((weighted - top).exp_().sum(dim=0)).log_() - top
+        v = -torch.logsumexp(m + u, dim=1)
+    return torch.softmax(m[: len(parts[0])] + u, dim=1)
+
+
 def _kernel(parts: list[Tensor], epsilon: float) -> tuple[Tensor, Tensor]:
     """M with a maximum of 1 in each row (R, K), and the v (R,) at which it means exp(scores / epsilon)."""
-    dtype = torch.float64 if parts[0].dtype == torch.float64 else torch.float32
-    lowest = _LOWEST_DOUBLE if dtype == torch.float64 else _LOWEST
-    top = torch.cat([p.amax(dim=1) for p in parts]).to(dtype)  # (R,)
+    top = torch.cat([p.amax(dim=1) for p in parts]).float()  # (R,)
     highest = torch.cat([top, top.new_full((1,), -torch.inf)]).max()  # of no rows: -inf
     if distributed.world_size() > 1:
         dist.all_reduce(highest, dist.ReduceOp.MAX)
-    kernel = _empty((len(top), parts[0].shape[1]), dtype, parts[0].device)
+    kernel = _empty((len(top), parts[0].shape[1]), parts[0].device)
     start = 0
     for part in parts:
         mine = kernel[start : start + len(part)]
         for rows, block in _blocks(mine):
             shift = top[start + rows.start : start + rows.start + len(block), None]
-            torch.sub(part[rows], shift, out=block).mul_(1 / epsilon).clamp_(min=lowest).exp_()
+            torch.sub(part[rows], shift, out=block).mul_(1 / epsilon).clamp_(min=_LOWEST).exp_()
         start += len(part)
-    return kernel, ((top - highest) / epsilon).clamp_(min=lowest).exp_()
+    return kernel, ((top - highest) / epsilon).clamp_(min=_LOWEST).exp_()
 
 
 def _columns(pairs, kernel: Tensor) -> Tensor:
@@ -255,8 +270,8 @@ def _blocks(matrix: Tensor) -> list[tuple[slice, Tensor]]:
     return [(slice(i, i + size), matrix[i : i + size]) for i in range(0, len(matrix), size)]
 
 
-def _empty(shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> Tensor:
+def _empty(shape: tuple[int, int], device: torch.device) -> Tensor:
     if device.type != "cpu":
-        return torch.empty(shape, dtype=dtype, device=device)
+        return torch.empty(shape, device=device)
     # NumPy asks the kernel for huge pages, torch does not: touching 49 MB anew is two to three times quicker
-    return torch.from_numpy(np.empty(shape, np.float64 if dtype == torch.float64 else np.float32))
+    return torch.from_numpy(np.empty(shape, np.float32))

@@ -76,7 +76,7 @@ def _judge_start(contents: Contents, look: list[str], good: list[str]) -> str | 
     judgement = summary.get("judgement") if isinstance(summary, dict) else None
     if not isinstance(judgement, dict) or not isinstance(judgement.get("start"), dict):
         if good and is_untrained(contents.config):
-            good.append("Nothing was trained: the features are those of a network as it came.")
+            good.append("Nothing was trained: the features are a pretrained network's, unchanged.")
         elif good:
             good.append("The network was not compared with the one that training began with.")
         return None
@@ -183,7 +183,8 @@ def _judge_clusters(cluster: np.ndarray, bad: list[str], look: list[str], good: 
         look.append(f"The images sit in few clusters: {len(sizes):,} count as {effective:.1f} of equal size.")
     else:
         good.append(
-            f"The largest cluster holds {share.max():.0%}; {len(share):,} are as even as {effective:,.0f} equal ones."
+            f"The largest cluster holds {share.max():.0%} of the images. The sizes of the {len(share):,} clusters are as"
+            f" even (by their entropy) as {effective:,.0f} equal sizes."
         )
 
 
