@@ -183,8 +183,8 @@ def _judge_clusters(cluster: np.ndarray, bad: list[str], look: list[str], good: 
         look.append(f"The images sit in few clusters: {len(sizes):,} count as {effective:.1f} of equal size.")
     else:
         good.append(
-            f"The largest cluster holds {share.max():.0%} of the images. The sizes of the {len(share):,} clusters are as"
-            f" even (by their entropy) as {effective:,.0f} equal sizes."
+            f"The largest cluster holds {share.max():.0%} of the images. By entropy, the sizes of the {len(share):,}"
+            f" clusters are as even as {effective:,.0f} equal sizes."
         )
 
 
