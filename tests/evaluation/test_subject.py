@@ -114,6 +114,20 @@ def test_train_and_test_are_limited_apart(runs, sets):
     assert (trained["n_train"], trained["n_test"]) == (10, 5)
 
 
+@pytest.mark.parametrize("name", ("knn", "linear", "finetune"))
+def test_images_without_a_label_are_counted_in_the_result(name, runs, sets, tmp_path):
+    """Every third image has an empty label or "None": neither is a class."""
+    paths = sorted(path.relative_to(sets / "train").as_posix() for path in (sets / "train").glob("*/*.png"))
+    labels = [("None", "x", "y", "", "y", "x")[i % 6] for i in range(len(paths))]
+    table = tmp_path / "labels.csv"
+    table.write_text("id,label\n" + "".join(f"{path},{label}\n" for path, label in zip(paths, labels)))
+    found = api.evaluate(name, runs / "swav", labels_from=str(table), **ARGUMENTS.get(name, {}))
+    assert found["n_train"] + found["n_test"] == 24
+    assert "12 of 36 images have no label and were left out." in found.notes
+    whole = api.evaluate(name, runs / "swav", **ARGUMENTS.get(name, {}))
+    assert not any("label" in note for note in whole.notes)
+
+
 def test_a_limited_share_is_part_of_the_whole_one():
     kept, held = held_out(50, 0.4, 3)
     same, few = held_out(50, 0.4, 3, 6)

@@ -98,8 +98,8 @@ def result_of(
     table: tuple[Mapping[str, object], ...] = (),
     notes: tuple[str, ...] = (),
 ) -> Result:
-    """Return a result with its settings and its subject."""
-    return Result(protocol, numbers, table, dataclasses.asdict(settings), subject.describe(), notes)
+    """Return a result with its settings, its subject and the subject's own notes."""
+    return Result(protocol, numbers, table, dataclasses.asdict(settings), subject.describe(), subject.notes() + notes)
 
 
 def read_results(run: Path) -> list[dict[str, Any]]:

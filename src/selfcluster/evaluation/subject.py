@@ -131,7 +131,23 @@ class Subject:
         labels_from = self.labels_from or chosen.get("labels_from") or usual
         limit = self.test_limit if part == "test" else self.limit
         limits = {} if limit is None else {"limit": limit, "seed": self.seed}
-        return open_source(images, **{**chosen, **self.subset, **limits, "labels_from": labels_from})
+        source = open_source(images, **{**chosen, **self.subset, **limits, "labels_from": labels_from})
+        if self.labeled and source.labels is not None and source.labels.ndim == 1:
+            self._unlabeled[part] = int((source.labels < 0).sum()), len(source)
+        return source
+
+    @functools.cached_property
+    def _unlabeled(self) -> dict[str, tuple[int, int]]:
+        """By part: how many of its images have no label, and how many images it has."""
+        return {}
+
+    def notes(self) -> tuple[str, ...]:
+        """Return a sentence for each part some of whose images have no label."""
+        return tuple(
+            f"{count:,} of {total:,} {'' if self.test is None else part + ' '}images have no label and were left out."
+            for part, (count, total) in self._unlabeled.items()
+            if count
+        )
 
     def refuse_test(self, protocol: str) -> None:
         """Raise ValueError where test images are named for a protocol that takes none."""
