@@ -114,7 +114,7 @@ def test_train_and_test_are_limited_apart(runs, sets):
     assert (trained["n_train"], trained["n_test"]) == (10, 5)
 
 
-@pytest.mark.parametrize("name", ("knn", "linear", "finetune"))
+@pytest.mark.parametrize("name", ["knn", "linear", "finetune"])
 def test_images_without_a_label_are_counted_in_the_result(name, runs, sets, tmp_path):
     """Every third image has an empty label or "None": neither is a class."""
     paths = sorted(path.relative_to(sets / "train").as_posix() for path in (sets / "train").glob("*/*.png"))
