@@ -1,4 +1,4 @@
-"""The table of faults: what can happen, what follows, and the tests that let it happen. `make faults` runs and writes.
+"""The table of faults: each fault, what the command does then, and the tests that cause it. `make faults` runs them.
 
 A row's tests are those named `test_row_N_...`, in whichever file they stand. As a program this runs all of them and
 writes docs/faults.md with the result of each row.
@@ -18,7 +18,7 @@ PAGE = TESTS.parent / "docs/faults.md"
 
 @dataclass(frozen=True)
 class Row:
-    """One fault: its number in the table, what happens, what follows, and what is not promised."""
+    """One fault: its number in the table, what happens, what the command does, and what is not promised."""
 
     number: int
     fault: str
@@ -28,60 +28,60 @@ class Row:
 
 SECTIONS = {
     "Data": [
-        Row(1, "a JPEG that is cut short", "refused by its reason; a seeded draw takes its place; counted; more than `--max-bad` fail the run with the true count"),
-        Row(2, "bits that flip inside the pixels", "`selfcluster audit DATA --hashes FILE` finds them", "the file still decodes, so a run that never saw the file before cannot know"),
-        Row(3, "no bytes, random bytes, a web page named .jpg", "each has a reason of its own"),
+        Row(1, "a JPEG that is cut short", "the image is listed with the reason and replaced by another one, drawn by the seed; if more than `--max-bad` are bad, the run fails and prints their number"),
+        Row(2, "bits that flip inside the pixels", "not detected in training, because the file still decodes; `selfcluster audit DATA --hashes FILE` finds them"),
+        Row(3, "no bytes, random bytes, a web page named .jpg", "each kind is listed with its own reason"),
         Row(4, "a small file that claims billions of pixels", "refused by its header, before it is decoded; no global setting of Pillow is touched"),
         Row(5, "16 bits, floats, CMYK, palettes, transparency, one bit", "read by documented rules; nothing is clipped in silence"),
         Row(6, "EXIF orientation", "images are turned upright"),
-        Row(7, "1 x 1 and 1 x 5000 pixels, several frames", "slivers are refused; the first frame is used"),
-        Row(8, "loops of links, broken links, pipes and devices", "each real file once; the others are named and never opened"),
+        Row(7, "1 x 1 and 1 x 5000 pixels, several frames", "an image whose longer side is more than 200 times the shorter one is refused; the first frame is used"),
+        Row(8, "loops of links, broken links, pipes and devices", "each real file is read once; the others are listed and never opened"),
         Row(9, "names that are not UTF-8, with line breaks, of 255 bytes", "kept exactly, and written with escapes"),
-        Row(10, "a file that is removed or replaced during a run", "quarantined as vanished; a replaced file is read and counted"),
-        Row(11, "errors of the storage that pass", "tried again, and counted; after a bounded wait a reason"),
+        Row(10, "a file that is removed or replaced during a run", "a removed file is listed as vanished; a replaced file is read and counted"),
+        Row(11, "temporary storage errors", "the read is repeated for a limited time; then the image is listed as bad, with the reason"),
         Row(12, "copies and near copies", "`selfcluster audit` groups them, and so does the page"),
         Row(13, "no image, one image, fewer than a batch or than clusters", "refused in a second, with both numbers"),
-        Row(14, "a tar that is cut inside a member", "named with the member and the byte"),
-        Row(15, "a tar that is cut between members, or has a damaged header", "not complete, and said"),
-        Row(16, "a tar with `../`, absolute names, links, or a member twice; an address that is a command", "names are only names; links are left out; a member twice is an error; nothing is executed"),
-        Row(17, "data that changes between two starts", "refused with the difference; `--accept-data-change` begins the epoch again, where the method keeps no value for each image"),
+        Row(14, "a tar that is cut inside a member", "the message names the member and the byte"),
+        Row(15, "a tar that is cut between members, or has a damaged header", "the command stops and says that the tar is incomplete or damaged"),
+        Row(16, "a tar with `../`, absolute names, links, or a member twice; an address that is a command", "member names are never used as paths; links are skipped; a repeated member is an error; nothing is executed"),
+        Row(17, "data that changes between two starts", "refused with the difference; `--accept-data-change` repeats the epoch, unless the method stores a value for each image"),
     ],
     "The machine": [
-        Row(18, "a reader that dies", "readers are threads: an error of one is the image's or the run's, and a kill takes the whole process, see 37 and 40"),
+        Row(18, "a reader that dies", "readers are threads; an error in one counts as a bad image or ends the run; a kill ends the whole process, see 37 and 40"),
         Row(19, "a read that hangs", "the timeout names the images; the first SIGTERM saves the run"),
         Row(20, "a tiny `/dev/shm`", "no effect: nothing is shared through it"),
-        Row(21, "64 open files allowed", "training and embedding end with as many open as at the start"),
-        Row(22, "a list of two million paths", "held in one buffer; memory does not grow over an epoch"),
-        Row(23, "no memory for an image", "that image's fault, and its reason"),
-        Row(24, "an output folder that is read-only, below a file, or full", "each command that writes there refuses before it works, with the place and the reason"),
+        Row(21, "64 open files allowed", "no effect: training and embedding end with as many open files as at the start"),
+        Row(22, "a list of two million paths", "the paths are in one buffer; memory does not grow over an epoch"),
+        Row(23, "no memory for an image", "the image is listed as bad, with the reason"),
+        Row(24, "an output folder that is read-only, below a file, or full", "each command that writes there refuses before it starts, and names the place and the reason"),
         Row(25, "a disk that is full for metrics alone", "training goes on, with one warning; rows are written when there is room"),
         Row(26, "a window that changes, an output that is closed, a clock that jumps", "no effect on training"),
     ],
     "Several processes": [
-        Row(27, "processes that would make different numbers of steps", "they see equal data, or are refused before the first step"),
+        Row(27, "processes that would make different numbers of steps", "processes that read different images are refused before the first step"),
         Row(28, "an error in one process", "printed once, with the process, step and images; stored in `status.json`"),
-        Row(29, "a process that is killed", "named by the others, which end; with `--max-restarts` the run ends in the same bytes"),
-        Row(30, "a process that is frozen", "named with its step and images before anything times out; the run goes on when it is back"),
-        Row(31, "long work of one process", "the others wait as long as it lives"),
+        Row(29, "a process that is killed", "the other processes name it and end; with `torchrun --max-restarts N` the result has the same bytes"),
+        Row(30, "a process that is frozen", "a warning names the process, its step and its images before the timeout; if the process continues, so does the run"),
+        Row(31, "long work of one process", "the others wait as long as the process is alive"),
         Row(32, "a value that is not finite in one process", "all skip the step"),
-        Row(33, "different numbers of rows in a gather", "lengths are exchanged first"),
+        Row(33, "different numbers of rows in a gather", "the processes exchange the lengths first"),
         Row(34, "a launcher that is killed", "its processes save, end and free the folder"),
-        Row(35, "a second run in the same folder", "refused, with the first one's process"),
-        Row(36, "going on with another number of processes", "the same images in the same batches; values to rounding", "not the same bits: sums are taken in another order"),
+        Row(35, "a second run in the same folder", "refused; the message names the process of the first run"),
+        Row(36, "a run that resumes with another number of processes", "the same images in the same batches; values differ by rounding", "sums are taken in another order, so the bits differ"),
     ],
     "Checkpoints": [
-        Row(37, "a kill at any step of writing", "there is always a whole checkpoint; temporary files are removed"),
-        Row(38, "a disk that is full while saving", "bytes needed and free are said; the checkpoint before stays"),
-        Row(39, "a checkpoint that is cut short, emptied or altered", "its hash tells; the one before is used; `selfcluster verify RUN`"),
-        Row(40, "kills at random moments", "the run ends in the same bytes", "on the same layout of processes and threads, on CPUs"),
-        Row(41, "SIGTERM through torchrun", "saved at the next step, and `preempted` in `status.json`"),
+        Row(37, "a kill at any step of writing", "there is always a complete checkpoint; temporary files are removed"),
+        Row(38, "a disk that is full while saving", "the message gives the bytes needed and free; the previous checkpoint stays"),
+        Row(39, "a checkpoint that is cut short, emptied or altered", "its hash shows this; the run resumes from the previous checkpoint; `selfcluster verify RUN` finds it, too"),
+        Row(40, "kills at random moments", "the result of the resumed run has the same bytes", "on the same layout of processes and threads, on CPUs"),
+        Row(41, "SIGTERM through torchrun", "the run is saved at the next step; `status.json` says `preempted`"),
         Row(42, "a pickle with code", "never loaded"),
-        Row(43, "a run of an older or a newer version, or with other settings", "converted; refused with the version; refused with the difference"),
+        Row(43, "a run of an older or a newer version, or with other settings", "older version: converted; newer version: refused with the version; other settings: refused with the difference"),
     ],
     "Learning": [
         Row(44, "losses and gradients that are not finite", "the step is skipped and counted; ten in a row end the run, which names the images and keeps them and the weights in `diverged/`"),
-        Row(45, "collapse: one cluster, equal features, a loss at chance", "said within a pass, with what to try; empty clusters are filled"),
-        Row(46, "features and images that no longer fit together", "every row carries its own id, once, in order"),
+        Row(45, "collapse: one cluster, equal features, a loss at chance", "a warning within one pass over the images says what to try; empty clusters are filled"),
+        Row(46, "features and images that no longer fit together", "every row has its own id, once, in order"),
     ],
 }  # fmt: skip
 ROWS = {row.number: row for rows in SECTIONS.values() for row in rows}
@@ -113,20 +113,20 @@ class Outcomes:
 def page(outcomes: dict[int, list[str]]) -> str:
     """The page, from how the tests of each row ended."""
     lines = [
-        "# What can happen, and what follows",
+        "# Faults that are tested",
         "",
-        "Every row is a set of tests that let the fault happen, with real processes and real files where it can be.",
+        "Each row is tested: the tests cause the fault, with real processes and files where possible.",
         "`make faults` runs them all and writes this page.",
     ]
     for title, rows in SECTIONS.items():
-        lines += ["", f"## {title}", "", "| | what happens | what follows | result |", "|---|---|---|---|"]
+        lines += ["", f"## {title}", "", "| | fault | what the command does | result |", "|---|---|---|---|"]
         for row in rows:
             ended = outcomes[row.number]
             passed, skipped = ended.count("passed"), ended.count("skipped")
             if not ended or passed + skipped < len(ended):
                 result = "**fails**"
             else:
-                result = "survived" if not row.limit else f"survived; documented limit: {row.limit}"
+                result = "passed" if not row.limit else f"passed; limit: {row.limit}"
                 result += f" ({passed} test{'' if passed == 1 else 's'}"
                 result += f", {skipped} skipped here)" if skipped else ")"
             lines.append(f"| {row.number} | {row.fault} | {row.follows} | {result} |")
