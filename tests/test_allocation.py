@@ -45,3 +45,24 @@ def test_pages_are_given_out_once():
 def test_the_users_own_settings_stay():
     assert run(KEEP, MALLOC_TRIM_THRESHOLD_="1000000") == ["False"]
     assert run(KEEP, GLIBC_TUNABLES="glibc.malloc.trim_threshold=1000000") == ["False"]
+
+
+@pytest.mark.skipif(not is_glibc(), reason="glibc only")
+def test_a_large_picture_is_given_back():
+    """8,000 x 8,000 pixels are 244 MiB in Pillow, which cuts them into blocks below the size that is kept."""
+    code = """
+import os
+from selfcluster.allocation import keep_freed_memory
+keep_freed_memory()
+from PIL import Image
+def megabytes():
+    return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE") >> 20
+before = megabytes()
+picture = Image.new("RGB", (8_000, 8_000), (1, 2, 3))
+with_picture = megabytes()
+del picture
+print(with_picture - before, megabytes() - before)
+"""
+    held, left = map(int, run(code))
+    assert held > 200
+    assert left < 20
