@@ -95,10 +95,18 @@ def test_files_stay_readable():
         assert len(code) <= limit, f"{name}: {len(code)} lines of code, the aim is {limit}"
 
 
-def test_the_readme_maps_every_file():
-    text = (ROOT.parent.parent / "README.md").read_text()
-    files = {path.name for path in ROOT.rglob("*.py")} - {"__init__.py", "__main__.py"}
-    assert not {name for name in files if f"`{name}`" not in text}
+def test_the_readme_maps_every_file_once():
+    """Each file has one row, under the row of its folder; a row without a file is an error, too."""
+    text = (ROOT.parent.parent / "README.md").read_text().split("## File map")[1]
+    mapped, folder = [], ""
+    for left in re.findall(r"^\| ([^|]+) \|", text, re.MULTILINE)[1:]:
+        if heading := re.fullmatch(r"\*\*(?:`(\w+/)`|the rest)\*\*", left):
+            folder = heading[1] or ""
+        else:
+            mapped.append(folder + left.strip("`"))
+    kinds, unnamed = (".py", ".cpp", ".hpp", ".js", ".css", ".j2"), ("__init__.py", "__main__.py")
+    files = [path for path in ROOT.rglob("*") if path.suffix in kinds and path.name not in unnamed]
+    assert sorted(mapped) == sorted(path.relative_to(ROOT).as_posix() for path in files)
 
 
 def any_in_signatures(path: Path) -> tuple[list[str], int]:
