@@ -57,6 +57,19 @@ def test_the_same_seed_gives_the_same_clusters(blobs):
     assert np.array_equal(cluster_vectors(x, 5, seed=3)[0], cluster_vectors(x, 5, seed=3)[0])
 
 
+def test_rows_are_scaled_in_place_only_where_that_is_allowed(blobs):
+    x = blobs[0].copy()
+    expected = cluster_vectors(x, 6)
+    np.testing.assert_array_equal(x, blobs[0])
+    frozen = x.copy()
+    frozen.setflags(write=False)
+    for rows in (frozen, x):
+        for one, other in zip(cluster_vectors(rows, 6, overwrite=True)[:2], expected):
+            np.testing.assert_array_equal(one, other)
+    np.testing.assert_array_equal(frozen, blobs[0])
+    np.testing.assert_allclose(np.linalg.norm(x, axis=1), 1, rtol=1e-6)
+
+
 def test_auto_recommends_a_number_with_its_range(blobs):
     said = []
     labels, _, facts = cluster_vectors(blobs[0], "auto", say=said.append)

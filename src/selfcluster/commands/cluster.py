@@ -159,7 +159,7 @@ def _cluster_table(
         if k is None and algorithm in ("kmeans", "hierarchical"):
             k = "auto"
         rows = projected(where, table.vectors) if trained else table.vectors
-        clusters, distances, facts = cluster_vectors(rows, k, algorithm, seed, whiten, console.say)
+        clusters, distances, facts = cluster_vectors(rows, k, algorithm, seed, whiten, console.say, overwrite=True)
     if path == where / tables.CLUSTERS:
         _keep_decisions(where, table.ids, clusters, console)
     tables.write_clusters(path, tables.ClusterTable(table.ids, table.paths, clusters, distances))

@@ -37,6 +37,8 @@ def cluster_vectors(
     seed: int = 0,
     whiten: int | None = None,
     say: Callable[[str], None] = lambda text: None,
+    *,
+    overwrite: bool = False,
 ) -> tuple[np.ndarray, np.ndarray, dict[str, object]]:
     """Return clusters (n,) of embeddings (n, F), each image's distance (n,) to its cluster's mean, and the choice of k.
 
@@ -51,13 +53,14 @@ def cluster_vectors(
         whiten: principal components to keep and whiten; None: 3 k / 2 (pic: n / 4; hdbscan: n / 20, at most 32), at
             most 256; 0: none, the rows as they are.
         say: called with lines of progress and with the recommendation.
+        overwrite: scale `vectors` in place, which saves a copy of them.
 
     Raises:
         ValueError: the algorithm is unknown, or k is not between 1 and n.
     """
     check_algorithm(algorithm, k, whiten)
     n, width = vectors.shape
-    x = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    x = _unit_rows(vectors, overwrite)
     facts: dict[str, Any] = {}
     if k == "auto":
         chosen = choose_k(_for_choice(x), seed=seed, say=say)
@@ -79,6 +82,19 @@ def cluster_vectors(
     if algorithm == "hierarchical" and (made := len(np.unique(labels))) != number:
         say(f"hierarchical made {made} clusters, not {number}: each of its parts gets the same number")
     return labels, _distances(x, labels), facts
+
+
+def _blocks(n: int) -> list[slice]:
+    """Parts of n rows; working on one at a time bounds the memory of copies."""
+    return [slice(start, start + 4096) for start in range(0, n, 4096)]
+
+
+def _unit_rows(vectors: np.ndarray, overwrite: bool) -> np.ndarray:
+    x = vectors if overwrite and vectors.flags.writeable else np.empty_like(vectors)
+    for block in _blocks(len(x)):
+        lengths = np.linalg.norm(vectors[block], axis=1, keepdims=True)
+        np.divide(vectors[block], np.maximum(lengths, 1e-12), out=x[block])
+    return x
 
 
 def _for_choice(x: np.ndarray) -> np.ndarray:
@@ -140,12 +156,11 @@ def _distances(x: np.ndarray, labels: np.ndarray) -> np.ndarray:
     known = np.full(len(x), -1)
     known[inside] = np.unique(labels[inside], return_inverse=True)[1]
     sums = np.zeros((known.max() + 1, x.shape[1]))
-    blocks = [slice(start, start + 4096) for start in range(0, len(x), 4096)]  # they bound the memory of copies
-    for block in blocks:
+    for block in _blocks(len(x)):
         np.add.at(sums, known[block][inside[block]], x[block][inside[block]])
     means = (sums / np.bincount(known[inside])[:, None]).astype(x.dtype)
     distances = np.empty(len(x), np.float32)
-    for block in blocks:
+    for block in _blocks(len(x)):
         of, mine, rows = known[block], x[block], distances[block]
         rows[of >= 0] = np.linalg.norm(mine[of >= 0] - means[of[of >= 0]], axis=1)
         other = mine[of < 0]
