@@ -20,6 +20,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,29 @@ def files_of(tar: str, count: int, folder: Path) -> Path:
             assert content is not None
             (folder / f"{number:05d}.jpg").write_bytes(content.read())
     return folder
+
+
+@contextmanager
+def passes(method: torch.nn.Module) -> Iterator[list[tuple[float, float]]]:
+    """Begin and end, in seconds, of the forward and backward passes in the block."""
+    spans: list[tuple[float, float]] = []
+    begun: list[float] = []
+    backward = torch.Tensor.backward
+
+    def timed(*arguments: Any, **more: Any) -> None:
+        begun.append(time.perf_counter())
+        backward(*arguments, **more)
+        spans.append((begun.pop(), time.perf_counter()))
+
+    before = method.register_forward_pre_hook(lambda *_: begun.append(time.perf_counter()))
+    after = method.register_forward_hook(lambda *_: spans.append((begun.pop(), time.perf_counter())))
+    torch.Tensor.backward = timed
+    try:
+        yield spans
+    finally:
+        torch.Tensor.backward = backward
+        before.remove()
+        after.remove()
 
 
 class Ours:
@@ -70,6 +94,7 @@ class Ours:
         }
         self.config: Any = {"method": "swav", **resolve("swav", DataSummary(len(source), 32, 3), given).config}
         self.count = len(source)
+        self.outside: list[float] = []
         images = default_preprocessing(3, 32)
         self.loader = Loader(
             source,
@@ -90,7 +115,10 @@ class Ours:
         parts = assemble(config, self.count)
         start = time.perf_counter()
         probe = OnlineProbe(parts.method, None, parts.loop.device)
-        fit(parts.method, self.loader, parts.views, parts.loop, Console(quiet=True), probe)
+        with passes(parts.method) as spans:
+            fit(parts.method, self.loader, parts.views, parts.loop, Console(quiet=True), probe)
+        inside = sum(end - begin for begin, end in spans)
+        self.outside.append(1 - inside / (spans[-1][1] - spans[0][0]))
         return steps * BATCH / (time.perf_counter() - start)
 
     def step(self, steps: int) -> float:
@@ -182,6 +210,7 @@ def rounds(folder: Path, small: int, what: str, arguments: argparse.Namespace, b
         for name, runner in runners.items():
             speeds[name].append(getattr(runner, what)(arguments.steps))
     for name, found in speeds.items():
+        shares = getattr(runners[name], "outside", [])
         ratio = statistics.median(ours / theirs for ours, theirs in zip(speeds["selfcluster"], found, strict=True))
         yield {
             "who": name,
@@ -189,6 +218,7 @@ def rounds(folder: Path, small: int, what: str, arguments: argparse.Namespace, b
             "lowest": round(min(found), 1),
             "highest": round(max(found), 1),
             "selfcluster is": round(ratio, 2),
+            **({"outside": round(statistics.median(shares), 3)} if shares else {}),
         }
 
 
