@@ -1,12 +1,20 @@
-"""The commands that the documentation names can be called as they stand."""
+"""The commands that the documentation names can be called as they are written."""
 
 import re
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from selfcluster import cli
+from selfcluster.data.sources import open_source
+from selfcluster.methods import canonical
+from selfcluster.settings.options import options_for
+from selfcluster.settings.recipes import DataSummary
+from selfcluster.settings.resolve import resolve
+from selfcluster.settings.schema import read_schema
 
 DOCS = Path(__file__).parents[1] / "docs"
 COMMANDS = sorted(set(re.findall(r"`selfcluster ([^`]+)`", (DOCS / "protocols.md").read_text())))
@@ -15,6 +23,29 @@ COMMANDS = sorted(set(re.findall(r"`selfcluster ([^`]+)`", (DOCS / "protocols.md
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_of_the_papers_page_parses(command):
     cli._parse(shlex.split(command))
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Twelve images in two sub-folders."""
+    folder = tmp_path_factory.mktemp("photos")
+    for i in range(12):
+        place = folder / f"kind{i % 2}"
+        place.mkdir(exist_ok=True)
+        Image.fromarray(np.full((8, 8, 3), 20 * i, np.uint8)).save(place / f"{i}.png")
+    return folder
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith("train ")])
+def test_a_training_of_the_papers_page_is_not_refused(command, photos):
+    """Its settings agree with each other, under both recipes and without a GPU, and the images have what they need."""
+    words = vars(cli._parse(shlex.split(command)))
+    method = canonical(words["method"])
+    given = {name: words[name] for name in options_for(read_schema(method)) if words.get(name) is not None}
+    for recipe in ("auto", "paper"):
+        resolve(method, DataSummary(num_images=1_000_000, side=300, channels=3), given, recipe=recipe)
+    subset = ("labels_from", "limit", "classes", "long_tail", "label_noise")
+    open_source(photos, **{name: given[name] for name in subset if name in given})
 
 
 def test_the_page_names_every_table_and_figure_of_the_papers():
