@@ -17,6 +17,7 @@ from selfcluster.clustering.assign import nearest_centroid
 from selfcluster.clustering.rows import Rows, choose
 
 _SUBSAMPLE = 65_536  # k-means++ is sequential in k, so a large set is sampled first
+_BLOCK = 4096  # rows made float64 at once
 _ROUNDS = 5  # section 5 of arXiv 1203.6402: five rounds suffice
 _OVERSAMPLING = 2.0  # candidates per round, in units of k
 
@@ -99,9 +100,11 @@ def _spread(x: Tensor, k: int, seed: int, weight: Tensor | None) -> Tensor:
     """Draw by k-means++ from (m, d) rows in memory."""
     generator = np.random.default_rng(randomness.key(seed, "k-means++"))
     mass = np.ones(len(x)) if weight is None else weight.double().cpu().numpy()
-    shifted = (x.double() - x.double().mean(dim=0)).to(
-        x.dtype
-    )  # distances from products are precise only near the origin
+    middle = x.mean(dim=0, dtype=torch.float64)
+    shifted = torch.empty_like(x)  # distances from products are precise only near the origin
+    for block in range(0, len(x), _BLOCK):
+        part = slice(block, block + _BLOCK)
+        shifted[part] = x[part].double() - middle
     squares = shifted.square().sum(dim=1)
     least: np.ndarray | None = None
     chosen: list[int] = []

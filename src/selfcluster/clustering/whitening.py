@@ -179,7 +179,7 @@ def _scatter(X: ArrayLike) -> tuple[int, Tensor, Tensor]:
         shift, sums, outer = start
         with torch.autocast(rows.device.type, enabled=False):
             rows = rows - shift.to(rows.dtype)
-            sums += rows.double().sum(dim=0)
+            sums += rows.sum(dim=0, dtype=torch.float64)
             outer += (rows.t() @ rows).double()
         n += len(rows)
     if start is None:
