@@ -80,4 +80,4 @@ def test_three_trainings_in_threads_equal_those_one_after_the_other(tmp_path, ti
             load_file(tmp_path / f"{kind}-{seed}" / "backbone.safetensors") for kind in ("alone", "thread")
         )
         assert all(torch.equal(alone[name], beside[name]) for name in alone)
-    assert "waits: another call of this process" in caplog.text
+    assert "waits for another selfcluster call in this process" in caplog.text

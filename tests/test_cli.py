@@ -14,7 +14,7 @@ from PIL import Image
 
 from selfcluster.cli import _parse, main
 from selfcluster.settings.options import options_for
-from selfcluster.settings.recipes import DataSummary
+from selfcluster.settings.recipes import RECIPES, DataSummary
 from selfcluster.settings.resolve import resolve
 from selfcluster.settings.schema import read_schema
 
@@ -87,12 +87,37 @@ def test_no_help_imports_torch():
     assert done.returncode == 0, done.stderr
 
 
+def test_recipes_are_listed_one_a_line_and_their_notes_with_json(capsys):
+    assert main(["recipes"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "auto                    Settings chosen from the images, the device and the start network."
+    assert [line.split()[0] for line in lines[: lines.index("")]] == list(RECIPES)
+    assert main(["recipes", "--json"]) == 0
+    assert "not run here" in json.loads(capsys.readouterr().out)["result"]["paper"]
+
+
+def test_a_help_text_names_what_a_value_is(capsys):
+    main(["train", "swav", "--help"])
+    text = capsys.readouterr().out
+    assert "--range LOW HIGH" in text
+    assert "--labels-from SOURCE" in text
+    assert "--batch-size N" in text
+    main(["cluster", "--help"])
+    assert "--batch-size N" in capsys.readouterr().out
+
+
+def test_only_the_ranking_of_networks_names_several_in_its_usage(capsys):
+    for protocol, expected in (("unlabeled", "PROTOCOL RUN RUN ... [flags]"), ("knn", "PROTOCOL RUN [flags]")):
+        main(["evaluate", protocol, "--help"])
+        assert f"selfcluster evaluate {expected}\n" in capsys.readouterr().out
+
+
 def test_methods_own_settings_show_the_papers_values(capsys):
     main(["train", "swav", "--help"])
     text = " ".join(capsys.readouterr().out.split())
-    assert "(paper: 3000; auto: from the data)" in text
+    assert "(paper: 3000; auto chooses)" in text
     assert "--queue-length" in text
-    assert "(paper: 0.3 for 256 images, in proportion; auto: from the data)" in text
+    assert "(paper: 0.3 per 256 images of the batch; auto chooses)" in text
 
 
 @pytest.mark.parametrize(
@@ -109,7 +134,7 @@ def test_methods_own_settings_show_the_papers_values(capsys):
         (["embed", "runs/no-such-run", "builtin:digits", "--out", "e.parquet"], "there is no runs/no-such-run"),
         (["cluster", "no-run"], "there is no no-run"),
         (["evaluate", "knm", "no-run"], "no protocol named 'knm'"),
-        (["embed", "resnet18"], "is no run folder, so it names no images"),
+        (["embed", "resnet18"], "is not a run folder, so it has no images of its own"),
         (["train", "swav", "builtin:digits", "--device", "gpu"], "gpu"),
     ],
 )
@@ -238,7 +263,7 @@ def test_embed_cluster_evaluate_report_export(run, folder, tmp_path, capsys):
     table = tmp_path / "e.parquet"
     assert main(["embed", str(run), str(folder), "--out", str(table), "--max-bad", "0.1"]) == 0
     assert main(["cluster", str(table), "--k", "4"]) == 0
-    assert "4 clusters of 48 images" in capsys.readouterr().out
+    assert "48 images in 4 clusters of 12 images" in capsys.readouterr().out
     assert (tmp_path / "clusters.csv").read_text().startswith('"id","path","cluster","distance"')
     assert main(["cluster", str(run)]) == 0  # the method's own
     assert main(["cluster", str(table)]) == 0  # a table has no method, so a number is recommended
@@ -383,7 +408,7 @@ def test_an_accuracy_of_more_clusters_than_classes_is_explained(run, capsys):
 def test_a_part_of_the_images_needs_a_file_of_its_own(run, folder, tmp_path, capsys):
     for words in (["--limit", "5"], ["--seed", "1"], ["--labels-from", "folders"]):
         assert main(["embed", str(run), *words]) == 2
-        assert "say with --out FILE where the embeddings go" in capsys.readouterr().err
+        assert "name the output file with --out FILE" in capsys.readouterr().err
     (tmp_path / "classes.txt").write_text("kind0\n")
     words = ["--classes", str(tmp_path / "classes.txt"), "--labels-from", "folders", "--max-bad", "0.2"]
     assert main(["embed", str(run), str(folder), *words, "--out", str(tmp_path / "part.parquet")]) == 0

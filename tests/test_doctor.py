@@ -27,7 +27,7 @@ def test_the_command_prints_what_is_chosen(capsys):
 @pytest.mark.parametrize(
     ("set_to", "chosen", "compiler", "sentence"),
     [
-        ("avx2", "avx2", "/usr/bin/c++", "SELFCLUSTER_NATIVE=avx2 allows no more"),
+        ("avx2", "avx2", "/usr/bin/c++", "limited by SELFCLUSTER_NATIVE=avx2"),
         (None, "avx512", "/usr/bin/c++", "the best this processor has"),
         ("0", None, "/usr/bin/c++", "because of SELFCLUSTER_NATIVE=0"),
         (None, None, None, "no C++ compiler"),

@@ -110,7 +110,7 @@ def test_names_and_rubbish_decide_the_folders(root):
     rows += [{"action": "rubbish", "cluster": number} for number in others]
     append_rows(root / "run", rows, start)
     assert list(api.sort(root / "run", root / "out")["folders"]) == ["_cats"]
-    with pytest.raises(ValueError, match="was sorted by other clusters"):
+    with pytest.raises(ValueError, match="holds images sorted by an earlier clustering"):
         api.sort(root / "run", root / "out", rubbish=True)
 
 

@@ -33,7 +33,7 @@ COMMANDS = {
     "train": "learn features and clusters from images",
     "embed": "compute features of images with a trained network",
     "cluster": "group images with a pretrained network or a trained run",
-    "evaluate": "score features or clusters against labels",
+    "evaluate": "score a network or its clusters, with or without labels",
     "report": "write a page that shows the clusters",
     "compare": "show results of several runs in one table",
     "search": "find the images most similar to a given image",
@@ -145,7 +145,7 @@ def _modern(word: str) -> str:
     if name is None:
         return word
     print(
-        f"selfcluster: {flag_name} is now called {flag(name)}; the old name goes with the next release", file=sys.stderr
+        f"selfcluster: {flag_name} is now called {flag(name)}; the next release removes the old name", file=sys.stderr
     )
     return flag(name) + equals + value
 

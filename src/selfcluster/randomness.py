@@ -149,7 +149,8 @@ def keeps_random_state(function: Callable[P, R]) -> Callable[P, R]:
     def kept(*args: P.args, **kwargs: P.kwargs) -> R:
         if not _ONE_AT_A_TIME.acquire(blocking=False):
             log.warning(
-                "%s waits: another call of this process is at work, and they share torch's generator", function.__name__
+                "%s waits for another selfcluster call in this process: both use torch's random generator",
+                function.__name__,
             )
             _ONE_AT_A_TIME.acquire()
         try:

@@ -48,7 +48,7 @@ def setting(
         help: what the setting means, in a line.
         least: the smallest value allowed; None: any.
         most: the largest value allowed; None: any.
-        auto: the recipe `auto` may choose the value from the data.
+        auto: the recipe `auto` may choose the value.
         repeat: the flag may be given several times; the values are joined by commas.
 
     >>> @dataclass(frozen=True, kw_only=True)

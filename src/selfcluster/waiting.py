@@ -43,13 +43,13 @@ def busy_advice(threads: int, load: float, cores: int) -> str:
         cores: of the machine.
 
     >>> busy_advice(threads=2, load=5.04, cores=2)
-    'other programs keep the processor busy (load 5.0 on 2 cores). OMP_NUM_THREADS=1 before the command is faster then'
+    'other programs keep the processor busy (load 5.0 on 2 cores). With OMP_NUM_THREADS=1 this command is faster'
     >>> busy_advice(threads=2, load=1.9, cores=2)
     ''
     """
     if threads == 1 or load <= cores:
         return ""
-    words = "OMP_NUM_THREADS=1 before the command is faster then"
+    words = "With OMP_NUM_THREADS=1 this command is faster"
     return f"other programs keep the processor busy (load {load:.1f} on {cores} cores). {words}"
 
 

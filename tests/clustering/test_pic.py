@@ -106,5 +106,5 @@ def test_errors_name_the_value(arguments: dict, words: str) -> None:
 
 def test_rows_that_are_too_long_for_sigma_are_said_to_be():
     rng = np.random.default_rng(0)
-    with pytest.warns(UserWarning, match=r"every row is a cluster of its own: sigma=0\.2 is for rows of length 1"):
+    with pytest.warns(UserWarning, match=r"every row is a cluster of its own, because sigma=0\.2 is too small"):
         PowerIterationClustering().fit(rng.normal(size=(60, 8)).astype("f") * 100)

@@ -236,7 +236,8 @@ def test_a_survey_that_takes_too_long_gives_a_share(tmp_path, coded):
     assert (finds, count) == ([], 0)
     quarantine = Quarantine(open_source(tmp_path).ids, None, 0.0, 0, lambda bad: ([(5, "damaged", "x")], 9))
     with pytest.raises(
-        TooManyBadImages, match=r"(?s)2 of 10 images looked at \(of 40\) are bad .*about --max-bad 0\.2 "
+        TooManyBadImages,
+        match=r"(?s)2 of the 10 images read so far \(of 40 in all\) are bad .*similar, --max-bad 0\.2 accepts them",
     ):
         quarantine.add(3, BadImage("damaged", "x"))
 

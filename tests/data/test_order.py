@@ -118,7 +118,7 @@ def test_what_cannot_be_drawn_is_an_error_with_the_numbers():
         epoch_order(15, 10, 2, 0, 0)
     with pytest.raises(ValueError, match="every label is -1"):
         epoch_order(4, 2, 1, 0, 0, EpochPlan(balance=torch.full((4,), -1)))
-    with pytest.raises(ValueError, match="batch_size=10 is no multiple of the 3 groups"):
+    with pytest.raises(ValueError, match="batch_size=10 must be a multiple of the number of groups, 3"):
         epoch_order(9, 10, 1, 0, 0, EpochPlan(groups=torch.arange(9) % 3))
     with pytest.raises(ValueError, match=r"balance has shape \(3,\), \(4,\) is needed"):
         epoch_order(4, 2, 1, 0, 0, EpochPlan(balance=torch.zeros(3)))

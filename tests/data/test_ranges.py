@@ -71,7 +71,7 @@ def test_a_declared_no_data_value_that_the_type_cannot_hold_means_nothing():
 
 def test_kinds_that_share_a_range_are_named():
     found = choose_range([stored((RAMP * 65535).astype(np.uint16)), stored(RAMP.astype(np.float32))])
-    assert "16-bit and float32 images share it, so keep them apart" in found.reason
+    assert "16-bit and float32 images get the same range: if their units differ" in found.reason
 
 
 def test_few_levels_are_classes_and_none_of_them_is_no_data():

@@ -175,7 +175,7 @@ def test_labels_that_are_not_there_are_an_error_that_names_what_is(tmp_path):
     folder(tmp_path, "loose.jpg", "dog/1.jpg")
     with pytest.raises(LabelsError, match=r"1 of 2 images lie in no folder, e\.g\. 'loose\.jpg'; classes found: dog"):
         open_source(tmp_path, labels_from="folders")
-    with pytest.raises(LabelsError, match="no labels from 'nonsense'"):
+    with pytest.raises(LabelsError, match="cannot read labels from 'nonsense'"):
         open_source(tmp_path, labels_from="nonsense")
     with pytest.raises(LabelsError, match=r"gone\.csv: No such file"):
         open_source(tmp_path, labels_from="gone.csv")
@@ -240,7 +240,9 @@ def test_ids_of_a_table_match_without_suffix_and_without_folder(tmp_path):
         table.write_text(f"id,label\n{ids[0]},x\n{ids[1]},y\n")
         assert labels_of(open_source(tmp_path, labels_from=str(table))) == ["x", "y"]
     table.write_text("id,label\nimg-0001,x\nimg-0002,y\n")
-    with pytest.raises(LabelsError, match=r"table's ids look like 'img-0001', the images' like 'train/0001\.jpg'"):
+    with pytest.raises(
+        LabelsError, match=r"ids in the table look like 'img-0001', but ids of the images look like 'train/0001\.jpg'"
+    ):
         open_source(tmp_path, labels_from=str(table))
     folder(tmp_path, "other/0001.jpg")  # now 0001 may mean two images
     table.write_text("id,label\n0001,x\n0002,y\n")

@@ -41,7 +41,7 @@ def test_classes_are_renumbered_and_unknown_ones_named(tmp_path):
     assert part.class_names == ["3", "7"]
     assert np.bincount(part.labels).tolist() == [183, 179]
     (tmp_path / "wrong.txt").write_text("3\nseven\n")
-    with pytest.raises(LabelsError, match="'seven', which is no class; classes found: 0, 1"):
+    with pytest.raises(LabelsError, match="'seven', which is not a class; classes found: 0, 1"):
         digits(classes=tmp_path / "wrong.txt")
 
 

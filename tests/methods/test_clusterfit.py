@@ -227,7 +227,7 @@ def test_weights_of_a_network_that_sees_edges_teach_as_such(tiny, tmp_path, teac
 
 def test_clusters_by_label_are_refused_before_the_teacher_is_asked(tiny, tmp_path, teacher, kinds, monkeypatch):
     monkeypatch.setattr(making, "teacher_rows", lambda *unused: pytest.fail("the teacher was asked"))
-    with pytest.raises(ValueError, match="--num-prototypes 3: 4 labels of 48 images need 4 to 48"):
+    with pytest.raises(ValueError, match="--num-prototypes 3: must be between 4, the number of labels, and 48,"):
         tiny("clusterfit", tmp_path / "l", teacher=teacher, target="per_label", labels_from=kinds, num_prototypes=3)
 
 

@@ -37,7 +37,7 @@ def test_a_timm_style_file_is_taken_whole(tmp_path):
     agrees(module, state)
     where = f"weights {tmp_path / 'w.safetensors'}"
     matched = "30 tensors: layer1 (6), layer2 (6), layer3 (6), layer4 (6), layer5 (6)"
-    assert module.load_report == f"{where}: 100.0% of the network's numbers taken ({matched})"
+    assert module.load_report == f"{where}: 100.0% of the network's weights found ({matched})"
 
 
 def test_what_save_backbone_wrote_is_taken_from_its_folder(tmp_path):
@@ -139,7 +139,7 @@ def test_a_patch_embedding_of_another_size_is_not_resized(tmp_path):
 
 def test_another_networks_weights_are_refused(tmp_path):
     torch.save(timm.create_model("resnet18_small_w25").state_dict(), tmp_path / "w.pt")
-    with pytest.raises(ValueError, match=r"another network's weights .*w\.pt.* of the network's numbers"):
+    with pytest.raises(ValueError, match=r"w\.pt.* of the network's weights found .*the file is of another network"):
         make(tmp_path / "w.pt")
     torch.save({"epoch": 3}, tmp_path / "empty.pt")
     with pytest.raises(ValueError, match=r"empty\.pt: 0\.0%"):

@@ -73,7 +73,7 @@ def test_pictures_of_a_run_lie_in_it(network, photos):
 def test_what_it_refuses(network, photos, tmp_path, capsys):
     cnn = make_backbone("tiny_layout", channels=3, image_size=16)
     save_backbone(tmp_path / "cnn", cnn, (0.5,) * 3, (0.5,) * 3, 16)
-    with pytest.raises(ValueError, match="no vision transformer"):
+    with pytest.raises(ValueError, match="not a vision transformer"):
         api.attention(tmp_path / "cnn", photos)
     with pytest.raises(ValueError, match="share=0"):
         api.attention(network, photos, share=0)

@@ -79,7 +79,7 @@ def written(run, source, **options):
 
 def test_a_whole_run(tmp_path, images):
     page = written(make_run(tmp_path / "run", names()), Pictures(names(), images))
-    assert "30 images fell into 3 clusters, 10 images each." in page.text
+    assert "30 images in 3 clusters of 10 images each." in page.text
     assert "No collapse was seen" in page.text
     assert "60 s" in page.text
     assert "selfcluster train swav photos" in page.text

@@ -42,25 +42,28 @@ def judged(tmp_path, init="starter", **changes):
 
 def test_better_than_the_start(tmp_path):
     verdict = judged(tmp_path)
-    assert (verdict.level, verdict.headline) == ("good", "Crop retrieval is 5.0 points above the start's")
-    assert any("85.0% of the images" in reason and "80.0% before" in reason for reason in verdict.reasons)
+    assert (verdict.level, verdict.headline) == (
+        "good",
+        "Better than the start network: 85.0% of images matched with their own crops, 80.0% before",
+    )
+    assert any("85.0% of the searches" in reason and "80.0% before" in reason for reason in verdict.reasons)
 
 
 def test_the_network_half_way_is_named(tmp_path):
     verdict = judged(tmp_path, kept="half", compared="half", half={"retrieval": 0.9})
-    assert any("mean of the start's and the trained weights" in r and "90.0%" in r for r in verdict.reasons)
+    assert any("mean of start and trained weights" in r and "90.0%" in r for r in verdict.reasons)
 
 
 @pytest.mark.parametrize("kept", ["start", "end"])
 @pytest.mark.parametrize(
     ("outcome", "headline"),
-    [("worse", "Not better than the start"), ("unclear", "No clear difference from the start")],
+    [("worse", "Not better than the start network"), ("unclear", "No clear difference from the start network")],
 )
 def test_not_better_than_the_start(tmp_path, kept, outcome, headline):
     end = {"retrieval": 0.7, "by_color": 0.05}
     verdict = judged(tmp_path, better=False, verdict=outcome, kept=kept, end=end)
     assert (verdict.level, verdict.headline) == ("look", headline)
-    assert ("so the start was kept" in verdict.reasons[0]) is (kept == "start")
+    assert ("so the start network was kept" in verdict.reasons[0]) is (kept == "start")
 
 
 @pytest.mark.parametrize(
@@ -76,11 +79,11 @@ def test_not_better_than_the_start(tmp_path, kept, outcome, headline):
 def test_clusters_that_follow_color(tmp_path, init, before, after, follows):
     start, end = {"retrieval": 0.8, "by_color": before}, {"retrieval": 0.85, "by_color": after}
     verdict = judged(tmp_path, init, start=start, end=end)
-    assert (verdict.headline == "The clusters follow color") is follows
+    assert (verdict.headline == "The clusters agree with color") is follows
     assert verdict.level == ("look" if follows else "good")
     # the kept network counts, and not the one that was given up
     kept = judged(tmp_path, init, kept="start", better=False, start=start, end=end)
-    assert kept.headline == "Not better than the start"
+    assert kept.headline == "Not better than the start network"
 
 
 def test_nothing_known_is_unknown(tmp_path):

@@ -103,8 +103,8 @@ def test_undoing_any_sequence_returns_the_state_before(before, after):
         ("{]", "not JSON"),
         ("[" * 100_000, "not JSON"),
         ("", "not JSON"),
-        ('{"action": "explode"}', 'action "explode" is none of rename, merge'),
-        ('{"action": ["undo"]}', "is none of"),
+        ('{"action": "explode"}', 'action "explode" must be one of rename, merge'),
+        ('{"action": ["undo"]}', "must be one of"),
         (json.dumps(row("undo") | {"time": 3}), "time 3 is not an ISO date"),
         ('{"action": "undo"}', "time null is not an ISO date"),
         (json.dumps(row("undo", script="x")), 'undo has no field "script"'),
@@ -225,7 +225,7 @@ def test_an_undo_of_a_downloaded_file_never_takes_back_another_action(tmp_path):
     mine, theirs = row("rename", cluster=0, name="x"), row("rubbish", cluster=1)
     append_rows(tmp_path, [theirs, mine], START)
     for file in ([theirs, row("undo")], [row("undo")]):
-        with pytest.raises(CurationError, match=r"d.jsonl, line \d: undo takes back an action that is not the newest"):
+        with pytest.raises(CurationError, match=r"d.jsonl, line \d undoes an action that is not the last one"):
             merge_rows(tmp_path, file, START, "d.jsonl")
     assert read_rows(tmp_path) == [theirs, mine]
 

@@ -146,7 +146,7 @@ def test_the_command_clusters_them(tmp_path, capsys):
     rng = np.random.default_rng(0)
     np.save(tmp_path / "v.npy", np.concatenate([rng.normal(c, 0.1, (20, 8)) for c in (0, 5, 9)]))
     assert main(["cluster", str(tmp_path / "v.npy"), "--k", "3"]) == 0
-    assert "3 clusters of 60 images" in capsys.readouterr().out
+    assert "60 images in 3 clusters of " in capsys.readouterr().out
     path = table(tmp_path / "null.parquet", pa.array([[1.0], None, [2.0], [3.0]]))
     assert main(["cluster", str(path), "--k", "2"]) == 2
     assert "row 1 (id 'b') has no vector" in capsys.readouterr().err

@@ -147,7 +147,7 @@ def test_strangers_are_refused(server, run, path, headers):
 
 def test_there_is_an_attention_map_only_of_the_runs_images_and_of_a_transformer(server, run):
     status, content, _ = ask(server, "attention/" + quote(HOSTILE[0]))
-    assert (status, json.loads(content)["error"]) == (404, "the network of this run is no vision transformer")
+    assert (status, json.loads(content)["error"]) == (404, "the network of this run is not a vision transformer")
     spec = {"model_name": "vit_of_nobody"}
     (run / "backbone.json").write_text(json.dumps(spec))
     source = open_source(str(run.parent / "photos"))
@@ -222,7 +222,7 @@ def test_clusters_made_anew_refuse_actions_of_the_old_page(server, run):
     (run / "new.parquet").replace(run / "clusters.parquet")
     status, answer = post(server, [{"action": "rubbish", "cluster": 2}])
     assert status == 409
-    assert "load the page again" in answer["error"]
+    assert "Reload the page" in answer["error"]
     assert not read_rows(run)
     assert ask(server, "")[0] == 200
     assert post(server, [RENAME])[0] == 200

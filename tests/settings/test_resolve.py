@@ -80,7 +80,7 @@ def test_auto_gives_a_reason_for_each_choice_and_none_for_the_users():
     assert resolved.config["augment"] == "layout"
     assert resolved.config["channels"] == 1
     assert all(resolved.reasons.values())
-    assert "1797 images" in resolved.reasons["num_prototypes"]
+    assert "the number of images (1797)" in resolved.reasons["num_prototypes"]
 
 
 @pytest.mark.parametrize("method", NAMES)
@@ -147,9 +147,9 @@ def test_super_classes_share_a_batch_and_weighted_batches_are_whole():
 
 
 def test_clusters_of_images_are_no_more_than_the_images_they_are_made_of():
-    with pytest.raises(ValueError, match="--num-prototypes 60000: must be 2 to the number of images, 50000"):
+    with pytest.raises(ValueError, match="--num-prototypes 60000: must be from 2 to 50000, the number of images"):
         resolve("deepcluster", PHOTOS, {"num_prototypes": 60_000})
-    with pytest.raises(ValueError, match="2 to those of the 100 images that an epoch's whole batches hold, 64"):
+    with pytest.raises(ValueError, match="from 2 to 64, the number of images in the complete batches of an epoch"):
         resolve("deepcluster_v2", DataSummary(100, 32, 3), {"num_prototypes": 80, "batch_size": 64})
     assert resolve("dino", PHOTOS, {"num_prototypes": 65_536}).config["num_prototypes"] == 65_536
 
@@ -181,6 +181,7 @@ def test_a_config_that_is_none(tmp_path):
     ("method", "given", "message"),
     [
         ("odc", {"centroids_every": 0}, "--centroids-every 0: must be 1 or more"),
+        ("odc", {"long_tail": 0.01}, "--long-tail 0.01: must be 1 or more"),
         ("simclr", {"hidden": 0}, "--hidden 0: must be 1 or more"),
         ("deepcluster_v2", {"num_heads": 0}, "--num-heads 0: must be 1 or more"),
         ("npid", {"num_negatives": -1}, "--num-negatives -1: must be 0 or more"),
@@ -300,7 +301,7 @@ def test_cifar_has_solo_learns_values_and_scales_them_in_words():
         assert method == "moco_v2" or tuple(config[name] for name in names) == lars
         half = resolve(method, cifar, {"batch_size": 128}, recipe="cifar")
         assert half.config["learning_rate"] == pytest.approx(rate / 2)
-        assert "is for batches of 256 images; for 128 in proportion" in half.reasons["learning_rate"]
+        assert "per 256 images, scaled to the batch size of 128" in half.reasons["learning_rate"]
     assert resolve("rotnet", cifar, recipe="cifar").config["backbone"] == "resnet18_small"
 
 

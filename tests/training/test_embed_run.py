@@ -42,7 +42,7 @@ def test_a_folder_of_images_becomes_groups_and_a_page(tmp_path, photos, network,
     assert main(["cluster", photos, "--model", network, "--k", "4"]) == 0
     out = capsys.readouterr()
     run = tmp_path / "runs" / "cluster-photos-network"
-    assert f"4 clusters of 48 images, from 12 to 12; {run.relative_to(tmp_path)}/clusters.parquet" in out.out
+    assert f"48 images in 4 clusters of 12 images. Written: {run.relative_to(tmp_path)}/clusters.parquet" in out.out
     assert "report.html: open it in a browser" in out.out
     assert "embedding 48 images with tiny_layout" in out.err
     for name in ("config.yaml", "embeddings.parquet", "clusters.csv", "backbone.safetensors", "report.html"):
@@ -61,7 +61,7 @@ def test_a_folder_of_images_becomes_groups_and_a_page(tmp_path, photos, network,
     assert "has the embeddings of 48 images" in out.err
     # and its run folder is a run like any other
     assert main(["cluster", str(run), "--k", "2"]) == 0
-    assert "2 clusters of 48 images" in capsys.readouterr().out
+    assert "48 images in 2 clusters of " in capsys.readouterr().out
     rows = api.search(run, f"{photos}/05.png", k=3)
     assert rows[0]["path"].endswith("05.png")
     table = api.embed(run)
@@ -170,7 +170,7 @@ def test_a_disk_that_fills_up_ends_the_keeping_but_not_the_pass(tmp_path, caplog
     for number in range(3):
         kept.add(torch.tensor([number]), torch.ones(1, 2))
     assert kept.batches == 3
-    assert caplog.text.count("no longer kept") == 1
+    assert caplog.text.count("cannot save partial results") == 1
 
 
 def test_kept_rows_come_back_in_order_up_to_the_first_gap(tmp_path):

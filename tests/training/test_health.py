@@ -62,7 +62,7 @@ def test_row_45_thin_features_twice_running():
     feed(health, 1, 0.5, torch.arange(10), line)
     assert health.verdict(health.report()) is None
     feed(health, 1, 0.5, torch.arange(10), line, first=1)
-    assert "the features span only" in health.verdict(health.report())
+    assert "the features use only" in health.verdict(health.report())
 
 
 def test_row_45_one_cluster_takes_all():
@@ -119,5 +119,5 @@ def test_row_45_features_that_point_one_way_are_said_though_their_rank_is_not_lo
             health.see(step, values, [Output(torch.tensor(0.0), features=features)], sample=True)
         row = health.report()
     assert row["rankme"] > 10
-    assert "spread by 0.07" in health.verdict(row)
+    assert "(spread 0.07; 0: all are equal)" in health.verdict(row)
     assert "--predictor" in health.verdict(row)

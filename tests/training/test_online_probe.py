@@ -147,7 +147,7 @@ def test_bad_labels_are_refused_before_a_folder_is_made(tiny, pictures, tmp_path
     table.write_text("id,label\n" + "".join(f"{name},a;b\n" for name in rows))
     with pytest.raises(LabelsError, match="takes one label per image, and these images have several"):
         tiny("swav", tmp_path / "run", probe_labels=f"tags:{table}")
-    with pytest.raises(LabelsError, match="--probe-labels folders: no labels from 'folders'"):
+    with pytest.raises(LabelsError, match="--probe-labels folders: cannot read labels from 'folders'"):
         tiny("swav", tmp_path / "run", probe_labels="folders")
     assert not (tmp_path / "run").exists()
 

@@ -52,7 +52,7 @@ def test_clusters_a_label_follow_the_root_of_its_size(sizes, k, expected):
 
 @pytest.mark.parametrize("k", [1, 8])
 def test_too_few_or_too_many_clusters_for_the_labels_are_refused(k):
-    with pytest.raises(ValueError, match=rf"--num-prototypes {k}: 2 labels of 7 images need 2 to 7"):
+    with pytest.raises(ValueError, match=rf"--num-prototypes {k}: must be between 2, the number of labels, and 7,"):
         allot(np.array([3, 4]), k)
 
 
@@ -201,7 +201,7 @@ def test_what_is_needed_is_asked_for_by_its_flag(tmp_path, pictures, kinds):
             "clusterfit",
             {"teacher": rotnet, "rounds": 2, "target": "regress"},
             plain,
-            "asks the same teacher throughout",
+            "uses one fixed teacher, so --rounds must be 1",
         ),
     ]
     for method, said, source, words in cases:

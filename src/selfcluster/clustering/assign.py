@@ -73,7 +73,7 @@ def nearest_centroid(
         x, centroids = unit_rows(x), unit_rows(centroids)
     chosen = engine or _fastest(x)
     if chosen not in ENGINES:
-        raise ValueError(f"engine={engine!r} is none of {', '.join(map(repr, ENGINES))}")
+        raise ValueError(f"engine={engine!r} must be one of {', '.join(map(repr, ENGINES))}")
     if chosen == "triton":
         from selfcluster.clustering.cuda import assign as cuda
 

@@ -54,23 +54,24 @@ class KMeans(ClusterMixin, BaseEstimator):
         init: "random" members (the default here and in faiss), "k-means++" over at most 65,536 rows, "k-means||", or
             an array (k, d) of centroids.
         max_iter: maximum number of centroid updates; one more assignment gives the labels.
-        tol: stop if an iteration lowers the inertia by no more than this share of it; 0: stop only if no row moves.
+        tol: stop if the inertia falls by this share or less in an iteration; 0: stop only if no label changes.
         empty: "split" gives an empty cluster half of a donor cluster. "split_randomly" puts its centroid beside the
             donor's centroid, in a random direction. "keep" does not move its centroid.
         donor: which cluster is split: drawn uniformly from the non-empty clusters ("uniform"), drawn in proportion to
             size ("size", as in faiss), or the largest one ("largest", as in ODC).
-        perturbation: the two halves of a split are the donor's centroid times 1 +- this, alternating over dimensions.
+        perturbation: p. A split multiplies the donor's centroid by 1 + p and 1 - p in alternating dimensions, and the
+            other way round for the second half.
         max_points_per_centroid: iterate on at most k times this many rows drawn at random, then assign all rows;
             None uses all rows in every iteration (faiss's default is 256).
         subsample: iterate first on this many rows drawn at random (ClusterFit's two stages), then on all rows.
         subsample_iter: maximum number of updates in this first stage; None means `max_iter`.
-        random_state: None, an int or a `numpy.random.RandomState`. An int gives the same result every time, on any
-            number of ranks (to 1e-5).
-        exact: compute the labels that float64 gives, even on bfloat16 hardware. False accepts the labels of the fast
-            product without a check.
-        approximate: for thousands of clusters: compare a row only with the 192 centroids in the direction of its
-            region (`two_level.py`). This is ten times faster at k = 10,000, with about the same inertia. `labels_` are
-            approximate, too; `predict` is exact.
+        random_state: None, an int or a `numpy.random.RandomState`. The same int gives the same result every time. On
+            another number of ranks, centroids may differ by rounding (up to 1e-5).
+        exact: give the labels of a float64 computation, even on bfloat16 hardware. False accepts the labels of the
+            fast low-precision computation without a check.
+        approximate: for thousands of clusters: compare each row with only 192 candidate centroids (`two_level.py`).
+            This is ten times faster at k = 10,000, with about the same inertia. `labels_` are approximate, too;
+            `predict` is exact.
 
     Attributes:
         cluster_centers_: (k, d), a tensor if X was one.
@@ -270,11 +271,11 @@ class KMeans(ClusterMixin, BaseEstimator):
         if not isinstance(self.n_clusters, numbers.Integral) or self.n_clusters < 1:
             raise ValueError(f"n_clusters={self.n_clusters!r} is not an integer above 0")
         if isinstance(self.init, str) and self.init not in _INITS:
-            raise ValueError(f"init={self.init!r} is none of {', '.join(map(repr, _INITS))} and no array")
+            raise ValueError(f"init={self.init!r} must be one of {', '.join(map(repr, _INITS))}, or an array")
         if self.empty not in ("split", "split_randomly", "keep"):
             raise ValueError(f"empty={self.empty!r}: choose from split, split_randomly, keep")
         if self.donor not in DONORS:
-            raise ValueError(f"donor={self.donor!r} is none of {', '.join(map(repr, DONORS))}")
+            raise ValueError(f"donor={self.donor!r} must be one of {', '.join(map(repr, DONORS))}")
         for name in ("max_iter", "max_points_per_centroid", "subsample", "subsample_iter"):
             value = getattr(self, name)
             least = 0 if name in ("max_iter", "subsample_iter") else 1

@@ -76,7 +76,9 @@ class _Kernel:
         """Call a function of the library; tensors are passed as pointers."""
         result = self._functions[name](*(a.data_ptr() if isinstance(a, Tensor) else a for a in arguments))
         if result < 0:
-            raise MemoryError(f"no memory for the compiled kernel {name!r}; SELFCLUSTER_NATIVE=0 does without it")
+            raise MemoryError(
+                f"not enough memory for the compiled kernel {name!r}; SELFCLUSTER_NATIVE=0 uses torch instead"
+            )
         return result
 
     def nearest(self, x: Tensor, centroids: Tensor, labels: Tensor, distances: Tensor, level: int) -> int:

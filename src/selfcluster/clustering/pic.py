@@ -63,14 +63,14 @@ class PowerIterationClustering(ClusterMixin, BaseEstimator):
         Raises:
             ValueError: for settings out of range, fewer than n_neighbors + 1 rows, or rows that are not finite.
         """
-        for name, value, good in (
-            ("n_neighbors", self.n_neighbors, self.n_neighbors >= 1),
-            ("sigma", self.sigma, self.sigma > 0),
-            ("alpha", self.alpha, 0 < self.alpha < 1),
-            ("iterations", self.iterations, self.iterations >= 1),
+        for name, value, good, limits in (
+            ("n_neighbors", self.n_neighbors, self.n_neighbors >= 1, "1 or more"),
+            ("sigma", self.sigma, self.sigma > 0, "above 0"),
+            ("alpha", self.alpha, 0 < self.alpha < 1, "above 0 and below 1"),
+            ("iterations", self.iterations, self.iterations >= 1, "1 or more"),
         ):
             if not good:
-                raise ValueError(f"{name}={value} is out of range")
+                raise ValueError(f"{name}={value} must be {limits}")
         total = sum(distributed.gather_objects(len(X)))
         if total <= self.n_neighbors:
             raise ValueError(f"n_samples={total} is too few for n_neighbors={self.n_neighbors}")
@@ -83,8 +83,8 @@ class PowerIterationClustering(ClusterMixin, BaseEstimator):
         self.n_clusters_ = int(labels.max()) + 1
         if self.n_clusters_ == len(labels):
             warnings.warn(
-                f"every row is a cluster of its own: sigma={self.sigma} is for rows of length 1, and the median "
-                f"distance to a neighbor is {np.median(square) ** 0.5:.3g} here",
+                f"every row is a cluster of its own, because sigma={self.sigma} is too small: the median distance to a "
+                f"neighbor is {np.median(square) ** 0.5:.3g}. Scale the rows to length 1, or raise sigma",
                 stacklevel=2,
             )
         return self

@@ -1,20 +1,19 @@
 """Choose the number of clusters without labels: three measures vote, and the spread of their votes is reported.
 
-For every candidate k, k-means is fitted to several random four fifths of a sample of the rows, and to as many sets
-without clusters: uniform in the box along the sample's principal axes (Tibshirani, Walther, Hastie 2001, J. R. Stat.
-Soc. B 63(2), reference b). Each repeat gives three votes:
+For each candidate k, k-means is fitted to several random subsets (80 % of a sample of the rows) and to equally many
+sets without clusters. These are drawn uniformly from the bounding box along the sample's principal axes (Tibshirani,
+Walther, Hastie 2001, J. R. Stat. Soc. B 63(2), reference b). Each repeat gives three votes:
 
 - inertia: the smallest k whose gap, log inertia of the reference minus log inertia, is within one standard error of the
   largest gap; 1 if dividing the data gains nothing. (The paper takes the first k that is as good as the next one; for
   symmetric arrangements of clusters this stops far too early.)
 - silhouette: the k with the largest mean silhouette;
-- stability: the largest k at which the repeats agree (adjusted Rand index on all rows of the sample) as well as they do
-  at any k, to 0.02. A k that is too small can be stable too, one that is too large seldom is.
+- stability: the largest k whose adjusted Rand index between repeats, on all rows of the sample, is within 0.02 of the
+  best one. A k that is too small can be stable too, one that is too large seldom is.
 
-The recommendation is the middle one of the three votes on the curves averaged over repeats; `low` and `high` are the
-smallest and the largest of all single votes, extended up to the next candidates. It is `certain` if that range is
-narrow and the silhouette exceeds the reference's. If it does not, k-means finds no clusters in the data, and the range
-is all candidates.
+The recommendation is the median of the three votes on the averaged curves. `low` and `high` are the smallest and the
+largest vote of any repeat, widened to the next candidate. It is `certain` if that range is narrow and the silhouette
+exceeds the reference's. If it does not, k-means finds no clusters in the data, and the range is all candidates.
 
 Rows of many dimensions are clustered along their 64 leading principal axes. If the user names no candidates, a quick
 pass over 1,500 rows finds the ones to compare in full: those that it votes for, and their neighbors.
@@ -119,9 +118,9 @@ def choose_k(
     beats = fits.silhouette[:, at].mean() > fits.reference_silhouette[:, at].max() + _BEATEN
     if not beats:
         certain, low, high = False, grid[0], grid[-1]
-        reason = f"at k={k} the clusters are no better apart than k-means makes them in data without any"
+        reason = f"at k={k} the clusters are separated no better than in random data, so there may be none"
     elif high > _NARROW * low:
-        certain, reason = False, f"the measures and repeats vote for anything from k={low} to k={high}"
+        certain, reason = False, f"the measures disagree: they recommend between {low} and {high} clusters"
     else:
         certain, reason = True, f"inertia, silhouette and stability agree on k between {low} and {high}"
     return KChoice(k, low, high, certain, reason, votes, fits.table())

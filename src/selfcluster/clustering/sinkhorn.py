@@ -7,15 +7,16 @@ samples, K clusters, R rows this rank works on.
 The matrix is written once and only two vectors change: with M = exp(scores / epsilon), u = 1 / (M^T v) and
 v = 1 / (M u), starting from v = 1, the code of sample b is the row M_b * u over its sum. The constants 1/K and 1/B of
 the paper's marginals are factors of all of u or v and cancel in that division; so does the sum over the whole matrix.
-A row's own maximum is subtracted before exponentiating, so that no row vanishes in float32. This shift does *not*
-cancel by itself, because it changes the start, and so the result of few iterations. So v starts at the removed factor.
+A row's own maximum is subtracted before exponentiating, so that no row vanishes in float32. This changes the starting
+point, and so the result of few iterations. To compensate, v starts at exp(row maximum / epsilon).
 
 On a CPU the memory's speed limits this. So a compiled kernel computes M from the scores in every pass. An iteration
 takes one pass, because the part of a row in the column sums depends only on that row and u. One more pass writes the
 codes.
 
-Departs: where scores of a row, or row maxima, differ by more than 60 epsilon (cosines: epsilon below 0.034) smaller
-scores are raised to that difference, so that nothing underflows. With an outlier and few iterations the result then
+Departs: scores more than 60 epsilon below the maximum of their row, and row maxima as far below the largest one, are
+raised to this limit, so that nothing underflows. Cosines reach it only if epsilon is below 0.034. With an outlier and
+few iterations the result then
 differs from exact arithmetic. Float64 scores are scaled on logarithms, where nothing underflows: that is slower and
 exact for every epsilon.
 """

@@ -26,7 +26,8 @@ def attention(
     """What a vision transformer looks at: the attention of its last block, from the class token, as pictures.
 
     Args:
-        run: a run folder, an exported backbone folder or file, or a timm name.
+        run: a run folder, `timm:NAME`, a weights file, NETWORK=FILE or an exported backbone. A plain timm name is a
+            network with random weights, which gives a warning.
         images: image files; the middle square of each is shown to the network.
         out: folder for NAME-head-1.png and so on, a picture a head, and NAME-mask.png; default RUN/attention.
         share: of the heads' mean attention that the mask holds, in as few patches as do.
@@ -45,16 +46,27 @@ def attention(
 
 
 def add_flags(parser: argparse.ArgumentParser, words: list[str]) -> None:
-    parser.add_argument("run", metavar="RUN", help="run folder, exported backbone, or timm name")
+    parser.add_argument(
+        "run",
+        metavar="RUN",
+        help="run folder, timm:NAME, FILE, NETWORK=FILE or an export; its network must be a vision transformer",
+    )
     parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files")
     parser.add_argument("--out", help="folder for the pictures; default RUN/attention")
-    parser.add_argument("--share", type=float, default=0.6, help="share of the attention that the mask holds")
-    parser.add_argument("--image-size", type=int, help="side in pixels; larger gives finer maps")
-    parser.add_argument("--device", default="auto", help="cpu, cuda or auto")
+    parser.add_argument(
+        "--share",
+        type=float,
+        metavar="X",
+        default=0.6,
+        help="the mask shows the patches that hold this share of the attention; default 0.6",
+    )
+    parser.add_argument("--image-size", type=int, metavar="N", help="side in pixels; larger gives finer maps")
+    parser.add_argument("--device", metavar="DEVICE", default="auto", help="cpu, cuda or auto")
     parser.set_defaults(run_command=run_command)
 
 
 def run_command(**settings: Any) -> tuple[object, str]:
     result = attention(**settings)
     down, across = result["grid"]
-    return result, f"{result['out']}: {result['heads']} heads of {down} x {across} patches, and the mask, of each image"
+    heads = f"{result['heads']} attention map{'' if result['heads'] == 1 else 's'} ({down} x {across} patches)"
+    return result, f"{result['out']}: for each image, {heads} and a mask"

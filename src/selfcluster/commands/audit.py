@@ -131,10 +131,17 @@ def add_flags(parser: argparse.ArgumentParser, words: list[str]) -> None:
         "data2", metavar="DATA2", nargs="?", help="a second set; images in both sets are reported as leaks"
     )
     parser.add_argument(
-        "--near", type=float, default=0.99, help="images with at least this correlation are near copies, 0.9 to 1"
+        "--near",
+        type=float,
+        metavar="X",
+        default=0.99,
+        help="correlation of small gray versions from which on two images are near copies, 0.9 to 1; default 0.99",
     )
     parser.add_argument(
-        "--hashes", metavar="FILE", help="SHA-256 of the images; a missing file is written, an existing one compared"
+        "--hashes",
+        metavar="FILE",
+        help="file of SHA-256 hashes: if it does not exist, it is written; if it exists, the images are compared with "
+        "it",
     )
     parser.add_argument("--quiet", action="store_true", help="show no progress")
     for option in SHARED:

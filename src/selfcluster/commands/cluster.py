@@ -43,7 +43,8 @@ def cluster(
     Args:
         data: images (for example a folder), a run folder, or an embeddings file (Parquet or .npy). Images are first
             embedded into a new run folder, without training. For a run, the clustering uses the features that its
-            method compares, for example those after SwAV's projection. Embeddings are used unchanged.
+            method compares, for example those after SwAV's projection. All vectors are scaled to length 1 and, unless
+            `whiten` is 0, reduced to whitened principal components.
         model: for images, the network: "starter" (the default), "timm:NAME", a weights file, "NETWORK=FILE", an
             exported backbone or a run.
         k: number of clusters. "auto" recommends a number and a range. None: the trained run's own clusters if its
@@ -212,19 +213,28 @@ def add_flags(parser: argparse.ArgumentParser, words: list[str]) -> None:
     parser.add_argument(
         "--k",
         type=_number_or_auto,
-        help="number of clusters, or auto; default auto; for a trained run its own clusters",
+        metavar="N|auto",
+        help="number of clusters, or auto. Default: auto; for a trained run: the clusters that training made",
     )
-    parser.add_argument("--algorithm", default="kmeans", help="kmeans, hierarchical, pic or hdbscan")
+    parser.add_argument(
+        "--algorithm",
+        default="kmeans",
+        help="kmeans (default), hierarchical, pic (power iteration) or hdbscan; the last two find the number of "
+        "clusters, and take no --k",
+    )
     parser.add_argument(
         "--whiten",
         type=int,
-        help="principal components to keep and whiten; default 3 k / 2 (pic: n / 4; hdbscan: n / 20); 0: no whitening",
+        metavar="N",
+        help="number of whitened principal components; 0: no whitening; default: 1.5 times k, at most 256 (pic: a "
+        "quarter of the number of images; hdbscan: a twentieth, at most 32)",
     )
     parser.add_argument(
         "--out",
-        help="for images: run folder, default runs/cluster-DATANAME; else: Parquet file, with a CSV beside it",
+        help="for images: run folder (default runs/cluster-DATANAME); for a run or embeddings: Parquet file, with a "
+        "CSV of the same name (default: clusters.parquet in the same folder, which is replaced)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="seed of the clustering")
+    parser.add_argument("--seed", type=int, metavar="N", default=0, help="seed of the clustering")
     parser.add_argument("--quiet", action="store_true", help="print warnings only")
     add_network_flags(parser, "labels_from")
     parser.set_defaults(run_command=run_command, batch_size=None)
@@ -241,7 +251,9 @@ def _number_or_auto(text: str) -> int | str:
 
 def run_command(**settings: Any) -> tuple[object, str]:
     result = cluster(**{name: value for name, value in settings.items() if value is not None})
-    lines = ["{clusters} clusters of {images} images, from {smallest} to {largest}; {out} and {csv}".format(**result)]
+    sizes = "{smallest} to {largest}" if result["smallest"] < result["largest"] else "{largest}"
+    text = f"{{n}} images in {{clusters}} clusters of {sizes} images. Written: {{out}} and {{csv}}"
+    lines = [text.format(n=result["images"] - result["none"], **result)]
     if result["none"]:
         lines.append(f"{result['none']} images belong to no cluster; they have the number -1")
     if "report" in result:

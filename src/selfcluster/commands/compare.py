@@ -55,7 +55,7 @@ def compare(
             raise RunError(f"{folder} is not a run folder: compare shows runs of selfcluster train")
     given = {name: value for name, value in settings.items() if value is not None}
     if train is not None and protocol is None:
-        raise ValueError("--train measures a protocol: name it, such as --protocol knn")
+        raise ValueError("--train needs a protocol, such as --protocol knn")
     if train is None and given:
         raise ValueError(f"--{next(iter(given)).replace('_', '-')} has no effect without --protocol and --train")
     if out is not None and Path(out).suffix.lower() not in (".html", ".htm"):
@@ -129,10 +129,12 @@ def add_flags(parser: argparse.ArgumentParser, words: list[str]) -> None:
     )
     parser.add_argument("--out", help="write the table to this HTML file too")
     parser.add_argument("--protocol", help="show this protocol only; with --train, evaluate runs that lack it")
-    parser.add_argument("--train", help="labeled images to evaluate runs, their starts and untrained networks")
+    parser.add_argument(
+        "--train", help="labeled images, on which each run, its start network and its untrained network are evaluated"
+    )
     parser.add_argument("--test", help="labeled images for the score; default: a held-out share of --train")
-    parser.add_argument("--labels-from", help="folders, column:NAME or a CSV file; default folders")
-    parser.add_argument("--seed", type=int, help="seed of the split and of the protocol")
+    parser.add_argument("--labels-from", metavar="SOURCE", help="folders, column:NAME or a CSV file; default folders")
+    parser.add_argument("--seed", type=int, metavar="N", help="seed of the split and of the protocol")
     parser.add_argument("--test-limit", type=int, metavar="N", help="use N test images only, drawn by the seed")
     add_network_flags(parser)
     parser.set_defaults(run_command=run_command, batch_size=None)

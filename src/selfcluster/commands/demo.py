@@ -62,7 +62,7 @@ def demo(out: str | os.PathLike[str] = "runs", *, seed: int = 0, quiet: bool = F
 
 def add_flags(parser: argparse.ArgumentParser, words: list[str]) -> None:
     parser.add_argument("--out", default="runs", help="folder for the runs; existing runs are replaced")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the runs")
+    parser.add_argument("--seed", type=int, metavar="N", default=0, help="seed of the runs")
     parser.add_argument("--quiet", action="store_true", help="print the table only")
     parser.set_defaults(run_command=run_command)
 

@@ -71,7 +71,7 @@ def _processor(torch: ModuleType) -> dict[str, str]:
 def _waiting() -> str:
     policy = os.environ.get("OMP_WAIT_POLICY")
     if policy is None:
-        return "as OpenMP does it; OMP_WAIT_POLICY was not set before torch was loaded"
+        return "OpenMP's default, which may use the cores while it waits: OMP_WAIT_POLICY was not set"
     return (
         "sleep, so that other programs are not slowed down"
         if policy.upper() == "PASSIVE"
@@ -85,12 +85,8 @@ def _clustering() -> dict[str, str]:
     wish, compiler = os.environ.get("SELFCLUSTER_NATIVE"), shutil.which("c++") or shutil.which("g++")
     chosen = native.instructions()
     if chosen is not None:
-        why = (
-            f"SELFCLUSTER_NATIVE={wish} allows no more"
-            if wish in native.INSTRUCTIONS
-            else "the best this processor has"
-        )
-        text = f"compiled, 8-bit products by {chosen}: {why}"
+        why = f"limited by SELFCLUSTER_NATIVE={wish}" if wish in native.INSTRUCTIONS else "the best this processor has"
+        text = f"compiled kernels, 8-bit products with {chosen}: {why}"
     elif wish == "0":
         text = "torch, because of SELFCLUSTER_NATIVE=0; the compiled kernels are several times faster"
     elif compiler is None:
@@ -122,7 +118,7 @@ def _networks() -> dict[str, str]:
 
     try:
         starter_file()
-        text = "installed: the first `selfcluster cluster photos/` needs no network"
+        text = "installed: `selfcluster cluster photos/` works offline"
     except FileNotFoundError:
         text = "not installed: pip install 'selfcluster[starter]'"
     return {"starter": text}

@@ -63,7 +63,7 @@ def embed(
     where = Path(run)
     trained = run_config(where) if is_run(where) else {}
     if data is None and not trained:
-        raise RunError(f"{run} is no run folder, so it names no images: add a folder of images")
+        raise RunError(f"{run} is not a run folder, so it has no images of its own: selfcluster embed {run} IMAGES")
     chosen = part_of(trained) if data is None else reading_of(trained)
     source = open_source(trained["data"] if data is None else data, **chosen | subset)
 
@@ -110,7 +110,7 @@ def run_command(run: str, data: str | None, out: str | None, **settings: Any) ->
         or names_images(run)
         or settings.keys() & {"limit", "classes", "long_tail", "labels_from", "seed", "range", "max_megapixels"}
     ):
-        raise ValueError("embed: say with --out FILE where the embeddings go")
+        raise ValueError("embed: name the output file with --out FILE")
     print(_EMBEDDING, file=sys.stderr)
     result = embed(run, data, out=out, **settings)
     rows, width = result["vectors"].shape

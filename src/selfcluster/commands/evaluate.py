@@ -139,11 +139,12 @@ def _rank(protocol: str, runs: Sequence[Any], **settings: Any) -> Result:
 def add_flags(parser: argparse.ArgumentParser, words: list[str]) -> None:
     from selfcluster.evaluation.protocols import declarations, known, protocol_names
 
-    parser.usage = "selfcluster evaluate PROTOCOL RUN [flags]"
     parser.add_argument("protocol", metavar="PROTOCOL", help=", ".join(protocol_names()))
     name = next((word for word in words if not word.startswith("-")), None)
     several: dict[str, Any] = {"nargs": "+"} if name is not None and known(name) == _RANKING else {}
-    parser.add_argument("run", metavar="RUN", help="run folder, images, or a network as for --model", **several)
+    parser.usage = f"selfcluster evaluate PROTOCOL RUN {'RUN ... ' if several else ''}[flags]"
+    what = "run folder, images, or a network as for --model; unlabeled takes several"
+    parser.add_argument("run", metavar="RUN", help=what, **several)
     if name is None:
         lines = [f"  {each:<12} {declarations(each)[0]}" for each in protocol_names()]
         parser.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -158,10 +159,18 @@ def add_flags(parser: argparse.ArgumentParser, words: list[str]) -> None:
     parser.add_argument("--train", help="labeled images; default: the images of the run")
     parser.add_argument("--test", help="labeled images for the score; default: a held-out share of --train")
     parser.add_argument(
-        "--split", type=float, default=0.2, help="share of the images to hold out if --test is not given"
+        "--split",
+        type=float,
+        metavar="X",
+        default=0.2,
+        help="share of the images to hold out if --test is not given; default 0.2",
     )
-    parser.add_argument("--labels-from", help="folders, voc, column:NAME, tags:FILE.csv or a CSV file; default folders")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the split and of the protocol")
+    parser.add_argument(
+        "--labels-from",
+        metavar="SOURCE",
+        help="folders, voc, column:NAME, columns:A,B, tags:FILE.csv or a CSV file; default folders",
+    )
+    parser.add_argument("--seed", type=int, metavar="N", default=0, help="seed of the split and of the protocol")
     parser.add_argument("--layer", help="module of the network whose output is scored; default: the features")
     parser.add_argument("--test-limit", type=int, metavar="N", help="use N test images only, drawn by the seed")
     add_model_flag(parser)

@@ -126,12 +126,18 @@ def _draw_classes(subject: Any, path: Path) -> bool:
 def add_flags(parser: argparse.ArgumentParser, words: list[str]) -> None:
     parser.add_argument("run", metavar="RUN", help="run folder, starter, timm:NAME, FILE, NETWORK=FILE or an export")
     parser.add_argument("--train", help="images; default: the images of the run")
-    parser.add_argument("--labels-from", help="labels for the map of the classes: folders, column:NAME or a CSV file")
+    parser.add_argument(
+        "--labels-from", metavar="SOURCE", help="labels for the map of the classes: folders, column:NAME or a CSV file"
+    )
     parser.add_argument("--layer", help="module whose filters are shown; default the last convolution")
-    parser.add_argument("--filters", type=int, default=8, metavar="N", help="filters to show, drawn by the seed")
-    parser.add_argument("--steps", type=int, default=200, metavar="N", help="steps of gradient ascent")
+    parser.add_argument(
+        "--filters", type=int, default=8, metavar="N", help="filters to show, drawn by the seed; default 8"
+    )
+    parser.add_argument("--steps", type=int, default=200, metavar="N", help="steps of gradient ascent; default 200")
     parser.add_argument("--out", help="folder for the pictures; default RUN/figures")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the choice of filters, the noise and t-SNE")
+    parser.add_argument(
+        "--seed", type=int, metavar="N", default=0, help="seed of the choice of filters, the noise and t-SNE"
+    )
     add_network_flags(parser)
     parser.set_defaults(run_command=run_command)
 

@@ -11,6 +11,20 @@ from typing import Any
 from selfcluster.settings.options import SHARED, Option
 
 _TYPES: dict[str, Callable[[str], Any]] = {"int": int, "float": float, "str": str}
+_VALUES = {  # what a help text calls the value of a flag
+    "augment": "NAME",
+    "backbone": "NAME",
+    "classes": "FILE",
+    "columns": "NAMES",
+    "device": "DEVICE",
+    "init": "NETWORK",
+    "labels_from": "SOURCE",
+    "layer": "LAYER",
+    "probe_labels": "SOURCE",
+    "table": "FILE",
+    "teacher": "NETWORK",
+    "teacher_layer": "LAYER",
+}
 
 _NETWORK_FILES = (
     "config.yaml",
@@ -36,10 +50,13 @@ def add_option(parser: argparse._ActionsContainer, option: Option, shown: str = 
         )
         return
     kwargs: dict[str, Any] = {"default": argparse.SUPPRESS, "help": text, "dest": option.name}
-    if option.kind in ("pair", "numbers"):
-        kwargs |= {"nargs": 2 if option.kind == "pair" else "+", "type": float, "metavar": "X"}
+    if option.kind == "pair":
+        kwargs |= {"nargs": 2, "type": float, "metavar": ("LOW", "HIGH")}
+    elif option.kind == "numbers":
+        kwargs |= {"nargs": "+", "type": float, "metavar": "X"}
     else:
-        kwargs |= {"type": _TYPES[option.kind], "metavar": {"int": "N", "float": "X", "str": "TEXT"}[option.kind]}
+        name = {"int": "N", "float": "X", "str": _VALUES.get(option.name, "TEXT")}[option.kind]
+        kwargs |= {"type": _TYPES[option.kind], "metavar": name}
     if option.repeat:
         kwargs["action"] = "append"
     if option.choices:
@@ -50,7 +67,9 @@ def add_option(parser: argparse._ActionsContainer, option: Option, shown: str = 
 def add_model_flag(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
-        help="network for images: starter (default), timm:NAME, FILE, NETWORK=FILE, an export, a run or untrained:RUN",
+        metavar="NETWORK",
+        help="network for images: starter (default), timm:NAME, a run, an export, a FILE of weights, NETWORK=FILE "
+        "(name of the network and its weights), or untrained:RUN (random weights)",
     )
 
 
@@ -76,8 +95,10 @@ def given(settings: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
 
 
 def add_network_flags(parser: argparse.ArgumentParser, *more: str) -> None:
-    parser.add_argument("--batch-size", type=int, default=256, help="number of images to process at a time")
-    parser.add_argument("--image-size", type=int, help="side of the images in pixels, for timm:NAME")
+    parser.add_argument(
+        "--batch-size", type=int, default=256, metavar="N", help="number of images to process at a time"
+    )
+    parser.add_argument("--image-size", type=int, metavar="N", help="side of the images in pixels, for timm:NAME")
     wanted = {"workers", "device", "precision", "max_bad", "limit", "classes", "long_tail", *more}
     wanted |= {"range", "max_megapixels", "timeout"}
     for option in SHARED:

@@ -17,4 +17,5 @@ def run_command() -> tuple[object, str]:
     import inspect
 
     found = {name: inspect.getdoc(recipe) or "" for name, recipe in RECIPES.items()}
-    return found, "\n\n".join(f"{name}: {text}" for name, text in found.items())
+    lines = [f"{name:<24}{text.splitlines()[0]}" for name, text in found.items()]
+    return found, "\n".join([*lines, "", "Notes on each recipe: selfcluster recipes --json, and docs/fidelity.md"])

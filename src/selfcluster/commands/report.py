@@ -129,14 +129,19 @@ def add_flags(parser: argparse.ArgumentParser, words: list[str]) -> None:
     parser.add_argument("run", metavar="RUN|DATA", help="run folder, or images")
     parser.add_argument("--data", help="new place of the images, if they have moved")
     parser.add_argument("--out", help="HTML file; default RUN/report.html")
-    parser.add_argument("--apply", metavar="FILE", help="first add the curation rows of FILE to the run")
     parser.add_argument(
-        "--metadata", metavar="FILE.csv", help="columns by image, to sort clusters by agreement with one; default EXIF"
+        "--apply", metavar="FILE", help="apply changes that you made on the page and downloaded as curation.jsonl"
+    )
+    parser.add_argument(
+        "--metadata",
+        metavar="FILE.csv",
+        help="table with a column id or path and columns of metadata; the page can then sort the clusters by each of "
+        "them; default: EXIF",
     )
     parser.add_argument(
         "--serve", action="store_true", help="serve the page to a browser on this machine, and save edits made there"
     )
-    parser.add_argument("--port", type=int, help="with --serve: port on 127.0.0.1; default: any free port")
+    parser.add_argument("--port", type=int, metavar="N", help="with --serve: port on 127.0.0.1; default: any free port")
     add_model_flag(parser)
     parser.set_defaults(run_command=run_command)
 

@@ -16,7 +16,7 @@ from selfcluster.files import make_writable, write_atomically
 from selfcluster.randomness import keeps_random_state
 from selfcluster.runs.folder import RunError
 
-HELP = "choose a small balanced set of images to label by hand"
+HELP = "choose images to label by hand: equally many from each cluster, or at random"
 
 
 @keeps_random_state
@@ -110,10 +110,10 @@ def _text(rows: Sequence[Mapping[str, object]], path: Path) -> str:
 
 def add_flags(parser: argparse.ArgumentParser, words: list[str]) -> None:
     parser.add_argument("run", metavar="RUN", help="run folder with clusters and embeddings")
-    parser.add_argument("--n", type=int, required=True, help="how many images")
+    parser.add_argument("--n", type=int, metavar="N", required=True, help="how many images")
     parser.add_argument("--by", default="clusters", help="clusters (default) or random")
     parser.add_argument("--out", help=".csv file, or .txt file with paths only; default: print only")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the random draw")
+    parser.add_argument("--seed", type=int, metavar="N", default=0, help="seed of the random draw; default 0")
     parser.set_defaults(run_command=run_command)
 
 

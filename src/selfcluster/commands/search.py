@@ -79,10 +79,10 @@ def _write(file: Path, hits: Hits) -> None:
 def add_flags(parser: argparse.ArgumentParser, words: list[str]) -> None:
     parser.add_argument("run", metavar="RUN|DATA", help="run folder, or images")
     parser.add_argument("image", metavar="IMAGE", help="an image file")
-    parser.add_argument("--k", type=int, default=10, help="number of images to show; default 10")
+    parser.add_argument("--k", type=int, metavar="N", default=10, help="number of images to show; default 10")
     parser.add_argument("--out", help="also write the rows to this .csv, .parquet or .json file")
     add_model_flag(parser)
-    parser.add_argument("--device", default="auto", help="cpu, cuda or auto")
+    parser.add_argument("--device", metavar="DEVICE", default="auto", help="cpu, cuda or auto")
     parser.set_defaults(run_command=run_command)
 
 

@@ -212,7 +212,9 @@ def _earlier_origins(folder: Path, targets: list[PurePosixPath]) -> list[Path | 
         return None
     rows = list(csv.DictReader(io.StringIO((folder / PLAN).read_text("utf-8"))))
     if [row.get("target") for row in rows] != [str(target) for target in targets]:
-        raise ValueError(f"{folder} was sorted by other clusters (see {folder / PLAN}); choose another --into")
+        raise ValueError(
+            f"{folder} holds images sorted by an earlier clustering (see {folder / PLAN}); choose another --into"
+        )
     return [Path(os.fsdecode(to_name(row["origin"]))) if row.get("origin") else None for row in rows]
 
 
@@ -224,7 +226,11 @@ def add_flags(parser: argparse.ArgumentParser, words: list[str]) -> None:
     ways.add_argument("--copy", dest="how", action="store_const", const="copy", help="copy the files")
     ways.add_argument("--move", dest="how", action="store_const", const="move", help="move the files; needs --yes")
     parser.add_argument("--data", help="new place of the images, if they have moved")
-    parser.add_argument("--rubbish", action="store_true", help="also sort clusters that are marked as rubbish")
+    parser.add_argument(
+        "--rubbish",
+        action="store_true",
+        help="also sort the clusters that you marked as rubbish on the page; default: leave them out",
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the plan and change nothing")
     parser.add_argument("--yes", action="store_true", help="allow --move")
     parser.set_defaults(run_command=run_command, how="link")

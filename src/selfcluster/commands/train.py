@@ -217,11 +217,16 @@ def add_flags(parser: argparse.ArgumentParser, words: list[str]) -> None:
     parser.add_argument("--out", help="run folder, default runs/METHOD-DATANAME; resumes an unfinished run in it")
     recipes = "{" + ",".join(RECIPES) + "}"
     parser.add_argument(
-        "--recipe", metavar=recipes, help="named set of settings; default: auto, which looks at the data"
+        "--recipe",
+        metavar=recipes,
+        help="named set of settings; default: auto, which chooses from the images, the device and the start network",
     )
     parser.add_argument("--config", help="file of settings, such as a run's config.yaml")
     parser.add_argument("--quiet", action="store_true", help="print warnings only")
-    words_of = "resume a run although its images have changed; its current epoch starts again"
+    words_of = (
+        "resume although the images have changed, and repeat the current epoch; methods that store a value for each "
+        "image refuse"
+    )
     parser.add_argument("--accept-data-change", action="store_true", help=words_of)
     parser.set_defaults(run_command=run_command)
     method = next((word for word in words if not word.startswith("-")), None)
@@ -240,8 +245,8 @@ def add_flags(parser: argparse.ArgumentParser, words: list[str]) -> None:
     for name, option in options_for(schema).items():
         value = paper.get(name, option.default)
         value = " ".join(f"{v:g}" for v in value) if isinstance(value, tuple) else value
-        per = f" for {images_per_rate(schema)} images, in proportion" if name in SCALED and value else ""
-        chosen = "; auto: from the data" if option.auto else ""
+        per = f" per {images_per_rate(schema)} images of the batch" if name in SCALED and value else ""
+        chosen = "; auto chooses" if option.auto else ""
         shown = "" if value is None or value == "" else f" (paper: {value}{per}{chosen})"
         add_option(common if name in shared else own, option, shown)
 

@@ -164,7 +164,9 @@ def _check_size(width: int, height: int, max_pixels: int, min_side: int) -> None
     if min(width, height) < min_side:
         raise BadImage("too_small", f"{width}x{height} pixels, the shorter side needs at least {min_side}")
     if max(width, height) > _STRIPE * min(width, height):
-        raise BadImage("too_small", f"{width}x{height} pixels, the shorter side needs a {_STRIPE}th of the longer one")
+        raise BadImage(
+            "too_small", f"{width}x{height} pixels: the longer side may be at most {_STRIPE} times the shorter side"
+        )
 
 
 def _check_jpeg(data: bytes, pixels: int, max_pixels: int) -> None:
@@ -173,9 +175,11 @@ def _check_jpeg(data: bytes, pixels: int, max_pixels: int) -> None:
         data.find(marker, 0, 1 << 20) >= 0 for marker in (b"\xff\xc2\0\x0b", b"\xff\xc2\0\x11", b"\xff\xc2\0\x14")
     )
     if pixels > max_pixels * (1 if progressive else 64):
-        kind = "progressive JPEG, which cannot be decoded in parts" if progressive else "JPEG, too many even at 1/8"
+        kind = (
+            "a progressive JPEG, which cannot be decoded smaller" if progressive else "too many even at 1/8 of the size"
+        )
         raise BadImage(
-            "too_large", f"{pixels:,} pixels, more than {max_pixels:,}: {kind}; --max-megapixels raises this"
+            "too_large", f"{pixels:,} pixels: {kind} (limit {max_pixels:,}); --max-megapixels raises the limit"
         )
     if progressive and (scans := data.count(b"\xff\xda")) > _MAX_SCANS:
         raise BadImage("too_large", f"progressive JPEG of {scans} scans, more than {_MAX_SCANS}")

@@ -146,12 +146,10 @@ def remarks(seen: SampleDescription, where: str) -> tuple[list[str], list[str]]:
             f"images deeper than 8 bits: values {used} become 0..255 ({used.reason or 'as asked'}); "
             "--range LOW HIGH sets other values"
         )
-    advice = (
-        "check what they show; for images deeper than 8 bits, --range LOW HIGH names the values that become 0 and 255"
-    )
+    advice = "Look at them. If they have more than 8 bits, --range LOW HIGH sets the values that become black and white"
     for count, words in ((seen["dark"], "nearly black"), (seen["constant"], "nearly constant")):
         if count >= max(1, _WARN_SHARE * (seen["sampled"] - len(seen["findings"]))):
-            warnings.append(f"{count} of {seen['sampled']} images looked at are {words}: {advice}")
+            warnings.append(f"{count} of {seen['sampled']} images looked at are {words}. {advice}")
     if seen["dark"] == seen["constant"] and len(warnings) == 2:
         warnings = warnings[1:]  # the same images, most likely
     return notes, warnings

@@ -151,8 +151,8 @@ class _Table:
         if len(without) == len(self.ids):
             example = next((to_id(name) for name in self.tags), "none")
             hint = (
-                f"the table's ids look like {example!r}, the images' like {self.ids[without[0]]!r}; "
-                "write the ids as the images have them: the path below the data folder, with or without suffix"
+                f"ids in the table look like {example!r}, but ids of the images look like {self.ids[without[0]]!r}; "
+                "use the path inside the data folder, with or without the suffix"
             )
         return LabelsError(
             f"{self.path} has no label for {len(without)} of {of or len(self.ids)} images, "

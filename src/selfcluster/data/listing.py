@@ -19,7 +19,7 @@ _WORDS = {
     "same_file": "links to images that are used already (same_file)",
     "not_regular": "pipes, devices or folders named like images (not_regular)",
     "broken_link": "links that lead nowhere (broken_link)",
-    "no_permission": "files that may not be read (no_permission)",
+    "no_permission": "files without read permission (no_permission)",
 }
 _MAX_NAMED = 1000  # skipped files that are named one by one; the rest are only counted
 

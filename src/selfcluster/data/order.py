@@ -64,7 +64,7 @@ def epoch_order(
     if not len(kinds):
         raise ValueError("no image belongs to a group")
     if batch_size % len(kinds):
-        raise ValueError(f"batch_size={batch_size} is no multiple of the {len(kinds)} groups; choose one that is")
+        raise ValueError(f"batch_size={batch_size} must be a multiple of the number of groups, {len(kinds)}")
     each = batch_size // len(kinds)
     parts = [
         _draws(np.flatnonzero(groups == kind), steps * each, balance, replace, seed, epoch, 1 + int(kind), repeat=True)

@@ -119,14 +119,14 @@ class Quarantine:
         reasons = ", ".join(f"{count} {reason}" for reason, count in self.reasons.most_common())
         first = "; ".join(f"{finding.id} ({finding.reason})" for finding in self._findings[:5])
         if looked_at < total:
-            counted = f"{bad} of {looked_at} images looked at (of {total})"
+            counted = f"{bad} of the {looked_at} images read so far (of {total} in all)"
             share = accepting_share(min(total, -(-bad * total // looked_at)), total)
-            flag = f"about --max-bad {share:g} would accept as many in the rest"
+            flag = f"if the rest is similar, --max-bad {share:g} accepts them"
         else:
             counted = f"{bad} of {total} images"
             flag = f"--max-bad {accepting_share(bad, total):g} accepts them"
         passing = sum(count for reason, count in self.reasons.items() if reason in PASSING)
-        again = f"\nThe next start reads {passing} of them again: their reasons may have passed by then"
+        again = f"\n{passing} of these errors may be temporary: the next start reads those images again"
         place = f" (listed in {self._path})" if self._path else ""
         return (
             f"{counted} are bad ({bad / looked_at:.1%}: {reasons}), "

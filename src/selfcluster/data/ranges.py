@@ -141,10 +141,10 @@ def choose_range(samples: Iterable[Stored], per_image: int = 16_384) -> ValueRan
     floats = all(kind.startswith("float") for kind in kinds)
     note = "".join(f", {value:g} means no data" for value in dropped)
     if len(kinds) > 1:
-        note += f"; {' and '.join(sorted(kinds))} images share it, so keep them apart if their values mean other things"
+        note += f"; {' and '.join(sorted(kinds))} images get the same range: if their units differ, use separate runs"
     for top in ((1.0,) if floats else ()) + _COMMON:
         if values[0] >= 0 and values[-1] <= top and high - low > top / 2:
-            return ValueRange(0.0, top, f"{', '.join(sorted(kinds))} images use most of it{note}")
+            return ValueRange(0.0, top, f"{', '.join(sorted(kinds))} images use most of this range{note}")
     low, high = float(f"{low:.6g}"), float(f"{high:.6g}")
     if low == high:
         high = low + 1

@@ -192,7 +192,7 @@ def open_source(
         range: (LOW, HIGH), the values that become 0 and 255 in images deeper than 8 bits; None measures them in a
             sample (see `ranges.py`).
         max_megapixels: maximum size of an image in millions of pixels; default 64.
-        timeout: maximum seconds of one read outside the loader.
+        timeout: maximum seconds for one read of an image outside training.
 
     Returns:
         the images in bytewise order of their ids.
@@ -343,8 +343,9 @@ def _labels(
         labels, names = labeling.from_table(source.ids, labels_from, seed, needed)
     else:
         raise LabelsError(
-            f"no labels from {labels_from!r} for {source.where} ({source.kind}); "
-            "choose folders, voc, column:NAME of a .csv or .parquet list, or a .csv file of id and label"
+            f"cannot read labels from {labels_from!r} for {source.where} ({source.kind}); choose folders, voc, "
+            "column:NAME or columns:A,B of a .csv or .parquet list, tags:FILE.csv, or a .csv file with the columns id "
+            "and label"
         )
     if not names:
         raise LabelsError(f"labels from {labels_from}: every label is missing (empty, none, null or nan)")
@@ -376,7 +377,7 @@ def _known(labels: np.ndarray | None) -> np.ndarray:
 
 def _nothing_found(source: Source) -> str:
     passed: Counter[str] = source.passed
-    others = ", ".join(f"{n} {what}" for what, n in passed.most_common(5)) or "nothing at all"
+    others = ", ".join(f"{n} {what}" for what, n in passed.most_common(5)) or "no file"
     packed = [suffix for suffix in passed if suffix in _PACKED_SUFFIXES]
     hint = f"; unpack the {' and '.join(packed)} files into the folder first" if packed else ""
     return f"no images in {source.where!r}: looked for {', '.join(IMAGE_SUFFIXES)} and .tar, found {others}{hint}"

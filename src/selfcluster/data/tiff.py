@@ -194,7 +194,7 @@ def read_values(header: Header, data: bytes) -> Stored:
     elif header.planar and values.ndim == 3:
         values = np.moveaxis(values, 0, 2)
     if values.shape != (header.height, header.width, header.samples):
-        raise BadImage("unsupported", f"{header}: it is no flat image, its shape is {values.shape}")
+        raise BadImage("unsupported", f"{header}: it is not a flat image, its shape is {values.shape}")
     return _stored(header, values)
 
 

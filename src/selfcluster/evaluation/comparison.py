@@ -78,7 +78,8 @@ def compare_runs(runs: Sequence[Path], protocol: str | None = None) -> Compariso
         what = "no result" if protocol is None else f"no result of {protocol}"
         names = ", ".join(str(run) for run in runs)
         raise ValueError(
-            f"{names}: there is {what} to compare. Add --protocol knn --train DATA, or run: selfcluster evaluate knn"
+            f"{names}: there is {what} to compare. Add --protocol knn --train DATA, or run: selfcluster evaluate knn "
+            f"{runs[0]}"
         )
     rows = []
     for members in _groups(runs):

@@ -268,11 +268,11 @@ def decide(start: Crops, end: Crops, pretrained: bool) -> tuple[str, str]:
         change = unlabeled.paired_change(*hits)
         changes.append(change)
         told.append(
-            f"images that find their own {name}: {hits[0].mean():.1%} before, {hits[1].mean():.1%} now "
+            f"images matched with their own {name}: {hits[0].mean():.1%} before, {hits[1].mean():.1%} now "
             f"({100 * change.mean:+.1f} points, 95 % interval {100 * change.low:+.1f} to {100 * change.high:+.1f})"
         )
     if changes[0].low > 0 and all(change.mean > 0 for change in changes):
-        verdict, words = "better", "better than the start by the crops"
+        verdict, words = "better", "better than the start"
     elif any(change.high < 0 for change in changes):
         verdict, words = "worse", "not better than the start"
     else:
@@ -298,8 +298,8 @@ def describe(judgement: Mapping[str, Any]) -> str:
 
 
 _SHOWN = {
-    "retrieval": "images that find their own crops",
-    "small_retrieval": "images that find their own smaller crops",
+    "retrieval": "images matched with their own crops",
+    "small_retrieval": "images matched with their own smaller crops",
     "crop_overlap": "neighbors shared by two crops of an image",
     "rankme": "dimensions in use (RankMe)",
     "agreement": "agreement of clusterings over seeds (AMI)",

@@ -36,14 +36,16 @@ def labeled(features: ArrayLike, labels: ArrayLike | None, what: str) -> tuple[T
     if y.dim() == 2:
         raise ValueError(f"{what}: {SEVERAL}")
     if x.dim() != 2 or y.dim() != 1 or len(x) != len(y):
-        raise ValueError(f"{what}: features {tuple(x.shape)} and labels {tuple(y.shape)}; needed are (N, F) and (N,)")
+        raise ValueError(
+            f"{what}: features have the shape {tuple(x.shape)} and labels {tuple(y.shape)}; needed: (N, F) and (N,)"
+        )
     if y.is_floating_point() or y.is_complex():
-        raise ValueError(f"{what}: labels are {y.dtype}; needed are whole numbers, -1 = unlabeled")
+        raise ValueError(f"{what}: labels are {y.dtype}; they must be whole numbers, -1 = unlabeled")
     keep = (y != UNLABELED).to(x.device)
     y = y.to(x.device, torch.int64)[keep]
     x = x if len(y) == len(x) else x[keep]  # if every image has a label, make no second copy of all features
     if not len(y):
-        raise ValueError(f"{what}: not one of {len(keep)} images has a label")
+        raise ValueError(f"{what}: none of the {len(keep)} images has a label")
     x = x if x.dtype == torch.float64 else x.float()
     bad = int((~x.isfinite()).any(dim=1).sum())
     if bad:
@@ -69,7 +71,9 @@ def with_tags(features: ArrayLike, labels: ArrayLike | None, what: str) -> tuple
         raise ValueError(f"{what}: the images have no labels; say where they are with --labels-from")
     x, y = torch.as_tensor(features), torch.as_tensor(labels)
     if x.dim() != 2 or y.dim() != 2 or len(x) != len(y) or not y.shape[1]:
-        raise ValueError(f"{what}: features {tuple(x.shape)} and labels {tuple(y.shape)}; needed are (N, F) and (N, L)")
+        raise ValueError(
+            f"{what}: features have the shape {tuple(x.shape)} and labels {tuple(y.shape)}; needed: (N, F) and (N, L)"
+        )
     if y.is_floating_point() or y.is_complex() or (len(y) and (int(y.min()) < -1 or int(y.max()) > 1)):
         raise ValueError(f"{what}: several labels per image are 1, 0 or -1; these are {y.dtype} up to {y.max()}")
     x = x if x.dtype == torch.float64 else x.float()
@@ -91,7 +95,7 @@ def with_label(source: Source, what: str) -> Source:
         return source
     keep = np.flatnonzero(source.labels >= 0)
     if not len(keep):
-        raise ValueError(f"{what}: not one of {len(source)} images has a label")
+        raise ValueError(f"{what}: none of the {len(source)} images has a label")
     return source.take(keep)
 
 

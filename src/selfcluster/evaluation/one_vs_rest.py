@@ -82,9 +82,9 @@ def prepared(
         y, wanted = (np.pad(part, ((0, 0), (0, width - part.shape[1]))) for part in (y, wanted))
         classes = int((y > 0).any(axis=0).sum())
         if not classes:
-            raise ValueError(f"train: not one of {len(y)} images has a label")
+            raise ValueError(f"train: none of the {len(y)} images has a label")
         if not (wanted > 0).any():
-            raise ValueError(f"test: not one of {len(wanted)} images has a label")
+            raise ValueError(f"test: none of the {len(wanted)} images has a label")
     if width < 2 or (read is labeled and classes < 2):
         raise ValueError(f"train has {classes} class: a classifier needs at least two")
     return unit_rows(x.cpu().numpy()), y, unit_rows(queries.cpu().numpy()), wanted

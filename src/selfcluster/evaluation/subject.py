@@ -230,7 +230,7 @@ class Subject:
         if y.ndim == 2 and not self.several:
             raise ValueError(f"{part}: {SEVERAL}")
         if not (y > 0).any() if y.ndim == 2 else not (y >= 0).any():
-            raise ValueError(f"{part}: not one of {len(source)} images has a label")
+            raise ValueError(f"{part}: none of the {len(source)} images has a label")
         if y.ndim == 1 and len(found := np.unique(y[y >= 0])) < classes:
             raise ValueError(f"{part} has one class only, {found[0]}: at least two are needed")
 

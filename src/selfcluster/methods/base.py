@@ -163,18 +163,19 @@ def clusters_from_data(run: RunShape) -> dict[str, Choice]:
     brief = run.short and not run.layout
     root = round((1 if brief else 2) * sqrt(n) / 10) * 10
     k = max(10, min(3000, root, batch if brief else root))
-    why = f"the square root of {n} images, at most a batch" if brief else f"twice the square root of {n} images"
+    root_of = f"the square root of the number of images ({n})"
+    why = f"{root_of}, at most the batch size" if brief else f"twice {root_of}"
     if n // 2 < k:
-        k, why = max(2, n // 2), f"half of {n} images"
+        k, why = max(2, n // 2), f"half the number of images ({n})"
     elif k == 10 and min(root, batch) < 10:
-        why = f"ten, the fewest for {n} images"
+        why = "the minimum, except for fewer than 20 images"
     return {"num_prototypes": Choice(k, why)}
 
 
 def freezing(run: RunShape) -> dict[str, Choice]:
     """Return `freeze_epochs` for a run of the recipe `auto`."""
     epochs = round(min(1.0, run.epochs * 0.02), 3)
-    return {"freeze_epochs": Choice(epochs, f"one epoch, at most a fiftieth of {run.steps} steps")}
+    return {"freeze_epochs": Choice(epochs, "one epoch, but at most 2 % of the run")}
 
 
 def no_accumulation(method: str, accumulate: int) -> str:
@@ -188,14 +189,14 @@ def no_accumulation(method: str, accumulate: int) -> str:
 def check_clusters(k: int, most: int, images: str = "the number of images") -> None:
     """Raise ValueError where there are more clusters than images; `images` says which images are counted."""
     if k > most:
-        raise ValueError(f"--num-prototypes {k}: must be 2 to {images}, {most}")
+        raise ValueError(f"--num-prototypes {k}: must be from 2 to {most}, {images}")
 
 
 def check_clusters_of_last_epoch(settings: RunSettings, num_images: int) -> None:
     """The same for methods that cluster what the last epoch wrote, which leaves out images beyond its whole batches."""
     most = num_images // settings["batch_size"] * settings["batch_size"]
-    images = f"those of the {num_images} images that an epoch's whole batches hold"
-    check_clusters(settings["num_prototypes"], most, images if most < num_images else "the number of images")
+    images = "the number of images" + (" in the complete batches of an epoch" if most < num_images else "")
+    check_clusters(settings["num_prototypes"], most, images)
 
 
 def dropout_of(share: float | None) -> dict[str, float]:

@@ -199,7 +199,8 @@ def allot(sizes: np.ndarray, k: int) -> np.ndarray:
     least, most = np.minimum(sizes, 1), sizes
     if not least.sum() <= k <= most.sum():
         raise ValueError(
-            f"--num-prototypes {k}: {least.sum()} labels of {most.sum()} images need {least.sum()} to {most.sum()}"
+            f"--num-prototypes {k}: must be between {least.sum()}, the number of labels, and {most.sum()}, the number "
+            "of labeled images"
         )
     wanted = k * np.sqrt(sizes) / np.sqrt(sizes).sum()
     shares = np.clip(np.floor(wanted).astype(np.int64), least, most)

@@ -53,7 +53,8 @@ class DeepClusterSettings:
     reassign_epochs: int = setting(1, "epochs from one reassignment to the next", least=1)
     weighting: Literal["uniform", "inverse", "inverse_sqrt", "none", "released"] = setting(
         "uniform",
-        "uniform: draw all clusters equally often; inverse, inverse_sqrt: weights in the loss; none; released",
+        "balance clusters by drawing them equally often (uniform), by weights in the loss (inverse, inverse_sqrt), not "
+        "at all (none), or as in the published code (released)",
     )
     split: Literal["alternating", "random"] = setting(
         "alternating", "how an empty cluster moves away from its donor: up and down by 1/1024 in turn, or at random"

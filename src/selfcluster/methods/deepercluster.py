@@ -3,12 +3,12 @@
 Caron et al. 2019, arXiv 1905.01278. N images, B of this rank, F features, d whitened axes, K clusters: m super-clusters
 of k = K // m each, S = 4 m super-classes (super-cluster, rotation) numbered 4 * super-cluster + quarter turns.
 Every `reassign_epochs` epochs two consecutive k-means over whitened features of upright images make new clusters, and
-all classifiers start anew. Every epoch gives each image one of the four rotations, evenly within each cluster; a batch
-holds equal shares of the S super-classes side by side and draws uniformly over the clusters of each. So the ranks of a
-super-class's group see nothing else, and need its classifier alone: `data.shard` = (i, c) holds those of super-classes
-i S / c to (i + 1) S / c - 1. A sub-classifier's gradient is the mean over its own super-class's samples, S times its
-part of the mean over the batch, in one process as in many.
-Departs: an epoch draws an image in one rotation only, where the released ranks of four rotations draw by themselves; a
+all classifiers start anew. Each epoch gives every image one rotation, evenly within each cluster. A batch has equally
+many images of each super-class, drawn uniformly over its clusters. With several processes, each group of ranks handles
+some super-classes and holds only their classifiers: shard i of c (`data.shard`) holds super-classes i S / c to
+(i + 1) S / c - 1. The gradient of a sub-classifier is averaged over the samples of its own super-class only, which is S
+times its part of the mean over the batch. The result is the same on any number of processes.
+Departs: an epoch shows an image in one rotation (released: the ranks of the four rotations draw independently); a
 super-cluster of fewer than four images is given half of what the largest can spare, so that no super-class is empty;
 empty clusters are split by a factor 1 +- 1/1024 (released: 1e-7), donors drawn anew each time (released: the same
 always); VGG-16's linear layers start from N(0, 0.01) as DeepCluster's do (released: torch's uniform numbers); the
@@ -107,9 +107,8 @@ class DeeperCluster(Method):
         super().__init__(make_backbone, settings, data)
         n, wanted, self.m = data.num_samples, settings.num_prototypes, settings.num_super_clusters
         if not 1 <= self.m <= wanted <= n:
-            raise ValueError(
-                f"num_super_clusters={self.m}, num_prototypes={wanted}, images: {n}: each at most the next"
-            )
+            words = f"1 to --num-prototypes {wanted}, which must be at most the number of images, {n}"
+            raise ValueError(f"--num-super-clusters {self.m} must be from {words}")
         if settings.reassign_epochs < 1:
             raise ValueError(f"reassign_epochs={settings.reassign_epochs} must be at least 1")
         if self.shards(settings) % data.shard[1]:

@@ -63,7 +63,7 @@ class DINOSettings:
     teacher_momentum: float = setting(0.996, "momentum at the first step; rises to 1 along a cosine", least=0, most=1)
     drop_path: float = setting(0.1, "stochastic depth of a transformer student, not of the teacher", least=0, most=1)
     freeze_epochs: float = setting(
-        1.0, "first epochs, in which the head's last layer is not trained", least=0, auto=True
+        1.0, "number of epochs at the start in which the head's last layer is frozen", least=0, auto=True
     )
     network: Literal["teacher", "student"] = setting("teacher", "network that the run saves: teacher or student")
 

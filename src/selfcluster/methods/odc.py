@@ -4,11 +4,11 @@ Zhan et al. 2020, arXiv 2006.10645. B images, V views, D compact features, N ima
 Two memories: of samples (their features F and labels y) and of centroids C. A step reads y, predicts it, moves F
 towards the new feature (eq. 2) and sets y to the nearest centroid (eq. 3) for the image's next visit.
 Both are the same on all processes. At ImageNet's N = 1,281,167, D = 256 and K = 10,000 they hold 1,342,743,680 bytes,
-1,311,915,008 of them F, in each process and each checkpoint; a step touches the rows of its batch, every tenth all.
-A start needs two copies of the process's share of F besides, 2,623,830,016 bytes in one process, and a bounded rest.
+1,311,915,008 of them F, in each process and each checkpoint. A step uses the rows of its batch; every tenth, all rows.
+At the start, a process also needs two copies of its share of F (2,623,830,016 bytes with one process) and some more.
 Departs: the weighted loss is divided by the weights of its batch, as released (the paper leaves the factor open); with
 several views all predict the label, and the memory takes the mean of the full-resolution ones; small clusters are
-remade in at most ten rounds a step, and once behind the first k-means (released: an error where a cluster is empty).
+refilled in at most ten rounds a step, and once after the first k-means (released: an error where a cluster is empty).
 The paper gives neither the classifier's momentum (`head_momentum`; 0 as released), nor the mode in which the network
 makes the first features: here in training mode (released: not). The released weights are those of
 `--rules released --learning-rate 0.06 --drop 0.4 --epochs 440`.
@@ -54,7 +54,7 @@ class ODCSettings:
     memory_momentum: float = setting(0.5, "m, share of the new feature in an image's memory, eq. 2", least=0, most=1)
     min_cluster: int = setting(
         20,
-        "refill clusters of up to N images from the largest; 0: only empty ones; below images / K",
+        "refill clusters of N images or fewer from the largest cluster; less than images / K; 0: only empty clusters",
         least=0,
         auto=True,
     )
@@ -64,7 +64,9 @@ class ODCSettings:
         0.0, "momentum of the classifier under sgd, larc and lars; 0 as released", least=0, most=1
     )
     rules: Literal["paper", "released"] = setting(
-        "paper", "released: unit rows, nearest by dot product, refills below min_cluster, draws with replacement"
+        "paper",
+        "paper: as in the article; released: as in the published code (features of length 1, nearest by dot product, "
+        "clusters of N images are not refilled, images drawn with replacement)",
     )
 
 
@@ -104,7 +106,7 @@ class ODC(Method):
         chosen = clusters_from_data(run)
         k = run.given.get("num_prototypes", chosen["num_prototypes"].value)
         least = max(1, min(20, run.num_images // (6 * k)))
-        return chosen | {"min_cluster": Choice(least, "a sixth of an average cluster, the paper's share")}
+        return chosen | {"min_cluster": Choice(least, "a sixth of the average cluster size, as in the paper")}
 
     def __init__(self, make_backbone: MakeBackbone, settings: ODCSettings, data: DatasetInfo) -> None:
         super().__init__(make_backbone, settings, data)
@@ -115,8 +117,8 @@ class ODC(Method):
                 f"--min-cluster {n // (6 * k)}" if n >= 6 * k else f"--num-prototypes {max(2, n // 10)} --min-cluster 1"
             )
             raise ValueError(
-                f"min_cluster={settings.min_cluster}: num_prototypes={k} clusters cannot have {least} images each, and "
-                f"{n} images give them {n / k:.1f}: some would be remade in every step, for ever; use {way}"
+                f"--min-cluster {settings.min_cluster} is too high: {n} images in {k} clusters are {n / k:.1f} per "
+                f"cluster on average. Use {way}"
             )
         self.released = settings.rules == "released"
         self.metric = "inner_product" if self.released else "l2"

@@ -27,7 +27,7 @@ class Supervised(Method):
     Settings = SupervisedSettings
     per_image = ("labels",)
     supports_accumulation = True
-    advice = "Try a lower --learning-rate, and see whether --labels-from reads the labels that you mean."
+    advice = "Try a lower --learning-rate, and check that --labels-from names the right labels."
     paper = Training(
         schedule="multistep",
         milestones=(30, 60, 80),

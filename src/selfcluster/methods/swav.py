@@ -50,11 +50,13 @@ class SwAVSettings:
     queue_from_epoch: float = setting(
         15.0, "epoch at which the queue starts to fill; the loss uses it when it is full", least=0, auto=True
     )
-    freeze_epochs: float = setting(1.0, "first epochs, in which the prototypes are not trained", least=0, auto=True)
+    freeze_epochs: float = setting(
+        1.0, "number of epochs at the start in which the prototypes are frozen", least=0, auto=True
+    )
     rounded_codes: bool = setting(False, "each code is its best prototype only; learns faster at first, ends worse")
     codes_from: Literal["global", "all"] = setting("global", "views that get codes: global (full resolution) or all")
     momentum_encoder: float | None = setting(
-        None, "compute codes with a slowly updated copy, which keeps this share of itself per step", least=0, most=1
+        None, "compute codes with a moving average of the network, with this momentum; default: off", least=0, most=1
     )
 
 

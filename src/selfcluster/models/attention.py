@@ -39,11 +39,11 @@ def last_attention(backbone: Any, images: Tensor) -> tuple[Tensor, tuple[int, in
     plain = type(layer) is Attention and isinstance(getattr(backbone, "patch_embed", None), PatchEmbed)
     if not plain:
         raise ValueError(
-            f"{type(backbone).__name__} is no vision transformer with plain attention in its last block, between plain "
-            "patches: timm's Attention and PatchEmbed, as in vit_tiny_patch16_224"
+            f"{type(backbone).__name__} is not a vision transformer with plain attention in its last block, between "
+            "plain patches: timm's Attention and PatchEmbed, as in vit_tiny_patch16_224"
         )
     if getattr(backbone, "cls_token", None) is None:  # the first token may be a register
-        raise ValueError("the network has no class token, so no map is its own")
+        raise ValueError("the network has no class token, so there is no attention map of the whole image")
     patch = backbone.patch_embed.patch_size  # (height, width) in pixels
     if any(side % size for side, size in zip(images.shape[-2:], patch, strict=True)):
         raise ValueError(
@@ -68,7 +68,7 @@ def class_maps(attention: Tensor, grid: tuple[int, int]) -> Tensor:
     """(B, H, T, T) to (B, H, h, w): what the first token, the class token, takes from each patch."""
     patches = grid[0] * grid[1]
     if attention.shape[3] == patches:
-        raise ValueError("the network has no class token, so no map is its own")
+        raise ValueError("the network has no class token, so there is no attention map of the whole image")
     return attention[:, :, 0, -patches:].unflatten(2, grid)
 
 

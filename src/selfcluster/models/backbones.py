@@ -76,8 +76,9 @@ def make_backbone(
     Args:
         name: a network of timm or of this package. For images of up to 64 pixels, `resnet18`, `resnet34` and
             `resnet50` become their `*_small` variants; `spec["model_name"]` holds the final name.
-            "folded_sobel/NETWORK/ZEROS" is a network whose first layer has room for the Sobel filters. Exports of
-            networks with Sobel input use such names (`folding.py`).
+            "folded_sobel/NETWORK/PADDING" is a network whose first convolution is large enough to include the Sobel
+            filters; PADDING is their zero padding, 1 or 2. Exports of networks with Sobel input use such names
+            (`folding.py`).
         channels: C.
         image_size: side of the full-resolution views in pixels. It sets the stem and the position embeddings.
         init: a `.safetensors`, `.pt` or `.pth` file of weights (nothing in it is executed), or a folder with a
@@ -89,7 +90,7 @@ def make_backbone(
         mean, std: of the images' normalization, one number per channel; default ImageNet's for RGB, else 0.5.
         preprocessing: mean, std, interpolation and crop of a pretrained network. The network then keeps its own stem,
             also for small images.
-        pretrained: load timm's published weights, from its cache or the network.
+        pretrained: load timm's published weights, from its cache or the internet.
         allow_partial: accept a file of weights that leaves parts of the network random.
         **create: further arguments of `timm.create_model`, such as a vision transformer's `patch_size` in pixels.
 
@@ -273,7 +274,7 @@ def load_backbone(path: str | Path) -> tuple[Backbone, tuple[float, ...], tuple[
     folder = Path(path) if Path(path).is_dir() else Path(path).parent
     for needed in (folder / ARCHITECTURE, folder / WEIGHTS):
         if not needed.is_file():
-            raise FileNotFoundError(f"{path} is no saved backbone: {needed} is missing")
+            raise FileNotFoundError(f"{path} is not a saved backbone: {needed} is missing")
     spec = read_description(folder)
     check_name(full_name(spec))
     overlay = spec["pretrained_cfg_overlay"]
@@ -294,7 +295,7 @@ def untrained_backbone(folder: str | Path) -> Backbone:
     """
     path = Path(folder) / ARCHITECTURE
     if not path.is_file():
-        raise FileNotFoundError(f"{folder} is no saved backbone: {path} is missing")
+        raise FileNotFoundError(f"{folder} is not a saved backbone: {path} is missing")
     spec = read_description(Path(folder))
     check_name(full_name(spec))
     channels, size, _ = spec["pretrained_cfg_overlay"]["input_size"]

@@ -56,7 +56,7 @@ class DINOHead(nn.Module):
         if num_layers < fewest:
             raise ValueError(f"num_layers={num_layers}: the head has at least {fewest}, its bottleneck is {bottleneck}")
         if activation not in ACTIVATIONS:
-            raise ValueError(f"activation={activation!r} is none of {', '.join(ACTIVATIONS)}")
+            raise ValueError(f"activation={activation!r} must be one of {', '.join(ACTIVATIONS)}")
         layers: list[nn.Module] = []
         for _ in range(num_layers - fewest):
             layers += [_linear(in_dim, hidden), *([nn.BatchNorm1d(hidden)] if batch_norm else [])]

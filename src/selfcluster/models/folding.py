@@ -35,8 +35,7 @@ def fold_sobel(module: Any, *, padding: int | None = None, channels: int | None 
     The first convolution of the network has kernel k and padding p; the Sobel filters have padding s. The new
     convolution has the kernel k + 2 and the padding p + s. Its outputs equal those of the Sobel filters followed by the
     network
-    - at every position if s = 2 or p = 0. DeeperCluster pads the image by 2 before filters without padding, which is
-      the same as s = 2. Patches of a vision transformer have p = 0.
+    - at every position if s = 2 (as in DeeperCluster) or p = 0 (as for the patches of a vision transformer).
     - otherwise (DeepCluster: s = 1) in the interior only. At the border the original network pads the edges with
       zeros; the new one computes edges between the image and the zeros outside.
 

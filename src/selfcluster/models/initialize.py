@@ -80,14 +80,14 @@ def initialize(module: nn.Module, path: str | Path, *, allow_partial: bool = Fal
     """
     path = Path(path)
     found = match(module, read_weights(path))
-    report = f"weights {path}{found.place}: {found.share:.1%} of the network's numbers taken ("
+    report = f"weights {path}{found.place}: {found.share:.1%} of the network's weights found ("
     report += f"{len(found.taken)} tensors: {_names(list(found.taken))})"
     report += f"; adapted: {_names(found.adapted)}" if found.adapted else ""
     report += f"; left at random: {_names(list(found.missing.values()))}" if found.missing else ""
     others = found.skipped + found.unused
     report += f"; not used: {_names(others)}" if others else ""
     if found.share < _ENOUGH:
-        raise ValueError(f"another network's {report}")
+        raise ValueError(f"{report}. That is less than half, so the file is of another network")
     if found.missing and not allow_partial:
         raise PartialWeights(
             f"{report}. A network with random parts gives bad features. Name the network of the file, "
@@ -300,11 +300,11 @@ def _fit(name: str, value: Tensor, own: Tensor, module: nn.Module) -> tuple[Tens
             return (gray if here == 1 else (gray / 3).expand_as(own)), f"{in_file} to {here} channels"
         if in_file != here and 2 in (in_file, here):
             sees, way = (
-                ("Sobel edges", "train with --sobel, or start from what `selfcluster export` makes of it")
+                ("Sobel edges", "train with --sobel, or start from a `selfcluster export` of that network")
                 if in_file == 2
                 else ("colors", "train with --no-sobel")
             )
-            raise OtherInput(f"the network in the file sees {sees}, two channels or not: {way}")
+            raise OtherInput(f"the network in the file takes {sees}, and this network does not: {way}")
     if name == "pos_embed" and value.dim() == 3 and value.shape[::2] == own.shape[::2]:
         from timm.layers.pos_embed import resample_abs_pos_embed
 

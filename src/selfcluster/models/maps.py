@@ -50,7 +50,10 @@ def feature_maps(backbone: Any, images: Tensor, layer: str | None = None) -> Map
     if out.dim() == 4:
         return Maps((channels_first(backbone, backbone, out) if layer is None else out).float(), None)
     if out.dim() != 3 or not hasattr(backbone, "patch_embed"):
-        raise ValueError(f"{name} gives {tuple(out.shape)}, which has no places; name a convolution or a block")
+        raise ValueError(
+            f"{name} gives the shape {tuple(out.shape)}, which has no spatial positions; name a convolution or a "
+            "transformer block"
+        )
     height, width = grid_of(backbone, images)
     extra = out.shape[1] - height * width  # class and register tokens come first
     if extra < 0:

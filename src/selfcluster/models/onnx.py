@@ -89,7 +89,9 @@ def export_onnx(
         (found,) = ReferenceEvaluator(model).run(None, {"images": images.numpy()})
         error = (torch.as_tensor(found) - expected).abs().max() / expected.abs().max().clamp(min=1e-12)
         if not error <= _CLOSE:
-            raise RuntimeError(f"{name} as ONNX is off by {error:.1%} of its largest feature; nothing was written")
+            raise RuntimeError(
+                f"the features of {name} as ONNX differ by {error:.1%} of the largest one, so nothing was written"
+            )
 
     network.eval()
     Path(folder).mkdir(parents=True, exist_ok=True)

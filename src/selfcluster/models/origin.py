@@ -166,10 +166,10 @@ def _from_timm(name: str, arguments: dict[str, Any]) -> Backbone:
         return make_backbone(name, pretrained=True, **arguments)
     except ValueError:
         raise
-    except Exception as error:  # what huggingface_hub, urllib and timm raise without a network is not one class
+    except Exception as error:  # what huggingface_hub, urllib and timm raise offline is not one class
         raise RuntimeError(
             f"timm:{name}: timm has no copy of these weights in its cache and could not download them "
-            f"({type(error).__name__}). Without a network: --model starter, or --model {name}=FILE"
+            f"({type(error).__name__}). Offline, use --model starter or --model {name}=FILE"
         ) from error
 
 
@@ -201,7 +201,7 @@ def _export(folder: Path) -> Origin:
     for needed in (path, folder / WEIGHTS):
         if not needed.is_file():
             unfinished = "; its run has not finished" if (folder / "config.yaml").is_file() else ""
-            raise FileNotFoundError(f"{folder} is no saved backbone: {needed} is missing{unfinished}")
+            raise FileNotFoundError(f"{folder} is not a saved backbone: {needed} is missing{unfinished}")
     spec = read_description(folder)
     overlay = spec["pretrained_cfg_overlay"]
     return Origin(

@@ -67,7 +67,7 @@ def load_network(
 
     Args:
         model: `starter` (the small ImageNet network of the extra `starter`); `timm:NAME` (timm's published weights,
-            from its cache or the network); a weights file, whose network is recognized by its tensors; NETWORK=FILE;
+            from its cache or the internet); a weights file, whose network is recognized by its tensors; NETWORK=FILE;
             an exported backbone or a run folder; a folder of the Hugging Face hub; the plain name of a timm network,
             which is not trained; or `untrained:FOLDER`, the network of a run or an export with random weights.
         image_size: side of the images in pixels; default the network's own.

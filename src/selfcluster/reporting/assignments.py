@@ -27,19 +27,19 @@ def which_clusters(contents: Contents) -> str | None:
     epoch, trained = found
     labels = np.array([trained.get(name, -1) for name in contents.clusters.ids.to_pylist()], np.int64)
     name = Path("labels", label_files(contents.folder)[epoch].name)
-    text = f"Training used other labels: the pseudo-labels in {name}."
+    text = f"In its last epoch, training used other labels ({name})"
     both = labels >= 0
     summary = contents.status.get("summary")
     stored = summary.get("same_as_trained") if isinstance(summary, dict) else None
     if not both.any() or not isinstance(stored, int | float):
-        return f"{text} The clusters shown were made after training, from the exported network's features."
+        return f"These clusters were made after training, from the final network's features. {text}."
     share = float((labels == contents.clusters.cluster)[both].mean())
     if abs(share - stored) > _ROUNDING:
         return (
-            f"{text} The clusters shown were made later, by a command after training. The run's own assignment of "
-            f"center crops by the exported network equaled the pseudo-labels in {stored:.0%} of the images."
+            f"These clusters were made by a later command. {text}. The clusters that the run itself made of the center "
+            f"of each image were the same for {stored:.0%} of the images."
         )
     return (
-        f"The clusters shown are the exported network's assignment of center crops. {text} The two are equal in "
-        f"{share:.0%} of {both.sum():,} images."
+        f"These clusters come from the final network and the center of each image. {text}; {share:.0%} of "
+        f"{both.sum():,} images have the same one."
     )

@@ -66,7 +66,7 @@ function store() {
     localStorage.setItem(storage, JSON.stringify(server ? unsaved : rows));
   } catch {
     keeps = false;
-    trouble = "This browser keeps nothing for this page: download the actions before you close it.";
+    trouble = "This browser cannot store your changes. Download them before you close the page.";
   }
 }
 

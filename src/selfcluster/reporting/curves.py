@@ -27,15 +27,15 @@ _ACROSS = ("layer", "shots", "k")  # columns of a result that order its rows, an
 _SCORES = ("top1", "map", "mean_ap")
 _NOT_CURVES = {"loss", "epoch", "chance_loss", "seconds"}
 _TITLES = {
-    "learning_rate": ("Learning rate", "how big the steps were"),
-    "images_per_second": ("Images per second", "how fast it went"),
-    "used_codes": ("Clusters in use", "a fall towards 1 is collapse"),
-    "effective_clusters": ("Effective clusters", "how many clusters of equal size would be as even"),
-    "largest_share": ("Share of the largest cluster", "a rise towards 1 is collapse"),
-    "rankme": ("Feature rank (RankMe)", "how many dimensions the features of the last views in training use"),
+    "learning_rate": ("Learning rate", "factor of each update"),
+    "images_per_second": ("Images per second", "training speed"),
+    "used_codes": ("Clusters in use", "number of clusters with images; close to 1: collapse"),
+    "effective_clusters": ("Effective clusters", "number of equal clusters with the same entropy"),
+    "largest_share": ("Share of the largest cluster", "close to 1: collapse"),
+    "rankme": ("Feature rank (RankMe)", "number of dimensions that the features of recent training views use"),
     "gradient_norm": ("Gradient norm", "length of all gradients together; a rise by orders of magnitude is divergence"),
     "skipped_steps": ("Skipped steps", "steps so far whose loss or gradient was not finite"),
-    "nmi_previous": ("Agreement with the last assignment", "NMI; towards 1 the clusters stand still"),
+    "nmi_previous": ("NMI with the previous assignment", "agreement from 0 to 1; 1: the clusters no longer change"),
     "probe_accuracy": ("Online probe", "share of held-out images that a linear classifier of the features gets right"),
     "nmi_labels": ("Agreement with the labels", "NMI of the pseudo-labels in training with the given classes"),
 }

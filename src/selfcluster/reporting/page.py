@@ -254,7 +254,7 @@ def _stability(album: Album, progress: Progress) -> dict[int, float]:
     begun = time.monotonic()
     found = cluster_stability(album.reduced, album.cluster) if album.reduced.shape[1] else {}
     if found and progress is not None:
-        progress(f"  looked for {len(found):,} clusters again with another seed in {time.monotonic() - begun:.1f} s")
+        progress(f"  measured the stability of {len(found):,} clusters in {time.monotonic() - begun:.1f} s")
     return found
 
 

@@ -16,7 +16,7 @@ if (again) {
     ...images.slice(0, TILES).map((i, k) => tileOf(i, 72, () => look(images, k), "Open " + shown(album.ids[i]))));
   for (const [key, title, words] of [
     ["exact", "Copies", "The same picture more than once."],
-    ["near", "Near copies", "Pictures far closer to each other than is usual among these images."],
+    ["near", "Near copies", "Images much more similar to each other than usual in this set."],
   ]) {
     const groups = suspects[key];
     if (!groups.length) continue;
@@ -27,7 +27,7 @@ if (again) {
   for (const [key, title, words] of [
     ["farthest", "Farthest of all", "The images with the largest distance to their cluster's center."],
     ["dark", "Nearly black", "Dark in almost every pixel."],
-    ["blurred", "Blurred", "Hardly an edge in them."],
+    ["blurred", "Blurred", "Images with almost no sharp edges."],
     ["constant", "Constant", "One color and nothing else."],
   ]) {
     if (suspects[key].length) suspectGroup(title, words, suspects[key], strip(suspects[key]));

@@ -139,7 +139,7 @@ def write_picture(picture: Image.Image, path: Path, **options: object) -> None:
     """
     kind = Image.registered_extensions().get(path.suffix.lower())
     if kind is None:
-        raise ValueError(f"{path}: {path.suffix or 'a name without an ending'} is no format of pictures")
+        raise ValueError(f"{path}: {path.suffix or 'a name without an ending'} is not a picture format")
     buffer = io.BytesIO()  # in memory first, so that its size is known
     picture.save(buffer, kind, **options)
     write_atomically(path, buffer.getvalue())

@@ -52,12 +52,13 @@ def judge(contents: Contents, rank: float | None = None, rows: int | None = None
     _judge_loss(contents, bad, look, good)
     if rank is not None and contents.vectors is not None:
         dim = contents.vectors.dim
-        rank_text = f"the embeddings use {rank:,.0f} of {dim:,} dimensions (RankMe)"
+        rank_text = f"the features use about {rank:,.0f} of {dim:,} dimensions (RankMe)"
         most = dim if rows is None else min(dim, rows)
-        if dim > 1 and rank < max(1.5, THIN * most):
+        limit = max(1.5, THIN * most)
+        if dim > 1 and rank < limit:
             bad.append(f"The features have collapsed: {rank_text}. Try stronger crops or a lower learning rate.")
         else:
-            good.append(_sentence(rank_text))
+            good.append(f"{_capital(rank_text)}; fewer than {limit:,.0f} would be a collapse.")
     if contents.clusters is not None:
         _judge_clusters(contents.clusters.cluster, bad, look, good)
     headline = _judge_start(contents, look, good)
@@ -67,7 +68,7 @@ def judge(contents: Contents, rank: float | None = None, rows: int | None = None
         return Verdict("look", headline or "Worth a closer look", (*look, *good))
     if good:
         return Verdict("good", headline or "No collapse was seen", tuple(good))
-    return Verdict("unknown", "Nothing was checked", ("The folder holds nothing to judge the run by.",))
+    return Verdict("unknown", "Nothing was checked", ("The folder has no losses, embeddings or clusters.",))
 
 
 def _judge_start(contents: Contents, look: list[str], good: list[str]) -> str | None:
@@ -86,39 +87,47 @@ def _judge_start(contents: Contents, look: list[str], good: list[str]) -> str | 
     measures = judgement.get(kept, start)
     surface = _followed(start, measures, contents.config.get("init") is not None) if kept != "start" else []
     for words in surface:
-        look.append(f"The clusters follow {words[0]} {words[1]} (AMI {words[2]:.2f}; {words[3]:.2f} at the start).")
+        look.append(
+            f"The clusters agree with {words[0]} {words[1]} (AMI {words[2]:.2f}, before {words[3]:.2f}; 0: no "
+            "agreement, 1: full)."
+        )
     better, unclear = judgement.get("better") is True, judgement.get("verdict") == "unclear"
-    which = "The mean of the start's and the trained weights" if compared == "half" else "The trained network"
-    of = f", on a sample of {judgement.get('images', 0):,} images"
-    finds = f"{end.get('retrieval', 0.0):.1%} of the images find their own crops ({start['retrieval']:.1%} before)"
-    ending = ", so the start was kept" if kept == "start" else ""
+    which = "The mean of start and trained weights" if compared == "half" else "The trained network"
+    now, before = f"{end.get('retrieval', 0.0):.1%}", f"{start['retrieval']:.1%}"
+    finds = (
+        f"an image is matched with a crop of itself in {now} of the searches ({before} before), among "
+        f"{judgement.get('images', 0):,} images"
+    )
+    ending = ", so the start network was kept" if kept == "start" else ""
     if better:
-        good.append(f"{which} is better than the start by this measure, beyond its noise: {finds}{of}.")
+        good.append(f"{which} is clearly better than the start network: {finds}.")
     elif unclear:
-        look.append(f"{which} does not differ clearly from the start{ending}: {finds}{of}.")
+        look.append(f"{which} does not differ clearly from the start network{ending}: {finds}.")
     else:
-        look.append(f"{which} is not better than the start{ending}: {finds}{of}.")
+        look.append(f"{which} is not better than the start network{ending}: {finds}.")
     if "knn" in start and "knn" in end:
-        good.append(f"20-NN on the labels: {start['knn']:.1%} at the start, {end['knn']:.1%} for the network compared.")
+        name = "mean" if compared == "half" else "trained"
+        good.append(
+            f"20-NN accuracy: {start['knn']:.1%} for the start network, {end['knn']:.1%} for the {name} network."
+        )
     if surface:
-        return f"The clusters follow {surface[0][0]}"
-    gain = end.get("retrieval", 0.0) - start["retrieval"]
+        return f"The clusters agree with {surface[0][0]}"
     if better:
-        return f"Crop retrieval is {100 * gain:.1f} points above the start's"
-    return "No clear difference from the start" if unclear else "Not better than the start"
+        return f"Better than the start network: {now} of images matched with their own crops, {before} before"
+    return "No clear difference from the start network" if unclear else "Not better than the start network"
 
 
 def _followed(
     start: Mapping[str, float], end: Mapping[str, float], pretrained: bool
 ) -> list[tuple[str, str, float, float]]:
-    """What the clusters follow more than they should: words, comparison, and the agreement now and at the start."""
+    """What the clusters agree with more than they should: words, comparison, and the AMI now and at the start."""
     found = []
     for name, words in _SURFACE.items():
         now, before = end.get(name, 0.0), start.get(name, 0.0)
         if now < _FOLLOWS:
             continue
         if pretrained and now >= before + _ROSE:
-            found.append((words, "more than they did before training", now, before))
+            found.append((words, "more than before training", now, before))
         elif not pretrained and now >= before:
             found.append((words, "no less than those of an untrained network", now, before))
     return found
@@ -157,7 +166,7 @@ def _judge_loss(contents: Contents, bad: list[str], look: list[str], good: list[
             f"{_advice(contents)}"
         )
     else:
-        good.append(f"The loss ended at {end:.3g}, {1 - end / chance:.0%} below chance ({chance:.3g}).")
+        good.append(f"The loss ended at {end:.3g}. A network that has learned nothing has {chance:.3g}.")
 
 
 def _advice(contents: Contents) -> str:
@@ -180,7 +189,10 @@ def _judge_clusters(cluster: np.ndarray, bad: list[str], look: list[str], good: 
     elif share.max() > GIANT:
         look.append(f"One cluster holds {share.max():.0%} of the images.")
     elif effective < FEW_EFFECTIVE * len(sizes):
-        look.append(f"The images sit in few clusters: {len(sizes):,} count as {effective:.1f} of equal size.")
+        look.append(
+            f"Most images are in a few clusters: {len(sizes):,} clusters are as uneven as {effective:.1f} equal "
+            "clusters would be."
+        )
     else:
         good.append(
             f"The largest cluster holds {share.max():.0%} of the images. By entropy, the sizes of the {len(share):,}"
@@ -188,5 +200,5 @@ def _judge_clusters(cluster: np.ndarray, bad: list[str], look: list[str], good: 
         )
 
 
-def _sentence(text: str) -> str:
-    return text[0].upper() + text[1:] + "."
+def _capital(text: str) -> str:
+    return text[0].upper() + text[1:]

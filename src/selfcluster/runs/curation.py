@@ -130,7 +130,7 @@ def check_row(row: object) -> Row:
         raise ValueError("not an object with an action")
     action = row.get("action")
     if not isinstance(action, str) or action not in _FIELDS:
-        raise ValueError(f"action {_short(action)} is none of {', '.join(_FIELDS)}")
+        raise ValueError(f"action {_short(action)} must be one of {', '.join(_FIELDS)}")
     wrong = set(row) - {"time", "action", *_FIELDS[action]}
     if wrong:
         raise ValueError(f"{action} has no field {_short(min(wrong, key=str))}")
@@ -302,7 +302,8 @@ def merge_rows(run: Path, other: Sequence[Row], start: Mapping[str, int], where:
                 stack.append(key)
             elif meant is None or not stack or stack[-1] != meant:
                 raise CurationError(
-                    f"{where}, line {number}: undo takes back an action that is not the newest of {run / CURATION}"
+                    f"{where}, line {number} undoes an action that is not the last one in {run / CURATION}, so nothing "
+                    "was applied"
                 )
             else:
                 stack.pop()

@@ -112,7 +112,7 @@ class CurationServer(ThreadingHTTPServer):
             if self._version() != self._made_from:
                 raise Refused(
                     HTTPStatus.CONFLICT,
-                    f"the clusters of {self.run.name} were made anew; load the page again. This action was not kept",
+                    f"the clusters of {self.run.name} have changed, so this change was not saved. Reload the page",
                 )
             try:
                 return append_rows(self.run, rows, self._start, once=True)
@@ -138,7 +138,7 @@ class CurationServer(ThreadingHTTPServer):
     def attention(self, name: str) -> tuple[bytes, str]:
         """Return the attention map of an image and its type, by the image's id; raise Refused if there is none."""
         if self._attention is None:
-            raise Refused(HTTPStatus.NOT_FOUND, "the network of this run is no vision transformer")
+            raise Refused(HTTPStatus.NOT_FOUND, "the network of this run is not a vision transformer")
         source = self.source
         if source is None or name not in self._place:
             raise Refused(HTTPStatus.NOT_FOUND, f"no image {json.dumps(name[:80])} in this run")
@@ -242,7 +242,9 @@ class _Handler(BaseHTTPRequestHandler):
         """Return the path after the token; raise Refused if the token is wrong."""
         _, first, *rest = [*urlsplit(self.path).path.split("/", 2), ""]
         if not rest or not _same(first, self.server.token):
-            raise Refused(HTTPStatus.FORBIDDEN, "the address lacks the token; use the one that was printed, whole")
+            raise Refused(
+                HTTPStatus.FORBIDDEN, "the address is incomplete; use the full address that the command printed"
+            )
         return rest[0]
 
     def _check_token(self) -> None:

@@ -59,9 +59,9 @@ def run_config(path: Path) -> dict[str, Any]:
         values = {name: checked(option, settings.get(name, option.default)) for name, option in options.items()}
         source, summary = (config["about"].get(part) for part in ("source", "summary"))
         if not isinstance(source, Mapping) or not isinstance(source.get("images"), int) or source["images"] < 1:
-            raise ValueError("about.source.images is not a number of images")
+            raise ValueError("the section `about` is damaged: `source` has no number of images")
         if not isinstance(summary, Mapping):
-            raise ValueError("about.summary is not a description of the images")
+            raise ValueError("the section `about` is damaged: `summary` does not describe the images")
     except (KeyError, ValueError) as error:
         raise RunError(f"{file}: {error.args[0]}. Restore the file, or choose another --out") from error
     return {**config, "method": canonical(config["method"]), **values}

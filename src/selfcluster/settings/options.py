@@ -36,7 +36,13 @@ SHARED = (
     Option("local_scale", "pair", (0.05, 0.14), "share of the image's area that a small view covers", least=0, most=1),
     Option("augment", "str", "color", "named set of view operations", auto=True),
     Option("epochs", "float", 100.0, "passes over the images", auto=True, least=0),
-    Option("images_seen", "int", None, "length of the run in images, instead of --epochs", least=1),
+    Option(
+        "images_seen",
+        "int",
+        None,
+        "length of the run: number of images shown, repetitions counted; instead of --epochs",
+        least=1,
+    ),
     Option(
         "minutes",
         "float",
@@ -71,7 +77,7 @@ SHARED = (
         "freeze_norm",
         "str",
         "no",
-        "what to freeze in the backbone's norm layers",
+        "batch-norm layers of the backbone: freeze nothing (no), the statistics, or all (statistics and weights)",
         ("no", "statistics", "all"),
         auto=True,
     ),
@@ -103,12 +109,13 @@ SHARED = (
         "compile", "switch", False, "compile the network before the first step: takes minutes, makes the steps faster"
     ),
     Option("limit", "int", None, "use N images only, drawn by the seed", least=1),
-    Option("classes", "str", None, "use the classes listed in this file only; needs labels"),
+    Option("classes", "str", None, "use only images of the classes in this file (one name per line); needs labels"),
     Option(
         "long_tail",
         "float",
         None,
-        "remove images so that class sizes have this ratio of largest to smallest; needs labels",
+        "remove images so that the largest class has X times as many images as the smallest; at least 1; needs labels",
+        least=1,
     ),
     Option(
         "label_noise", "float", None, "share of labels to make wrong, as an experiment; needs labels", least=0, most=1
@@ -117,7 +124,8 @@ SHARED = (
         "labels_from",
         "str",
         None,
-        "source of labels: folders, voc, column:NAME, tags:FILE.csv or a CSV file; default: no labels",
+        "source of labels: folders, voc, column:NAME, FILE.csv (id, label), or several per image: columns:A,B or "
+        "tags:FILE.csv; default: none",
     ),
     Option(
         "range",
@@ -148,7 +156,8 @@ SHARED = (
         "keep",
         "str",
         None,
-        "network that the run saves: start, end, half (their mean) or best; default: best with --init, else end",
+        "network to save: start, end (trained), half (mean of both weights) or best (half if it is clearly better, "
+        "else start); default: best with --init, else end",
         ("start", "half", "end", "best"),
     ),
     Option("judge_sample", "int", 1000, "number of images for comparing start and end; 0: no comparison", least=0),

@@ -46,7 +46,9 @@ def check_needs(method: str, said: Mapping[str, Any], source: Source) -> None:
     if target == "distill" and said.get("teacher_layer"):
         raise ValueError("--teacher-layer has no effect under --target distill, which uses the teacher's classifier")
     if isinstance(rounds, int) and (rounds < 1 or (rounds > 1 and target in AT_EACH_STEP)):
-        wanted = "must be 1 or more" if rounds < 1 else f"--target {target} asks the same teacher throughout"
+        wanted = (
+            "must be 1 or more" if rounds < 1 else f"--target {target} uses one fixed teacher, so --rounds must be 1"
+        )
         raise ValueError(f"--rounds {rounds}: {wanted}")
 
 
@@ -115,6 +117,6 @@ def _check_teacher(teacher: str, target: str, alone: bool) -> None:
     method = read_config(path).get("method")
     if method != "supervised":
         raise ValueError(
-            f"--target distill: {teacher} is a run of {method}, which has no classifier. A pretext task's predictions "
-            "tell which change was made to an image, and say nothing of an unchanged one; use --target kmeans"
+            f"--target distill: {teacher} is a run of {method}, which has no classifier of the images' classes; use "
+            "--target kmeans"
         )

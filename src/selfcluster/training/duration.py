@@ -72,8 +72,11 @@ def plan_duration(parts: Parts, loader: Loader, config: RunSettings, console: Co
     seconds = seconds_per_step(parts.method, loader, parts.views, loop)
     minutes = config.get("minutes")
     if seconds is None:
-        ignored = f"; --minutes {minutes:g} is ignored" if minutes else ""
-        console.say(f"the duration cannot be estimated before the first reassignment{ignored}")
+        why = "this method needs clusters before its first step, so the time of a step is not known yet"
+        if minutes:
+            console.warn(f"--minutes {minutes:g} is ignored: {why}")
+        else:
+            console.say(f"the duration cannot be estimated: {why}")
         return loop
     if minutes:
         loop = spend(minutes, seconds, config, loop, per_epoch)

@@ -102,9 +102,9 @@ class Health:
                 f"{int(self.counts['at_chance'])} steps, so nothing is being learned. {self.advice}"
             )
         if self.counts["thin"] >= 2:
-            spread = f" and spread by {row['spread']:.2f} of 1" if "spread" in row else ""
+            spread = f" (spread {row['spread']:.2f}; 0: all are equal)" if "spread" in row else ""
             return (
-                f"collapse: the features span only {row['rankme']:.1f} dimensions{spread}, so all images look alike. "
+                f"collapse: the features use only {row['rankme']:.1f} dimensions{spread}, so all images look alike. "
                 f"{self.advice}"
             )
         if row.get("largest_share", 0.0) > _ONE and len(self.tensors["codes"]) > 2:

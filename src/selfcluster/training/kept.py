@@ -61,7 +61,9 @@ class KeptRows:
             except OSError as error:
                 self._works = False
                 log.warning(
-                    "features are no longer kept; if this pass is interrupted, it starts over: %s", message_of(error)
+                    "cannot save partial results (%s). Embedding goes on; if it is interrupted, it starts from the "
+                    "beginning",
+                    message_of(error),
                 )
         self._new, self.batches, self._written = [], self._end, time.monotonic()
 

@@ -60,7 +60,7 @@ def trained_method(run: Path, path: Path | None = None) -> tuple[Method, torch.d
     config = run_config(run)
     loaded = load_newest(run / CHECKPOINTS)[0] if path is None else load(path)
     if loaded is None:
-        raise RunError(f"{run} has no checkpoint to read the method's own projection and clusters from")
+        raise RunError(f"{run} has no checkpoint, so the projection and the clusters of training cannot be read")
     # the checkpoint has every weight: a file that --init named may be gone by now
     settings = cast(RunSettings, {**config, "init": None})  # `run_config` has checked them
     parts = assemble(settings, config["about"]["source"]["images"], run)

@@ -132,7 +132,7 @@ def _find_start(
     chosen = {"backbone": origin.name, "channels": origin.preprocessing.channels}
     chosen = {name: value for name, value in chosen.items() if flags.get(name) is None}
     for name, value in chosen.items():
-        console.say(f"  --{name} {value}: as the network of --init {init} has")
+        console.say(f"  --{name} {value}: taken from the network of --init {init}")
     return {**given, **chosen}, {"input": {"architecture": origin.name, **origin.preprocessing.as_config()}}
 
 
@@ -161,7 +161,8 @@ def _accept(folder: RunFolder, source: Source, stored: dict[str, Any], config: d
     if stored.get("init") and not config.get("init"):
         folder.close()
         raise RunError(
-            f"--accept-data-change must compare with the start again, but the file of --init is missing: {change}"
+            "--accept-data-change needs the start network again, but the file of --init is missing. Restore the file, "
+            f"or choose another --out ({change})"
         )
     about = dict(stored["about"])
     about["source"], about["summary"] = source.describe(), source.summary()

@@ -158,7 +158,7 @@ EARLY = [
     *case("no images in", "--train", "two", "--test", "empty"),
     *case("no images in", "--test", "empty", protocols=("classifier",)),
     *case("--test-limit 0: must be at least 1", "--train", "two", "--test-limit", "0"),
-    *case("limit=0; at least 1", "--train", "two", "--limit", "0", protocols=(*LABELED, "clusters", "metadata")),
+    *case("limit=0 must be 1 or more", "--train", "two", "--limit", "0", protocols=(*LABELED, "clusters", "metadata")),
     *case("1 class", "--train", "single", protocols=("linear", "finetune", "semi")),
     *case("has one class only, 0", "--train", "single", protocols=("knn", "logistic", "svm", "low_shot")),
     *case(
@@ -177,8 +177,8 @@ EARLY = [
     *case("has no folder jpg", "--test", "two", protocols=("retrieval",)),
     *case("has no folder jpg", "--train", "two", "--test", "landmarks", "--whiten", "2", protocols=("retrieval",)),
     *case("name it with --train", "--test", "landmarks", "--whiten", "2", protocols=("retrieval",)),
-    *case("0 0 48' is no box", "--test", "half_a_box", protocols=("retrieval",)),
-    *case("9 0 9 36' is no box", "--test", "flat_box", protocols=("retrieval",)),
+    *case("0 0 48' is not a box", "--test", "half_a_box", protocols=("retrieval",)),
+    *case("9 0 9 36' is not a box", "--test", "flat_box", protocols=("retrieval",)),
     *case("original holds no images", "--test", "two", protocols=("copies",)),
     *case("jpeg holds no images", "--test", "copydays", "--block", "jpeg", protocols=("copies",)),
     *case("absent holds no images", "--test", "copydays", "--distractors", "absent", protocols=("copies",)),
@@ -220,7 +220,7 @@ LATE = [
     ("classifier", "cnn_nan", ("--test", "other"), "not finite"),  # the run's own images have kept features
     *case("--shots 5: the class b has", "--train", "lone", "--shots", "5", protocols=("low_shot",)),
     *case("at least 2 images", "--train", "one", "--whiten", "2", "--test", "copydays", protocols=("copies",)),
-    *case("no vision transformer", "--test", "davis", protocols=("attention",), model="cnn"),
+    *case("not a vision transformer", "--test", "davis", protocols=("attention",), model="cnn"),
     *case("no fully connected layers", "--train", "two", "--tune", "fc", protocols=("finetune",), model="vit"),
 ]
 

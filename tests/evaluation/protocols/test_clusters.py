@@ -46,7 +46,7 @@ def test_chance_is_zero_where_a_score_is_adjusted_for_it():
 def test_what_cannot_be_scored_is_refused():
     with pytest.raises(ValueError, match="3 clusters and 2 labels"):
         clusters([0, 1, 2], [0, 1])
-    with pytest.raises(ValueError, match="not one of 2"):
+    with pytest.raises(ValueError, match="none of the 2"):
         clusters([0, 1], [-1, -1])
     with pytest.raises(ValueError, match="whole numbers"):
         clusters([0.5, 1.0], [0, 1])

@@ -140,7 +140,7 @@ def test_unlabeled_images_take_no_part_and_k_is_cut_to_what_there_is():
 
 def test_what_cannot_be_judged_is_refused():
     x = at(0, 90)
-    with pytest.raises(ValueError, match="not one of 2 images has a label"):
+    with pytest.raises(ValueError, match="none of the 2 images has a label"):
         knn(x, [-1, -1])
     with pytest.raises(ValueError, match="train has one class only, 4"):
         knn(x, [4, 4])
@@ -150,7 +150,7 @@ def test_what_cannot_be_judged_is_refused():
         knn(x, [0, 1], np.ones((1, 3)), [0])
     with pytest.raises(ValueError, match="whole numbers"):
         knn(x, [0.5, 1.0])
-    with pytest.raises(ValueError, match=r"features \(2, 2\) and labels \(3,\)"):
+    with pytest.raises(ValueError, match=r"features have the shape \(2, 2\) and labels \(3,\)"):
         knn(x, [0, 1, 1])
     with pytest.raises(ValueError, match="k=0"):
         knn(x, [0, 1], k=0)
@@ -158,7 +158,7 @@ def test_what_cannot_be_judged_is_refused():
         knn(x, None)
     with pytest.raises(ValueError, match="this protocol takes one"):
         knn(x, np.ones((2, 3), int))
-    with pytest.raises(ValueError, match="not one image has a label"):
+    with pytest.raises(ValueError, match="no image has a label"):
         knn_map(x, [[1, 0], [0, 1]], x, [[0, 0], [-1, 0]], ks=(1,))
     with pytest.raises(ValueError, match="several labels per image are 1, 0 or -1"):
         knn_map(x, [[3, 0], [0, 1]], x, [[0, 0], [1, 0]], ks=(1,))

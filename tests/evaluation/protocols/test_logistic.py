@@ -83,7 +83,7 @@ def test_one_image_a_class_and_unknown_classes_are_possible():
 def test_what_cannot_be_fitted_is_refused():
     with pytest.raises(ValueError, match="train has one class only, 2"):
         logistic([[0.0], [1.0]], [2, 2], [[0.0]], [2])
-    with pytest.raises(ValueError, match="test: not one of 1"):
+    with pytest.raises(ValueError, match="test: none of the 1"):
         logistic([[0.0], [1.0]], [1, 2], [[0.0]], [-1])
 
 

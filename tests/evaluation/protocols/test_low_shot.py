@@ -67,7 +67,7 @@ def test_the_result_by_a_second_route():
     assert (row["least"], row["most"]) == pytest.approx((best.min(), best.max()))
     assert row["cost"] == costs[found.mean(axis=1).argmax()]
     assert numbers["map"] == row["map"]
-    assert "as published" in notes[0]
+    assert "as in the papers" in notes[0]
     assert low_shot(*PARTS, shots=(k,), samples=samples, costs=costs, seed=7)[0] == numbers
 
 

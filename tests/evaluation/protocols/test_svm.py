@@ -88,7 +88,7 @@ def test_images_that_do_not_count_train_as_negative_ones_and_leave_the_test():
     train[train[:, 0] == 0, 0] = np.where(np.arange((train[:, 0] == 0).sum()) % 2, -1, 0)
     numbers, _, notes = svm(PARTS[0], train, PARTS[2], test, costs=(1.0,))
     assert numbers["map"] == svm(*PARTS, costs=(1.0,))[0]["map"]
-    assert "negative images in training" in notes[0]
+    assert "negative examples in training" in notes[0]
     test[:10, 0] = -1
     assert svm(PARTS[0], train, PARTS[2], test, costs=(1.0,))[1][0]["test"] == PARTS[3][10:, 0].sum()
 
@@ -111,8 +111,8 @@ def test_rare_and_absent_classes_end_in_a_sentence():
         ({1: None}, "train: the images have no labels"),
         ({0: np.full((60, 6), np.nan)}, "train: the features of 60 of 60 labeled images are not finite"),
         ({1: np.zeros(60, int), 3: np.zeros(30, int)}, "train has 1 class"),
-        ({1: np.zeros((60, 3), int)}, "train: not one of 60 images has a label"),
-        ({3: np.zeros((30, 3), int)}, "test: not one of 30 images has a label"),
+        ({1: np.zeros((60, 3), int)}, "train: none of the 60 images has a label"),
+        ({3: np.zeros((30, 3), int)}, "test: none of the 30 images has a label"),
         ({3: np.zeros(30, int)}, "train and test differ: one has several labels per image"),
         ({2: np.ones((30, 5))}, "train has 6 features per image and test 5"),
     ],

@@ -84,7 +84,7 @@ def labels_of(ids: Names, root: str | None) -> tuple[np.ndarray, list[str]]:
     objects = [_objects(folder / f"{Path(name).stem}.xml", name) for name in ids]
     names = sorted({name for found in objects for name in found})
     if not names:
-        raise LabelsError(f"labels from voc: not one of {len(ids)} images has an object in {folder}")
+        raise LabelsError(f"labels from voc: none of the {len(ids)} images has an object in {folder}")
     labels = np.array([[found.get(name, ABSENT) for name in names] for found in objects], dtype=np.int64)
     return labels, names
 

@@ -136,7 +136,7 @@ def _box(values: Sequence[object], where: str) -> tuple[float, float, float, flo
         left = top = right = bottom = math.nan
     if not (left < right and top < bottom and all(map(math.isfinite, (left, top, right, bottom)))):
         shown = " ".join(map(str, values))
-        raise ValueError(f"{where}: {shown!r} is no box; needed are the numbers left, top, right and bottom")
+        raise ValueError(f"{where}: {shown!r} is not a box; it must be the numbers left, top, right and bottom")
     return left, top, right, bottom
 
 

@@ -68,7 +68,7 @@ def clusters(assigned: ArrayLike, labels: ArrayLike | None) -> dict[str, float]:
         raise ValueError(f"{len(assigned)} clusters and {len(labels)} labels: give each image one of each, -1 = none")
     both = (assigned != -1) & (labels != -1)
     if not both.any():
-        raise ValueError(f"not one of {len(labels)} images has both a cluster and a label")
+        raise ValueError(f"none of the {len(labels)} images has both a cluster and a label")
     assigned, labels = assigned[both], labels[both]
     return {
         "accuracy": scores.matching_accuracy(labels, assigned),

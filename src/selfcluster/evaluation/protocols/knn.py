@@ -52,7 +52,10 @@ class KNN(Protocol):
         if len(rows) > 1:
             best = max(rows, key=lambda row: row[score])
             numbers = numbers | {f"best_{score}": best[score], "best_k": best["k"]}
-            notes = (f"{score} is that of the first k. The best k was chosen on the test images, as in DINO's table.",)
+            notes = (
+                f"{score} is the score with the first k of the list. best_k was chosen on the test images, as in "
+                f"DINO's table, so best_{score} is optimistic.",
+            )
         return result_of("knn", numbers, subject, settings, table=tuple(rows) if len(rows) > 1 else (), notes=notes)
 
 
@@ -173,7 +176,7 @@ def knn_map(
         numbers = {"map": mean_precision(area), "map_11_point": mean_precision(eleven), "k": k}
         rows.append(numbers | {"classes": int((~np.isnan(area)).sum()), "n_train": len(x), "n_test": len(queries)})
     if not rows[0]["classes"]:
-        raise ValueError("test: not one image has a label, so there is no average precision")
+        raise ValueError("test: no image has a label, so there is no average precision")
     return rows
 
 

@@ -112,7 +112,8 @@ def low_shot(
     last = rows[-1]
     numbers = {key: last[key] for key in ("map", "deviation", "top1", "shots") if key in last}
     numbers |= {"samples": samples, "classes": len(known), "n_train": len(x), "n_test": len(queries)}
-    notes = ("The cost of a row is the best one on the test images, as published.",) if len(costs) > 1 else ()
+    chosen = "The SVM cost of each row was chosen on the test images, as in the papers, so the scores are optimistic."
+    notes = (chosen,) if len(costs) > 1 else ()
     if len(kept) < len(shots):
         notes += (f"Left out: more than {counts[rarest]} images a class, as {name} has no more in train.",)
     notes += _missing(y, wanted, max(kept), class_names)
@@ -159,5 +160,8 @@ def _missing(y: np.ndarray, wanted: np.ndarray, k: int, class_names: list[str] |
     if absent:
         notes.append(f"No training image of {', '.join(absent)}: their score is at chance level.")
     if short:
-        notes.append(f"Fewer than (L - 1) * k = {needed} negative images of {', '.join(short)}: all of them were used.")
+        notes.append(
+            f"{', '.join(short)}: fewer than {needed} negative images (classes minus one, times images of a class), so "
+            "all were used."
+        )
     return tuple(notes)

@@ -154,5 +154,8 @@ def _notes(
             f"No positive or no negative training images for {', '.join(lacking)}: their score is at chance level."
         )
     if ignored:
-        notes.append("Images that do not count for a class were negative images in training, as in the papers.")
+        notes.append(
+            "Images whose label for a class is -1 were negative examples in training, as in the papers; they are not "
+            "scored for that class."
+        )
     return (*notes, *fits.notes())

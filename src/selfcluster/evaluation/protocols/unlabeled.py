@@ -79,8 +79,8 @@ def ranked(results: Sequence[Result]) -> Result:
     rows.sort(key=lambda row: row["mean_rank"])
     first = results[0]
     notes = (
-        "mean_rank: the mean of the ranks by the four measures, 1 = best in all. It is a weak guide: Kendall's tau "
-        "with 20-NN was 0.28 on 17 networks of digits and on 12 of photographs (docs/LOG.md, 2026-11-27).",
+        "mean_rank is the mean rank over four measures (1: best in all). It predicts 20-NN only weakly: Kendall's tau "
+        "was 0.28 on 17 networks of digits, and also on 12 of photographs (docs/LOG.md, 2026-11-27).",
     )
     numbers = {"best": rows[0]["network"], "networks": len(rows), "images": first["images"]}
     return Result("unlabeled", numbers, tuple(rows), first.settings, {"train": first.subject["train"]}, notes)

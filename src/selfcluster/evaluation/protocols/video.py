@@ -37,9 +37,9 @@ class VideoSettings:
     context: int = setting(
         7, "number of previous frames, in addition to the first, that give labels to a frame", least=0
     )
-    radius: int = setting(12, "search this many places around the same position; 0: search everywhere", least=0)
-    topk: int = setting(5, "number of most similar places whose labels count", least=1)
-    temperature: float = setting(0.1, "smaller values give more similar places more weight", least=1e-4)
+    radius: int = setting(12, "search this many spatial positions in each direction; 0: search everywhere", least=0)
+    topk: int = setting(5, "number of most similar spatial positions whose labels count", least=1)
+    temperature: float = setting(0.1, "smaller values give more similar positions more weight", least=1e-4)
     frame_side: int = setting(480, "shorter side in pixels to which frames are resized", least=8)
     max_frames: int | None = setting(None, "use only the first N frames of each video", least=3)
 
