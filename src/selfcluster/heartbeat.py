@@ -33,6 +33,7 @@ _SILENT = 4 * INTERVAL  # after this a process is taken for dead where a connect
 _WARN_AFTER = 30.0  # seconds of silence until a process is named
 _TO_SAVE = 25.0  # seconds that a process has to save after its launcher was killed
 _FIRST, _GONE = "first error", "gone"
+_RESUME = "To resume, run the same command again"
 # what torch says where another process is away; its own types do not cover gloo's
 _LOST = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer", "Broken pipe", "TCPStore")
 
@@ -149,7 +150,7 @@ class Heartbeat:
         if not dead:
             return self._own(error)
         named = "; ".join(_named(r, self._world, sign) for r, sign in dead.items())
-        return f"{named}: ended without a message (killed, or out of memory). The same command goes on"
+        return f"{named}: ended without a message (killed, or out of memory). {_RESUME}"
 
     def _told(self) -> RankFailed:
         record = json.loads(self._store.get(_FIRST))
@@ -178,7 +179,7 @@ class Heartbeat:
             except RuntimeError:  # the store does not answer
                 store = None
                 if time.monotonic() - answered > self.timeout:
-                    self._end("the first process or the launcher has sent no sign of life")
+                    self._end("the first process or the launcher has not answered")
 
     def _look_at(self, rank: int, sign: dict[str, Any], store: dist.Store) -> None:
         now = time.monotonic()
@@ -191,18 +192,18 @@ class Heartbeat:
             return
         silent, who = now - since, _named(rank, self._world, sign)
         if silent > self.timeout:
-            message = f"{who} has sent no sign of life for {silent:.0f} s: stopped, killed, or cut off"
+            message = f"{who} has not answered for {silent:.0f} s. It may be stopped, killed or disconnected"
             record = {"rank": self._rank, "message": message, "kind": "RankFailed"}
             store.compare_set(_FIRST, "", json.dumps(record))
             self._end(message)
         elif silent > min(_WARN_AFTER, self.timeout / 2) and rank not in self._warned:
             self._warned.add(rank)
             rest = f"the others wait for it, and end after {self.timeout:g} s (--timeout)"
-            log.warning("%s has sent no sign of life for %.0f s; %s", who, silent, rest)
+            log.warning("%s has not answered for %.0f s; %s", who, silent, rest)
 
     def _end(self, message: str) -> None:
         """End this process, whose main thread waits in an operation that no other will complete."""
-        message += ". The same command goes on"
+        message += f". {_RESUME}"
         print(f"selfcluster: {message}", file=sys.stderr, flush=True)
         self.on_end(message)
         os._exit(1)
@@ -210,7 +211,7 @@ class Heartbeat:
     def _end_an_orphan(self) -> None:
         if self._parent is None or os.getppid() == self._parent:
             return
-        log.warning("the launcher of this process (%d) has ended; it saves and ends, too", self._parent)
+        log.warning("the launcher (process %d) has ended, so this process saves the run and ends", self._parent)
         self._parent = None
         os.kill(os.getpid(), signal.SIGTERM)  # the loop saves at its next step
         timer = threading.Timer(_TO_SAVE, self._end, ["the launcher has ended, and saving took too long"])

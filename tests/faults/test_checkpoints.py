@@ -161,7 +161,7 @@ def test_row_41_sigterm_through_torchrun_saves_and_says_preempted(photos, tmp_pa
     step = int(message.split("after step ")[1].split()[0])
     assert checkpoint.is_whole(out / f"checkpoints/step-{step:09d}")
     again = run(train(photos, out, method="swav", epochs=3000), SELFCLUSTER_FAULT="loop.step:raise:2")
-    assert f"goes on from step {step}" in again.stdout + again.stderr or f"step {step + 1}," in again.stderr
+    assert f"resuming at step {step}" in again.stdout + again.stderr or f"step {step + 1}," in again.stderr
 
 
 class Evil:

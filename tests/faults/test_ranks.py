@@ -47,7 +47,7 @@ def test_row_27_processes_that_see_other_data_are_refused_before_a_step(photos, 
     done = run([*torchrun(str(script)), "--out", str(tmp_path / "run"), "--device", "cpu", *flags("swav")])
     assert done.returncode != 0
     assert done.stderr.count("there were 48 images, there are 40") == 1
-    assert "process 1 sees other data than the first" in done.stderr
+    assert "process 1 reads other images in" in done.stderr
     assert not list((tmp_path / "run").glob("checkpoints/*"))
 
 
@@ -91,8 +91,8 @@ def test_row_30_a_frozen_process_is_named_and_the_run_goes_on_when_it_is_back(ph
     command = train(photos, tmp_path / "run", timeout=20)
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment(**fault))
     assert process.stderr is not None
-    named = next(line for line in process.stderr if "no sign of life" in line)
-    found = re.search(r"process 1 of 2 \(pid (\d+) on .*images .*\) has sent no sign of life for 1\d s", named)
+    named = next(line for line in process.stderr if "has not answered" in line)
+    found = re.search(r"process 1 of 2 \(pid (\d+) on .*images .*\) has not answered for 1\d s", named)
     assert found
     assert "the others wait for it, and end after 20 s" in named
     os.kill(int(found[1]), signal.SIGCONT)
@@ -201,9 +201,7 @@ def test_row_30_a_silent_process_ends_the_others_with_its_name(pair, capsys):
     wait_until(lambda: "step 12" in first._sign(first._store, 1)["where"])
     second._stopping.set()  # frozen: it sends no sign, and does not say that it is gone
     wait_until(lambda: ended, 10)
-    assert re.match(
-        r"process 1 of 2 \(pid \d+ on .*, step 12, images a.png\) has sent no sign of life for 3 s", told[0]
-    )
+    assert re.match(r"process 1 of 2 \(pid \d+ on .*, step 12, images a.png\) has not answered for 3 s", told[0])
     assert told[0] in capsys.readouterr().err
 
 

@@ -330,7 +330,7 @@ def test_by_the_keyboard_alone(page):
     assert "1 ticked" in one(page, "#browser .count").text
     press(Keys.ESCAPE)
     wait(lambda: not one(page, "#browser").is_displayed())
-    assert "1 action" in one(page, "#desk .done").text
+    assert "1 change" in one(page, "#desk .done").text
 
 
 @pytest.mark.parametrize("width", [1400, 420])
@@ -914,5 +914,5 @@ def test_an_action_whose_answer_is_lost_is_kept_once(browser, served, run, monke
     wait(lambda: [row["name"] for row in read_rows(run)] == ["once", "twice"])
     saved = "saved in the run"
     wait(lambda: saved in browser.execute_script("return document.querySelector('#desk .done').textContent"))
-    assert "2 actions" in one(browser, "#desk .done").get_attribute("textContent")
+    assert "2 changes" in one(browser, "#desk .done").get_attribute("textContent")
     browser.get_log("browser")  # the request without an answer

@@ -57,7 +57,7 @@ def test_row_17_an_edited_image_is_refused_or_accepted_and_the_epoch_begins_agai
     capsys.readouterr()
     tiny(method, tmp_path / "run", data=photos, accept_data_change=True, quiet=False)
     said = " ".join("".join(capsys.readouterr()).split())
-    assert "epoch 1 begins again goes on from step 3" in said
+    assert "epoch 1 begins again resuming at step 3" in said
     assert steps(tmp_path / "run") == [3, 6, 9]
     about = yaml.safe_load((tmp_path / "run/config.yaml").read_text())["about"]
     assert len(about["data_changes"]) == 1

@@ -191,7 +191,7 @@ def _check_same_data(source: Source, resolved: Mapping[str, Any]) -> None:
     change = source.difference(resolved["about"]["summary"]) if distributed.rank() else ""
     for number, words in enumerate(distributed.gather_objects(change)):
         if words:
-            raise DataError(f"process {number} sees other data than the first, in {source.where}: {words}")
+            raise DataError(f"process {number} reads other images in {source.where} than process 0: {words}")
 
 
 def _check_words(said: Mapping[str, Any], recipe: str | None) -> None:

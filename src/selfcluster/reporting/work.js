@@ -214,13 +214,13 @@ for (const [box, actions] of [[viewer, viewerActions], [browser, browserActions]
 }
 
 function report() {
-  const done = state.count === 1 ? "1 action" : `${number(state.count)} actions`;
+  const done = state.count === 1 ? "1 change" : `${number(state.count)} changes`;
   const where = server
     ? unsaved.length ? `${number(unsaved.length)} not saved yet` : "saved in the run's curation.jsonl"
-    : "kept in this browser";
+    : "stored only in this browser";
   desk.hidden = !state.count && !trouble && !unsaved.length;
   desk.querySelector(".done").textContent = state.count ? `${done}, ${where}.` : "";
-  desk.querySelector(".how").textContent = server ? "" : "Download them for “selfcluster report RUN --apply curation.jsonl”.";
+  desk.querySelector(".how").textContent = server ? "" : "Download them, then run “selfcluster report RUN --apply curation.jsonl”.";
   desk.querySelector(".trouble").textContent = trouble;
   desk.querySelector("[data-do=undo]").disabled = !state.count;
   desk.querySelector("[data-do=ticked]").hidden = !state.ticked.size;

@@ -115,8 +115,7 @@ def read_clusters(path: Path) -> ClusterTable:
     table = _read(path, {"id", "cluster", "distance"})
     if wrong_twin(path, table):
         log.warning(
-            "%s is not the twin of %s: it was edited, or an interrupted command did not update it. "
-            "`selfcluster cluster` writes both again",
+            "%s differs from %s: it was edited, or a command was interrupted. `selfcluster cluster` writes both again",
             path.with_suffix(".csv"),
             path,
         )
@@ -186,7 +185,7 @@ def check_table(path: Path) -> str:
             return "its values are not those that were written"
     except (OSError, pa.ArrowException, ValueError) as error:
         return f"cannot be read ({reason_of(error)})"
-    return f"{path.with_suffix('.csv').name} beside it is not its twin" if wrong_twin(path, table) else ""
+    return f"{path.with_suffix('.csv').name} beside it has other values" if wrong_twin(path, table) else ""
 
 
 def has_hash(path: Path) -> bool:

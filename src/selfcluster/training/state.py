@@ -144,7 +144,9 @@ class RunState:
         stored = section(tensors, "method.")
         different = own.keys() - stored.keys() if self.shards.names else own.keys() ^ stored.keys()
         if different:  # a shard reads more than it holds if fewer processes wrote the checkpoint
-            raise checkpoint.BrokenCheckpoint(f"{loaded.path}: holds other parts: {sorted(different)}")
+            raise checkpoint.BrokenCheckpoint(
+                f"{loaded.path}: the checkpoint has other tensors than this method: {sorted(different)}"
+            )
         change = self.source.difference(loaded.meta["data"]) if "data" in loaded.meta else ""
         if change:
             self._check_change(loaded.meta["data"], change)
@@ -170,7 +172,7 @@ class RunState:
             self.step = epochs * self.steps_per_epoch
             console.say(f"the data has changed ({change}): epoch {epochs} begins again")
             self.save(replace=True)
-        console.say(f"goes on from step {self.step}")
+        console.say(f"resuming at step {self.step}")
 
     def _check_change(self, then: Mapping[str, object], change: str) -> None:
         """Raise RunError if the method keeps a value for each image, and the images are no longer the same."""
