@@ -31,8 +31,10 @@ docs: $(VENV)/.dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs serve --dev-addr 127.0.0.1:8000
 
 bench: $(VENV)/.bench
+	@test -e "$(IMAGES)" || { echo "make bench: there is no $(IMAGES); IMAGES=FILE names a tar of 32 px JPEGs"; exit 2; }
+	@test -e "$(PHOTOGRAPHS)" || { echo "make bench: there is no $(PHOTOGRAPHS); PHOTOGRAPHS=FOLDER names photographs"; exit 2; }
 	$(BIN)/python benchmarks/clustering.py kmeans-faiss sinkhorn knn --repeats 1
-	$(BIN)/python benchmarks/train_vs_lightly.py --images $(IMAGES) --rounds 2 --steps 3
+	$(BIN)/python benchmarks/train_vs_lightly.py --images $(IMAGES) --rounds 2 --steps 2
 	$(BIN)/python benchmarks/loader.py $(PHOTOGRAPHS) --rounds 3
 	$(BIN)/python benchmarks/views.py --rounds 3
 
