@@ -6,6 +6,9 @@ import base64
 import hashlib
 import json
 import re
+import signal
+import subprocess
+import sys
 from html.parser import HTMLParser
 
 import numpy as np
@@ -278,6 +281,35 @@ def test_nothing_half_written_and_where_to_write(tmp_path):
     assert not (run / "report.html").exists()
     write_clusters(run / "clusters.parquet", [], [], [])
     assert "No clusters yet" in written(run, None).text
+
+
+def test_ctrl_c_does_not_wait_for_the_map(tmp_path):
+    """The map is placed by a thread that nothing can stop: here it sleeps for ten minutes."""
+    make_run(tmp_path / "run", names())
+    code = """
+import sys, time
+from pathlib import Path
+from selfcluster.reporting import page
+def place(*arguments):
+    print("placing", flush=True)
+    time.sleep(600)
+page.place_images = place
+try:
+    page.write_report(Path(sys.argv[1]), None)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+    words = [sys.executable, "-c", code, str(tmp_path / "run")]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "placing\n"
+        process.send_signal(signal.SIGINT)
+        try:
+            out, errors = process.communicate(timeout=120)
+        finally:
+            process.kill()
+    assert (out, errors, process.returncode) == ("interrupted\n", "", 0)
+    assert not (tmp_path / "run" / "report.html").exists()
 
 
 def test_bad_arguments(tmp_path):

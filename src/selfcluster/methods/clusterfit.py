@@ -4,7 +4,7 @@ Yan et al. 2020, arXiv 1912.03330. B images, V views, F features, T teachers (on
 What a head learns (`target`) is made once, before the first step (`training/targets.py`): k-means of the teacher's
 l2-normalized features of center crops, or one of the paper's comparisons. Distillation and regression ask the teacher
 at each step, about the very views that the new network sees.
-Departs: k-means takes all images (released: 256 K of them at most). The teacher of a distillation is a run of
+Departs: k-means takes all images (released: at most 256 for each cluster). The teacher of a distillation is a run of
 `supervised` on the same classes; public weights teach their own classes, with `distill_weight` 1 and without labels.
 Distillation multiplies its soft term by the squared temperature, as Hinton et al. (arXiv 1503.02531) do and
 the paper does not say: at 20 that term would vanish. The paper does not give the regression's loss: here it is the

@@ -17,7 +17,6 @@ import shlex
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 from pathlib import Path
 
@@ -27,6 +26,7 @@ from markupsafe import Markup, escape
 
 from selfcluster.clustering.scores import rankme
 from selfcluster.data.sources import Source
+from selfcluster.data.threads import DaemonThreads
 from selfcluster.evaluation.protocol import read_results
 from selfcluster.files import make_writable, write_atomically
 from selfcluster.reporting.album import Album, build_album, rows_of
@@ -131,10 +131,13 @@ def render_report(
     labels = getattr(source, "labels", None)
     album = build_album(contents)
     columns = None if metadata is None else table_columns(contents, metadata)  # its errors come before the work
-    with ThreadPoolExecutor(1) as pool:  # t-SNE uses one core; reading and drawing pictures use the others
+    pool = DaemonThreads(1, "selfcluster-map")  # t-SNE uses one core; reading and drawing pictures use the others
+    try:
         placing = pool.submit(place_images, album, landmarks, progress)
         reading = read_images(album, source, progress, with_exif=columns is None)
         places = placing.result()
+    finally:  # t-SNE cannot be stopped: Ctrl-C and errors do not wait for it
+        pool.shutdown(wait=False)
     if columns is None:
         columns = exif_columns(contents, album, reading)
     gallery = _gallery(contents, source, labels, album, columns, progress)
