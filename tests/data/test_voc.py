@@ -84,7 +84,7 @@ def test_what_is_refused(voc):
     with pytest.raises(LabelsError, match=r"JPEGImages/1\.jpg has no annotation"):
         open_source(split, labels_from="voc")
     split.write_text("3\n")
-    with pytest.raises(LabelsError, match="not one of 1 images has an object"):
+    with pytest.raises(LabelsError, match="none of the 1 images has an object"):
         open_source(split, labels_from="voc")
     with pytest.raises(LabelsError, match="no folder Annotations"):
         open_source(np.zeros((3, 8, 8), np.uint8), labels_from="voc")

@@ -239,8 +239,8 @@ def test_clusters_are_two_consecutive_k_means_of_whitened_features():
 
 def test_settings_that_cannot_be_are_refused():
     for wrong, message in [
-        ({"num_prototypes": 97}, "num_prototypes=97, images: 96"),
-        ({"num_prototypes": 3, "num_super_clusters": 4}, "num_super_clusters=4"),
+        ({"num_prototypes": 97}, "--num-prototypes 97, which must be at most the number of images, 96"),
+        ({"num_prototypes": 3, "num_super_clusters": 4}, "--num-super-clusters 4 must be from 1 to --num-prototypes 3"),
         ({"combination": "both", "num_prototypes": 8}, "combination='both': choose from hierarchical, sum, product"),
         ({"reassign_epochs": 0, "num_prototypes": 8}, "reassign_epochs=0"),
     ]:
