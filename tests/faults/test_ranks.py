@@ -166,7 +166,7 @@ def test_row_36_a_run_goes_on_with_fewer_and_more_processes(photos, tmp_path, ti
     assert run(train(photos, out, **words), **stopping).returncode != 0
     alone = [sys.executable, "-m", "selfcluster", "train", "swav", str(photos), "--out", str(out), "--device", "cpu"]
     first = run([*alone, *flags("swav", learning_rate=1e-4)], **stopping)
-    assert "goes on from step 6" in first.stderr + first.stdout or first.returncode == 1
+    assert "processes was 2 and is 1" in first.stderr
     done = run(train(photos, out, **words))
     assert done.returncode == 0, done.stderr[-3000:]
     assert "processes was 1 and is 2" in done.stderr + done.stdout
