@@ -33,6 +33,7 @@ def fault_point(name: str) -> None:
     if action == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     elif action == "stop":
+        time.sleep(3)  # until a sign of life, one a second, names this step
         os.kill(os.getpid(), signal.SIGSTOP)
     elif action == "sleep":
         time.sleep(3600)
