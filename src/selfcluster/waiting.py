@@ -73,8 +73,9 @@ def one_thread() -> Iterator[None]:
 def map_on_single_threads(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
     """Return `function` of every item, in order: several at a time, each on one thread; a single item has them all.
 
-    For work too short to share between threads, such as k-means of a few thousand rows. Choosing the number of
-    clusters of 5,398 photographs took 26 s on two cores with shared fits, and 12 s with one thread a fit.
+    For work too short to share between threads, such as k-means of a few thousand rows. Choosing a number of clusters
+    for 5,398 photographs and making them took 26 to 28 s on two cores with shared fits, and 13 to 15 s with one thread
+    a fit.
 
     >>> map_on_single_threads(abs, [-1, -2])
     [1, 2]

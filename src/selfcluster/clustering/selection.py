@@ -133,8 +133,8 @@ class _Fits:
         self, rows: np.ndarray, tried: list[int], repeats: int, seed: int, spherical: bool, restarts: int
     ) -> None:
         self.tried, self.repeats = tried, repeats
-        self._settings = seed, spherical, restarts
-        curves, ones, labels = zip(*map_on_single_threads(partial(self._repeat, rows), range(repeats)), strict=True)
+        repeat = partial(self._repeat, rows, seed, spherical, restarts)
+        curves, ones, labels = zip(*map_on_single_threads(repeat, range(repeats)), strict=True)
         self.inertia, self.silhouette, self.reference_inertia, self.reference_silhouette = np.stack(curves, axis=1)
         self.one, self.reference_one = np.array(ones).T  # inertia at k = 1
         self.stability = np.zeros((repeats, repeats, len(tried)))
@@ -142,9 +142,10 @@ class _Fits:
             for c in range(len(tried)):
                 self.stability[a, b, c] = self.stability[b, a, c] = scores.ari(labels[a][c], labels[b][c])
 
-    def _repeat(self, rows: np.ndarray, r: int) -> tuple[np.ndarray, tuple[float, float], np.ndarray]:
+    def _repeat(
+        self, rows: np.ndarray, seed: int, spherical: bool, restarts: int, r: int
+    ) -> tuple[np.ndarray, tuple[float, float], np.ndarray]:
         """Fit every candidate once: curves (4, C), the two inertias at k = 1, and labels (C, N)."""
-        seed, spherical, restarts = self._settings
         random = np.random.default_rng(randomness.key(seed, "choose_k", r))
         part = rows[np.sort(random.permutation(len(rows))[: int(_SHARE * len(rows))])]
         flat = _reference(rows, random)

@@ -16,9 +16,8 @@ codes.
 
 Departs: scores more than 60 epsilon below the maximum of their row, and row maxima as far below the largest one, are
 raised to this limit, so that nothing underflows. Cosines reach it only if epsilon is below 0.034. With an outlier and
-few iterations the result then
-differs from exact arithmetic. Float64 scores are scaled on logarithms, where nothing underflows: that is slower and
-exact for every epsilon.
+few iterations the result then differs from exact arithmetic. Float64 scores are scaled on logarithms, where nothing
+underflows: that is slower and exact for every epsilon.
 """
 
 from __future__ import annotations

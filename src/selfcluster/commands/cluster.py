@@ -251,9 +251,11 @@ def _number_or_auto(text: str) -> int | str:
 
 def run_command(**settings: Any) -> tuple[object, str]:
     result = cluster(**{name: value for name, value in settings.items() if value is not None})
-    sizes = "{smallest} to {largest}" if result["smallest"] < result["largest"] else "{largest}"
-    text = f"{{n}} images in {{clusters}} clusters of {sizes} images. Written: {{out}} and {{csv}}"
-    lines = [text.format(n=result["images"] - result["none"], **result)]
+    smallest, largest = result["smallest"], result["largest"]
+    sizes = f"{smallest} to {largest}" if smallest < largest else f"{largest}"
+    inside = result["images"] - result["none"]
+    files = f"{result['out']} and {result['csv']}"
+    lines = [f"{inside} images in {result['clusters']} clusters of {sizes} images. Written: {files}"]
     if result["none"]:
         lines.append(f"{result['none']} images belong to no cluster; they have the number -1")
     if "report" in result:

@@ -12,11 +12,12 @@ import numpy as np
 _PCA_DIM = 50
 _PERPLEXITY = 30.0
 _ITERATIONS = 500  # half of the usual number: neighbors move little after that, and a page should not take minutes
-_ANGLE = 0.8  # of Barnes and Hut. 0.5, scikit-learn's own, takes 18 s for 5,398 photographs, 0.8 takes 13 s; both keep
-# 31 % of the 15 nearest neighbors, and 56 % of an image's 15 neighbors on the map are of its class
+# Barnes and Hut's angle. For 5,398 photographs 0.5, scikit-learn's own, takes 18 s on one core, and 0.8 takes 13 s.
+# Both keep 31 % of the 15 nearest neighbors, and 56 % of an image's 15 neighbors on the map are of its class.
+_ANGLE = 0.8
 _TOO_FEW_FOR_NEIGHBORHOODS = 12
 _EACH = 3  # points that every cluster gets, so that small ones are not lost
-LANDMARKS = 6_000  # t-SNE of so many takes about 15 s on one core
+LANDMARKS = 6_000  # images that t-SNE places itself; see `_ANGLE` for its time
 _BESIDE = 5  # landmarks whose median is the place of another image
 _JITTER = 0.004  # of the map's side: images with the same landmarks stay apart
 

@@ -77,7 +77,7 @@ def _judge_start(contents: Contents, look: list[str], good: list[str]) -> str | 
     judgement = summary.get("judgement") if isinstance(summary, dict) else None
     if not isinstance(judgement, dict) or not isinstance(judgement.get("start"), dict):
         if good and is_untrained(contents.config):
-            good.append("Nothing was trained: the features are a pretrained network's, unchanged.")
+            good.append("Nothing was trained: the network was used as it was given.")
         elif good:
             good.append("The network was not compared with the one that training began with.")
         return None
