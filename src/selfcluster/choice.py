@@ -71,6 +71,8 @@ class RunSettings(TypedDict):
     # of methods
     num_prototypes: int
     num_super_clusters: int
+    pretext: str
+    num_permutations: int
     network_dropout: float | None
     clustering: str
     weighting: str

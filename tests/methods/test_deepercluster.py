@@ -1,8 +1,6 @@
 """DeeperCluster against its equations in float64: the loss and its alternatives, the gradients of the sub-classifiers,
 what each epoch shows, and the two clusterings one after the other."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
@@ -11,6 +9,7 @@ from torch import nn
 from selfcluster.data.order import epoch_order
 from selfcluster.methods.deepercluster import DeeperCluster, DeeperClusterSettings
 from selfcluster.types import Batch, DatasetInfo, Embeddings, Progress
+from selfcluster.views.pretext import shuffles
 from tests.methods.test_contract import progress
 
 N, M, K = 96, 2, 6  # images, super-clusters, clusters in each
@@ -162,6 +161,48 @@ def test_the_network_sees_each_image_turned_as_the_epoch_has_it():
         assert torch.equal(method.backbone.shown[i], torch.rot90(images()[i], int(method.turns[i]), (1, 2)))
 
 
+@pytest.mark.parametrize("combination", ["hierarchical", "sum", "product"])
+def test_permutations_of_tiles_take_the_place_of_rotations(combination):
+    """With P = 5 orders of the tiles, eq. 5, eq. 1 + 2 and eq. 4 in float64; the network sees images cut up by hand."""
+    torch.manual_seed(0)
+    choice = {"num_prototypes": M * K, "num_super_clusters": M, "pca_dim": 4, "combination": combination}
+    settings = DeeperClusterSettings(**choice, pretext="jigsaw", num_permutations=5)
+    method = DeeperCluster(TinyNet, settings, DatasetInfo(N, 4, 3))
+    method.reassign(at_epoch(0), embed_of(method))
+    labels, orders, index = method.labels, method.turns, torch.arange(N)
+    for cluster in labels.unique():  # every cluster is shown in all orders, as evenly as its size allows
+        times = orders[labels == cluster].bincount(minlength=5)
+        assert times.max() - times.min() <= 1
+    output = method(batch_of(index), progress())
+    table, shown = shuffles(5), images().clone()
+    for i in range(N):
+        for place, tile in enumerate(table[orders[i]].tolist()):  # tiles of one pixel: a 3 x 3 corner of 4 x 4
+            shown[i, :, place // 3, place % 3] = images()[i, :, tile // 3, tile % 3]
+    assert torch.equal(method.backbone.shown, shown)
+    assert torch.equal(shown[orders == 0], images()[orders == 0])
+    with torch.no_grad():
+        f = method.backbone(shown).clamp(min=0).double().numpy()
+    terms = []
+    for row, label, order in zip(f, labels.tolist(), orders.tolist(), strict=True):
+
+        def term(head, target, row=row):
+            weight, bias = linear(head)
+            return negative_log_softmax(weight @ row + bias, target)
+
+        if combination == "hierarchical":
+            s = 5 * (label // K) + order
+            terms.append(term(method.heads.super, s) + term(method.heads.sub[str(s)], label % K))
+        elif combination == "sum":
+            terms.append(term(method.heads.rotation, order) + term(method.heads.cluster, label))
+        else:
+            terms.append(term(method.heads.joint, label * 5 + order))
+    assert output.loss.item() == pytest.approx(np.mean(terms), abs=1e-5)
+    assert set(output.log) == {"permutation_accuracy"}
+    assert method.chance_loss() == pytest.approx(np.log(5 * M * K))
+    groups = 5 * (labels // K) + orders
+    assert torch.equal(method.plan().groups, groups)
+
+
 def embed_of(method: DeeperCluster, index: torch.Tensor | None = None):
     """What the loop gives to `reassign`: this rank's rows, of the images `index`."""
     index = torch.arange(N) if index is None else index
@@ -262,4 +303,5 @@ def test_a_shard_holds_its_own_classifiers_alone():
         names += own
     assert set(names) == {name for name in whole.state_dict() if name.startswith("heads.sub.")}
     assert DeeperCluster.shards(whole.settings) == 8
-    assert DeeperCluster.shards(SimpleNamespace(num_super_clusters=2, combination="sum")) == 1
+    assert DeeperCluster.shards(DeeperClusterSettings(num_super_clusters=2, combination="sum")) == 1
+    assert DeeperCluster.shards(DeeperClusterSettings(num_super_clusters=2, pretext="jigsaw", num_permutations=5)) == 10

@@ -140,7 +140,7 @@ def test_what_makes_no_sense_is_refused(given, words):
 
 
 def test_super_classes_share_a_batch_and_weighted_batches_are_whole():
-    with pytest.raises(ValueError, match=r"--batch-size 12: .* each of the 8 super-classes .*; use --batch-size 8"):
+    with pytest.raises(ValueError, match=r"--batch-size 12 .* each of 8 super-classes .*; use --batch-size 8"):
         resolve("deepercluster", PHOTOS, {"batch_size": 12})
     with pytest.raises(ValueError, match="--accumulate 2: --weighting inverse divides by the weights of a whole batch"):
         resolve("deepcluster", PHOTOS, {"weighting": "inverse", "accumulate": 2, "batch_size": 64})

@@ -89,3 +89,38 @@ def test_patches_reach_both_ends_of_their_cells():
     assert first.shape == (1, 9, 1, 3, 3)
     assert first[0, 0, 0, 0, 0] == 0
     assert last[0, 8, 0, 2, 2] == 143
+
+
+def test_tiles_change_places_and_the_rest_stays():
+    """Tiles of 2 x 2 pixels in images of 7 x 7, each moved by hand; the last row and column stay."""
+    x = torch.rand(4, 3, 7, 7)
+    before, orders = x.clone(), torch.stack([torch.randperm(9) for _ in range(4)])
+    shuffled = pretext.shuffle(x, orders)
+    for image, result, order in zip(x, shuffled, orders.tolist(), strict=True):
+        for place, tile in enumerate(order):
+            to, start = divmod(place, 3), divmod(tile, 3)
+            moved = result[:, 2 * to[0] : 2 * to[0] + 2, 2 * to[1] : 2 * to[1] + 2]
+            assert torch.equal(moved, image[:, 2 * start[0] : 2 * start[0] + 2, 2 * start[1] : 2 * start[1] + 2])
+    assert torch.equal(shuffled[..., 6, :], x[..., 6, :])
+    assert torch.equal(shuffled[..., 6], x[..., 6])
+    assert torch.equal(x, before)
+    assert torch.equal(pretext.shuffle(shuffled, orders.argsort(dim=1)), x)
+    with pytest.raises(ValueError, match="2 x 2 are too small for 9 tiles"):
+        pretext.shuffle(x[..., :2, :2], orders)
+
+
+def test_the_first_shuffle_moves_nothing_and_distances_stay():
+    ours, far = pretext.shuffles(30), pretext.permutations(30)
+    assert ours[0].tolist() == list(range(9))
+    assert len(torch.unique(ours, dim=0)) == 30
+    assert torch.equal((ours[:, None] != ours).sum(dim=2), (far[:, None] != far).sum(dim=2))
+
+
+def test_label_0_of_a_change_leaves_the_image():
+    x, first = torch.rand(2, 3, 9, 9), torch.zeros(2, dtype=torch.int64)
+    for task, count in (("rotation", 4), ("jigsaw", 7)):
+        change = pretext.ImageChange(task, num_permutations=7)
+        assert change.labels == count
+        assert torch.equal(change(x, first), x)
+        assert not torch.equal(change(x, first + count - 1), x)
+        assert change.state_dict() == {}

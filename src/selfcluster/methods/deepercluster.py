@@ -1,18 +1,20 @@
 """DeeperCluster: predict the rotation of an image together with its cluster, in a hierarchy of clusters.
 
 Caron et al. 2019, arXiv 1905.01278. N images, B of this rank, F features, d whitened axes, K clusters: m super-clusters
-of k = K // m each, S = 4 m super-classes (super-cluster, rotation) numbered 4 * super-cluster + quarter turns.
-Every `reassign_epochs` epochs two consecutive k-means over whitened features of upright images make new clusters, and
-all classifiers start anew. Each epoch gives every image one rotation, evenly within each cluster. A batch has equally
-many images of each super-class, drawn uniformly over its clusters. With several processes, each group of ranks handles
-some super-classes and holds only their classifiers: shard i of c (`data.shard`) holds super-classes i S / c to
+of k = K // m each. The pretext task has P labels: 4 rotations, or P permutations of an image's tiles (`pretext`). They
+make S = P m super-classes (super-cluster, pretext label), numbered P * super-cluster + label.
+Every `reassign_epochs` epochs two consecutive k-means over whitened features of unchanged images make new clusters, and
+all classifiers start anew. Each epoch gives every image one pretext label, evenly within each cluster. A batch has
+equally many images of each super-class, drawn uniformly over its clusters. With several processes, each group of ranks
+handles some super-classes and holds only their classifiers: shard i of c (`data.shard`) holds super-classes i S / c to
 (i + 1) S / c - 1. The gradient of a sub-classifier is averaged over the samples of its own super-class only, which is S
 times its part of the mean over the batch. The result is the same on any number of processes.
 Departs: an epoch shows an image in one rotation (released: the ranks of the four rotations draw independently); a
-super-cluster of fewer than four images is given half of what the largest can spare, so that no super-class is empty;
+super-cluster of fewer than P images is given half of what the largest can spare, so that no super-class is empty;
 empty clusters are split by a factor 1 +- 1/1024 (released: 1e-7), donors drawn anew each time (released: the same
 always); VGG-16's linear layers start from N(0, 0.01) as DeepCluster's do (released: torch's uniform numbers); the
-pretext task is rotation alone, where the paper allows any other that labels images, such as Jigsaw; colors are not
+paper names Jigsaw as another pretext task but trains none: here the tiles of the whole image change places, and the
+network sees them together, because clusters need the features of whole images; colors are not
 padded (released: by 1), edges by 2 as released, by 1 before a transformer. Sampling and clustering are the same for the
 paper's alternatives of the loss.
 """
@@ -45,9 +47,7 @@ from selfcluster.methods.base import (
 from selfcluster.models.classifiers import GroupedClassifiers, restart_
 from selfcluster.setting import setting
 from selfcluster.types import Assignment, Batch, Crops, DatasetInfo, EpochPlan, Output, Progress, Training
-from selfcluster.views.pretext import rotate
-
-TURNS = 4
+from selfcluster.views.pretext import ImageChange
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +58,8 @@ class DeeperClusterSettings:
     num_super_clusters: int = setting(
         4, "m; 4 rotations make 4 m super-classes; use 2 for small data, 1 for rotations alone", least=1
     )
+    pretext: Literal["rotation", "jigsaw"] = setting("rotation", "quarter turns; jigsaw: 3 x 3 tiles change places")
+    num_permutations: int = setting(4, "P, orders of the tiles for --pretext jigsaw", least=2)
     combination: Literal["hierarchical", "sum", "product"] = setting(
         "hierarchical", "hierarchical: super-class, then cluster (eq. 5); sum: two losses; product: eq. 4"
     )
@@ -71,6 +73,7 @@ class DeeperClusterSettings:
 
 class DeeperCluster(Method):
     Settings = DeeperClusterSettings
+    idle = ((("num_permutations",), "pretext", ("rotation",)),)
     per_image = ("labels", "turns")
     edge_border = 2  # as published: what the network's own zeros meet are edges of nothing
     advice = "Try fewer --num-prototypes, --sobel (against clusters of colors), or --init with a RotNet run's weights."
@@ -92,11 +95,12 @@ class DeeperCluster(Method):
     def check(cls, settings: RunSettings, num_images: int) -> None:
         check_clusters(settings["num_prototypes"], num_images)
         check_dropout(settings)
-        groups, batch = TURNS * settings["num_super_clusters"], settings["batch_size"]
+        kind, m, batch = settings["pretext"], settings["num_super_clusters"], settings["batch_size"]
+        groups = m * ImageChange.count(kind, settings["num_permutations"])
         if batch % groups:
             raise ValueError(
-                f"--batch-size {batch}: a batch holds equally many images of each of the {groups} super-classes "
-                f"(4 rotations times --num-super-clusters); use --batch-size {max(groups, batch // groups * groups)}"
+                f"--batch-size {batch} does not hold equally many images of each of {groups} super-classes ({m} super-"
+                f"clusters by {groups // m} labels of {kind}); use --batch-size {max(groups, batch - batch % groups)}"
             )
 
     @classmethod
@@ -109,31 +113,28 @@ class DeeperCluster(Method):
         if not 1 <= self.m <= wanted <= n:
             words = f"1 to --num-prototypes {wanted}, which must be at most the number of images, {n}"
             raise ValueError(f"--num-super-clusters {self.m} must be from {words}")
-        if settings.reassign_epochs < 1:
-            raise ValueError(f"reassign_epochs={settings.reassign_epochs} must be at least 1")
         if self.shards(settings) % data.shard[1]:
             raise ValueError(f"{settings.combination} classifiers cannot be shared out over {data.shard[1]} shards")
-        self.k, self.num_super_classes = wanted // self.m, TURNS * self.m
+        self.change = ImageChange(settings.pretext, settings.num_permutations)
+        self.p = self.change.labels
+        self.k, self.num_super_classes = wanted // self.m, self.p * self.m
         self.backbone = make_backbone(**dropout_of(settings.network_dropout))
         width = self.backbone.num_features
         dim, total = min(settings.pca_dim, width), self.m * self.k
-        self.heads: Any = COMBINATIONS[settings.combination](width, self.m, self.k, data.shard)
-        self.register_buffer("labels", torch.full((n,), -1))  # (N,) super-cluster * k + cluster in it, -1 = none
-        self.register_buffer("turns", torch.zeros(n, dtype=torch.int64))  # (N,) this epoch's rotations
-        self.register_buffer("reassigned", torch.zeros((), dtype=torch.bool))  # whether the last reassignment clustered
+        self.heads: Any = COMBINATIONS[settings.combination](width, self.p, self.m, self.k, data.shard)
+        self.labels = nn.Buffer(torch.full((n,), -1))  # (N,) super-cluster * k + cluster in it, -1 = none
+        self.turns = nn.Buffer(torch.zeros(n, dtype=torch.int64))  # (N,) this epoch's pretext labels
+        self.reassigned = nn.Buffer(torch.zeros((), dtype=torch.bool))  # whether the last reassignment clustered
         self.whitening = WhiteningMemory(dim, width)
-        self.register_buffer("super_centers", torch.zeros(self.m, dim))
-        self.register_buffer("centers", torch.zeros(total, dim))
-        self.labels: Tensor
-        self.turns: Tensor
-        self.reassigned: Tensor
-        self.super_centers: Tensor
-        self.centers: Tensor
+        self.super_centers = nn.Buffer(torch.zeros(self.m, dim))
+        self.centers = nn.Buffer(torch.zeros(total, dim))
 
     @classmethod
     def shards(cls, settings: DeeperClusterSettings) -> int:
         """Into how many shards the classifiers can be parted at most."""
-        return TURNS * settings.num_super_clusters if settings.combination == "hierarchical" else 1
+        if settings.combination != "hierarchical":
+            return 1
+        return settings.num_super_clusters * ImageChange.count(settings.pretext, settings.num_permutations)
 
     def sharded(self) -> tuple[str, ...]:
         """Names of the parameters that only the ranks of this shard hold."""
@@ -143,15 +144,15 @@ class DeeperCluster(Method):
         return [(name, p) for name, p in self.named_parameters() if name.startswith("heads.sub.")]
 
     def chance_loss(self) -> float:
-        return log(TURNS * self.m * self.k)
+        return log(self.p * self.m * self.k)
 
     def forward(self, batch: Batch, progress: Progress) -> Output:
         turn, cluster = self.turns[batch.index], self.labels[batch.index]  # each (B,)
-        features = self.encode_views([rotate(view, turn) for view in batch.views])  # (V * B, F)
+        features = self.encode_views([self.change(view, turn) for view in batch.views])  # (V * B, F)
         views = len(batch.views)
         loss, seen = self.heads(self.final_relu(features), turn.repeat(views), cluster.repeat(views))
         right = (seen == turn.repeat(views)).float().mean()
-        return Output(loss, log={"rotation_accuracy": right}, features=features[: len(turn)], codes=cluster)
+        return Output(loss, log={f"{self.change.name}_accuracy": right}, features=features[: len(turn)], codes=cluster)
 
     def on_backward(self, progress: Progress) -> None:
         grads = [p.grad for _, p in self.sub_parameters() if p.grad is not None]
@@ -160,18 +161,18 @@ class DeeperCluster(Method):
 
     @torch.no_grad()
     def reassign(self, progress: Progress, embed: Embed) -> dict[str, float]:
-        """Draw the epoch's rotations; every `reassign_epochs` epochs cluster first and start the classifiers anew."""
+        """Draw pretext labels; every `reassign_epochs` epochs cluster first and start the classifiers anew."""
         self.reassigned.fill_(progress.epoch % self.settings.reassign_epochs == 0)
         log = self.cluster_images(progress, embed) if self.reassigned else {}
-        # round and round over images ordered by cluster, at random in each: every cluster has all rotations
+        # round and round over images ordered by cluster, at random in each: every cluster has all labels
         order = torch.randperm(len(self.labels), generator=progress.generator("rotations")).to(self.labels.device)
         order = order[self.labels[order].argsort(stable=True)]
         first = progress.number("first rotation")
-        self.turns[order] = (torch.arange(len(order), device=order.device) + first) % TURNS
+        self.turns[order] = (torch.arange(len(order), device=order.device) + first) % self.p
         return log
 
     def cluster_images(self, progress: Progress, embed: Embed) -> dict[str, float]:
-        """Two consecutive k-means over whitened features of upright images; no rank holds another's rows."""
+        """Two consecutive k-means over whitened features of unchanged images; no rank holds another's rows."""
         share = embed(lambda views: self.encode(views[0]))
         rows = self.whitening.fit_transform(share.rows)
         seen, before = share.seen.nonzero().flatten(), self.labels.clone()
@@ -183,7 +184,7 @@ class DeeperCluster(Method):
             return cluster_members(rows, share.index, members, k, max_iter=updates, seed=seed)
 
         supers, centers, inertia = clusters(seen, self.m, "super-clusters")
-        fill_up_(supers, self.m, TURNS, progress.generator("small super-clusters"))
+        fill_up_(supers, self.m, self.p, progress.generator("small super-clusters"))
         self.super_centers.copy_(centers)
         self.labels.fill_(-1)
         numbers = {"inertia_super": inertia, "inertia": 0.0}
@@ -203,7 +204,7 @@ class DeeperCluster(Method):
 
     def plan(self) -> EpochPlan:
         heads = tuple(f"heads.{name}" for name, _ in self.heads.named_parameters()) if self.reassigned else ()
-        return EpochPlan(balance=self.labels, groups=super_class(self.labels, self.turns, self.k), reset=heads)
+        return EpochPlan(balance=self.labels, groups=super_class(self.labels, self.turns, self.p, self.k), reset=heads)
 
     @torch.no_grad()
     def assign(self, features: Tensor) -> Assignment:
@@ -217,58 +218,60 @@ class DeeperCluster(Method):
         return Assignment(cluster, distance)
 
 
-# Section 4.1 (eq. 1, 2, 4) and 4.2 (eq. 5): three ways to predict an image's rotation and its cluster together. Each is
-# called with features (n, F), turns (n,) and clusters (n,), -1 = none. It returns the loss, a mean over all ranks'
-# samples that have a cluster, and the turns (n,) that it predicts.
+# Section 4.1 (eq. 1, 2, 4) and 4.2 (eq. 5): three ways to predict an image's rotation and its cluster together; a
+# permutation in place of the rotation changes P alone. Each is called with features (n, F), pretext labels (n,) and
+# clusters (n,), -1 = none. It returns the loss, a mean over all ranks' samples that have a cluster, and the pretext
+# labels (n,) that it predicts.
 
 
 class Hierarchical(nn.Module):
     """Eq. 5: the super-class, then under its own classifier the cluster in it. A shard holds some sub-classifiers."""
 
-    def __init__(self, width: int, m: int, k: int, shard: tuple[int, int]) -> None:
+    def __init__(self, width: int, p: int, m: int, k: int, shard: tuple[int, int]) -> None:
         super().__init__()
-        self.k = k
-        self.super = nn.Linear(width, TURNS * m)
-        self.sub = GroupedClassifiers(width, k, TURNS * m, shard)
+        self.p, self.k = p, k
+        self.super = nn.Linear(width, p * m)
+        self.sub = GroupedClassifiers(width, k, p * m, shard)
 
     def forward(self, f: Tensor, turn: Tensor, cluster: Tensor) -> tuple[Tensor, Tensor]:
         logits = self.super(f).float()  # (n, S)
-        group = super_class(cluster, turn, self.k)
+        group = super_class(cluster, turn, self.p, self.k)
         count = all_reduce((group >= 0).sum().float()) / world_size()  # a rank's mean: gradients are averaged
         sub = self.sub(f, group, cluster % self.k) / torch.where(count > 0, count, 1.0)
-        return labeled_cross_entropy(logits, group) + sub, logits.argmax(dim=1) % TURNS
+        return labeled_cross_entropy(logits, group) + sub, logits.argmax(dim=1) % self.p
 
 
 class Sum(nn.Module):
     """Eq. 1 + eq. 2: two tasks that know nothing of each other."""
 
-    def __init__(self, width: int, m: int, k: int, shard: tuple[int, int]) -> None:
+    def __init__(self, width: int, p: int, m: int, k: int, shard: tuple[int, int]) -> None:
         super().__init__()
-        self.rotation = nn.Linear(width, TURNS)
+        self.rotation = nn.Linear(width, p)
         self.cluster = nn.Linear(width, m * k)
 
     def forward(self, f: Tensor, turn: Tensor, cluster: Tensor) -> tuple[Tensor, Tensor]:
-        logits = self.rotation(f).float()  # (n, 4)
+        logits = self.rotation(f).float()  # (n, P)
         rotations = labeled_cross_entropy(logits, torch.where(cluster >= 0, turn, -1))
         return rotations + labeled_cross_entropy(self.cluster(f).float(), cluster), logits.argmax(dim=1)
 
 
 class Product(nn.Module):
-    """Eq. 4: one class for each cluster in each rotation."""
+    """Eq. 4: one class for each cluster with each pretext label."""
 
-    def __init__(self, width: int, m: int, k: int, shard: tuple[int, int]) -> None:
+    def __init__(self, width: int, p: int, m: int, k: int, shard: tuple[int, int]) -> None:
         super().__init__()
-        self.joint = nn.Linear(width, TURNS * m * k)
+        self.p = p
+        self.joint = nn.Linear(width, p * m * k)
 
     def forward(self, f: Tensor, turn: Tensor, cluster: Tensor) -> tuple[Tensor, Tensor]:
-        logits = self.joint(f).float()  # (n, 4 m k)
-        target = torch.where(cluster >= 0, cluster * TURNS + turn, -1)
-        return labeled_cross_entropy(logits, target), logits.argmax(dim=1) % TURNS
+        logits = self.joint(f).float()  # (n, P m k)
+        target = torch.where(cluster >= 0, cluster * self.p + turn, -1)
+        return labeled_cross_entropy(logits, target), logits.argmax(dim=1) % self.p
 
 
 COMBINATIONS = {"hierarchical": Hierarchical, "sum": Sum, "product": Product}
 
 
-def super_class(cluster: Tensor, turn: Tensor, k: int) -> Tensor:
+def super_class(cluster: Tensor, turn: Tensor, p: int, k: int) -> Tensor:
     """(n,) in [0, S), -1 where there is no cluster."""
-    return torch.where(cluster >= 0, cluster // k * TURNS + turn, -1)
+    return torch.where(cluster >= 0, cluster // k * p + turn, -1)

@@ -15,7 +15,7 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 GRID = 3
 CELLS = GRID * GRID
@@ -39,6 +39,63 @@ def rotate(images: Tensor, turns: Tensor) -> Tensor:
     turns = turns.to(images.device, non_blocking=True)[:, None, None, None]
     mirrored = torch.where(turns >= 2, images.flip(2, 3), images)  # half a turn, then a quarter for the odd ones
     return torch.where(turns % 2 == 1, torch.rot90(mirrored, 1, (2, 3)), mirrored)
+
+
+@torch.no_grad()
+def shuffle(images: Tensor, orders: Tensor) -> Tensor:
+    """Let the 3 x 3 tiles of each image change places; no pixel is changed and the size stays.
+
+    Where the side is no multiple of three, the one or two last rows and columns stay where they are.
+
+    Args:
+        images: (B, C, s, s); a tile has s // 3 pixels a side.
+        orders: (B, 9) int64, one permutation per image: place k of the result, row by row, shows tile `orders[b, k]`.
+
+    Returns:
+        (B, C, s, s), a new tensor.
+    """
+    b, channels, height, width = images.shape
+    side = min(height, width) // GRID
+    if side < 1:
+        raise ValueError(f"images of {height} x {width} are too small for {CELLS} tiles")
+    square, result = slice(0, GRID * side), images.clone()
+    tiles = images[:, :, square, square].reshape(b, channels, GRID, side, GRID, side)
+    tiles = tiles.permute(0, 2, 4, 1, 3, 5).reshape(b, CELLS, channels, side, side)
+    moved = tiles[torch.arange(b, device=images.device)[:, None], orders.to(images.device)]
+    moved = moved.view(b, GRID, GRID, channels, side, side).permute(0, 3, 1, 4, 2, 5)
+    result[:, :, square, square] = moved.reshape(b, channels, GRID * side, GRID * side)
+    return result
+
+
+def shuffles(count: int) -> Tensor:
+    """Return `permutations(count)` renumbered so that the first leaves every tile in place: (P, 9) int64.
+
+    A network that clusters whole images has then seen unchanged ones. The distances between permutations stay.
+    """
+    far = permutations(count)
+    return far[:, far[0].argsort()]
+
+
+class ImageChange(nn.Module):
+    """Pretext tasks that change a whole image: `rotation`, quarter turns, or `jigsaw`, permutations of its tiles.
+
+    Call it with images (B, C, s, s) and their pretext labels (B,) int64. It returns the changed images. Label 0 leaves
+    an image as it is.
+    """
+
+    def __init__(self, task: str, num_permutations: int) -> None:
+        super().__init__()
+        self.name = "rotation" if task == "rotation" else "permutation"  # what a label names
+        self.labels = self.count(task, num_permutations)
+        self.orders = nn.Buffer(shuffles(self.labels), persistent=False) if task == "jigsaw" else None  # (P, 9)
+
+    @staticmethod
+    def count(task: str, num_permutations: int) -> int:
+        """Return P, the number of labels."""
+        return 4 if task == "rotation" else num_permutations
+
+    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
+        return rotate(images, labels) if self.orders is None else shuffle(images, self.orders[labels])
 
 
 def every_rotation(images: Tensor) -> tuple[Tensor, Tensor]:
