@@ -7,7 +7,7 @@ import pytest
 
 from selfcluster import api, randomness
 from selfcluster.evaluation.average_precision import class_precisions
-from selfcluster.evaluation.one_vs_rest import Fits, unit_rows
+from selfcluster.evaluation.one_vs_rest import machine_scores, unit_rows
 from selfcluster.evaluation.protocols.low_shot import LowShotSettings, draw, low_shot
 
 RNG = np.random.default_rng(0)
@@ -58,7 +58,7 @@ def test_the_result_by_a_second_route():
             ap = []
             for c, (positive, negative) in enumerate(drawn):
                 both = np.r_[positive, negative]
-                scores = Fits(7).scores(x[both], y[both, c] > 0, cost, queries)
+                scores = machine_scores(x[both], y[both, c] > 0, cost, queries)
                 ap.append(class_precisions(scores[:, None], wanted[:, [c]])[0])
             found[i, s] = np.mean(ap)
     best = found[found.mean(axis=1).argmax()]

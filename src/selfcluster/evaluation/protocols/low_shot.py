@@ -20,7 +20,7 @@ import numpy as np
 from selfcluster import randomness
 from selfcluster.annotations import ArrayLike
 from selfcluster.evaluation.average_precision import class_precisions, mean_precision
-from selfcluster.evaluation.one_vs_rest import Fits, class_name, is_single, parse_costs, prepared, top1
+from selfcluster.evaluation.one_vs_rest import class_name, is_single, machine_scores, parse_costs, prepared, top1
 from selfcluster.evaluation.protocol import Protocol, Result, result_of
 from selfcluster.evaluation.protocols.knn import parse_numbers
 from selfcluster.evaluation.subject import Subject
@@ -33,9 +33,7 @@ Draw = list[tuple[np.ndarray, np.ndarray]]  # for each class the rows of its pos
 class LowShotSettings:
     shots: str = setting("1,2,4,8,16,32,64,96", "positive images per class; numbers separated by commas")
     samples: int = setting(5, "independent draws for each number of images", least=1, most=1000)
-    costs: str = setting(
-        "vissl", "vissl (27 costs), openselfsup (19), or numbers separated by commas; high costs can be slow"
-    )
+    costs: str = setting("vissl", "vissl (27 costs), openselfsup (19), or numbers separated by commas")
 
 
 class LowShot(Protocol):
@@ -93,13 +91,13 @@ def low_shot(
             f"--shots {','.join(map(str, shots))}: the class {name} has {counts[rarest]} training images; "
             "give fewer shots, or leave the class out with --classes"
         )
-    single, fits, rows = is_single(train_labels), Fits(seed), []
+    single, rows = is_single(train_labels), []
     for k in kept:
         draws = [draw(y, k, randomness.key(seed, "low shot", k, sample)) for sample in range(samples)]
         precision, accuracy = np.zeros((2, len(costs), samples))
         for i, cost in enumerate(costs):
             for j, rows_of in enumerate(draws):
-                scores = _scores(x, queries, rows_of, cost, fits)
+                scores = _scores(x, queries, rows_of, cost)
                 precision[i, j] = mean_precision(class_precisions(scores, wanted))
                 accuracy[i, j] = top1(scores, wanted, counts > 0) if single else 0
         best = int(precision.mean(axis=1).argmax())
@@ -117,7 +115,7 @@ def low_shot(
     if len(kept) < len(shots):
         notes += (f"Left out: more than {counts[rarest]} images a class, as {name} has no more in train.",)
     notes += _missing(y, wanted, max(kept), class_names)
-    return numbers, tuple(rows), (*notes, *fits.notes())
+    return numbers, tuple(rows), notes
 
 
 def draw(labels: np.ndarray, k: int, key: int) -> Draw:
@@ -141,12 +139,12 @@ def draw(labels: np.ndarray, k: int, key: int) -> Draw:
     return drawn
 
 
-def _scores(x: np.ndarray, queries: np.ndarray, drawn: Draw, cost: float, fits: Fits) -> np.ndarray:
+def _scores(x: np.ndarray, queries: np.ndarray, drawn: Draw, cost: float) -> np.ndarray:
     """Scores (M, L) of the test images by machines fitted to a draw."""
     columns = []
     for positive, negative in drawn:
         rows = np.concatenate([positive, negative])
-        columns.append(fits.scores(x[rows], np.arange(len(rows)) < len(positive), cost, queries))
+        columns.append(machine_scores(x[rows], np.arange(len(rows)) < len(positive), cost, queries))
     return np.stack(columns, axis=1)
 
 

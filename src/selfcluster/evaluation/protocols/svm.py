@@ -22,7 +22,7 @@ import numpy as np
 
 from selfcluster.annotations import ArrayLike
 from selfcluster.evaluation.average_precision import average_precision, class_precisions, mean_precision
-from selfcluster.evaluation.one_vs_rest import Fits, class_name, is_single, parse_costs, prepared, top1
+from selfcluster.evaluation.one_vs_rest import class_name, is_single, machine_scores, parse_costs, prepared, top1
 from selfcluster.evaluation.protocol import Protocol, Result, result_of
 from selfcluster.evaluation.subject import Subject
 from selfcluster.setting import setting
@@ -30,9 +30,7 @@ from selfcluster.setting import setting
 
 @dataclass(frozen=True, kw_only=True)
 class SVMSettings:
-    costs: str = setting(
-        "vissl", "vissl (27 costs), openselfsup (19), or numbers separated by commas; high costs can be slow"
-    )
+    costs: str = setting("vissl", "vissl (27 costs), openselfsup (19), or numbers separated by commas")
     choose: Literal["cross_validation", "test"] = setting(
         "cross_validation", "images that choose the cost of a class; test makes the result too good"
     )
@@ -48,7 +46,7 @@ class SVM(Protocol):
         train, test = subject.parts
         numbers, rows, notes = svm(
             train.vectors, train.labels, test.vectors, test.labels, costs=costs, choose=settings.choose,
-            folds=settings.folds, seed=subject.seed, class_names=test.class_names,
+            folds=settings.folds, class_names=test.class_names,
         )  # fmt: skip
         return result_of("svm", numbers, subject, settings, table=rows, notes=notes)
 
@@ -62,7 +60,6 @@ def svm(
     costs: tuple[float, ...],
     choose: str = "cross_validation",
     folds: int = 3,
-    seed: int = 0,
     class_names: list[str] | None = None,
 ) -> tuple[dict[str, float], tuple[dict[str, Any], ...], tuple[str, ...]]:
     """Return the numbers, a row per class, and notes.
@@ -73,7 +70,6 @@ def svm(
         costs: to choose from.
         choose: cross_validation or test.
         folds: of the cross-validation, stratified, in the order of the images.
-        seed: of the solver.
         class_names: for the rows and notes.
 
     Returns:
@@ -84,7 +80,7 @@ def svm(
         ValueError: as `prepared` raises.
     """
     x, y, queries, wanted = prepared(train_features, train_labels, test_features, test_labels)
-    fits, scores = Fits(seed), np.zeros(wanted.shape)
+    scores = np.zeros(wanted.shape)
     chosen: dict[int, float] = {}
     few: list[int] = []
     positives = y > 0  # (N, L); -1 trains as a negative image
@@ -95,16 +91,16 @@ def svm(
         if len(costs) == 1:
             chosen[c] = costs[0]
         elif choose == "test":
-            tried = [fits.scores(x, positives[:, c], cost, queries) for cost in costs]
+            tried = [machine_scores(x, positives[:, c], cost, queries) for cost in costs]
             chosen[c] = costs[_best([average_precision(part, wanted[:, c]) for part in tried])]
         elif smaller < folds:
             few.append(c)
         else:
-            chosen[c] = costs[_best([_validated(x, positives[:, c], cost, folds, fits) for cost in costs])]
+            chosen[c] = costs[_best([_validated(x, positives[:, c], cost, folds) for cost in costs])]
     usual = Counter(chosen.values()).most_common(1)[0][0] if chosen else 1.0
     chosen |= dict.fromkeys(few, usual)
     for c, cost in chosen.items():
-        scores[:, c] = fits.scores(x, positives[:, c], cost, queries)
+        scores[:, c] = machine_scores(x, positives[:, c], cost, queries)
     area, eleven = class_precisions(scores, wanted), class_precisions(scores, wanted, "eleven")
     numbers: dict[str, float] = {"map": mean_precision(area), "map_11_point": mean_precision(eleven)}
     if is_single(train_labels):
@@ -119,7 +115,7 @@ def svm(
         | {"average_precision": float(area[c]), "cost": chosen.get(c)}
         for c in range(y.shape[1])
     )
-    return numbers, rows, _notes(rows, [rows[c]["class"] for c in few], usual, folds, choose, bool((y < 0).any()), fits)
+    return numbers, rows, _notes(rows, [rows[c]["class"] for c in few], usual, folds, choose, bool((y < 0).any()))
 
 
 def _best(precisions: list[float]) -> int:
@@ -127,18 +123,18 @@ def _best(precisions: list[float]) -> int:
     return int(np.argmax([-1.0 if np.isnan(value) else value for value in precisions]))
 
 
-def _validated(x: np.ndarray, positive: np.ndarray, cost: float, folds: int, fits: Fits) -> float:
+def _validated(x: np.ndarray, positive: np.ndarray, cost: float, folds: int) -> float:
     from sklearn.model_selection import StratifiedKFold
 
     found = []
     for kept, held in StratifiedKFold(folds).split(x, positive):
-        part = fits.scores(x[kept], positive[kept], cost, x[held])
+        part = machine_scores(x[kept], positive[kept], cost, x[held])
         found.append(average_precision(part, positive[held].astype(np.int64), "steps"))
     return float(np.mean(found))
 
 
 def _notes(
-    rows: tuple[dict[str, Any], ...], few: list[str], usual: float, folds: int, choose: str, ignored: bool, fits: Fits
+    rows: tuple[dict[str, Any], ...], few: list[str], usual: float, folds: int, choose: str, ignored: bool
 ) -> tuple[str, ...]:
     notes = []
     if choose == "test":
@@ -158,4 +154,4 @@ def _notes(
             "Images whose label for a class is -1 were negative examples in training, as in the papers; they are not "
             "scored for that class."
         )
-    return (*notes, *fits.notes())
+    return tuple(notes)
