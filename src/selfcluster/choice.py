@@ -68,6 +68,7 @@ class RunSettings(TypedDict):
     precision: str
     max_bad: float
     judge_sample: int
+    keep: str | None
     # of methods
     num_prototypes: int
     num_super_clusters: int

@@ -67,8 +67,10 @@ def test_without_init_the_end_is_kept_and_the_comparison_is_told(tiny, tmp_path)
     assert summary["judgement"]["kept"] == "end"
     assert summary["judgement"]["better"] in (True, False)
     assert not (tmp_path / "run/start/backbone.safetensors").exists()
-    with pytest.raises(ValueError, match="kept with --init only"):
-        tiny("swav", tmp_path / "other", keep="start")
+    for keep in ("start", "half"):
+        with pytest.raises(ValueError, match=f"--keep {keep} needs --init: without it the run stores no start network"):
+            tiny("swav", tmp_path / "other", keep=keep)
+    assert not (tmp_path / "other").exists()
 
 
 def test_a_resumed_run_compares_with_the_same_start(tiny, tmp_path, start, monkeypatch):
@@ -103,6 +105,27 @@ def test_every_epoch_is_measured_where_asked(tiny, tmp_path):
 def test_no_comparison_where_none_is_wanted(tiny, tmp_path):
     assert "judgement" not in tiny("swav", tmp_path / "run", judge_sample=0, epochs=1)
     assert not (tmp_path / "run/start").exists()
+
+
+def test_without_a_comparison_a_start_network_is_kept_unless_the_user_chooses(tiny, tmp_path, start, monkeypatch):
+    """Too few images to compare, or none wanted: training may not replace the start unseen."""
+    monkeypatch.setattr(judgement, "_FEWEST", 10**6)
+    first = weights(start)
+    for keep, same_as_first in ((None, True), ("best", True), ("start", True), ("half", False), ("end", False)):
+        run = tmp_path / f"run-{keep}"
+        summary = tiny("swav", run, init=start, keep=keep, epochs=1)
+        assert summary["judgement"]["kept"] == (keep if keep in ("half", "end") else "start")
+        assert summary["judgement"]["verdict"] is None
+        assert summary["judgement"]["reason"].endswith("are fewer than 1000000, so nothing was compared")
+        assert same(first, weights(run)) == same_as_first
+        assert same(first, weights(run / "start"))
+        assert (run / "end").exists() == (keep != "end")
+    with pytest.raises(ValueError, match=r"--judge-sample 0: .* --keep start, half or end"):
+        tiny("swav", tmp_path / "none", init=start, judge_sample=0)
+    assert not (tmp_path / "none").exists()
+    summary = tiny("swav", tmp_path / "end", init=start, judge_sample=0, keep="end", epochs=1)
+    assert summary["judgement"]["kept"] == "end"
+    assert summary["judgement"]["reason"] == "--judge-sample is 0, so nothing was compared"
 
 
 def views(hits: list[int], small: list[int]) -> Crops:

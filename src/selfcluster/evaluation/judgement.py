@@ -48,7 +48,8 @@ class Judge:
 
     Attributes:
         method: its `encode` is compared.
-        loader: of the sample.
+        loader: of the sample; None if nothing is compared.
+        count: images in the sample that were asked for; below 16 nothing is compared.
         loop: device, precision and seed.
         images: how the network's images are prepared.
         run: the run folder.
@@ -58,7 +59,8 @@ class Judge:
     """
 
     method: Method
-    loader: Loader
+    loader: Loader | None
+    count: int
     loop: LoopSettings
     images: Preprocessing
     run: Path
@@ -67,12 +69,20 @@ class Judge:
     console: Console
 
     def before(self) -> None:
-        """Embed the sample with the start network and store the result, unless it is stored already."""
+        """Embed the sample with the start network and store the result, unless it is stored already.
+
+        A run that began with given weights also stores the start network.
+        """
         import safetensors.torch
 
-        if distributed.broadcast_object((self.run / START_SAMPLE).is_file()):
+        done = START_SAMPLE if self.loader is not None else Path(START, WEIGHTS)
+        if distributed.broadcast_object((self.run / done).is_file()):
             return
-        index, views = self._embed()
+        if self.loader is None:
+            if self.writes:
+                self._save(START)
+            return
+        index, views = self._embed(self.loader)
         if not self.writes:
             return
         if self.pretrained:
@@ -83,8 +93,10 @@ class Judge:
         write_atomically(self.run / START_SAMPLE, content)
 
     def epoch(self) -> dict[str, float]:
-        """Measure the network in its present state; return numbers for a row of metrics."""
-        index, views = self._embed()
+        """Measure the network in its present state; return numbers for a row of metrics, none without a sample."""
+        if self.loader is None:
+            return {}
+        index, views = self._embed(self.loader)
         start = self._start(index)
         measured: dict[str, float] = {}
         if self.writes:
@@ -97,8 +109,9 @@ class Judge:
 
         Args:
             keep: "start", "half" (the mean of the weights of start and end), "end", or "best": half if it is better
-                than the start beyond noise, else the start. Without given weights "best" is the end, and the
-                comparison is only reported. None: best if training began with given weights, else end.
+                than the start beyond noise, else the start, also if nothing could be compared. Without given weights
+                "best" is the end, and the comparison is only reported. None: best if training began with given
+                weights, else end.
 
         Returns:
             The judgement for the run's summary. images: how many; kept; compared: "half" or "end". verdict: "better",
@@ -107,18 +120,20 @@ class Judge:
         """
         if keep is None:
             keep = "best" if self.pretrained else END
-        index, views = self._embed()
-        found = {END: views}
+        index, found = np.zeros(0, np.int64), {}
+        if self.loader is not None:
+            index, found[END] = self._embed(self.loader)
         weights: dict[str, dict[str, torch.Tensor]] = {}  # of the networks that may replace the trained one
         if self.pretrained and keep != END:
             end = {name: tensor.cpu().clone() for name, tensor in self.method.exported().state_dict().items()}
             start = self._start_weights()
             weights = {START: start, HALF: mixed(start, end)}
-            self._load(weights[HALF])
-            halfway, found[HALF] = self._embed()
-            self._load(end)
-            both, at_end, at_half = np.intersect1d(index, halfway, assume_unique=True, return_indices=True)
-            index, found = both, {END: found[END].take(at_end), HALF: found[HALF].take(at_half)}
+            if self.loader is not None:
+                self._load(weights[HALF])
+                halfway, found[HALF] = self._embed(self.loader)
+                self._load(end)
+                both, at_end, at_half = np.intersect1d(index, halfway, assume_unique=True, return_indices=True)
+                index, found = both, {END: found[END].take(at_end), HALF: found[HALF].take(at_half)}
         judgement: dict[str, Any] = {}
         if self.writes:
             with distributed.alone():  # the other ranks do not measure
@@ -135,6 +150,10 @@ class Judge:
         return judgement
 
     def _compare(self, index: np.ndarray, found: dict[str, Crops]) -> dict[str, object]:
+        if self.loader is None:
+            few = f"{self.count} images are fewer than {_FEWEST}" if self.count else "--judge-sample is 0"
+            reason = f"{few}, so nothing was compared"
+            return {"images": 0, "verdict": None, "better": None, "reason": reason}
         start = self._start(index)
         if start is None:
             reason = "the start was not embedded, so nothing was compared"
@@ -160,10 +179,10 @@ class Judge:
             **{name: _rounded(values) for name, values in measured.items()},
         }
 
-    def _embed(self) -> tuple[np.ndarray, Crops]:
+    def _embed(self, loader: Loader) -> tuple[np.ndarray, Crops]:
         encode = self.method.encode
         embed = make_embed(
-            self.method, self.loader, crop_plan(self.images), device=self.loop.device, precision=self.loop.precision
+            self.method, loader, crop_plan(self.images), device=self.loop.device, precision=self.loop.precision
         )
         index, center = gather_rows(embed(lambda views: encode(views[0])))
         crops = embed(lambda views: torch.cat([encode(view) for view in views], dim=1), view="train")  # one decode
@@ -188,7 +207,7 @@ class Judge:
         return Crops(kept["center"], kept["crop"], kept["small"]).take(rows)
 
     def _labels(self, index: np.ndarray) -> np.ndarray | None:
-        labels = self.loader.source.labels
+        labels = None if self.loader is None else self.loader.source.labels
         return None if labels is None or labels.ndim != 1 else labels[index]
 
     def _save(self, folder: str) -> None:
@@ -201,9 +220,7 @@ class Judge:
 
         path = self.run / START / WEIGHTS
         if not path.is_file():
-            raise ValueError(
-                f"--keep start and half: {path} does not exist; the start's weights are kept with --init only"
-            )
+            raise ValueError(f"{path} does not exist, so the start network cannot be kept; use --keep end")
         return safetensors.torch.load_file(path)
 
     def _load(self, weights: Mapping[str, torch.Tensor]) -> None:
@@ -222,7 +239,7 @@ def mixed(start: Mapping[str, torch.Tensor], end: Mapping[str, torch.Tensor]) ->
 
 
 def make_judge(config: RunSettings, source: Source, parts: Parts, run: Path, console: Console) -> Judge | None:
-    """Return the judge of a run, or None if there are too few images or `--judge-sample` is 0.
+    """Return the judge of a run. None: with too few images or `--judge-sample 0`, if no start network was given.
 
     Args:
         config: the run's whole configuration.
@@ -232,9 +249,11 @@ def make_judge(config: RunSettings, source: Source, parts: Parts, run: Path, con
         console: where the result is printed.
     """
     count = min(config.get("judge_sample", 0), len(source))
-    if count < _FEWEST:
-        return None
+    pretrained, writes = config.get("init") is not None or has_start(config), distributed.rank() == 0
     world, loop = distributed.world_size(), parts.loop
+    if count < _FEWEST:
+        alone = Judge(parts.method, None, count, loop, parts.images, run, pretrained, writes, console)
+        return alone if pretrained else None
     rows = np.sort(shuffled(len(source), loop.seed, "judge")[:count])
     loader = Loader(
         source.take(rows),
@@ -247,8 +266,7 @@ def make_judge(config: RunSettings, source: Source, parts: Parts, run: Path, con
         rank=distributed.rank(),
         world=world,
     )
-    pretrained, writes = config.get("init") is not None or has_start(config), distributed.rank() == 0
-    return Judge(parts.method, loader, loop, parts.images, run, pretrained, writes, console)
+    return Judge(parts.method, loader, count, loop, parts.images, run, pretrained, writes, console)
 
 
 def decide(start: Crops, end: Crops, pretrained: bool) -> tuple[str, str]:

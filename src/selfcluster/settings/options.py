@@ -157,10 +157,16 @@ SHARED = (
         "str",
         None,
         "network to save: start, end (trained), half (mean of both weights) or best (half if it is clearly better, "
-        "else start); default: best with --init, else end",
+        "else start); start and half need --init; default: best with --init, else end",
         ("start", "half", "end", "best"),
     ),
-    Option("judge_sample", "int", 1000, "number of images for comparing start and end; 0: no comparison", least=0),
+    Option(
+        "judge_sample",
+        "int",
+        1000,
+        "number of images for comparing start and end; 0: no comparison, and with --init name the network by --keep",
+        least=0,
+    ),
     Option(
         "judge_every", "int", 0, "also measure the network every N epochs, without labels; 0: only at the end", least=0
     ),

@@ -121,6 +121,14 @@ def _check(schema: Schema, config: RunSettings, facts: DataSummary) -> None:
         raise ValueError(f"--channels {config['channels']}: images have 1 (grayscale) or 3 (color)")
     if facts.num_images < 2:
         raise ValueError(f"{facts.num_images} image: training needs at least 2")
+    keep = config["keep"]
+    if config["init"] is None and keep in ("start", "half"):
+        raise ValueError(f"--keep {keep} needs --init: without it the run stores no start network")
+    if config["init"] is not None and keep in (None, "best") and not config["judge_sample"]:
+        raise ValueError(
+            "--judge-sample 0: without a comparison nobody knows whether training improved the start network. Leave "
+            "--judge-sample out, or choose the network with --keep start, half or end"
+        )
     if config["batch_size"] > facts.num_images:
         raise ValueError(
             f"--batch-size {config['batch_size']} is more than the {facts.num_images} images; "
