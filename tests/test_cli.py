@@ -118,6 +118,7 @@ def test_methods_own_settings_show_the_papers_values(capsys):
     assert "(paper: 3000; auto chooses)" in text
     assert "--queue-length" in text
     assert "(paper: 0.3 per 256 images of the batch; auto chooses)" in text
+    assert "before the run stops (default: 600)" in text  # no paper names it
 
 
 @pytest.mark.parametrize(

@@ -7,13 +7,16 @@ import pytest
 from selfcluster.methods import NAMES
 from selfcluster.settings.files import read_settings
 from selfcluster.settings.imagenet import VARIANTS
+from selfcluster.settings.options import options_for
 from selfcluster.settings.recipes import RECIPES, DataSummary, warning_from_nothing
-from selfcluster.settings.resolve import resolve
+from selfcluster.settings.resolve import paper_values, resolve
 from selfcluster.settings.schema import read_schema
 from selfcluster.views.augmentations import AUGMENTATIONS
 
 PHOTOS = DataSummary(50_000, 300, 3, gpu=True)
 DIGITS = DataSummary(1797, 8, 1)
+SMALL = DataSummary(50_000, 32, 3)
+FOLDER = DataSummary(5_000, 600, 3)
 
 
 def test_order_of_authority():
@@ -24,6 +27,19 @@ def test_order_of_authority():
     assert resolve("swav", PHOTOS, config_file=file).config["num_prototypes"] == 70
     both = resolve("swav", PHOTOS, {"num_prototypes": 60}, file).config
     assert (both["num_prototypes"], both["epsilon"]) == (60, 0.03)
+
+
+@pytest.mark.parametrize("method", NAMES)
+def test_the_help_says_of_each_value_that_auto_may_choose_another(method):
+    schema = read_schema(method)
+    marked = {name for name, option in options_for(schema).items() if option.auto} | schema.small.keys()
+    extra = {"teacher": "starter"} if method == "clusterfit" else {}
+    start = {"init": "starter"}
+    paper = {name: option.default for name, option in options_for(schema).items()} | paper_values(schema)
+    for facts, given in ((PHOTOS, extra), (DIGITS, extra), (SMALL, extra), (FOLDER, extra), (FOLDER, extra | start)):
+        auto = resolve(method, facts, given).config
+        differ = {name for name, value in auto.items() if value != paper.get(name, value)}
+        assert differ <= marked | {"channels", *given}
 
 
 def test_autos_rate_and_decay_are_for_the_optimizer_that_the_user_names():

@@ -240,15 +240,26 @@ def add_flags(parser: argparse.ArgumentParser, words: list[str]) -> None:
     schema = read_schema(method)
     paper = paper_values(schema)
     parser.description = schema.summary
+    parser.epilog = (
+        "(paper: X): the value with --recipe paper. (auto chooses): the default recipe, auto, may choose another."
+    )
     shared, own = {option.name for option in SHARED}, parser.add_argument_group(f"settings of {schema.name}")
     common = parser.add_argument_group("shared settings")
     for name, option in options_for(schema).items():
-        value = paper.get(name, option.default)
-        value = " ".join(f"{v:g}" for v in value) if isinstance(value, tuple) else value
-        per = f" per {images_per_rate(schema)} images of the batch" if name in SCALED and value else ""
-        chosen = "; auto chooses" if option.auto else ""
-        shown = "" if value is None or value == "" else f" (paper: {value}{per}{chosen})"
-        add_option(common if name in shared else own, option, shown)
+        value = _in_words(paper.get(name, option.default))
+        per = f" per {images_per_rate(schema)} images of the batch" if name in SCALED and value != "0" else ""
+        whose = [f"{'paper' if name in paper else 'default'}: {value}{per}"] if value else []
+        whose += ["auto chooses"] if option.auto or name in schema.small else []
+        add_option(common if name in shared else own, option, f" ({'; '.join(whose)})" if whose else "")
+
+
+def _in_words(value: object) -> str:
+    """A setting's value as the help shows it; nothing for None."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, tuple):
+        return " ".join(f"{v:g}" for v in value)
+    return f"{value:g}" if isinstance(value, float) else "" if value is None else str(value)
 
 
 def run_command(method: str, data: str, **settings: Any) -> tuple[object, str]:

@@ -74,7 +74,7 @@ def plan_duration(parts: Parts, loader: Loader, config: RunSettings, console: Co
     if seconds is None:
         why = "this method needs clusters before its first step, so the time of a step is not known yet"
         if minutes:
-            console.warn(f"--minutes {minutes:g} is ignored: {why}")
+            console.warn(f"--minutes {minutes:g} has no effect: {why}; the run has {config['epochs']:g} epochs")
         else:
             console.say(f"the duration cannot be estimated: {why}")
         return loop
