@@ -1,6 +1,7 @@
 """Results of several runs side by side: groups by hand, and nothing unlike in one column."""
 
 import json
+import os
 import shutil
 import time
 from statistics import mean, stdev
@@ -106,6 +107,16 @@ def test_what_is_missing_is_measured_once(trained, capsys):
     own = api.evaluate("knn", run, train=photos)["top1"]
     assert table.rows[0].cells[0].mean == pytest.approx(own)
     assert np.isfinite(table.rows[0].cells[0].untrained)
+    own_settings = [*words[:6], "--temperature", "0.5", "--split=0.4", "--json"]
+    assert main(own_settings) == 0
+    out = capsys.readouterr()
+    assert out.err.count("knn of") == 2
+    settings = json.loads(max((run / "evaluations").glob("knn-*.json"), key=os.path.getmtime).read_text())
+    assert (settings["settings"]["temperature"], settings["subject"]["split"]) == (0.5, 0.4)
+    assert main(own_settings) == 0
+    assert "knn of" not in capsys.readouterr().err
+    assert main(["compare", str(run), "--protocol", "svm", "--temperature", "0.5"]) == 2
+    assert "no flag --temperature" in capsys.readouterr().err
     assert main(["compare", str(trained / "photos")]) == 2
     assert "is not a run folder" in capsys.readouterr().err
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import os
 import sys
 from collections.abc import Mapping
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selfcluster.annotations import Data
-from selfcluster.commands.flags import add_network_flags
+from selfcluster.commands.flags import add_network_flags, add_protocol_settings
 from selfcluster.files import make_writable
 from selfcluster.randomness import keeps_random_state
 
@@ -128,16 +129,40 @@ def add_flags(parser: argparse.ArgumentParser, words: list[str]) -> None:
         "runs", metavar="RUN", nargs="+", help="run folders; runs that differ only in the seed share a row"
     )
     parser.add_argument("--out", help="write the table to this HTML file too")
-    parser.add_argument("--protocol", help="show this protocol only; with --train, evaluate runs that lack it")
+    parser.add_argument(
+        "--protocol",
+        metavar="PROTOCOL",
+        help="show this protocol only; with --train, evaluate runs that lack it; compare --protocol PROTOCOL --help "
+        "lists its settings",
+    )
     parser.add_argument(
         "--train", help="labeled images, on which each run, its start network and its untrained network are evaluated"
     )
     parser.add_argument("--test", help="labeled images for the score; default: a held-out share of --train")
+    parser.add_argument(
+        "--split", type=float, metavar="X", help="share of --train to hold out if --test is not given; default 0.2"
+    )
+    parser.add_argument("--layer", help="module of the networks whose output is scored; default: the features")
     parser.add_argument("--labels-from", metavar="SOURCE", help="folders, column:NAME or a CSV file; default folders")
     parser.add_argument("--seed", type=int, metavar="N", help="seed of the split and of the protocol")
     parser.add_argument("--test-limit", type=int, metavar="N", help="use N test images only, drawn by the seed")
     add_network_flags(parser)
+    protocol = _named_protocol(words)
+    if protocol is not None:
+        from selfcluster.evaluation.protocols import known
+
+        add_protocol_settings(parser, known(protocol))
     parser.set_defaults(run_command=run_command, batch_size=None)
+
+
+def _named_protocol(words: list[str]) -> str | None:
+    """What stands after --protocol."""
+    for word, following in itertools.pairwise([*words, ""]):
+        if word == "--protocol":
+            return following or None
+        if word.startswith("--protocol="):
+            return word.partition("=")[2] or None
+    return None
 
 
 def run_command(runs: list[str], **settings: Any) -> tuple[object, str]:

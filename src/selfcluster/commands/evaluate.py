@@ -16,7 +16,7 @@ from selfcluster.commands.flags import (
     SUBSET,
     add_model_flag,
     add_network_flags,
-    add_option,
+    add_protocol_settings,
     given,
     names_images,
 )
@@ -150,12 +150,8 @@ def add_flags(parser: argparse.ArgumentParser, words: list[str]) -> None:
         parser.formatter_class = argparse.RawDescriptionHelpFormatter
         parser.epilog = "\n".join(["protocols (selfcluster evaluate PROTOCOL --help lists their settings):", *lines])
     else:
-        summary, options = declarations(known(name))
-        parser.description = summary
-        own = parser.add_argument_group(f"settings of {known(name)}")
-        for option in options.values():
-            shown = "" if option.default is None else f" (default {option.default})"
-            add_option(own, option, shown)
+        parser.description = declarations(known(name))[0]
+        add_protocol_settings(parser, known(name))
     parser.add_argument("--train", help="labeled images; default: the images of the run")
     parser.add_argument("--test", help="labeled images for the score; default: a held-out share of --train")
     parser.add_argument(

@@ -64,6 +64,15 @@ def add_option(parser: argparse._ActionsContainer, option: Option, shown: str = 
     parser.add_argument(flag(option.name), **kwargs)
 
 
+def add_protocol_settings(parser: argparse.ArgumentParser, protocol: str) -> None:
+    """Add the protocol's own settings as a group of flags."""
+    from selfcluster.evaluation.protocols import declarations
+
+    own = parser.add_argument_group(f"settings of {protocol}")
+    for option in declarations(protocol)[1].values():
+        add_option(own, option, "" if option.default is None else f" (default {option.default})")
+
+
 def add_model_flag(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
