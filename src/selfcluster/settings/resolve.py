@@ -126,7 +126,7 @@ def _check(schema: Schema, config: RunSettings, facts: DataSummary) -> None:
         raise ValueError(f"--keep {keep} needs --init: without it the run stores no start network")
     if config["init"] is not None and keep in (None, "best") and not config["judge_sample"]:
         raise ValueError(
-            "--judge-sample 0: without a comparison nobody knows whether training improved the start network. Leave "
+            "--judge-sample 0: without a comparison it is unknown whether training improved the start network. Leave "
             "--judge-sample out, or choose the network with --keep start, half or end"
         )
     if config["batch_size"] > facts.num_images:
