@@ -1,5 +1,6 @@
 """The commands that the documentation names can be called as they are written."""
 
+import contextlib
 import re
 import shlex
 from pathlib import Path
@@ -17,12 +18,27 @@ from selfcluster.settings.resolve import resolve
 from selfcluster.settings.schema import read_schema
 
 DOCS = Path(__file__).parents[1] / "docs"
-COMMANDS = sorted(set(re.findall(r"`selfcluster ([^`]+)`", (DOCS / "protocols.md").read_text())))
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_a_command_of_the_papers_page_parses(command):
-    cli._parse(shlex.split(command))
+def commands_of(*pages):
+    """The calls with arguments that stand in code in these pages, without `selfcluster`; METHOD is swav."""
+    found = set()
+    for page in pages:
+        text = page.read_text()
+        found |= set(re.findall(r"`selfcluster ([^`\n]+ [^`\n]+)`", text))
+        for block in re.findall(r"^```\w*\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+            found |= set(re.findall(r"^selfcluster (.+)", block, re.MULTILINE))
+    return sorted(command.split(" #")[0].strip().replace("METHOD", "swav") for command in found)
+
+
+COMMANDS = commands_of(DOCS / "protocols.md", DOCS / "reproduce.md")
+PAGES = [DOCS.parent / "README.md", *(page for page in DOCS.rglob("*.md") if page.name != "LOG.md")]
+
+
+@pytest.mark.parametrize("command", commands_of(*PAGES))
+def test_a_command_of_the_documents_parses(command):
+    with contextlib.suppress(SystemExit):  # of --help
+        cli._parse(shlex.split(command))
 
 
 @pytest.fixture(scope="module")
@@ -37,12 +53,12 @@ def photos(tmp_path_factory):
 
 
 @pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith("train ")])
-def test_a_training_of_the_papers_page_is_not_refused(command, photos):
+def test_a_training_of_the_papers_and_tables_is_not_refused(command, photos):
     """Its settings agree with each other, under both recipes and without a GPU, and the images have what they need."""
     words = vars(cli._parse(shlex.split(command)))
     method = canonical(words["method"])
     given = {name: words[name] for name in options_for(read_schema(method)) if words.get(name) is not None}
-    for recipe in ("auto", "paper"):
+    for recipe in [words["recipe"]] if words["recipe"] else ["auto", "paper"]:
         resolve(method, DataSummary(num_images=1_000_000, side=300, channels=3), given, recipe=recipe)
     subset = ("labels_from", "limit", "classes", "long_tail", "label_noise")
     open_source(photos, **{name: given[name] for name in subset if name in given})
