@@ -73,9 +73,10 @@ def test_what_cannot_be_searched_is_refused(run, tmp_path, capsys):
     for words, said in [
         ([str(run), str(tmp_path / "broken.jpg")], "broken.jpg cannot be used"),
         ([str(run), str(tmp_path / "nowhere.png")], "nowhere.png: No such file"),
-        ([str(tmp_path / "no-run"), picture], "holds no run"),
+        ([str(tmp_path / "no-run"), picture], "there is no run folder"),
+        (["starter", picture], "there is no run folder starter; give a run folder, or images"),
         ([str(run), picture, "--k", "49"], "--k 49: "),
-        ([str(run), picture, "--k", "0"], "has 48 embedded images"),
+        ([str(run), picture, "--k", "0"], "must be from 1 to 48, the number of embedded images"),
     ]:
         assert main(["search", *words]) == 2
         assert said in capsys.readouterr().err

@@ -148,7 +148,7 @@ def test_a_sample_takes_clusters_alike_and_can_be_read_back(root, capsys):
         members = np.flatnonzero(groups.clusters == number)
         assert groups.ids[members[groups.distances[members].argmin()]] == name
     assert main(["sample", str(root / "run"), "--n", "100000"]) == 2
-    assert "images in clusters to choose from" in capsys.readouterr().err
+    assert "the number of images in clusters" in capsys.readouterr().err
 
 
 def test_clusters_are_exported_in_every_form(root, capsys):

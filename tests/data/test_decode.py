@@ -74,7 +74,9 @@ def test_row_3_what_is_no_image_has_its_own_reason():
 
 def test_row_3_heic_is_named_by_its_content_with_what_would_read_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
-    with pytest.raises(BadImage, match=r"unsupported: HEIC, whatever its name says: .*selfcluster\[heic\]"):
+    with pytest.raises(
+        BadImage, match=r"unsupported: the file is HEIC, even if its name ends otherwise: .*selfcluster\[heic\]"
+    ):
         decode(b"\0\0\0\x18ftypheic" + bytes(20))
 
 

@@ -300,7 +300,7 @@ def test_row_13_fewer_images_than_a_batch_name_both_numbers_but_can_be_embedded(
 
 def test_wrong_arguments_are_named(coded_folder):
     folder = coded_folder(4)
-    with pytest.raises(ValueError, match="batch_size=5 must be a positive multiple of the number of processes, 2"):
+    with pytest.raises(ValueError, match="--batch-size 5: must be a positive multiple of the number of processes, 2"):
         loader(folder, 5, world=2)
     images = loader(folder)
     with pytest.raises(ValueError, match="view='side'"):

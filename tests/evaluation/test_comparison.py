@@ -167,7 +167,7 @@ def test_a_start_from_a_bare_file_is_measured_under_the_runs_architecture(traine
     (tmp_path / "start.pth").unlink()
     cell = api.compare(run, protocol="knn", train=photos, image_size=16, k="5").rows[0].cells[-1]
     assert (cell.start, cell.untrained is None) == (None, False)
-    assert "is gone, so it is left out" in capsys.readouterr().err
+    assert "does not exist. Its scores are left out" in capsys.readouterr().err
 
 
 def test_of_one_seed_the_newest_result_counts(root):

@@ -48,7 +48,7 @@ def test_a_table_may_cover_some_images_and_name_them_in_four_ways(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("id\n1\n", "one more"), ("id,x\nother,1\n", "its ids look like 'other', not 'a.png'")],
+    [("id\n1\n", "one more"), ("id,x\nother,1\n", "The file has 'other', the images have 'a.png'")],
 )
 def test_a_useless_table_is_refused(tmp_path, text, message):
     path = tmp_path / "about.csv"

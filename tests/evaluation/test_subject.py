@@ -101,7 +101,7 @@ def test_clusters_at_another_size_are_those_of_the_method(runs, sets):
     np.testing.assert_array_equal(
         other.assigned(other.all_features), own_clusters(runs / "swav", other.all_features.vectors)[0]
     )
-    with pytest.raises(ValueError, match="say with --k"):
+    with pytest.raises(ValueError, match="give the number of k-means clusters with --k"):
         Subject(model="tiny_layout", train=sets / "train").clusters()
 
 

@@ -72,7 +72,7 @@ def test_distillation_is_at_rest_where_the_student_is_the_teacher():
 
 def test_a_teacher_of_other_classes_is_refused():
     teacher = Frozen(network(), classifier=nn.Linear(network().num_features, 5))
-    with pytest.raises(ValueError, match="the teacher knows 5 classes, the labels have 4"):
+    with pytest.raises(ValueError, match="the teacher knows 5 classes, but the labels have 4"):
         build("distill", [teacher], torch.arange(48)[None] % 4)
 
 

@@ -306,7 +306,7 @@ def test_axes_are_no_more_than_features_or_images():
 
 def test_settings_that_mean_nothing_are_refused():
     for settings, message in (
-        ({"num_samples": 6}, r"num_prototypes=8 is more than the 6 images; use --num-prototypes 2"),
+        ({"num_samples": 6}, r"--num-prototypes 8 is more than the 6 images; use --num-prototypes 2"),
         ({"clustering": "ward"}, "clustering='ward'"),
         ({"weighting": "even"}, "weighting='even': choose from uniform, inverse"),
         ({"reassign_epochs": 0}, "reassign_epochs=0"),

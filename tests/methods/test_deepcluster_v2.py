@@ -143,7 +143,7 @@ def test_centroids_get_no_gradient():
 
 
 def test_more_clusters_than_images_is_refused_with_the_way_out():
-    with pytest.raises(ValueError, match=r"num_prototypes=8 is more than the 6 images; use --num-prototypes 2"):
+    with pytest.raises(ValueError, match=r"--num-prototypes 8 is more than the 6 images; use --num-prototypes 2"):
         make("deepcluster_v2", num_samples=6)
 
 

@@ -307,7 +307,7 @@ def test_what_it_refuses(settings, message):
 
 
 def test_one_full_view_is_refused():
-    with pytest.raises(ValueError, match="global_crops=1"):
+    with pytest.raises(ValueError, match="--global-crops 1"):
         DINO.views(DINOSettings(), Crops(global_crops=1, local_crops=2), 3)
 
 
@@ -325,7 +325,7 @@ def test_the_learning_signal_is_the_other_view():
 
 def test_small_views_that_a_transformer_cannot_see_are_refused_before_the_run(tiny, tmp_path):
     views = {"image_size": 32, "local_crops": 2, "local_size": 24}
-    with pytest.raises(ValueError, match="--backbone test_vit cannot see views of --local-size 24"):
+    with pytest.raises(ValueError, match="--backbone test_vit cannot process views of --local-size 24"):
         tiny("dino", tmp_path / "run", backbone="test_vit", **views)
     assert not (tmp_path / "run/checkpoints").exists()
 

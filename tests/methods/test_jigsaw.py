@@ -112,7 +112,7 @@ def test_patches_fit_the_stem_of_the_whole_images(size, patch):
 
 
 def test_patches_that_the_network_cannot_see_are_refused_before_the_run(tiny, tmp_path):
-    message = "vit_tiny_patch16_224 cannot see the patches of 24 px that --image-size 96 gives"
+    message = "vit_tiny_patch16_224 cannot process the patches of 24 px that --image-size 96 gives"
     with pytest.raises(ValueError, match=message):
         tiny("jigsaw", tmp_path / "run", backbone="vit_tiny_patch16_224", image_size=96)
 

@@ -162,7 +162,7 @@ def test_chance_levels():
 
 
 def test_settings_that_do_not_fit_are_refused():
-    with pytest.raises(ValueError, match="num_negatives=0: nce needs some; use --loss softmax"):
+    with pytest.raises(ValueError, match=r"--num-negatives 0: --loss nce needs at least 1.*use --loss softmax"):
         make("npid", num_negatives=0)
     with pytest.raises(ValueError, match="loss='infonce': choose from nce, softmax"):
         make("npid", loss="infonce")

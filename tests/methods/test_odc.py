@@ -99,7 +99,7 @@ def test_the_threshold_itself_is_small_by_the_paper_only(rules, remade):
     labels = torch.tensor([0, 0, 1, 1, 1, 1])
     method.pseudo.labels.copy_(labels)
     method.centroids.recompute(ROWS, labels)
-    assert (method.remake(progress()) > 0) == remade
+    assert (method.refill(progress()) > 0) == remade
     assert method.centroids.counts.tolist() == ([3, 3] if remade else [2, 4])
 
 

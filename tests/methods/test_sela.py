@@ -178,7 +178,7 @@ def test_assign_is_the_first_heads_prediction():
 
 
 def test_more_clusters_than_images_is_refused_with_the_way_out():
-    with pytest.raises(ValueError, match=r"num_prototypes=8 is more than the 6 images; use --num-prototypes 2"):
+    with pytest.raises(ValueError, match=r"--num-prototypes 8 is more than the 6 images; use --num-prototypes 2"):
         make("sela", num_samples=6)
 
 

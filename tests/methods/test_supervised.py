@@ -102,7 +102,7 @@ def test_the_classifier_stands_behind_the_relu_that_a_networks_features_stop_bef
 def test_an_attempt_that_failed_before_its_first_step_leaves_no_labels_behind(tiny, tmp_path, monkeypatch):
     other = np.roll(np.arange(48) % 3, 1)
     (tmp_path / "other.csv").write_text("id,label\n" + "".join(f"{i:02d},{k}\n" for i, k in enumerate(other)))
-    with pytest.raises(ValueError, match="cannot see views of --local-size 8"):
+    with pytest.raises(ValueError, match="cannot process views of --local-size 8"):
         tiny("supervised", tmp_path / "run", backbone="vit_tiny_patch16_224", local_crops=1, local_size=8)
     assert (tmp_path / "run" / TARGETS_FILE).is_file()
     tiny("supervised", tmp_path / "run", labels_from=str(tmp_path / "other.csv"))

@@ -70,7 +70,7 @@ def test_the_mask_holds_the_fewest_patches_with_the_mass():
 
 
 def test_other_networks_are_refused():
-    with pytest.raises(ValueError, match="TinyLayout is not a vision transformer"):
+    with pytest.raises(ValueError, match="TinyLayout: attention maps need a vision transformer"):
         last_attention(make_backbone("tiny_layout", channels=3, image_size=16), torch.rand(1, 3, 16, 16))
 
 
@@ -89,7 +89,7 @@ def test_other_networks_are_refused():
 def test_other_attention_is_refused(name, kind):
     """Computing it as if it were plain would give a map that the network does not use, or none."""
     backbone = timm.create_model(name, depth=1, embed_dim=32, num_heads=2, num_classes=0)
-    with pytest.raises(ValueError, match=f"^{kind} is not a vision transformer with plain attention"):
+    with pytest.raises(ValueError, match=f"^{kind}: attention maps need a vision transformer"):
         last_attention(backbone, torch.rand(1, 3, 224, 224))
 
 

@@ -73,9 +73,9 @@ def test_pictures_of_a_run_lie_in_it(network, photos):
 def test_what_it_refuses(network, photos, tmp_path, capsys):
     cnn = make_backbone("tiny_layout", channels=3, image_size=16)
     save_backbone(tmp_path / "cnn", cnn, (0.5,) * 3, (0.5,) * 3, 16)
-    with pytest.raises(ValueError, match="not a vision transformer"):
+    with pytest.raises(ValueError, match="attention maps need a vision transformer"):
         api.attention(tmp_path / "cnn", photos)
-    with pytest.raises(ValueError, match="share=0"):
+    with pytest.raises(ValueError, match="--share 0: must be above 0"):
         api.attention(network, photos, share=0)
     with pytest.raises(ValueError, match="divisible by patch size"):
         api.attention(network, photos, image_size=30)

@@ -218,5 +218,5 @@ def test_a_damaged_config_is_refused_in_a_sentence(kind, stored, capsys):
 
 
 def test_every_command_needs_a_run(tmp_path):
-    with pytest.raises(RunError, match="holds no run"):
+    with pytest.raises(RunError, match=r"is not a run folder: it has no config\.yaml"):
         read_config(tmp_path)

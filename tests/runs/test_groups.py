@@ -55,6 +55,11 @@ def test_names_merges_splits_and_rubbish_count(run):
 
 
 def test_a_run_without_clusters_is_refused(tmp_path):
+    with pytest.raises(RunError, match=r"there is no .*nowhere; give a run folder"):
+        read_groups(tmp_path / "nowhere")
+    with pytest.raises(RunError, match="is not a run folder"):
+        read_groups(tmp_path)
+    (tmp_path / "config.yaml").touch()
     with pytest.raises(RunError, match=r"has no clusters\.parquet; make it with: selfcluster cluster"):
         read_groups(tmp_path)
 

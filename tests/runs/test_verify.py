@@ -126,7 +126,7 @@ def test_row_39_verify_names_the_damaged_file_of_a_checkpoint_and_what_is_wrong(
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):
-    with pytest.raises(RunError, match="holds no run"):
+    with pytest.raises(RunError, match="is not a run folder"):
         verify_run(tmp_path)
 
 

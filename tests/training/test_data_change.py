@@ -52,7 +52,7 @@ def test_row_17_an_edited_image_is_refused_or_accepted_and_the_epoch_begins_agai
 ):
     stopped(method)
     Image.fromarray(pictures[5]).rotate(90).save(photos / "05.png")
-    with pytest.raises(RunError, match=r"other sizes.*or go on with --accept-data-change"):
+    with pytest.raises(RunError, match=r"other sizes.*\. To resume, restore the data, or add --accept-data-change"):
         tiny(method, tmp_path / "run", data=photos)
     capsys.readouterr()
     tiny(method, tmp_path / "run", data=photos, accept_data_change=True, quiet=False)
@@ -81,7 +81,7 @@ def test_row_17_a_method_with_a_value_for_each_image_needs_the_same_images(tiny,
         (photos / "05.png").rename(photos / other)
     else:
         (photos / "05.png").unlink()
-    with pytest.raises(RunError, match=r"DeepClusterV2 keeps a value for each image \(.*choose another --out"):
+    with pytest.raises(RunError, match=r"DeepClusterV2 stores a value for each image, .*choose another --out"):
         tiny("deepcluster_v2", tmp_path / "run", data=photos, accept_data_change=True)
 
 
@@ -89,6 +89,6 @@ def test_row_17_a_finished_run_stays_what_it_is(tiny, tmp_path, photos):
     tiny("swav", tmp_path / "run", data=photos, epochs=1)
     config = (tmp_path / "run/config.yaml").read_bytes()
     (photos / "05.png").unlink()
-    with pytest.raises(RunError, match=r"choose another --out, or restore the data$"):
+    with pytest.raises(RunError, match=r"\. The run is finished\. Choose another --out to train on the new data$"):
         tiny("swav", tmp_path / "run", data=photos, epochs=1, accept_data_change=True)
     assert (tmp_path / "run/config.yaml").read_bytes() == config

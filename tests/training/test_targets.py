@@ -181,7 +181,7 @@ def test_what_is_needed_is_asked_for_by_its_flag(tmp_path, pictures, kinds):
     weights.touch()
     cases = [
         ("supervised", {}, plain, "supervised learns from labels: say where they are with --labels-from"),
-        ("clusterfit", {}, plain, "say which with --teacher"),
+        ("clusterfit", {}, plain, "add --teacher NETWORK. NETWORK is starter"),
         ("clusterfit", {"teacher": running}, plain, "that run is running; finish it first"),
         ("clusterfit", {"teacher": "runs/nothing"}, plain, "there is no runs/nothing"),
         ("clusterfit", {"teacher": "resnet18=gone.pth"}, plain, "there is no gone.pth"),

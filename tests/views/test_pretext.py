@@ -61,7 +61,7 @@ def test_nine_patches_get_distinct_and_distant_orders():
     assert distances.float().mean() > 8.1  # two orders at random: 8
     assert distances[:1].min() >= 5
     assert pretext.permutations(30) is orders
-    with pytest.raises(ValueError, match="permutations=25: there are 24 orders of 4"):
+    with pytest.raises(ValueError, match="--num-permutations 25: there are only 24 orders of 4"):
         pretext.permutations(25, cells=4)
 
 

@@ -59,8 +59,8 @@ class KMeans(ClusterMixin, BaseEstimator):
             donor's centroid, in a random direction. "keep" does not move its centroid.
         donor: which cluster is split: drawn uniformly from the non-empty clusters ("uniform"), drawn in proportion to
             size ("size", as in faiss), or the largest one ("largest", as in ODC).
-        perturbation: p. A split multiplies the donor's centroid by 1 + p and 1 - p in alternating dimensions, and the
-            other way round for the second half.
+        perturbation: p. A split makes two centroids from the donor's. The first is multiplied by 1 + p in even
+            dimensions and by 1 - p in odd ones, the second the other way round.
         max_points_per_centroid: iterate on at most k times this many rows drawn at random, then assign all rows;
             None uses all rows in every iteration (faiss's default is 256).
         subsample: iterate first on this many rows drawn at random (ClusterFit's two stages), then on all rows.

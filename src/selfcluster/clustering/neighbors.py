@@ -64,9 +64,9 @@ def nearest(
         metric: "inner_product", largest first (the cosine for rows of length 1); "l2", smallest distance first.
         exclude_self: `queries` is `database`, and row i must not be its own neighbor. Another row with the same values
             may be its neighbor.
-        precision: "float32", "bfloat16", or "auto": the compiled kernel, or bfloat16 if the hardware supports it. The
-            result is exact with each of them, for rows rounded to float32 (wider rows under l2: after subtracting a
-            common row). Rows with equal scores may come in any order.
+        precision: "float32", "bfloat16", or "auto": the compiled kernel, or bfloat16 if the hardware supports it. Each
+            gives the exact result for rows rounded to float32. With l2, float64 rows are first shifted by one common
+            row, which changes no distance. Rows with equal scores may come in any order.
 
     Raises:
         ValueError: wrong shapes, k, metric or precision; rows that are not finite or whose squares overflow.

@@ -1,4 +1,4 @@
-"""Remake small clusters: empty them, then give each one half of the largest cluster.
+"""Refill small clusters: empty them, then give each one half of the largest cluster.
 
 Zhan et al. 2020, arXiv 2006.10645, section 3.2. N samples, K clusters, D features.
 Departs: the small clusters of a round are emptied together, so that no sample moves twice in it; the number of
@@ -32,7 +32,7 @@ def rebalance(
     rounds: int = 10,
     seed: int = 0,
 ) -> int:
-    """Remake every cluster of fewer than `min_size` samples, in place.
+    """Refill every cluster of fewer than `min_size` samples, in place.
 
     Its samples go to the nearest cluster that is large enough; then the largest cluster is split by k-means and the
     small one gets a half. `labels` and `centroids` change; all arguments are equal on all ranks, and stay so.
@@ -41,14 +41,14 @@ def rebalance(
         rows: (N, D), the samples.
         labels: (N,) int64, -1 = none; written to.
         centroids: its counts are those of `labels`; its rows and counts are written to.
-        min_size: smallest number of samples of a cluster that is not remade.
+        min_size: smallest number of samples of a cluster that is not refilled.
         metric: of "nearest", see `CentroidMemory.nearest`.
         half: which half a small cluster gets: "random" (the paper) or always the "second" (as released).
         rounds: how often to look again whether a cluster is small.
         seed: of the splits.
 
     Returns:
-        How many clusters were remade. 0 where all clusters are small: none is left to go to.
+        The number of refilled clusters; 0 if all clusters are small, because then no cluster can take their images.
 
     >>> rows, labels = torch.tensor([[0.0], [0.1], [9.0], [9.1], [5.0]]), torch.tensor([0, 0, 0, 0, 1])
     >>> centroids = CentroidMemory(2, 1)
@@ -58,7 +58,7 @@ def rebalance(
     """
     if half not in _HALVES:
         raise ValueError(f"half={half!r} must be {' or '.join(map(repr, _HALVES))}")
-    remade = 0
+    refilled = 0
     for turn in range(rounds):
         small = centroids.counts < min_size
         emptied: list[int] = small.nonzero().flatten().tolist()  # one host read per call; mostly no cluster is small
@@ -67,8 +67,8 @@ def rebalance(
         _empty(rows, labels, centroids, small, metric)
         for cluster in emptied:
             _split_largest(rows, labels, centroids, cluster, half, randomness.key(seed, "split", turn, cluster) >> 33)
-        remade += len(emptied)
-    return remade
+        refilled += len(emptied)
+    return refilled
 
 
 def _empty(rows: Tensor, labels: Tensor, centroids: CentroidMemory, small: Tensor, metric: str) -> None:

@@ -13,7 +13,8 @@ Walther, Hastie 2001, J. R. Stat. Soc. B 63(2), reference b). Each repeat gives 
 
 The recommendation is the median of the three votes on the averaged curves. `low` and `high` are the smallest and the
 largest vote of any repeat, widened to the next candidate. It is `certain` if that range is narrow and the silhouette
-exceeds the reference's. If it does not, k-means finds no clusters in the data, and the range is all candidates.
+exceeds the reference's. If the silhouette does not exceed the reference's, k-means finds no clusters in the data, and
+the range is all candidates.
 
 Rows of many dimensions are clustered along their 64 leading principal axes. If the user names no candidates, a quick
 pass over 1,500 rows finds the ones to compare in full: those that it votes for, and their neighbors.

@@ -31,7 +31,7 @@ def attention(
         images: image files; the middle square of each is shown to the network.
         out: folder for NAME-head-1.png and so on, a picture a head, and NAME-mask.png; default RUN/attention.
         share: of the heads' mean attention that the mask holds, in as few patches as do.
-        image_size: side in pixels; more than the network was trained on gives finer maps.
+        image_size: side in pixels of what the network gets; default: its own. A larger side gives finer maps.
         device: cpu, cuda or auto.
 
     Returns:
@@ -60,7 +60,12 @@ def add_flags(parser: argparse.ArgumentParser, words: list[str]) -> None:
         default=0.6,
         help="the mask shows the patches that hold this share of the attention; default 0.6",
     )
-    parser.add_argument("--image-size", type=int, metavar="N", help="side in pixels; larger gives finer maps")
+    parser.add_argument(
+        "--image-size",
+        type=int,
+        metavar="N",
+        help="side in pixels of what the network gets; default: its own; a larger side gives finer maps",
+    )
     parser.add_argument("--device", metavar="DEVICE", default="auto", help="cpu, cuda or auto")
     parser.set_defaults(run_command=run_command)
 

@@ -55,7 +55,7 @@ def audit(
     Args:
         data: the images, as in training.
         data2: other images, such as the test set: copies and near copies between both are leaks.
-        near: correlation of small gray versions from which on two images are near copies, 0.9 to 1.
+        near: two images are near copies if their small gray versions correlate at least this much: 0.9 to 1.
         hashes: a file of SHA-256 of DATA's images: written where it does not exist, else compared. Bits that flip
             inside an image's pixels often decode without an error; only this finds them.
         workers: threads; default one a core.
@@ -135,7 +135,8 @@ def add_flags(parser: argparse.ArgumentParser, words: list[str]) -> None:
         type=float,
         metavar="X",
         default=0.99,
-        help="correlation of small gray versions from which on two images are near copies, 0.9 to 1; default 0.99",
+        help="two images are near copies if their small gray versions correlate at least this much: 0.9 to 1; default "
+        "0.99",
     )
     parser.add_argument(
         "--hashes",

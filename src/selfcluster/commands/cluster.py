@@ -38,7 +38,7 @@ def cluster(
     quiet: bool = False,
     **settings: Any,
 ) -> Clustered:
-    """Group images.
+    """Cluster images.
 
     Args:
         data: images (for example a folder), a run folder, or an embeddings file (Parquet or .npy). Images are first
@@ -51,8 +51,8 @@ def cluster(
             method has clusters, else "auto".
         algorithm: kmeans, hierarchical, pic or hdbscan. hdbscan chooses the number of clusters itself. It gives
             images that belong to no cluster the number -1.
-        whiten: number of principal components to keep and whiten before clustering; 0: no whitening. Default 3 k / 2
-            (pic: a quarter of the images; hdbscan: n / 20, at most 32), at most 256.
+        whiten: number of principal components to keep and whiten before clustering; 0: no whitening. Default: 1.5 k
+            (pic: a quarter of the images; hdbscan: n / 20, at most 32), and at most 256.
         out: for images: the run folder, default runs/cluster-DATANAME. Otherwise: the Parquet file (id, path, cluster,
             distance), default clusters.parquet beside the embeddings; a CSV of the same name is written, too.
         seed: of the clustering.
@@ -61,7 +61,7 @@ def cluster(
             and limit, classes, long_tail, labels_from, range, max_megapixels, as in training.
 
     Returns:
-        out, csv, images, clusters, largest, smallest, none (images in no group), for a recommended k its range, and
+        out, csv, images, clusters, largest, smallest, none (images in no cluster), for a recommended k its range, and
         for images also run and report (the page).
     """
     from selfcluster.runs import tables
@@ -226,8 +226,8 @@ def add_flags(parser: argparse.ArgumentParser, words: list[str]) -> None:
         "--whiten",
         type=int,
         metavar="N",
-        help="number of whitened principal components; 0: no whitening; default: 1.5 times k, at most 256 (pic: a "
-        "quarter of the number of images; hdbscan: a twentieth, at most 32)",
+        help="number of whitened principal components; 0: no whitening; default: 1.5 times k (pic: a quarter of "
+        "the number of images; hdbscan: a twentieth, at most 32), and at most 256",
     )
     parser.add_argument(
         "--out",

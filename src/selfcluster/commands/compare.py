@@ -43,17 +43,16 @@ def compare(
         **settings: as of `evaluate`: test, split, labels_from, seed, limit, the protocol's own.
 
     Raises:
-        ValueError: no run, nothing to compare, or settings that no protocol is named for.
+        ValueError: no run, nothing to compare, or settings of a protocol without `protocol`.
     """
     from selfcluster.evaluation.comparison import compare_runs
-    from selfcluster.runs.folder import RunError, is_run
+    from selfcluster.runs.folder import check_run
 
     folders = [Path(run) for run in runs]
     if not folders:
         raise ValueError("name the run folders to compare: selfcluster compare RUN RUN")
     for folder in folders:
-        if not is_run(folder):
-            raise RunError(f"{folder} is not a run folder: compare shows runs of selfcluster train")
+        check_run(folder)
     given = {name: value for name, value in settings.items() if value is not None}
     if train is not None and protocol is None:
         raise ValueError("--train needs a protocol, such as --protocol knn")
@@ -92,7 +91,10 @@ def _measure(run: Path, protocol: str, train: Any, settings: dict[str, Any]) -> 
         models["start"] = _start_of(config)
         file = Path(models["start"].partition("=")[2] or models["start"])
         if ("/" in models["start"] or file.suffix) and not file.exists():
-            print(f"selfcluster: {file}: the start of {run} is gone, so it is left out", file=sys.stderr)
+            print(
+                f"selfcluster: {file}, the start network of {run}, does not exist. Its scores are left out",
+                file=sys.stderr,
+            )
             del models["start"]
     size = {"image_size": config["image_size"]} if config.get("image_size") else {}
     kept = [

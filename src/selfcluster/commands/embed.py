@@ -63,6 +63,9 @@ def embed(
     where = Path(run)
     trained = run_config(where) if is_run(where) else {}
     if data is None and not trained:
+        from selfcluster.models.origin import check_word
+
+        check_word(str(run), "images, ")
         raise RunError(f"{run} is not a run folder, so it has no images of its own: selfcluster embed {run} IMAGES")
     chosen = part_of(trained) if data is None else reading_of(trained)
     source = open_source(trained["data"] if data is None else data, **chosen | subset)

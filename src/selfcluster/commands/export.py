@@ -64,6 +64,9 @@ def export(
     if normalize_inside and format != "onnx":
         raise ValueError("--normalize-inside needs --format onnx, because safetensors files hold weights only")
     if out is None and not Path(run).is_dir():
+        from selfcluster.models.origin import check_word
+
+        check_word(str(run))
         raise ValueError(f"export: {run} is not a folder; name a folder for the export with --out")
     if format in _CLUSTERS:
         return _export_clusters(

@@ -8,19 +8,26 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from selfcluster.runs.folder import RunError, is_run
 from selfcluster.settings.options import SHARED, Option
 
 _TYPES: dict[str, Callable[[str], Any]] = {"int": int, "float": float, "str": str}
 _VALUES = {  # what a help text calls the value of a flag
     "augment": "NAME",
     "backbone": "NAME",
+    "block": "FOLDER",
     "classes": "FILE",
     "columns": "NAMES",
+    "costs": "COSTS",
     "device": "DEVICE",
+    "distractors": "FOLDER",
     "init": "NETWORK",
+    "k": "N,...",
     "labels_from": "SOURCE",
     "layer": "LAYER",
     "probe_labels": "SOURCE",
+    "shots": "N,...",
+    "subset": "FILE",
     "table": "FILE",
     "teacher": "NETWORK",
     "teacher_layer": "LAYER",
@@ -96,6 +103,12 @@ def names_images(word: object) -> bool:
     if path.is_dir():
         return not any((path / name).exists() for name in _NETWORK_FILES)
     return path.is_file() and not text.endswith(_WEIGHT_FILES)
+
+
+def check_run_or_images(word: object) -> None:
+    """Raise RunError for an argument that names neither images nor a run folder."""
+    if not names_images(word) and not is_run(Path(str(word))):
+        raise RunError(f"there is no run folder {word}; give a run folder, or images and their network with --model")
 
 
 def given(settings: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selfcluster.annotations import Data
-from selfcluster.commands.flags import add_model_flag, names_images
+from selfcluster.commands.flags import add_model_flag, check_run_or_images, names_images
 from selfcluster.data.sources import DataError, Source
 from selfcluster.randomness import keeps_random_state
 from selfcluster.settings.files import run_source
@@ -63,9 +63,10 @@ def serve(
     apply: str | os.PathLike[str] | None = None,
     metadata: str | os.PathLike[str] | None = None,
 ) -> CurationServer:
-    """Return a server of the page for this machine's browser: what is done there is kept in RUN/curation.jsonl at once.
+    """Return a server of the page for this machine's browser.
 
-    Its `address` opens the page, token included; `serve_forever()` answers until another thread calls `shutdown()`.
+    Each change made in the browser is written to RUN/curation.jsonl before the server answers. Its `address` opens the
+    page, token included; `serve_forever()` answers until another thread calls `shutdown()`.
 
     Args:
         run, data, model, apply, metadata: as for `report`.
@@ -98,6 +99,7 @@ def _prepare(
     apply: str | os.PathLike[str] | None,
 ) -> tuple[Path, Source | None]:
     """The run folder, made first where images are given, with the rows of a file applied; and its images."""
+    check_run_or_images(run)
     if names_images(run):
         from selfcluster.commands.cluster import cluster
 

@@ -57,7 +57,7 @@ def sample(
     groups = read_groups(Path(run)).without_rubbish()
     groups = groups.take(np.flatnonzero(groups.clusters >= 0))
     if not 1 <= n <= len(groups):
-        raise ValueError(f"--n {n}: {run} has {len(groups)} images in clusters to choose from")
+        raise ValueError(f"--n {n}: must be from 1 to {len(groups)}, the number of images in clusters of {run}")
     if by == "random":
         rows = np.sort(np.random.default_rng(seed).choice(len(groups), n, replace=False))
     else:

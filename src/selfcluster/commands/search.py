@@ -10,7 +10,7 @@ from typing import Any
 
 from selfcluster.commands.cluster import embed_images
 from selfcluster.commands.embed import embed
-from selfcluster.commands.flags import add_model_flag, names_images
+from selfcluster.commands.flags import add_model_flag, check_run_or_images, names_images
 from selfcluster.commands.results import Hits
 from selfcluster.data.ranges import ValueRange
 from selfcluster.files import make_writable, write_atomically
@@ -52,6 +52,7 @@ def search(
 
     if Path(run).is_file() and Path(image).is_dir():
         run, image = image, run
+    check_run_or_images(run)
     if names_images(run):
         run = embed_images(run, model, device=device)[0]
     elif model is not None:

@@ -52,7 +52,7 @@ def sort(
 ) -> dict[str, Any]:
     """Put the images of a run into folders named by its clusters. Nothing is overwritten; a second run changes nothing.
 
-    `INTO/sorted.csv` holds the plan: id, origin, target. An interrupted command goes on where it stopped.
+    `INTO/sorted.csv` holds the plan: id, origin, target. To resume an interrupted command, repeat it.
 
     Args:
         run: a run folder with clusters. Names, merges and splits of `curation.jsonl` count.
@@ -246,4 +246,5 @@ def run_command(run: str, into: str, how: How, yes: bool, dry_run: bool, **setti
     if how == "move" and not yes:
         raise ValueError(f"--move moves the images away from where {run} expects them; add --yes to confirm")
     result |= {"done": sorting.carry_out()}
-    return result, f"{into}: {result['done']:,} done, {result['kept']:,} were there already"
+    verb = {"link": "linked", "copy": "copied", "move": "moved"}[how]
+    return result, f"{into}: {result['done']:,} images {verb}, {result['kept']:,} existed already"

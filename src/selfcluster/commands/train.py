@@ -48,19 +48,19 @@ def train(
         method: a name of `METHODS`, hyphens or underscores.
         data: a folder, a .txt, .csv or .parquet list of files, a tar or an array of images, or
             "builtin:digits"; see `open_source`.
-        out: the run folder; default runs/METHOD-DATANAME. An unfinished run in it resumes. Of a finished one the
-            summary is returned.
-        recipe: auto (from the data), paper, small or cifar; None: auto, or the recipe of the run that resumes.
+        out: the run folder; default runs/METHOD-DATANAME. An unfinished run in it resumes. If the run in it is
+            finished, its summary is returned.
+        recipe: a name that `selfcluster recipes` lists; None: auto, or the recipe of the run that resumes.
         config: a `config.yaml` or a mapping of settings.
         quiet: print nothing but warnings.
-        accept_data_change: let an unfinished run go on though its data has changed; its epoch begins again.
+        accept_data_change: resume an unfinished run although its data has changed, and repeat the current epoch.
         **settings: any flag of `selfcluster train METHOD --help`, with underscores.
 
     Returns:
         The run's summary: run, method, images, steps, minutes, loss, chance_loss, clusters, bad_images, ...
 
     Raises:
-        RunError: another run lives in `out`; the message names what differs.
+        RunError: `out` holds another run; the message names what differs.
         ValueError: an unknown setting or a value out of range.
 
     >>> train("swav", "photos/", epochs=5)["clusters"]  # doctest: +SKIP
@@ -213,7 +213,7 @@ def _check_words(said: Mapping[str, Any], recipe: str | None) -> None:
 def add_flags(parser: argparse.ArgumentParser, words: list[str]) -> None:
     parser.usage = "selfcluster train METHOD DATA [--out RUN] [flags]"
     parser.add_argument("method", metavar="METHOD", help=", ".join(NAMES))
-    parser.add_argument("data", metavar="DATA", help="folder, list of paths, folder of tars, or builtin:digits")
+    parser.add_argument("data", metavar="DATA", help="folder, list of paths, tar, folder of tars, or builtin:digits")
     parser.add_argument("--out", help="run folder, default runs/METHOD-DATANAME; resumes an unfinished run in it")
     recipes = "{" + ",".join(RECIPES) + "}"
     parser.add_argument(

@@ -18,7 +18,9 @@ class Damaged(RuntimeError):
 
 
 def verify(run: str | os.PathLike[str]) -> list[dict[str, str]]:
-    """Check every file of a run by its hash or twin, or, where it has none, by reading it. Nothing is written.
+    """Check every file of a run by its hash, by comparison with its second copy (CSV and Parquet), or by reading it.
+
+    Nothing is written.
 
     Args:
         run: a run folder.

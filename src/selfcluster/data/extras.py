@@ -23,7 +23,7 @@ def read_heic(data: bytes) -> tuple[int, int, Read]:
         import pillow_heif
     except ImportError as error:
         advice = "install the extra that reads it: pip install 'selfcluster[heic]'"
-        raise BadImage("unsupported", f"HEIC, whatever its name says: {advice}") from error
+        raise BadImage("unsupported", f"the file is HEIC, even if its name ends otherwise: {advice}") from error
     file: Any = pillow_heif.open_heif(io.BytesIO(data), convert_hdr_to_8bit=True)
     width, height = file.size
 

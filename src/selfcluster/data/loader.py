@@ -92,7 +92,9 @@ class Loader:
         timeout: float | None = TIMEOUT,
     ) -> None:
         if batch_size < 1 or batch_size % world:
-            raise ValueError(f"batch_size={batch_size} must be a positive multiple of the number of processes, {world}")
+            raise ValueError(
+                f"--batch-size {batch_size}: must be a positive multiple of the number of processes, {world}"
+            )
         self.source, self.batch_size, self.image_size, self.channels = source, batch_size, image_size, channels
         self.mean, self.std, self.seed = tuple(mean), tuple(std), seed
         self.center = {"interpolation": interpolation, "crop_pct": crop_pct, "crop_mode": crop_mode}

@@ -83,7 +83,9 @@ def to_pixels(stored: Stored, value_range: ValueRange | None) -> np.ndarray:
     measured = stored.values if missing is None else stored.values[~missing]
     if stored.values.dtype.kind == "f" and not np.isfinite(measured).all():
         count = int((~np.isfinite(measured)).sum())
-        raise BadImage("not_finite", f"{count} values are NaN or infinite; fill them, or declare them in GDAL's tag")
+        raise BadImage(
+            "not_finite", f"{count} values are NaN or infinite; replace them, or name the value in the tag GDAL_NODATA"
+        )
     used = value_range or own_range(measured, stored.bits)
     if stored.values.dtype in (np.uint8, np.uint16) and stored.alpha is None and missing is None:
         levels = np.arange(np.iinfo(stored.values.dtype).max + 1, dtype=stored.values.dtype)

@@ -37,7 +37,7 @@ def read_classes(path: str, class_names: list[str]) -> list[int]:
 def limited(n: int, limit: int, seed: int) -> np.ndarray:
     """Return `limit` of range(n), sorted; all of them where the limit is larger."""
     if limit < 1:
-        raise DataError(f"limit={limit} must be 1 or more")
+        raise DataError(f"--limit {limit}: must be 1 or more")
     return np.sort(shuffled(n, seed, "limit")[:limit])
 
 
@@ -48,7 +48,9 @@ def long_tailed(labels: np.ndarray, ratio: float, seed: int) -> np.ndarray:
     largest x ratio^(-k / (C - 1)) images, rounded, at least 1 and at most what it has.
     """
     if ratio < 1:
-        raise DataError(f"long_tail={ratio}; the ratio of the largest class to the smallest must be at least 1")
+        raise DataError(
+            f"--long-tail {ratio:g}: must be 1 or more; it is the size of the largest class divided by the smallest"
+        )
     labeled = np.flatnonzero(labels >= 0)
     labels = labels[labeled]
     sizes = np.bincount(labels)
@@ -66,9 +68,9 @@ def long_tailed(labels: np.ndarray, ratio: float, seed: int) -> np.ndarray:
 def noisy(labels: np.ndarray, classes: int, rate: float, seed: int) -> np.ndarray:
     """Return the labels with round(rate x N) of them wrong; images without a label keep none."""
     if not 0 <= rate <= 1:
-        raise DataError(f"label_noise={rate} must be a share between 0 and 1")
+        raise DataError(f"--label-noise {rate:g}: must be from 0 to 1")
     if classes < 2 and rate > 0:
-        raise LabelsError("label_noise needs two classes or more")
+        raise LabelsError("--label-noise needs two classes or more")
     rows = shuffled(len(labels), seed, "label_noise")[: round(rate * len(labels))]
     rows = rows[labels[rows] >= 0]
     shift = randomness.draw(seed, "label_noise class", 0, rows, 0, 1)[:, 0]

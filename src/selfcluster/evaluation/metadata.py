@@ -61,7 +61,10 @@ def read_columns(path: str, ids: Sequence[str], flag: str = "--table") -> dict[s
         found.append(next((of[each] for each in every if each in of), []))
     if not any(found):
         example = next(iter(of), "none")
-        raise ValueError(f"{flag} {path}: no row names an image; its ids look like {example!r}, not {ids[0]!r}")
+        raise ValueError(
+            f"{flag} {path}: no id or path in it belongs to an image. The file has {example!r}, the images have "
+            f"{ids[0]!r}"
+        )
     columns = {name: place for place, name in enumerate(header) if place != key}
     return {name: [row[place].strip() if len(row) > place else "" for row in found] for name, place in columns.items()}
 

@@ -36,7 +36,7 @@ def most_similar(run: Path, vector: np.ndarray, k: int) -> list[dict[str, Any]]:
     """Return the k images of a run nearest to features (F,), a row each: rank from 1, cosine, id, path, cluster."""
     table = embeddings_of(run)
     if not 1 <= k <= len(table.ids):
-        raise ValueError(f"--k {k}: {run} has {len(table.ids)} embedded images to choose from")
+        raise ValueError(f"--k {k}: must be from 1 to {len(table.ids)}, the number of embedded images of {run}")
     query, database = (unit_rows(torch.from_numpy(rows)) for rows in (vector[None], table.vectors))
     found = nearest(query, database, k)
     clusters = read_clusters(run / CLUSTERS).by_id() if (run / CLUSTERS).is_file() else {}

@@ -22,6 +22,7 @@ from selfcluster.data.sources import Source, open_source
 from selfcluster.evaluation.clustering import check_k
 from selfcluster.evaluation.labeled import SEVERAL
 from selfcluster.files import COPY_RUN, make_writable, write_atomically
+from selfcluster.models.origin import check_word
 from selfcluster.models.pretrained import Network
 from selfcluster.runs.folder import RunError, is_run
 from selfcluster.runs.tables import CLUSTERS, EMBEDDINGS, ClusterTable, image_names, read_clusters, read_embeddings
@@ -99,6 +100,7 @@ class Subject:
 
     def _check_train(self) -> None:
         if self.train is None and self.run is None:
+            check_word(self.model, "images, ")
             raise RunError(f"{self.model} is not a run folder, so it has no images of its own: name some with --train")
 
     @property
@@ -291,7 +293,7 @@ class Subject:
     def clusters(self) -> ClusterTable:
         """Return the run's clusters; raise ValueError if the model is not a run or has no clusters."""
         if self.run is None or not (self.run / CLUSTERS).exists():
-            raise ValueError(f"{self.model} has no clusters of its own; say with --k how many k-means should make")
+            raise ValueError(f"{self.model} has no clusters of its own; give the number of k-means clusters with --k")
         return read_clusters(self.run / CLUSTERS)
 
     def check_clusters(self, k: int | None) -> None:
@@ -316,7 +318,7 @@ class Subject:
             what = (
                 f"cluster for {missing[0]} ({len(missing)} images)" if missing else "clusters at another --image-size"
             )
-            raise ValueError(f"{self.model} has no {what}; say with --k how many k-means should make")
+            raise ValueError(f"{self.model} has no {what}; give the number of k-means clusters with --k")
         return own_clusters(self.run, images.vectors)[0]
 
     def projected(self, vectors: np.ndarray) -> np.ndarray:

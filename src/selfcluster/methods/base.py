@@ -66,7 +66,7 @@ class Method(nn.Module):
     def views(cls, settings: Any, crops: Crops, channels: int) -> ViewPlan:
         """The views of an image, known before the network exists."""
         if crops.global_crops < 2 <= cls.paper.crops.global_crops:
-            raise ValueError(f"global_crops={crops.global_crops}: {cls.__name__} compares two full views of an image")
+            raise ValueError(f"--global-crops {crops.global_crops}: {cls.__name__} compares two full views of an image")
         return plan_from_crops(crops, channels)
 
     @classmethod
@@ -122,7 +122,8 @@ class Method(nn.Module):
         """Drop or scale gradients, after they are reduced over ranks and before they are clipped."""
 
     def on_step_end(self, progress: Progress, outputs: Sequence[Output]) -> None:
-        """The only writer of teacher, queue, memory and center: one output for each micro-batch of the step."""
+        """Write teacher, queue, memory and center: one output for each micro-batch of the step. `forward` writes none
+        of them; DINO's `--teacher-rule iteration` writes in `on_backward`, and `reassign` writes first memories."""
 
     def pseudo_labels(self) -> Tensor | None:
         """The labels (N,) that it trains on, -1 = none, the first head's where it has several; None: it has none, or
@@ -182,7 +183,7 @@ def no_accumulation(method: str, accumulate: int) -> str:
     """Return the message for methods that compare the images of a batch with each other."""
     return (
         f"--accumulate {accumulate}: {method} compares the images of a batch with each other, so several small batches "
-        "do not equal a large one. Use a smaller --batch-size (SwAV: with --queue-length)"
+        "do not equal a large one. Use a smaller --batch-size"
     )
 
 

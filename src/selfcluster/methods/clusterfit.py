@@ -46,7 +46,9 @@ class ClusterFitSettings:
     )
     teacher_pca: int = setting(0, "principal components to keep and whiten before k-means; 0: no whitening", least=0)
     target: Literal["kmeans", "per_label", "prototypes", "distill", "regress"] = setting(
-        "kmeans", "what the network learns: kmeans, per_label, prototypes, distill or regress"
+        "kmeans",
+        "kmeans: clusters of the teacher's features; per_label: clusters within each label; prototypes: the nearest "
+        "class mean; distill: the teacher's predictions; regress: its features",
     )
     num_prototypes: int = setting(16000, "K, clusters of a teacher's features (kmeans, per_label)", least=2, auto=True)
     kmeans_iterations: int = setting(50, "updates of the centroids on all images", least=1)
@@ -59,7 +61,7 @@ class ClusterFitSettings:
     )
     distill_weight: float = setting(
         0.75,
-        "weight of the teacher's predictions in the loss; the labels have the rest; 1: no labels are needed",
+        "weight of the teacher's predictions in the loss; the labels have 1 minus this; 1: no labels are needed",
         least=0,
         most=1,
     )
@@ -97,7 +99,10 @@ class ClusterFit(Supervised):
         self.teachers = nn.ModuleList(teachers)  # asked at each step; none where all targets are made beforehand
         for teacher, head in zip(teachers, self.heads, strict=False):
             if teacher.width != head.out_features:
-                raise ValueError(f"the teacher knows {teacher.width} classes, the labels have {head.out_features}")
+                raise ValueError(
+                    f"the teacher knows {teacher.width} classes, but the labels have {head.out_features}; give a "
+                    "--teacher that was trained on these classes"
+                )
 
     def widths(self) -> list[int]:
         alone = self.settings.target == "distill" and self.settings.distill_weight == 1

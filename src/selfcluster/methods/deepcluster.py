@@ -5,11 +5,12 @@ sampling). B images, V views, F features, d axes kept, N images in all, K rows o
 Features are the backbone's output, for `deepcluster_alexnet` and `deepcluster_vgg16` before the last ReLU, of center
 crops; the classifier stands behind the ReLU.
 Departs: whitening bounds the smallest variances (1e-5 of the largest; the released code has no bound);
-`uniform` really draws every cluster alike, where the released sampler's positions mean other images than it labeled
-(`weighting released` repeats that); the classifier has no momentum, as released (the thesis gives 0.9 and excepts
-nothing: `head_momentum`); an empty cluster and its donor part by a fixed factor, as in faiss (the thesis: the empty one
-is moved by a small random perturbation: `split`); weighted losses are divided by the batch's weights, not by its
-images; the smallest clusters that power iteration finds beyond `max_clusters` sit out the epoch.
+`uniform` draws each cluster equally often; the released sampler draws images by the positions of other images
+(`weighting released` repeats this); the classifier has no momentum, as released (the thesis gives 0.9 for all
+parameters: `head_momentum`); if a cluster is empty, its centroid and its donor's are the donor's times 1 + 1/1024 and
+1 - 1/1024, as in faiss (the thesis adds a small random perturbation: `split`); weighted losses are divided by the sum
+of the batch's weights, not by its number of images; if power iteration finds more than `max_clusters`, images of the
+smallest clusters are not used in this epoch.
 """
 
 from __future__ import annotations
@@ -114,7 +115,9 @@ class DeepCluster(Method):
         n = data.num_samples
         k = min(n, settings.max_clusters) if self.pic else settings.num_prototypes
         if k > n:
-            raise ValueError(f"num_prototypes={k} is more than the {n} images; use --num-prototypes {max(2, n // 10)}")
+            raise ValueError(
+                f"--num-prototypes {k} is more than the {n} images; use --num-prototypes {max(2, n // 10)}"
+            )
         self.backbone = make_backbone()
         width = self.backbone.num_features
         d = min(settings.pca_dim, width, n)

@@ -78,7 +78,9 @@ class DeepClusterV2(Method):
         super().__init__(make_backbone, settings, data)
         n, k = data.num_samples, settings.num_prototypes
         if k > n:
-            raise ValueError(f"num_prototypes={k} is more than the {n} images; use --num-prototypes {max(2, n // 10)}")
+            raise ValueError(
+                f"--num-prototypes {k} is more than the {n} images; use --num-prototypes {max(2, n // 10)}"
+            )
         self.backbone = make_backbone()
         self.head = ProjectionHead(self.backbone.num_features, settings.hidden, settings.dim)
         self.heads: Any = nn.ModuleList(Prototypes(settings.dim, k) for _ in range(settings.num_heads))

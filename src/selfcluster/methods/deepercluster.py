@@ -7,16 +7,16 @@ Every `reassign_epochs` epochs two consecutive k-means over whitened features of
 all classifiers start anew. Each epoch gives every image one pretext label, evenly within each cluster. A batch has
 equally many images of each super-class, drawn uniformly over its clusters. With several processes, each group of ranks
 handles some super-classes and holds only their classifiers: shard i of c (`data.shard`) holds super-classes i S / c to
-(i + 1) S / c - 1. The gradient of a sub-classifier is averaged over the samples of its own super-class only, which is S
-times its part of the mean over the batch. The result is the same on any number of processes.
+(i + 1) S / c - 1. The loss of a sub-classifier is the mean over the samples of its own super-class. So its gradient is
+S times as large as its part in a mean over the whole batch. The result is the same on any number of processes.
 Departs: an epoch shows an image in one rotation (released: the ranks of the four rotations draw independently); a
-super-cluster of fewer than P images is given half of what the largest can spare, so that no super-class is empty;
-empty clusters are split by a factor 1 +- 1/1024 (released: 1e-7), donors drawn anew each time (released: the same
-always); VGG-16's linear layers start from N(0, 0.01) as DeepCluster's do (released: torch's uniform numbers); the
-paper names Jigsaw as another pretext task but trains none: here the tiles of the whole image change places, and the
-network sees them together, because clusters need the features of whole images; colors are not
-padded (released: by 1), edges by 2 as released, by 1 before a transformer. Sampling and clustering are the same for the
-paper's alternatives of the loss.
+super-cluster of fewer than P images receives images from the largest one: half of those that the largest has beyond P,
+so that no super-class is empty; empty clusters are split by a factor 1 +- 1/1024 (released: 1e-7), donors drawn anew
+each time (released: the same always); VGG-16's linear layers start from N(0, 0.01) as DeepCluster's do (released:
+torch's uniform numbers); the paper names Jigsaw as another pretext task but trains none: here the tiles of the whole
+image change places, and the network sees them together, because clusters need the features of whole images; color
+images are not padded (released: by 1); images before the Sobel filters are padded by 2, as released, or by 1 before a
+transformer. Sampling and clustering are the same for the paper's alternatives of the loss.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class DeeperClusterSettings:
         320000, "K, total number of clusters; each super-cluster has the same number", least=2, auto=True
     )
     num_super_clusters: int = setting(
-        4, "m; 4 rotations make 4 m super-classes; use 2 for small data, 1 for rotations alone", least=1
+        4, "m; P pretext labels make P m super-classes; 2 suits small data; 1: super-classes are the labels", least=1
     )
     pretext: Literal["rotation", "jigsaw"] = setting("rotation", "quarter turns; jigsaw: 3 x 3 tiles change places")
     num_permutations: int = setting(4, "P, orders of the tiles for --pretext jigsaw", least=2)
@@ -114,7 +114,7 @@ class DeeperCluster(Method):
             words = f"1 to --num-prototypes {wanted}, which must be at most the number of images, {n}"
             raise ValueError(f"--num-super-clusters {self.m} must be from {words}")
         if self.shards(settings) % data.shard[1]:
-            raise ValueError(f"{settings.combination} classifiers cannot be shared out over {data.shard[1]} shards")
+            raise ValueError(f"--combination {settings.combination} does not allow {data.shard[1]} shards")
         self.change = ImageChange(settings.pretext, settings.num_permutations)
         self.p = self.change.labels
         self.k, self.num_super_classes = wanted // self.m, self.p * self.m

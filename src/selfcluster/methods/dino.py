@@ -218,7 +218,7 @@ class Objective(nn.Module):
     ) -> None:
         super().__init__()
         if loss != "cross_entropy" and centering in ("sinkhorn", "softmax"):
-            raise ValueError(f"loss={loss!r} compares outputs, not codes: use --centering center or none")
+            raise ValueError(f"--loss {loss} compares outputs, not codes: use --centering center or none")
         self.loss, self.kind, self.temperature = loss, centering, temperature
         self.centering = Centering(num_prototypes, center_momentum)
 

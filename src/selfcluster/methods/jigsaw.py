@@ -3,14 +3,14 @@
 Noroozi and Favaro 2016, arXiv 1603.09246, as ClusterFit's paper trains it (Yan et al. 2020, arXiv 1912.03330, appendix
 A): 2,000 permutations that differ most, a ResNet on each patch alone, the nine features side by side. B images, V
 views, C channels, p side of a patch, F features of the backbone, D projection of a patch, P permutations.
-Departs: patches keep their own colors and scale (2016: each is normalized by itself against chromatic clues; here 66 %
-of the images lose their colors instead, as in the later work); the square that is cut into patches has 255 of 256
-parts of the shorter side (2016: all of it); half of the images are mirrored, as VISSL does (neither paper says so:
-`flip`); batch-norm parameters decay as all others (VISSL: not).
+Departs: patches keep their own colors and scale (2016: each patch is normalized alone, so that colors do not reveal its
+place; here 66 % of the images lose their colors instead, as in the later work); the square that is cut into patches has
+255 of 256 parts of the shorter side (2016: all of it); half of the images are mirrored, as VISSL does (neither paper
+says so: `flip`); batch-norm parameters decay as all others (VISSL: not).
 
-The network sees patches of 64/255 of the image's side, and its stem is that of whole images: of 255 px a patch is
-64 px, 2 x 2 in the last map of a ResNet. Images of 32 px give patches of 8 px, one place in the last map of the
-`*_small` networks, whose stem does not down-sample; a stem that does would leave nothing to see.
+A patch has 64/255 of the image's side. An image of 255 px gives patches of 64 px, and a ResNet's last feature map of a
+patch has 2 x 2 positions. An image of 32 px gives patches of 8 px, and the last map of the `*_small` networks has one
+position. These networks do not down-sample in the stem; a network that does needs larger images.
 """
 
 from __future__ import annotations

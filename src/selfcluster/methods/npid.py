@@ -42,7 +42,7 @@ class NPID(Method):
     per_image = ("memory.rows", "memory.written")
     idle = ((("exclude_self",), "num_negatives", (0,)),)
     supports_accumulation = True
-    advice = "Try --loss softmax, a higher --temperature (0.1), or a lower --learning-rate."
+    advice = "Try a lower --learning-rate, a higher --temperature, or, if you set --loss nce, --loss softmax."
     paper = Training(
         optimizer="sgd",
         learning_rate=0.03,
@@ -63,7 +63,8 @@ class NPID(Method):
         super().__init__(make_backbone, settings, data)
         if settings.loss == "nce" and settings.num_negatives < 1:
             raise ValueError(
-                f"num_negatives={settings.num_negatives}: nce needs some; use --loss softmax for all images"
+                f"--num-negatives {settings.num_negatives}: --loss nce needs at least 1; to compare with all images, "
+                "use --loss softmax"
             )
         self.backbone = make_backbone()
         self.head = ProjectionHead(self.backbone.num_features, settings.hidden, settings.dim)

@@ -187,7 +187,7 @@ class ODC(Method):
         ).fit(self.samples.rows[mine])
         self.pseudo.write(mine, kmeans.labels_)
         self.centroids.recompute(self.samples.rows, self.pseudo.labels)
-        return {"inertia": float(kmeans.inertia_), "remade_at_start": self.remake(progress)}
+        return {"inertia": float(kmeans.inertia_), "remade_at_start": self.refill(progress)}
 
     @torch.no_grad()
     def on_step_end(self, progress: Progress, outputs: Sequence[Output]) -> None:
@@ -197,10 +197,10 @@ class ODC(Method):
         if (progress.step + 1) % self.settings.centroids_every == 0:
             involved = None if self.released else self.centroids.involved
             self.centroids.recompute(self.samples.rows, self.pseudo.labels, involved)
-        self.remake(progress)
+        self.refill(progress)
 
-    def remake(self, progress: Progress) -> int:
-        """No cluster stays small; returns how many were."""
+    def refill(self, progress: Progress) -> int:
+        """Refill the small clusters; return their number."""
         return rebalance(
             self.samples.rows,
             self.pseudo.labels,

@@ -85,7 +85,9 @@ class SeLa(Method):
         super().__init__(make_backbone, settings, data)
         n, k = data.num_samples, settings.num_prototypes
         if k > n:
-            raise ValueError(f"num_prototypes={k} is more than the {n} images; use --num-prototypes {max(2, n // 10)}")
+            raise ValueError(
+                f"--num-prototypes {k} is more than the {n} images; use --num-prototypes {max(2, n // 10)}"
+            )
         self.backbone = make_backbone()
         self.heads: Any = nn.ModuleList(nn.Linear(self.backbone.num_features, k) for _ in range(settings.num_heads))
         self.register_buffer("labels", torch.stack([balanced_labels(n, k) for _ in self.heads]))  # (H, N), -1 = none

@@ -340,8 +340,15 @@ def check_name(name: str) -> None:
     register_with_timm()
     name = parts_of(name).get("network", name)
     if not timm.is_model(name):
-        near = difflib.get_close_matches(name, timm.list_models(), n=4, cutoff=0.5)
-        raise ValueError(f"there is no backbone {name!r}" + (f"; the nearest are {', '.join(near)}" if near else ""))
+        raise ValueError(f"there is no backbone {name!r}" + nearest_names(name))
+
+
+def nearest_names(name: str) -> str:
+    """Return "; the nearest are NAME, ..." for a misspelt network, or ""."""
+    import timm
+
+    near = difflib.get_close_matches(name, timm.list_models(), n=4, cutoff=0.5)
+    return f"; the nearest are {', '.join(near)}" if near else ""
 
 
 def _create(spec: dict[str, object], optional: dict[str, object], **once: Any) -> Any:

@@ -36,8 +36,8 @@ def fold_sobel(module: Any, *, padding: int | None = None, channels: int | None 
     convolution has the kernel k + 2 and the padding p + s. Its outputs equal those of the Sobel filters followed by the
     network
     - at every position if s = 2 (as in DeeperCluster) or p = 0 (as for the patches of a vision transformer).
-    - otherwise (DeepCluster: s = 1) in the interior only. At the border the original network pads the edges with
-      zeros; the new one computes edges between the image and the zeros outside.
+    - otherwise (DeepCluster: s = 1) in the interior only. At the border the original network pads the Sobel maps
+      with zeros; the new one applies the Sobel filters to the image padded with zeros.
 
     Args:
         module: a backbone of two input channels, with filters before it (`sobel.put_before`) or without; not changed.

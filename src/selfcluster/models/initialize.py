@@ -95,8 +95,8 @@ def initialize(module: nn.Module, path: str | Path, *, allow_partial: bool = Fal
         )
     if found.skipped and not allow_partial:
         raise PartialWeights(
-            f"{report}. The file has layers that this network lacks ({_names(found.skipped)}), so it is a larger "
-            "network's. Name that network, or insist with --allow-partial"
+            f"{report}. The file has layers that this network lacks ({_names(found.skipped)}), so the file belongs "
+            "to a larger network. Name that network (NETWORK=FILE), or load the layers that fit with --allow-partial"
         )
     module.load_state_dict(found.taken, strict=False)
     return report

@@ -90,7 +90,8 @@ def export_onnx(
         error = (torch.as_tensor(found) - expected).abs().max() / expected.abs().max().clamp(min=1e-12)
         if not error <= _CLOSE:
             raise RuntimeError(
-                f"the features of {name} as ONNX differ by {error:.1%} of the largest one, so nothing was written"
+                f"the exported ONNX network gives other features than {name}: they differ by up to {error:.1%} of the "
+                "largest feature. Nothing was written. Use --format safetensors"
             )
 
     network.eval()

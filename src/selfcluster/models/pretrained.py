@@ -19,7 +19,7 @@ from selfcluster.models.backbones import (
     untrained_backbone,
 )
 from selfcluster.models.folding import full_name
-from selfcluster.models.origin import STARTER, TIMM, find_origin, is_export, means_a_file
+from selfcluster.models.origin import STARTER, TIMM, check_word, find_origin, is_export, means_a_file
 from selfcluster.models.preprocessing import Preprocessing, default_preprocessing, resized
 
 UNTRAINED = "untrained:"  # before a run or an export: the same network with random weights
@@ -127,6 +127,7 @@ def _untrained(name: str, image_size: int | None, channels: int) -> Network:
     name_only = difflib.get_close_matches(name, (STARTER,), n=1, cutoff=0.8)
     if name_only:
         raise ValueError(f"--model {name}: did you mean {STARTER}?")
+    check_word(name)
     size = image_size or 224
     module = make_backbone(name, channels=channels, image_size=size)
     return _network(module, default_preprocessing(channels, size), "", None, trained=False)

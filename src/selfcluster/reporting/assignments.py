@@ -36,10 +36,10 @@ def which_clusters(contents: Contents) -> str | None:
     share = float((labels == contents.clusters.cluster)[both].mean())
     if abs(share - stored) > _ROUNDING:
         return (
-            f"These clusters were made by a later command. {text}. The clusters that the run itself made of the center "
-            f"of each image were the same for {stored:.0%} of the images."
+            f"These clusters were made by a later command. {text}. At its end, the run assigned each image again by "
+            f"its center crop; {stored:.0%} of the images got the cluster of their last label in training."
         )
     return (
         f"These clusters come from the final network and the center of each image. {text}; {share:.0%} of "
-        f"{both.sum():,} images have the same one."
+        f"{both.sum():,} images are in the cluster of that label."
     )

@@ -48,8 +48,10 @@ def write_attention(
     run: Path, files: Sequence[Path], out: Any, share: float, image_size: int | None, device: str
 ) -> dict[str, object]:
     """Show image files to the network of `run` and draw what it looks at; see `api.attention`."""
-    if not files or not 0 < share <= 1:
-        raise ValueError(f"{len(files)} images, share={share}: name at least one image, and a share above 0 up to 1")
+    if not files:
+        raise ValueError("attention: name at least one image file")
+    if not 0 < share <= 1:
+        raise ValueError(f"--share {share:g}: must be above 0 and at most 1")
 
     from selfcluster.models.attention import mass_mask
 

@@ -23,8 +23,8 @@ def table_columns(contents: Contents, metadata: Path) -> Columns:
     grouping = _grouping(cells)
     if not grouping:
         raise ValueError(
-            f"--metadata {metadata}: no column groups the images: {', '.join(cells)} have one value for all, or "
-            "another for each"
+            f"--metadata {metadata}: no column groups the images: in the columns {', '.join(cells)}, all images have "
+            "the same value, or each image has a different one"
         )
     return grouping
 

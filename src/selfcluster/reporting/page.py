@@ -77,8 +77,9 @@ def write_report(
         run: the run folder. A file that is missing is named on the page, with the command that makes it.
         source: the images: `ids`, `read(i)` and `labels` (None: none appear on the page); None: no pictures.
         out: where to write; default `run/report.html`.
-        landmarks: t-SNE places so many images on the map, and the others stand beside them; 0: no map. The page holds
-            a small picture of every image; the file stays under 25 MB for 20,000 of them.
+        landmarks: number of images that t-SNE places on the map; each other image is placed beside its nearest
+            neighbors; 0: no map. The page holds a small picture of every image; the file stays under 25 MB for 20,000
+            of them.
         title: the page's heading; default: the run folder's name.
         metadata: a CSV with a column `id` or `path` and others. Clusters can be sorted by how far they agree with a
             column that has some images of the same value; of several tags `a;b` the rarest counts. None: the columns

@@ -190,13 +190,13 @@ def _judge_clusters(cluster: np.ndarray, bad: list[str], look: list[str], good: 
         look.append(f"One cluster holds {share.max():.0%} of the images.")
     elif effective < FEW_EFFECTIVE * len(sizes):
         look.append(
-            f"Most images are in a few clusters: {len(sizes):,} clusters are as uneven as {effective:.1f} equal "
-            "clusters would be."
+            f"Most images are in a few clusters: the sizes of the {len(sizes):,} clusters have the entropy of "
+            f"{effective:.1f} clusters of equal size."
         )
     else:
         good.append(
-            f"The largest cluster holds {share.max():.0%} of the images. By entropy, the sizes of the {len(share):,}"
-            f" clusters are as even as {effective:,.0f} equal sizes."
+            f"The largest cluster holds {share.max():.0%} of the images. The sizes of the {len(share):,} "
+            f"clusters have the entropy of {effective:,.0f} clusters of equal size."
         )
 
 

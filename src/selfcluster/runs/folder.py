@@ -142,6 +142,14 @@ def is_run(path: Path) -> bool:
     return (path / CONFIG).is_file()
 
 
+def check_run(path: Path) -> None:
+    """Raise RunError unless the folder holds a run."""
+    if not path.exists():
+        raise RunError(f"there is no {path}; give a run folder")
+    if not is_run(path):
+        raise RunError(f"{path} is not a run folder: it has no {CONFIG}. Give a run folder")
+
+
 def is_unused(path: Path) -> bool:
     """Whether a folder is missing, is empty, or holds only what a run that was killed in its first moments left."""
     if not path.exists():
@@ -167,7 +175,9 @@ def read_config(path: Path) -> dict[str, Any]:
     try:
         config = yaml.safe_load(file.read_text("utf-8"))
     except OSError as error:
-        raise RunError(f"{path} holds no run ({file}: {reason_of(error)})") from error
+        if isinstance(error, FileNotFoundError | NotADirectoryError):
+            check_run(path)
+        raise RunError(f"{file} cannot be read: {reason_of(error)}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise RunError(f"{file} cannot be read: {_one_line(error)}") from error
     if not isinstance(config, dict):

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from selfcluster.data.sources import Source
 from selfcluster.files import reason_of, write_atomically, write_together
-from selfcluster.runs.folder import RunError
+from selfcluster.runs.folder import RunError, check_run
 from selfcluster.runs.vectors import read_matrix, read_npy
 
 EMBEDDINGS, CLUSTERS = "embeddings.parquet", "clusters.parquet"
@@ -127,6 +127,7 @@ def read_clusters(path: Path) -> ClusterTable:
 def embeddings_of(run: Path) -> EmbeddingTable:
     """Return a run's embeddings; raise RunError where it has none."""
     if not (run / EMBEDDINGS).is_file():
+        check_run(run)
         raise RunError(f"{run} has no {EMBEDDINGS}; make it with: selfcluster embed {run}")
     return read_embeddings(run / EMBEDDINGS)
 
@@ -134,6 +135,8 @@ def embeddings_of(run: Path) -> EmbeddingTable:
 def clusters_of(run: Path) -> ClusterTable:
     """Return a run's clusters; raise RunError where it has none."""
     if not (run / CLUSTERS).is_file():
+        if not (run / EMBEDDINGS).is_file():  # `cluster` takes a folder that holds embeddings and nothing else
+            check_run(run)
         raise RunError(f"{run} has no {CLUSTERS}; make it with: selfcluster cluster {run}")
     return read_clusters(run / CLUSTERS)
 

@@ -15,7 +15,7 @@ from selfcluster.files import reason_of
 from selfcluster.models.backbones import ARCHITECTURE, WEIGHTS, check_weights, read_description
 from selfcluster.runs import checkpoint
 from selfcluster.runs.curation import CURATION, read_curation
-from selfcluster.runs.folder import CHECKPOINTS, CONFIG, METRICS, STATUS, RunError, is_run, read_config, read_status
+from selfcluster.runs.folder import CHECKPOINTS, CONFIG, METRICS, STATUS, RunError, check_run, read_config, read_status
 from selfcluster.runs.labels import label_files, read_labels
 from selfcluster.runs.tables import CLUSTERS, EMBEDDINGS, check_table, clusters_of, has_hash
 
@@ -37,8 +37,7 @@ def verify_run(run: Path) -> list[Verified]:
     Raises:
         RunError: the folder holds no run.
     """
-    if not is_run(run):
-        raise RunError(f"{run} holds no run: it has no {CONFIG}")
+    check_run(run)
     found = [_tried(CONFIG, lambda: read_config(run))]
     for name in (STATUS, METRICS, "quarantine.jsonl"):
         if (run / name).exists():

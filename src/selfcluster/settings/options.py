@@ -72,7 +72,12 @@ SHARED = (
     Option("momentum", "float", 0.9, "momentum of sgd, larc and lars", least=0, most=1),
     Option("trust_coefficient", "float", 0.001, "eta of larc and lars", auto=True, least=0),
     Option("clip_rate", "switch", False, "larc and lars: limit each layer's rate to the learning rate"),
-    Option("exclude_flat", "switch", False, "no weight decay and no larc or lars scaling for biases and norms"),
+    Option(
+        "exclude_flat",
+        "switch",
+        False,
+        "apply neither weight decay nor the scaling of larc and lars to biases and normalization layers",
+    ),
     Option(
         "freeze_norm",
         "str",
@@ -142,7 +147,13 @@ SHARED = (
     ),
     Option("timeout", "float", 600.0, "seconds to wait for a read before the run stops", least=1),
     Option(
-        "max_bad", "float", 0.01, "the run fails if more than this share of the images is unreadable", least=0, most=1
+        "max_bad",
+        "float",
+        0.01,
+        "the run fails if more than this share of the images is unreadable; unless it is 0, one unreadable image is "
+        "always allowed",
+        least=0,
+        most=1,
     ),
     Option(
         "on_collapse",

@@ -87,7 +87,8 @@ def auto(schema: Schema, facts: DataSummary, said: Mapping[str, object]) -> dict
     if layout:
         choose("augment", "layout", "grayscale images: small affine and elastic changes instead of crops and colors")
     elif short or small:
-        choose("global_scale", (0.2, 1.0) if small else (0.25, 1.0), f"views of {size} px")
+        detail = f"smaller parts of an image have too little detail in views of {size} px"
+        choose("global_scale", (0.2, 1.0) if small else (0.25, 1.0), detail if small else length)
         choose("augment", "gentle", "images of 64 px or less have little detail" if small else length)
     few = 0 if layout or small or short else views.get("local_crops", 0)
     why = (
@@ -161,15 +162,17 @@ def _from_network(schema: Schema, facts: DataSummary, said: Mapping[str, Any]) -
         "milestones": ((), "the cosine schedule has no milestones"),
         "warmup_epochs": (0.1, "a twentieth of the run"),
         "warmup_learning_rate": (0.0, "the new head begins with random weights"),
-        "global_scale": ((0.25, 1.0), "a short run"),
-        "augment": ("gentle", "a short run"),
+        "global_scale": ((0.25, 1.0), "the run is short"),
+        "augment": ("gentle", "the run is short"),
         "local_crops": (0, "none in short runs"),
         "freeze_norm": ("statistics", "the batch-norm statistics of the pretrained network are kept"),
-        "freeze_layers": (0.5 if n < _FREEZE_BELOW else 0.0, f"{n} images"),
+        "freeze_layers": (0.5, f"{n} images are too few to improve the early layers")
+        if n < _FREEZE_BELOW
+        else (0.0, f"{n} images are enough to improve all layers"),
     }
     if "final_weight_decay" in schema.paper:
         values["final_weight_decay"] = (None, "the weight decay stays constant")
-    out = {name: Choice(value, f"start from a network: {reason}") for name, (value, reason) in values.items()}
+    out = {name: Choice(value, reason) for name, (value, reason) in values.items()}
     given = {**{name: choice.value for name, choice in out.items()}, **said}
     steps = max(1, int(given["epochs"] * (n // max(1, given["batch_size"]))))
     shape = RunShape(n, given["batch_size"], given["epochs"], steps, layout=False, small=False, short=True, given=said)

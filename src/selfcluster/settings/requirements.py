@@ -34,7 +34,7 @@ def check_needs(method: str, said: Mapping[str, Any], source: Source) -> None:
         raise ValueError(f"--target {target}: choose from {', '.join(TARGETS)}{hint}")
     teachers = teachers_in(said.get("teacher"))
     if not teachers:
-        raise ValueError(f"clusterfit learns from a trained network: say which with --teacher, {_TEACHER}")
+        raise ValueError(f"clusterfit learns from a trained network: add --teacher NETWORK. NETWORK is {_TEACHER}")
     alone = target == "distill" and said.get("distill_weight") == 1  # the teacher's predictions without labels
     for teacher in teachers:
         _check_teacher(teacher, target, alone)

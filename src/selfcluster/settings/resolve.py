@@ -135,9 +135,10 @@ def _check(schema: Schema, config: RunSettings, facts: DataSummary) -> None:
             f"use --batch-size {max(2, facts.num_images // 4)}"
         )
     if config["accumulate"] > 1 and not schema.supports_accumulation:
+        queue = " with --queue-length" if schema.name == "swav" else ""  # codes of a small batch need more features
         raise ValueError(
             f"--accumulate {config['accumulate']}: {schema.name} compares the images of a batch with each other, so "
-            "several small batches do not equal a large one. Use a smaller --batch-size (SwAV: with --queue-length)"
+            f"several small batches do not equal a large one. Use a smaller --batch-size{queue}"
         )
     if config["batch_size"] % config["accumulate"]:
         raise ValueError(f"--batch-size {config['batch_size']} does not divide by --accumulate {config['accumulate']}")

@@ -90,7 +90,7 @@ def assemble(config: RunSettings, num_images: int, run: Path | None = None) -> P
             try:  # an error should come before the run, not in its first step
                 probe(module, config["channels"], side)
             except ValueError as error:
-                raise ValueError(f"--backbone {config['backbone']} cannot see {what}: {error}") from error
+                raise ValueError(f"--backbone {config['backbone']} cannot process {what}: {error}") from error
         made = full_name(module.spec)
         if made != config["backbone"]:
             notes.append(f"{config['backbone']} becomes {made} for images of {config['image_size']} px")

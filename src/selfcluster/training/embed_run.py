@@ -186,7 +186,9 @@ def _is_reusable(path: Path, model: str, image_size: int | None, source: Source)
         raise RunError(f"{path} holds a run of {config['method']}; cluster it with: selfcluster cluster {path}")
     changed = source.difference(config["about"]["summary"])
     if changed:
-        raise RunError(f"{path} holds the embeddings of other images: {changed}. Choose another --out, or remove it")
+        raise RunError(
+            f"{path} holds the embeddings of other images: {changed}. Choose another --out, or remove the folder {path}"
+        )
     if config["model"] != model:
         raise RunError(f"{path} holds embeddings by {config['model']}, not {model}; choose another --out")
     if image_size not in (None, config["image_size"]):

@@ -30,7 +30,10 @@ class Shards:
         self.names = method.sharded()
         self.number, count = method.data.shard
         if world_size() % count:
-            raise ValueError(f"{count} shards over {world_size()} processes: choose a multiple of {count}")
+            raise ValueError(
+                f"{world_size()} processes cannot share {count} shards equally: start a multiple of {count} processes "
+                "(torchrun --nproc-per-node)"
+            )
         self.ranks = world_size() // count  # of a shard
         self.files = count if self.names else 0
         own = set(self.names)

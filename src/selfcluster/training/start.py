@@ -71,10 +71,13 @@ def open_run(
         config, change = _same_run(path, stored, method, source, {**from_file, **given}, recipe)
         finished = read_status(path).get("state") == "finished"
         if change and (finished or not accept_data_change):
-            ways = "choose another --out, or restore the data"
-            if not finished:
-                ways += ", or go on with --accept-data-change, which starts the current epoch again"
-            raise RunError(f"{path} started with other data: {change}. To resume, {ways}")
+            ways = (
+                "The run is finished. Choose another --out to train on the new data"
+                if finished
+                else "To resume, restore the data, or add --accept-data-change, which starts the current epoch again. "
+                "To start a new run, choose another --out"
+            )
+            raise RunError(f"{path} started with other data: {change}. {ways}")
         folder = RunFolder(path, deciding(stored))
         if change:
             _accept(folder, source, stored, config, change)
@@ -114,6 +117,9 @@ def open_run(
     for left in ("before", DIVERGED):
         shutil.rmtree(path / left, ignore_errors=True)
     folder.write_config(config)
+    if resolved.reasons:
+        begin = "a trained network" if start else "random weights"
+        console.say(f"settings that --recipe {recipe} chose for a run that starts from {begin}:")
     for name, reason in resolved.reasons.items():
         if resolved.config[name] is not None:
             console.say(f"  --{name.replace('_', '-')} {_words(resolved.config[name])}: {reason}")
@@ -187,14 +193,18 @@ def _same_run(
         raise RunError(f"{path} holds a run of {config.get('method')}, not {method}; choose another --out")
     if recipe not in (None, config.get("recipe")):
         have = config.get("recipe")
-        raise RunError(f"{path} holds a run of --recipe {have}, not {recipe}; choose another --out, or leave it out")
+        raise RunError(
+            f"{path} holds a run of --recipe {have}, not {recipe}; leave --recipe out to resume that run, or choose "
+            "another --out"
+        )
     wanted = validated(method, given)
     wanted |= _absolute(wanted)
     changed = [n for n, value in wanted.items() if n not in FREE and value != config[n]]
     if changed:
         differences = "; ".join(f"--{n.replace('_', '-')} was {config[n]} and is now {wanted[n]}" for n in changed)
         raise RunError(
-            f"{path} holds a run with other settings: {differences}. Choose another --out, or leave them out"
+            f"{path} holds a run with other settings: {differences}. Leave these flags out to resume, or "
+            "choose another --out"
         )
     _check_unedited(path, deciding(config))
     change = source.difference(config["about"]["summary"])

@@ -179,8 +179,8 @@ class RunState:
         kind = type(self.method)
         if kind.per_image and self.source.summary()["ids"] != then.get("ids"):
             raise RunError(
-                f"{change}. {kind.__name__} keeps a value for each image ({kind.per_image[0]}), so it cannot go on "
-                "with other images: choose another --out, or restore the data"
+                f"{change}. {kind.__name__} stores a value for each image, so this run cannot resume with other "
+                "images. Restore the data, or choose another --out for a new run"
             )
 
 

@@ -95,7 +95,7 @@ def check_augmentation(name: str) -> None:
     if name not in AUGMENTATIONS:
         near = difflib.get_close_matches(name, AUGMENTATIONS, n=1, cutoff=0.0)[0]
         known = ", ".join(sorted(AUGMENTATIONS))
-        raise ValueError(f"augment={name!r} is unknown; did you mean {near!r}? There are: {known}")
+        raise ValueError(f"--augment {name}: unknown; did you mean {near}? There are: {known}")
 
 
 def plan_from_crops(crops: Crops, channels: int = 3) -> ViewPlan:
@@ -115,7 +115,7 @@ def plan_from_crops(crops: Crops, channels: int = 3) -> ViewPlan:
     check_augmentation(crops.augment)
     if crops.global_crops < 1 or crops.local_crops < 0:
         raise ValueError(
-            f"global_crops={crops.global_crops}, local_crops={crops.local_crops}: "
+            f"--global-crops {crops.global_crops} --local-crops {crops.local_crops}: "
             "give at least one full-resolution view, and 0 or more small ones"
         )
     first, other, small = (_for_channels(group, channels) for group in AUGMENTATIONS[crops.augment]())

@@ -161,7 +161,7 @@ def permutations(count: int, seed: int = 0, cells: int = CELLS) -> Tensor:
     """
     total = math.factorial(cells)
     if not 0 < count <= total:
-        raise ValueError(f"permutations={count}: there are {total} orders of {cells} patches")
+        raise ValueError(f"--num-permutations {count}: there are only {total} orders of {cells} patches")
     everything = _orders(cells)
     columns = np.ascontiguousarray(everything.T)  # (cells, cells!)
     agreements = np.zeros(total, np.int32)  # places shared with the chosen ones, summed: the smaller, the farther

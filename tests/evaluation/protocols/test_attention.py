@@ -52,7 +52,7 @@ def test_it_runs_on_both_layouts(voc, tmp_path):
     assert (result["images"], result["empty"]) == (2, 1)
     assert 0 < result["jaccard"] < 0.6
     assert [row["objects"] for row in result.table] == [1, 1]
-    with pytest.raises(ValueError, match="not a vision transformer"):
+    with pytest.raises(ValueError, match="attention maps need a vision transformer"):
         api.evaluate("attention", "resnet18", train=voc)
     (voc / "JPEGImages" / "1.jpg").unlink()
     with pytest.raises(ValueError, match="which is missing"):

@@ -158,7 +158,7 @@ EARLY = [
     *case("no images in", "--train", "two", "--test", "empty"),
     *case("no images in", "--test", "empty", protocols=("classifier",)),
     *case("--test-limit 0: must be at least 1", "--train", "two", "--test-limit", "0"),
-    *case("limit=0 must be 1 or more", "--train", "two", "--limit", "0", protocols=(*LABELED, "clusters", "metadata")),
+    *case("--limit 0: must be 1", "--train", "two", "--limit", "0", protocols=(*LABELED, "clusters", "metadata")),
     *case("1 class", "--train", "single", protocols=("linear", "finetune", "semi")),
     *case("has one class only, 0", "--train", "single", protocols=("knn", "logistic", "svm", "low_shot")),
     *case(
@@ -220,7 +220,7 @@ LATE = [
     ("classifier", "cnn_nan", ("--test", "other"), "not finite"),  # the run's own images have kept features
     *case("--shots 5: the class b has", "--train", "lone", "--shots", "5", protocols=("low_shot",)),
     *case("at least 2 images", "--train", "one", "--whiten", "2", "--test", "copydays", protocols=("copies",)),
-    *case("not a vision transformer", "--test", "davis", protocols=("attention",), model="cnn"),
+    *case("attention maps need a vision transformer", "--test", "davis", protocols=("attention",), model="cnn"),
     *case("no fully connected layers", "--train", "two", "--tune", "fc", protocols=("finetune",), model="vit"),
 ]
 

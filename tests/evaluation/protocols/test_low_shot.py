@@ -89,7 +89,7 @@ def test_rare_and_absent_classes_end_in_a_sentence():
     numbers, rows, notes = low_shot(X[:80], train, *PARTS[2:], costs=(1.0,), class_names=["a", "b", "rare", "absent"])
     assert [row["shots"] for row in rows] == [1]
     assert numbers["classes"] == 3
-    assert notes[0] == "Left out: more than 1 images a class, as rare has no more in train."
+    assert notes[0] == "Shots above 1 were left out, because the class rare has 1 training image."
     assert notes[1] == "No training image of absent: their score is at chance level."
     with pytest.raises(ValueError, match=r"--shots 2,4: the class rare has 1 training images; give fewer shots"):
         low_shot(X[:80], train, *PARTS[2:], shots=(2, 4), costs=(1.0,), class_names=["a", "b", "rare", "absent"])

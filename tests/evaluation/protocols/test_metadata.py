@@ -47,7 +47,7 @@ def test_a_column_that_is_the_clusters_has_an_nmi_of_one(run, tmp_path):
 def test_bad_input_is_refused_in_a_sentence(run, tmp_path):
     path = tmp_path / "about.csv"
     path.write_text("id,each\n" + "".join(f"kind{i % 4}/{i},{i}\n" for i in range(48)))
-    with pytest.raises(ValueError, match="no column groups the images: each"):
+    with pytest.raises(ValueError, match="no column groups the images: in the columns each, all images have"):
         api.evaluate("metadata", run, table=str(path))
     with pytest.raises(ValueError, match="there is no 'camera'; there are each"):
         api.evaluate("metadata", run, table=str(path), columns="camera")

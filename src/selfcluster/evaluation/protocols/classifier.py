@@ -35,8 +35,8 @@ class Classifier(Protocol):
             )
         if kept_other(run):
             raise ValueError(
-                f"{subject.model} does not hand over its trained network, to which the classifier belongs; train it "
-                "with --keep end"
+                f"{subject.model} kept its start network or the mean of both, but its classifier belongs to the "
+                "trained network. Train the run again with --keep end"
             )
         if subject.train is not None or subject.layer is not None:
             raise ValueError("the classifier is trained already: give --test alone, without --train and --layer")
@@ -44,7 +44,8 @@ class Classifier(Protocol):
         heads = list(method.heads)  # pyright: ignore[reportArgumentType]
         if settings.head >= len(heads):
             raise ValueError(
-                f"--head {settings.head}: {subject.model} has {len(heads)} targets; choose 0 or more below"
+                f"--head {settings.head}: must be from 0 to {len(heads) - 1}, because {subject.model} has {len(heads)} "
+                f"target{'' if len(heads) == 1 else 's'}"
             )
         own = subject.test is None
         test = subject.all_features if own else subject.parts[1]

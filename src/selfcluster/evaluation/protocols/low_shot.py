@@ -113,7 +113,8 @@ def low_shot(
     chosen = "The SVM cost of each row was chosen on the test images, as in the papers, so the scores are optimistic."
     notes = (chosen,) if len(costs) > 1 else ()
     if len(kept) < len(shots):
-        notes += (f"Left out: more than {counts[rarest]} images a class, as {name} has no more in train.",)
+        held = f"{counts[rarest]} training image{'' if counts[rarest] == 1 else 's'}"
+        notes += (f"Shots above {counts[rarest]} were left out, because the class {name} has {held}.",)
     notes += _missing(y, wanted, max(kept), class_names)
     return numbers, tuple(rows), notes
 

@@ -103,10 +103,14 @@ def _columns(
     without = [name for name in columns if name not in groups]
     if not groups:
         raise ValueError(
-            f"no column groups the images: {', '.join(without)} have one value for all, or a different one for each"
+            f"no column groups the images: in the columns {', '.join(without)}, all images have the same value, or "
+            "each image has a different one"
         )
     notes = (
-        (f"Not scored, because they have one value for all images or a different one for each: {', '.join(without)}.",)
+        (
+            "Not scored, because all images have the same value or each image has a different one: "
+            f"{', '.join(without)}.",
+        )
         if without
         else ()
     )
