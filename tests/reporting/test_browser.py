@@ -423,7 +423,7 @@ def test_clusters_are_sorted_by_stability_and_by_agreement_with_a_column(browser
     options = [option.text for option in browser.find_elements(By.CSS_SELECTOR, "#agreement option")]
     assert options == ["Agreement with…", hostile]  # a column of numbers that are all different groups nothing
     purest = {c: max(shades_of(shades, cluster, c)) for c in range(3)}
-    click(browser, "[data-sort=tightness]")
+    click(browser, "[data-sort=spread]")
     browser.execute_script(
         "const s = document.getElementById('agreement'); s.value = 'values0'; s.dispatchEvent(new Event('change'))"
     )
@@ -431,7 +431,7 @@ def test_clusters_are_sorted_by_stability_and_by_agreement_with_a_column(browser
     assert order()[-1] == 1
     assert f"{hostile}: 50% “dark”" in texts(browser, ".card .notes")[-1]
     assert not browser.find_elements(By.CSS_SELECTOR, "#agreement b, .notes b")
-    assert one(browser, "[data-sort=tightness]").get_attribute("aria-pressed") == "false"
+    assert one(browser, "[data-sort=spread]").get_attribute("aria-pressed") == "false"
     assert not browser.get_log("browser")
 
 

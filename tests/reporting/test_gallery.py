@@ -18,9 +18,9 @@ def test_by_hand():
     distance = np.array([3.0, 1.0, 2.0, 5.0, 7.0, 0.0], np.float32)
     gallery = build_gallery(cluster, distance)
     big, small = gallery.cards
-    assert (big.number, big.size, big.tightness, big.share) == (4, 3, 2.0, 0.6)
+    assert (big.number, big.size, big.spread, big.share) == (4, 3, 2.0, 0.6)
     assert rows(big.nearest) == [1, 2, 0]
-    assert (small.number, small.size, small.tightness) == (1, 2, 6.0)
+    assert (small.number, small.size, small.spread) == (1, 2, 6.0)
     assert (gallery.without, gallery.empty, gallery.repeated) == (1, 3, 0)
     assert gallery.purity is None
     assert big.label is None
@@ -66,7 +66,7 @@ def test_every_order_has_pictures_at_its_head():
     gallery = build_gallery(cluster, rng.random(len(cluster)).astype(np.float32), cards=20)
     assert (len(gallery.cards), len(gallery.rows)) == (20, 180)
     shown = {c.number for c in gallery.cards}
-    for by, head in (("size", 5), ("tightness", 3)):
+    for by, head in (("size", 5), ("spread", 3)):
         first = sorted(gallery.clusters, key=lambda c: getattr(c, by))[:head]
         assert {getattr(c, by) for c in first} <= {getattr(c, by) for c in gallery.cards}
     assert {c.number for c in sorted(gallery.clusters, key=lambda c: (-c.size, c.number))[:10]} <= shown

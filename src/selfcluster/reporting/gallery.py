@@ -25,7 +25,7 @@ class Member:
 
 @dataclass(frozen=True)
 class Cluster:
-    """One cluster. `tightness` is its members' mean distance to the center; `purity` the share of its commonest label.
+    """One cluster. `spread` is its members' mean distance to the center; `purity` the share of its commonest label.
 
     `stability` is its best overlap with a cluster of another seed. `values` are its commonest value of each column of
     metadata and that value's share among the members that have one; None where no member has.
@@ -35,7 +35,7 @@ class Cluster:
     number: int
     size: int
     share: float
-    tightness: float
+    spread: float
     purity: float | None = None
     label: str | None = None
     stability: float | None = None
@@ -108,13 +108,13 @@ def build_gallery(
     finite = np.where(np.isfinite(distance[order]), distance[order], 0).astype(np.float64)
     counted = np.add.reduceat(np.isfinite(distance[order]), starts) if k else np.empty(0)
     total = np.add.reduceat(finite, starts) if k else np.empty(0)
-    tightness = np.where(counted > 0, total / np.maximum(counted, 1), np.nan)
+    spread = np.where(counted > 0, total / np.maximum(counted, 1), np.nan)
     purity, common = _purity(groups, labels)
     steady = np.array([(stability or {}).get(number, np.nan) for number in numbers.tolist()])
     columns = metadata or {}
     agreed = [_purity(groups, values) for values, _ in columns.values()]
     heads = [steady] if stability else []
-    shown = _shown(sizes, tightness, cards, heads + [shares for shares, _ in agreed if shares is not None])
+    shown = _shown(sizes, spread, cards, heads + [shares for shares, _ in agreed if shares is not None])
 
     def value(i: int, column: int, names: Sequence[str]) -> tuple[str, float] | None:
         shares, commonest = agreed[column]
@@ -128,7 +128,7 @@ def build_gallery(
             number=int(numbers[i]),
             size=int(sizes[i]),
             share=float(sizes[i] / len(order)),
-            tightness=float(tightness[i]),
+            spread=float(spread[i]),
             purity=None if purity is None else float(purity[i]),
             label=label,
             stability=float(steady[i]) if np.isfinite(steady[i]) else None,
@@ -149,7 +149,7 @@ def build_gallery(
     )
 
 
-def _shown(sizes: np.ndarray, tightness: np.ndarray, cards: int, more: Sequence[np.ndarray] = ()) -> set[int]:
+def _shown(sizes: np.ndarray, spread: np.ndarray, cards: int, more: Sequence[np.ndarray] = ()) -> set[int]:
     """Whatever a reader sorts by, the head of the list has pictures. `more` are sorted from the highest (K,) down."""
     k = len(sizes)
     if k <= cards:
@@ -157,7 +157,7 @@ def _shown(sizes: np.ndarray, tightness: np.ndarray, cards: int, more: Sequence[
     orders = (
         np.lexsort((np.arange(k), -sizes)),
         np.lexsort((np.arange(k), sizes)),
-        np.argsort(tightness, kind="stable"),
+        np.argsort(spread, kind="stable"),
         *(np.argsort(-values, kind="stable") for values in more),
     )
     half = cards // 2
