@@ -365,7 +365,7 @@ def test_a_runs_own_images_may_be_as_bad_as_they_were(folder, tmp_path, capsys):
     assert main([*words, "--quiet"]) == 0
     assert main(["embed", str(tmp_path / "run")]) == 0
     assert main(["embed", "resnet18", str(tmp_path / "photos"), "--out", str(tmp_path / "e.parquet")]) == 1
-    assert "max_bad=0.01" in capsys.readouterr().err
+    assert "--max-bad 0.01 allows" in capsys.readouterr().err
 
 
 def test_a_moved_run_is_told_of_where_it_is(run, tmp_path, capsys):

@@ -122,7 +122,7 @@ class Heartbeat:
                     return RankFailed(message, kind, told=False)
             return self._told()
         except RuntimeError:  # the store is away: its process ended
-            away = f"{self._here()}: the first process or the launcher ended; see its output"
+            away = f"{self._here()}: the first process or torchrun ended; see its output"
             return RankFailed(away if lost else self._own(error), type(error).__name__, told=False)
 
     def _own(self, error: BaseException) -> str:
@@ -179,7 +179,7 @@ class Heartbeat:
             except RuntimeError:  # the store does not answer
                 store = None
                 if time.monotonic() - answered > self.timeout:
-                    self._end("the first process or the launcher has not answered")
+                    self._end("the first process or torchrun has not answered")
 
     def _look_at(self, rank: int, sign: dict[str, Any], store: dist.Store) -> None:
         now = time.monotonic()
@@ -188,7 +188,7 @@ class Heartbeat:
             self._seen[rank] = sign, now
             if rank in self._warned:
                 self._warned.discard(rank)
-                log.warning("process %d of %d is back", rank, self._world)
+                log.warning("process %d of %d answers again", rank, self._world)
             return
         silent, who = now - since, _named(rank, self._world, sign)
         if silent > self.timeout:
@@ -211,10 +211,10 @@ class Heartbeat:
     def _end_an_orphan(self) -> None:
         if self._parent is None or os.getppid() == self._parent:
             return
-        log.warning("the launcher (process %d) has ended, so this process saves the run and ends", self._parent)
+        log.warning("torchrun (process %d) has ended, so this process saves the run and ends", self._parent)
         self._parent = None
         os.kill(os.getpid(), signal.SIGTERM)  # the loop saves at its next step
-        timer = threading.Timer(_TO_SAVE, self._end, ["the launcher has ended, and saving took too long"])
+        timer = threading.Timer(_TO_SAVE, self._end, ["torchrun has ended, and saving took too long"])
         timer.daemon = True
         timer.start()
 

@@ -256,7 +256,7 @@ def test_row_23_a_memory_that_stays_short_ends_the_run_and_the_same_command_goes
         patch.setattr(store, "read", hungry)
         tiny("swav", tmp_path / "whole", data=photos, checkpoint_every=2)
         count, short = 0, count - 250  # in the last epoch
-        words = "48 of 48 images are bad (100.0%: 48 no_memory), 1 are allowed by max_bad=0.01"
+        words = "48 of 48 images are bad (100.0%: 48 no_memory), and --max-bad 0.01 allows 1"
         with pytest.raises(TooManyBadImages, match=re.escape(words)) as told:
             tiny("swav", tmp_path / "run", data=photos, checkpoint_every=2)
     assert "48 of these errors may be temporary: the next start reads those images again" in str(told.value)

@@ -98,7 +98,7 @@ def test_row_30_a_frozen_process_is_named_and_the_run_goes_on_when_it_is_back(ph
     os.kill(int(found[1]), signal.SIGCONT)
     _, rest = process.communicate(timeout=60)
     assert process.returncode == 0
-    assert "process 1 of 2 is back" in rest
+    assert "process 1 of 2 answers again" in rest
     assert_same_run(whole, tmp_path / "run")
 
 

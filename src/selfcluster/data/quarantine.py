@@ -56,7 +56,7 @@ class Quarantine:
         survey: Survey | None = None,
     ) -> None:
         if not 0 <= max_bad <= 1:
-            raise ValueError(f"max_bad={max_bad}; a share between 0 and 1 is needed")
+            raise ValueError(f"--max-bad {max_bad:g}: must be from 0 to 1")
         self._ids, self._path, self._rank = ids, Path(path) if path is not None else None, rank
         self._max_bad, self._survey = max_bad, survey
         self.allowed = max(1, int(max_bad * len(ids))) if max_bad > 0 else 0
@@ -130,7 +130,7 @@ class Quarantine:
         place = f" (listed in {self._path})" if self._path else ""
         return (
             f"{counted} are bad ({bad / looked_at:.1%}: {reasons}), "
-            f"{self.allowed} are allowed by max_bad={self._max_bad:g}; first: {first}.\n"
+            f"and --max-bad {self._max_bad:g} allows {self.allowed}; first: {first}.\n"
             f"{listed(grouped(self._findings))}\n"
             f"Repair or remove them{place}; {flag}{again if passing else ''}"
         )
