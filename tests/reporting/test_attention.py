@@ -83,6 +83,10 @@ def test_what_it_refuses(network, photos, tmp_path, capsys):
     with pytest.raises(ValueError, match=r"text\.png"):
         api.attention(network, [tmp_path / "text.png"])
     assert main(["attention", str(network)]) == 2
+    nothing = tmp_path / "nothing"
+    for refused in (["attention", "nosuch", photos[0]], ["figures", "nosuch"]):
+        assert main([*refused, "--out", str(nothing)]) == 2
+        assert not nothing.exists()
 
 
 NETWORKS = """vit_tiny_patch16_224 deit_tiny_patch16_224 deit_tiny_distilled_patch16_224 deit3_small_patch16_224

@@ -18,6 +18,8 @@ from selenium.webdriver.common.keys import Keys
 
 from selfcluster.commands.report import apply_rows
 from selfcluster.data.sources import open_source
+from selfcluster.evaluation.comparison import Cell, Column, Comparison, Row
+from selfcluster.reporting.comparison import write_comparison
 from selfcluster.reporting.page import render_report, write_report
 from selfcluster.runs.curation import append_rows, read_rows
 from selfcluster.runs.groups import read_groups
@@ -352,6 +354,26 @@ def test_nothing_is_wider_than_the_window_and_every_control_has_a_name(page, wid
         assert not page.execute_script(nameless)
     finally:
         page.set_window_size(1400, 1000)
+
+
+@pytest.mark.parametrize("width", [1400, 420])
+def test_the_page_of_a_comparison_breaks_long_paths_and_keeps_numbers_whole(browser, tmp_path, width):
+    long = "../photographs/" + "folder-of-a-data-set/" * 4 + "trainval.txt"
+    columns = [Column(f"protocol{n}", "top1", {"train": long, "k": 20}) for n in range(9)]
+    rows = (Row("swav", ("swav",), (Cell(0.78, None, 1, untrained=0.479, start=0.772),) * 9),)
+    file = write_comparison(Comparison(tuple(columns), rows), tmp_path / "comparison.html")
+    browser.set_window_size(width, 1000)
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {"width": width, **MOBILE})
+    try:
+        browser.get(file.as_uri())
+        assert not browser.execute_script("return document.documentElement.scrollWidth > innerWidth")
+        heights = browser.execute_script(
+            "return [...document.querySelectorAll('td.n small')].map((e) => e.getClientRects().length)"
+        )
+        assert heights == [1] * 18  # "untrained 0.479" on one line
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+        browser.set_window_size(1400, 1000)
 
 
 def test_on_a_narrow_screen_the_tools_are_folded_and_work(page):

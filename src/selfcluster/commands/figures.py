@@ -71,9 +71,9 @@ def figures(
 
     has_images = train is not None or is_run(Path(run))
     folder = Path(out) if out is not None else Path(run) / "figures" if is_run(Path(run)) else Path("figures")
-    make_writable(folder)
     if not has_images:
         module: Any = load_network(str(run), image_size).module
+        make_writable(folder)
         write_picture(drawing.filter_grid(first_filters(module).numpy()), folder / "first-filters.png")
         return {"out": str(folder), "files": ["first-filters.png"]}
     subject = Subject(
@@ -89,6 +89,7 @@ def figures(
     )
     source = subject.source()
     network = subject.network(source)
+    make_writable(folder)
     module = network.module.cpu().eval().requires_grad_(False)
     known = convolutions(module)
     layer = layer or (known[-1] if len(known) > 1 else None)

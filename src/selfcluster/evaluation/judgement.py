@@ -318,7 +318,7 @@ def describe(judgement: Mapping[str, Any]) -> str:
 _SHOWN = {
     "retrieval": "images matched with their own crops",
     "small_retrieval": "images matched with their own smaller crops",
-    "crop_overlap": "neighbors shared by two crops of an image",
+    "crop_overlap": "neighbors shared by an image and its crop",
     "rankme": "dimensions in use (RankMe)",
     "agreement": "agreement of clusterings over seeds (AMI)",
     "by_color": "clusters explained by color (AMI)",

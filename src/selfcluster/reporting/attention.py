@@ -56,8 +56,8 @@ def write_attention(
     from selfcluster.models.attention import mass_mask
 
     folder = Path(out) if out is not None else run / "attention" if run.is_dir() else Path("attention")
-    make_writable(folder)
     images, look = _open(run, image_size, device)
+    make_writable(folder)
     used = ValueRange.of(read_config(run).get("range") if is_run(run) else None)
     stems = [file.stem for file in files]
     pictures: list[Path] = []
