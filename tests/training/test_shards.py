@@ -174,5 +174,5 @@ def test_one_broken_shard_sends_all_processes_to_the_checkpoint_before(eight, tm
 
 
 def test_shards_need_processes_to_share_them():
-    with pytest.raises(ValueError, match="8 shards over 1 processes"):
+    with pytest.raises(ValueError, match="1 processes cannot share 8 shards equally"):
         Shards(method_with_clusters(shard=(0, 8)))
