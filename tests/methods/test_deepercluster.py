@@ -79,14 +79,11 @@ def linear(head) -> tuple[np.ndarray, np.ndarray]:
     return head.weight.detach().double().numpy(), head.bias.detach().double().numpy()
 
 
-@pytest.mark.parametrize("combination", ["hierarchical", "sum", "product"])
-def test_the_loss_is_the_papers(combination):
-    """Images of no cluster count in nothing; all others as eq. 5, eq. 1 + 2 or eq. 4 have it."""
-    method, index = method_with_clusters(combination, unknown=3), torch.arange(20)
-    f = rectified(method, index)
+def terms_of(method: DeeperCluster, combination: str, f: np.ndarray, index: torch.Tensor, p: int) -> list[float]:
+    """Eq. 5, eq. 1 + 2 or eq. 4 of each image that has a cluster, with p pretext labels; f (n, 5) features."""
     terms = []
     for row, i in zip(f, index.tolist(), strict=True):
-        label, turn = int(method.labels[i]), int(method.turns[i])
+        label, change = int(method.labels[i]), int(method.turns[i])
         if label < 0:
             continue
 
@@ -95,13 +92,21 @@ def test_the_loss_is_the_papers(combination):
             return negative_log_softmax(weight @ row + bias, target)
 
         if combination == "hierarchical":
-            s = 4 * (label // K) + turn
+            s = p * (label // K) + change
             terms.append(term(method.heads.super, s) + term(method.heads.sub[str(s)], label % K))
         elif combination == "sum":
-            terms.append(term(method.heads.rotation, turn) + term(method.heads.cluster, label))
+            terms.append(term(method.heads.rotation, change) + term(method.heads.cluster, label))
         else:  # the outer product of two one-hot vectors, read row by row
-            y, z = np.eye(4)[turn], np.eye(M * K)[label]
+            y, z = np.eye(p)[change], np.eye(M * K)[label]
             terms.append(term(method.heads.joint, int(np.outer(z, y).ravel().argmax())))
+    return terms
+
+
+@pytest.mark.parametrize("combination", ["hierarchical", "sum", "product"])
+def test_the_loss_is_the_papers(combination):
+    """Images of no cluster count in nothing; all others as eq. 5, eq. 1 + 2 or eq. 4 have it."""
+    method, index = method_with_clusters(combination, unknown=3), torch.arange(20)
+    terms = terms_of(method, combination, rectified(method, index), index, 4)
     output = method(batch_of(index), progress())
     assert len(terms) == 17
     assert output.loss.item() == pytest.approx(np.mean(terms), abs=1e-5)
@@ -182,20 +187,7 @@ def test_permutations_of_tiles_take_the_place_of_rotations(combination):
     assert torch.equal(shown[orders == 0], images()[orders == 0])
     with torch.no_grad():
         f = method.backbone(shown).clamp(min=0).double().numpy()
-    terms = []
-    for row, label, order in zip(f, labels.tolist(), orders.tolist(), strict=True):
-
-        def term(head, target, row=row):
-            weight, bias = linear(head)
-            return negative_log_softmax(weight @ row + bias, target)
-
-        if combination == "hierarchical":
-            s = 5 * (label // K) + order
-            terms.append(term(method.heads.super, s) + term(method.heads.sub[str(s)], label % K))
-        elif combination == "sum":
-            terms.append(term(method.heads.rotation, order) + term(method.heads.cluster, label))
-        else:
-            terms.append(term(method.heads.joint, label * 5 + order))
+    terms = terms_of(method, combination, f, index, 5)
     assert output.loss.item() == pytest.approx(np.mean(terms), abs=1e-5)
     assert set(output.log) == {"permutation_accuracy"}
     assert method.chance_loss() == pytest.approx(np.log(5 * M * K))
