@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import itertools
 import os
 import sys
 from collections.abc import Mapping
@@ -159,12 +158,9 @@ def add_flags(parser: argparse.ArgumentParser, words: list[str]) -> None:
 
 def _named_protocol(words: list[str]) -> str | None:
     """What stands after --protocol."""
-    for word, following in itertools.pairwise([*words, ""]):
-        if word == "--protocol":
-            return following or None
-        if word.startswith("--protocol="):
-            return word.partition("=")[2] or None
-    return None
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--protocol", nargs="?")
+    return parser.parse_known_args(words)[0].protocol
 
 
 def run_command(runs: list[str], **settings: Any) -> tuple[object, str]:

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from selfcluster.runs.folder import RunError, is_run
 from selfcluster.settings.options import SHARED, Option
 
 _TYPES: dict[str, Callable[[str], Any]] = {"int": int, "float": float, "str": str}
@@ -107,6 +106,8 @@ def names_images(word: object) -> bool:
 
 def check_run_or_images(word: object) -> None:
     """Raise RunError for an argument that names neither images nor a run folder."""
+    from selfcluster.runs.folder import RunError, is_run
+
     if not names_images(word) and not is_run(Path(str(word))):
         raise RunError(f"there is no run folder {word}; give a run folder, or images and their network with --model")
 

@@ -203,10 +203,8 @@ def _check_words(said: Mapping[str, Any], recipe: str | None) -> None:
 
         check_augmentation(said["augment"])
     if said.get("backbone") is not None:
-        from selfcluster.models.backbones import check_name
-        from selfcluster.models.registration import register_with_timm
+        from selfcluster.models.registration import check_name
 
-        register_with_timm()
         check_name(said["backbone"])
 
 

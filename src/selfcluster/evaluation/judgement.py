@@ -101,7 +101,7 @@ class Judge:
         measured: dict[str, float] = {}
         if self.writes:
             with distributed.alone():  # the other ranks do not measure
-                measured = unlabeled.measure(views, None, start, self._labels(index), self.loop.seed)
+                measured = unlabeled.measure(views, None, start, _labels(self.loader, index), self.loop.seed)
         return {f"judge_{name}": value for name, value in measured.items() if name not in ("images", "clusters")}
 
     def after(self, keep: str | None) -> dict[str, Any]:
@@ -137,7 +137,7 @@ class Judge:
         judgement: dict[str, Any] = {}
         if self.writes:
             with distributed.alone():  # the other ranks do not measure
-                judgement = self._compare(index, found)
+                judgement = self._compare(self.loader, index, found)
             best = END if not self.pretrained else HALF if judgement["better"] else START
             judgement["kept"] = best if keep == "best" else keep
             judgement["rule"] = keep
@@ -149,23 +149,19 @@ class Judge:
         self.console.say(describe(judgement))
         return judgement
 
-    def _compare(self, index: np.ndarray, found: dict[str, Crops]) -> dict[str, object]:
-        if self.loader is None:
-            few = f"{self.count} images are fewer than {_FEWEST}" if self.count else "--judge-sample is 0"
-            reason = f"{few}, so nothing was compared"
-            return {"images": 0, "verdict": None, "better": None, "reason": reason}
+    def _compare(self, loader: Loader | None, index: np.ndarray, found: dict[str, Crops]) -> dict[str, object]:
+        if loader is None:
+            return _nothing(f"{self.count} images are fewer than {_FEWEST}" if self.count else "--judge-sample is 0")
         start = self._start(index)
         if start is None:
-            reason = "the start was not embedded, so nothing was compared"
-            return {"images": 0, "verdict": None, "better": None, "reason": reason}
-        rows, surface = unlabeled.read_surface(self.loader.source, index)
+            return _nothing("the start was not embedded")
+        rows, surface = unlabeled.read_surface(loader.source, index)
         if len(rows) < _FEWEST:
-            reason = f"only {len(rows)} images of the sample can still be read, so nothing was compared"
-            return {"images": len(rows), "verdict": None, "better": None, "reason": reason}
+            return _nothing(f"only {len(rows)} images of the sample can still be read", len(rows))
         if len(rows) < len(index):  # an image vanished between the two readings
             keep = np.flatnonzero(np.isin(index, rows))
             index, start, found = index[keep], start.take(keep), {name: v.take(keep) for name, v in found.items()}
-        labels, seed = self._labels(index), self.loop.seed
+        labels, seed = _labels(loader, index), self.loop.seed
         compared = HALF if HALF in found else END
         verdict, reason = decide(start, found[compared], self.pretrained)
         measured = {name: unlabeled.measure(v, surface, start, labels, seed) for name, v in found.items()}
@@ -206,10 +202,6 @@ class Judge:
             return None
         return Crops(kept["center"], kept["crop"], kept["small"]).take(rows)
 
-    def _labels(self, index: np.ndarray) -> np.ndarray | None:
-        labels = None if self.loader is None else self.loader.source.labels
-        return None if labels is None or labels.ndim != 1 else labels[index]
-
     def _save(self, folder: str) -> None:
         images = self.images
         save_backbone(self.run / folder, self.method.exported(), images.mean, images.std, images.image_size)
@@ -225,6 +217,15 @@ class Judge:
 
     def _load(self, weights: Mapping[str, torch.Tensor]) -> None:
         self.method.exported().load_state_dict(weights)
+
+
+def _nothing(why: str, images: int = 0) -> dict[str, object]:
+    return {"images": images, "verdict": None, "better": None, "reason": f"{why}, so nothing was compared"}
+
+
+def _labels(loader: Loader, index: np.ndarray) -> np.ndarray | None:
+    labels = loader.source.labels
+    return None if labels is None or labels.ndim != 1 else labels[index]
 
 
 def mixed(start: Mapping[str, torch.Tensor], end: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

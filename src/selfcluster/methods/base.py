@@ -193,6 +193,12 @@ def check_clusters(k: int, most: int, images: str = "the number of images") -> N
         raise ValueError(f"--num-prototypes {k}: must be from 2 to {most}, {images}")
 
 
+def check_enough_images(k: int, n: int) -> None:
+    """Raise ValueError where a method of k clusters is made for fewer than k images."""
+    if k > n:
+        raise ValueError(f"--num-prototypes {k} is more than the {n} images; use --num-prototypes {max(2, n // 10)}")
+
+
 def check_clusters_of_last_epoch(settings: RunSettings, num_images: int) -> None:
     """The same for methods that cluster what the last epoch wrote, which leaves out images beyond its whole batches."""
     most = num_images // settings["batch_size"] * settings["batch_size"]

@@ -34,6 +34,7 @@ from selfcluster.methods.base import (
     MakeBackbone,
     Method,
     check_clusters,
+    check_enough_images,
     clusters_from_data,
     labeled_cross_entropy,
     stability,
@@ -114,10 +115,7 @@ class DeepCluster(Method):
         self.pic = settings.clustering == "pic"
         n = data.num_samples
         k = min(n, settings.max_clusters) if self.pic else settings.num_prototypes
-        if k > n:
-            raise ValueError(
-                f"--num-prototypes {k} is more than the {n} images; use --num-prototypes {max(2, n // 10)}"
-            )
+        check_enough_images(k, n)
         self.backbone = make_backbone()
         width = self.backbone.num_features
         d = min(settings.pca_dim, width, n)

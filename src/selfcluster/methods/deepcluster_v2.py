@@ -29,6 +29,7 @@ from selfcluster.methods.base import (
     MakeBackbone,
     Method,
     check_clusters_of_last_epoch,
+    check_enough_images,
     clusters_from_data,
     labeled_cross_entropy,
     stability,
@@ -77,10 +78,7 @@ class DeepClusterV2(Method):
     def __init__(self, make_backbone: MakeBackbone, settings: DeepClusterV2Settings, data: DatasetInfo) -> None:
         super().__init__(make_backbone, settings, data)
         n, k = data.num_samples, settings.num_prototypes
-        if k > n:
-            raise ValueError(
-                f"--num-prototypes {k} is more than the {n} images; use --num-prototypes {max(2, n // 10)}"
-            )
+        check_enough_images(k, n)
         self.backbone = make_backbone()
         self.head = ProjectionHead(self.backbone.num_features, settings.hidden, settings.dim)
         self.heads: Any = nn.ModuleList(Prototypes(settings.dim, k) for _ in range(settings.num_heads))

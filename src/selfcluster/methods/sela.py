@@ -28,6 +28,7 @@ from selfcluster.methods.base import (
     MakeBackbone,
     Method,
     check_clusters,
+    check_enough_images,
     clusters_from_data,
     labeled_cross_entropy,
     stability,
@@ -84,10 +85,7 @@ class SeLa(Method):
     def __init__(self, make_backbone: MakeBackbone, settings: SeLaSettings, data: DatasetInfo) -> None:
         super().__init__(make_backbone, settings, data)
         n, k = data.num_samples, settings.num_prototypes
-        if k > n:
-            raise ValueError(
-                f"--num-prototypes {k} is more than the {n} images; use --num-prototypes {max(2, n // 10)}"
-            )
+        check_enough_images(k, n)
         self.backbone = make_backbone()
         self.heads: Any = nn.ModuleList(nn.Linear(self.backbone.num_features, k) for _ in range(settings.num_heads))
         self.register_buffer("labels", torch.stack([balanced_labels(n, k) for _ in self.heads]))  # (H, N), -1 = none

@@ -8,7 +8,6 @@ B images, C channels, F features.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import re
@@ -24,7 +23,7 @@ from selfcluster.files import reason_of, write_together
 from selfcluster.models.folding import full_name, parts_of
 from selfcluster.models.initialize import initialize
 from selfcluster.models.preprocessing import Preprocessing, default_preprocessing, from_config
-from selfcluster.models.registration import register_with_timm
+from selfcluster.models.registration import check_name
 from selfcluster.models.sobel import CHANNELS, put_before
 
 WEIGHTS = "backbone.safetensors"
@@ -331,24 +330,6 @@ def probe(module: Backbone, channels: int, size: int) -> Tensor:
 def final_relu(network: nn.Module, features: Tensor) -> Tensor:
     """Its features as a linear layer wants them: behind the last ReLU, which some networks' features stop before."""
     return features.relu() if getattr(network, "stops_before_relu", False) else features
-
-
-def check_name(name: str) -> None:
-    """Raise ValueError for a network that is not known, with the nearest that are."""
-    import timm
-
-    register_with_timm()
-    name = parts_of(name).get("network", name)
-    if not timm.is_model(name):
-        raise ValueError(f"there is no backbone {name!r}" + nearest_names(name))
-
-
-def nearest_names(name: str) -> str:
-    """Return "; the nearest are NAME, ..." for a misspelt network, or ""."""
-    import timm
-
-    near = difflib.get_close_matches(name, timm.list_models(), n=4, cutoff=0.5)
-    return f"; the nearest are {', '.join(near)}" if near else ""
 
 
 def _create(spec: dict[str, object], optional: dict[str, object], **once: Any) -> Any:

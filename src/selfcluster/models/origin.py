@@ -13,15 +13,7 @@ from typing import Any
 
 import torch
 
-from selfcluster.models.backbones import (
-    ARCHITECTURE,
-    WEIGHTS,
-    Backbone,
-    check_name,
-    make_backbone,
-    nearest_names,
-    read_description,
-)
+from selfcluster.models.backbones import ARCHITECTURE, WEIGHTS, Backbone, make_backbone, read_description
 from selfcluster.models.folding import full_name
 from selfcluster.models.guess import Candidate, guess_network
 from selfcluster.models.initialize import match, read_weights
@@ -34,7 +26,7 @@ from selfcluster.models.preprocessing import (
     recolored,
     resized,
 )
-from selfcluster.models.registration import register_with_timm
+from selfcluster.models.registration import check_name, is_network, nearest_names, register_with_timm
 
 STARTER = "starter"
 TIMM = "timm:"
@@ -146,12 +138,8 @@ def check_word(model: str | Path, also: str = "") -> None:
     `also`: what else the user can give, for the message.
     """
     word = str(model)
-    if Path(word).exists() or word == STARTER or ":" in word or "=" in word:
-        return
-    try:
-        check_name(word)
-    except ValueError as error:
-        raise FileNotFoundError(f"there is no {word}; give {also}{_WORDS}{nearest_names(word)}") from error
+    if not (Path(word).exists() or word == STARTER or ":" in word or "=" in word or is_network(word)):
+        raise FileNotFoundError(f"there is no {word}; give {also}{_WORDS}{nearest_names(word)}")
 
 
 def means_a_file(word: str) -> bool:

@@ -17,8 +17,8 @@ from selfcluster import __version__
 from selfcluster.data.images import describe_images, remarks
 from selfcluster.data.listing import passed_over
 from selfcluster.data.sources import Source
-from selfcluster.models.backbones import check_name
 from selfcluster.models.origin import STARTER, find_origin
+from selfcluster.models.registration import check_name
 from selfcluster.runs.checkpoint import load_newest, newest_settings
 from selfcluster.runs.console import Console
 from selfcluster.runs.folder import (

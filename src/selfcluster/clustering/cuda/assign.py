@@ -5,9 +5,8 @@ of rows stays on the chip while blocks of centroids stream past it. A score is u
 it. To save comparisons, the kernel keeps only the largest score of each group of four centroids. Per row it stores the
 best group and the second-best score. A third kernel compares the four centroids of the best group in float32. If
 float32 decides between the four, and the best two groups differ by more than the bound, the label is exact. The other
-rows are listed. The last
-kernel computes their scores again and compares the candidates within the bound in float64. The list and its length stay
-on the device: no step waits for the host.
+rows are listed. The last kernel computes their scores again and compares the candidates within the bound in float64.
+The list and its length stay on the device: no step waits for the host.
 The layout (rows resident, centroids streamed) follows flash-kmeans (arXiv 2603.09229).
 
 Scales: float16 has a short range, so each row is divided by a power of two of its own and all centroids by another.
