@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from record import RESULTS, append
-from selfcluster import distributed
+from selfcluster import compiler, distributed
 from selfcluster.clustering import assign, lloyd, native, scores
 from selfcluster.clustering.hierarchical import HierarchicalKMeans
 from selfcluster.clustering.kmeans import KMeans
@@ -61,7 +61,7 @@ def inertia64(x: Tensor, centers: Tensor, labels: Tensor) -> float:
 def route(name: str) -> Iterator[None]:
     """Which engine assigns: "native" or one of its sets of instructions, "torch" (nothing compiled), "float32"."""
     fastest = assign._fastest
-    if name in native.INSTRUCTIONS:
+    if name in compiler.INSTRUCTIONS:
         os.environ["SELFCLUSTER_NATIVE"] = name
     elif name != "native":
         os.environ["SELFCLUSTER_NATIVE"] = "0"
@@ -77,7 +77,7 @@ def route(name: str) -> Iterator[None]:
 def lesser_instructions() -> list[str]:
     """The sets of instructions that this processor has beside its best one, the best first."""
     found = []
-    for name in native.INSTRUCTIONS:
+    for name in compiler.INSTRUCTIONS:
         with route(name):
             if native.instructions() == name:
                 found.insert(0, name)

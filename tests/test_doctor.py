@@ -8,6 +8,7 @@ import pytest
 from selfcluster.cli import main
 from selfcluster.clustering import native
 from selfcluster.commands import doctor
+from selfcluster.views import resize
 
 
 def kmeans():
@@ -42,6 +43,13 @@ def test_the_reason_is_the_true_one(monkeypatch, set_to, chosen, compiler, sente
     monkeypatch.setattr(native, "instructions", lambda: chosen)
     monkeypatch.setattr(shutil, "which", lambda name: compiler)
     assert sentence in kmeans()
+
+
+def test_the_resize_that_is_used_is_named(monkeypatch):
+    monkeypatch.setenv("SELFCLUSTER_NATIVE", "0")
+    assert doctor._images()["crop and resize"].startswith("torch")
+    monkeypatch.setattr(resize, "has_kernel", lambda: True)
+    assert doctor._images()["crop and resize"] == "compiled kernel"
 
 
 def test_what_is_missing_comes_with_its_extra(monkeypatch):

@@ -22,6 +22,7 @@ FLOORS = (  # from the ground up
         "allocation",
         "faults",
         "annotations",
+        "compiler",
     ),
     ("clustering", "models"),
     ("views",),

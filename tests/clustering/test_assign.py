@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from selfcluster import compiler
 from selfcluster.clustering import native
 from selfcluster.clustering.assign import nearest_centroid, unit_rows
 from tests.conftest import threads
@@ -168,26 +169,26 @@ class TestNative:
     @pytest.mark.slow
     def test_the_tile_path_agrees_where_tiles_are_emulated(self, tmp_path, monkeypatch):
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-        path = native._library("c++", "-DEMULATE_TILES")
+        path = compiler.library(native._SOURCES, "-DEMULATE_TILES")
         assert path is not None
         kernel = native._Kernel(path)
         g = torch.Generator().manual_seed(9)
         for n, d, k in [(200, 70, 130), (65, 256, 64), (97, 3, 5)]:
             x, c = torch.randn(n, d, generator=g), torch.randn(k, d, generator=g)
             labels, distances = torch.empty(n, dtype=torch.int64), torch.empty(n)
-            kernel.nearest(x, c, labels, distances, level=native.INSTRUCTIONS["amx"])
+            kernel.nearest(x, c, labels, distances, level=compiler.INSTRUCTIONS["amx"])
             true_labels, true_distances = reference(x, c)
             assert (labels.numpy() == true_labels).all()
             np.testing.assert_allclose(distances.numpy(), true_distances, rtol=1e-5)
             values, indices = torch.full((n, 1), -torch.inf, dtype=torch.float64), torch.full((n, 1), -1)
-            kernel.call("neighbors", x, n, d, c, k, 0, 1, 0, native.INSTRUCTIONS["amx"], 2, values, indices)
+            kernel.call("neighbors", x, n, d, c, k, 0, 1, 0, compiler.INSTRUCTIONS["amx"], 2, values, indices)
             assert (indices[:, 0].numpy() == true_labels).all()
 
     def test_a_compiler_that_fails_means_no_kernel(self, tmp_path, monkeypatch):
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-        with pytest.raises(subprocess.CalledProcessError):
-            native._library("false")
         monkeypatch.setenv("CXX", "false")
+        with pytest.raises(subprocess.CalledProcessError):
+            compiler.library(native._SOURCES)
         assert native._kernel.__wrapped__() is None
         assert list((tmp_path / "selfcluster").iterdir()) == []  # nothing half-built is left
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from selfcluster import compiler
 from selfcluster.clustering import native
 from selfcluster.clustering.assign import nearest_centroid
 from selfcluster.clustering.neighbors import nearest
@@ -23,7 +24,7 @@ FLAGS = {
 PROCESSOR = Path("/proc/cpuinfo").read_text().split() if Path("/proc/cpuinfo").exists() else []
 
 
-@pytest.fixture(params=list(native.INSTRUCTIONS), autouse=True)
+@pytest.fixture(params=list(compiler.INSTRUCTIONS), autouse=True)
 def limit(request, monkeypatch) -> str:
     """A kernel that errs is not used: where the processor has the instructions, that must fail and not skip."""
     if FLAGS[request.param] not in PROCESSOR or not native.available():
@@ -99,10 +100,10 @@ def test_a_misspelled_set_is_refused(monkeypatch) -> None:
 
 def test_instructions_that_crash_a_process_of_their_own_are_not_used(limit, monkeypatch, tmp_path) -> None:
     """Where a compiler or a processor is at fault, the next best instructions do the work, and the program lives on."""
-    level = native.INSTRUCTIONS[limit]
+    level = compiler.INSTRUCTIONS[limit]
     (tmp_path / "selfcluster").mkdir()
     for defines in ((), ("-DNARROW",)):
-        shutil.copy(native._library(shutil.which("c++") or "g++", *defines), tmp_path / "selfcluster")
+        shutil.copy(compiler.library(native._SOURCES, *defines), tmp_path / "selfcluster")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     crash = f"import os, sys; os.kill(os.getpid(), 11 if sys.argv[2] == '{level}' else 0)"
     monkeypatch.setattr(native, "_TRIAL", crash)

@@ -1,10 +1,7 @@
-"""The compiled kernels (native_*.cpp). They are built on first use if there is a C++ compiler.
+"""The compiled kernels (native_*.cpp), which are used if they can be built and run here.
 
-Installation needs no compiler. Without a compiler, on another processor, or with SELFCLUSTER_NATIVE=0 in the
-environment, the kernels are not `available()`, and torch computes the same results. SELFCLUSTER_NATIVE=avx2, or another
-of `INSTRUCTIONS`, switches better instructions off; the labels do not change. The library is in the user's cache
-folder, under a hash of its source. A separate process tries it once, because a bug in a compiler or processor may crash
-it. At each loading its results are compared with float64.
+`selfcluster.compiler` builds them. If they are not `available()`, torch computes the same results. At each loading
+their results are compared with float64, because a compiler or a processor may have a bug.
 
 Letters: n rows, d dimensions, k centroids (of Sinkhorn: clusters).
 """
@@ -13,33 +10,20 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import hashlib
 import math
-import os
-import platform
-import shutil
-import subprocess
-import sys
-import tempfile
-import threading
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from selfcluster import compiler
+
 _SOURCES = sorted(Path(__file__).parent.glob("native*.[ch]pp"))
-_FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-pthread", "-fno-math-errno")
-_BUILD_SECONDS = 120
 _MAX_DIMENSIONS = 65_536  # 255 * 127 * d must fit 32 bits
 _PROBE_ROWS = 1024
 _SMALL = 1 << 17  # smaller score matrices run on one thread, because a second one would start too late
 _MUCH = 1 / 16  # share of the centroids compared exactly above which plain products are faster
-# what multiplies 8-bit numbers, by the levels of native.hpp, the best last
-INSTRUCTIONS = {"avx2": 1, "avxvnni": 2, "avx512": 3, "avx512vnni": 4, "amx": 5}
-_BEST = max(INSTRUCTIONS.values())
-_building = threading.Lock()
 _TRIAL = """
 import pathlib, sys
 from selfcluster.clustering import native
@@ -64,7 +48,7 @@ _SIGNATURES = {
 
 
 class _Kernel:
-    def __init__(self, path: Path, most: int = _BEST) -> None:
+    def __init__(self, path: Path, most: int = compiler.BEST) -> None:
         library = ctypes.CDLL(str(path))
         self.level = int(library.selfcluster_level(most))
         self._functions: dict[str, Any] = {}
@@ -93,9 +77,11 @@ def available() -> bool:
 
 
 def instructions() -> str | None:
-    """Return which of `INSTRUCTIONS` the kernels use here; None if the kernels are not available."""
+    """Return which of `compiler.INSTRUCTIONS` the kernels use here; None if the kernels are not available."""
     kernel = _chosen()
-    return None if kernel is None else next(name for name, level in INSTRUCTIONS.items() if level == kernel.level)
+    return (
+        None if kernel is None else next(name for name, level in compiler.INSTRUCTIONS.items() if level == kernel.level)
+    )
 
 
 def takes(x: Tensor) -> bool:
@@ -242,88 +228,32 @@ class Exponentials:
 
 
 def _chosen() -> _Kernel | None:
-    """Return the kernel that the environment allows.
-
-    Raises:
-        ValueError: SELFCLUSTER_NATIVE is neither 0 nor 1 nor one of `INSTRUCTIONS`.
-    """
-    limit = os.environ.get("SELFCLUSTER_NATIVE", "1")
-    if limit == "0":
+    """Return the kernel that the environment allows; see `compiler.allowed` for errors."""
+    level = compiler.allowed()
+    if level == 0:
         return None
-    if limit != "1" and limit not in INSTRUCTIONS:
-        raise ValueError(f"SELFCLUSTER_NATIVE={limit}: set it to 0, 1, {' or '.join(INSTRUCTIONS)}, or unset it")
-    with _building:  # threads that ask at once wait for one build
-        return _kernel(INSTRUCTIONS.get(limit, _BEST))
+    with compiler.building:
+        return _kernel(level)
 
 
 @functools.cache
-def _kernel(most: int = _BEST) -> _Kernel | None:
+def _kernel(most: int = compiler.BEST) -> _Kernel | None:
     """Return the best kernel up to a level. One build has the levels from AVX512 on, another has AVX2."""
-    if not sys.platform.startswith("linux") or platform.machine() != "x86_64":
+    if not compiler.is_known_platform():
         return None
-    compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
-    wide = INSTRUCTIONS["avx512"] if "avx512bw" in Path("/proc/cpuinfo").read_text() else _BEST + 1
+    wide = compiler.INSTRUCTIONS["avx512"] if compiler.has_flag("avx512bw") else compiler.BEST + 1
     for defines, levels in (((), range(most, wide - 1, -1)), (("-DNARROW",), range(min(most, wide - 1), 0, -1))):
         try:
-            path = _library(compiler, *defines) if levels else None
+            path = compiler.library(_SOURCES, *defines) if levels else None
             for level in levels:
                 if path is None:
                     break
                 kernel = _Kernel(path, level)
-                if kernel.level == level and _survives(path, level) and _agrees(kernel):
+                if kernel.level == level and compiler.survives(path, _TRIAL, level) and _agrees(kernel):
                     return kernel
-        except (OSError, subprocess.SubprocessError, AttributeError, RuntimeError):  # the last: no home folder
+        except compiler.FAILURES:
             continue
     return None
-
-
-def _library(compiler: str | None, *defines: str) -> Path | None:
-    """Return the built library, from the cache if it is there. If processes build it at once, the last rename wins."""
-    text = b"".join(path.read_bytes() for path in _SOURCES) + " ".join((*_FLAGS, *defines)).encode()
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "selfcluster"
-    target = cache / f"native-{hashlib.sha256(text).hexdigest()[:16]}.so"
-    if target.exists():
-        return target
-    if compiler is None:
-        return None
-    cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache) as folder:
-        built = Path(folder) / target.name
-        command = [
-            *compiler.split(),
-            *_FLAGS,
-            *defines,
-            *(str(path) for path in _SOURCES if path.suffix == ".cpp"),
-            "-o",
-            str(built),
-        ]
-        subprocess.run(command, check=True, capture_output=True, timeout=_BUILD_SECONDS)
-        os.replace(built, target)
-    return target
-
-
-def _survives(path: Path, most: int) -> bool:
-    """Whether a separate process can run the kernels of a library. The answer is stored beside the library."""
-    known, here = path.with_suffix(f".tried-{most}"), _instructions_here()
-    with suppress(OSError):
-        if known.read_text() == here:
-            return True
-    if not sys.executable:  # an interpreter inside another program cannot be started again
-        return True
-    words = [sys.executable, "-c", _TRIAL, str(path), str(most)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    if subprocess.run(words, env=environment, capture_output=True, timeout=_BUILD_SECONDS).returncode < 0:
-        return False  # ended by a signal: an illegal instruction or a bad address
-    with suppress(OSError):
-        known.write_text(here)
-    return True
-
-
-def _instructions_here() -> str:
-    """Return what identifies this processor's instructions, because different machines may share a home folder."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    flags = next((line for line in lines if line.startswith("flags")), "")
-    return hashlib.sha256(flags.encode()).hexdigest()
 
 
 def _agrees(kernel: _Kernel) -> bool:

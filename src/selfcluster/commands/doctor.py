@@ -81,11 +81,12 @@ def _waiting() -> str:
 
 def _clustering() -> dict[str, str]:
     from selfcluster.clustering import native
+    from selfcluster.compiler import INSTRUCTIONS
 
     wish, compiler = os.environ.get("SELFCLUSTER_NATIVE"), shutil.which("c++") or shutil.which("g++")
     chosen = native.instructions()
     if chosen is not None:
-        why = f"limited by SELFCLUSTER_NATIVE={wish}" if wish in native.INSTRUCTIONS else "the best this processor has"
+        why = f"limited by SELFCLUSTER_NATIVE={wish}" if wish in INSTRUCTIONS else "the best this processor has"
         text = f"compiled kernels, 8-bit products with {chosen}: {why}"
     elif wish == "0":
         text = "torch, because of SELFCLUSTER_NATIVE=0; the compiled kernels are several times faster"
@@ -125,7 +126,10 @@ def _networks() -> dict[str, str]:
 
 
 def _images() -> dict[str, str]:
-    found = {"JPEG, PNG, WebP, GIF, BMP": f"Pillow {_version('pillow')}"}
+    from selfcluster.views.resize import has_kernel
+
+    found = {"crop and resize": "compiled kernel" if has_kernel() else "torch: the compiled kernel is not used here"}
+    found |= {"JPEG, PNG, WebP, GIF, BMP": f"Pillow {_version('pillow')}"}
     for module, (extra, use) in _EXTRAS.items():
         there = importlib.util.find_spec(module) is not None
         found[use] = f"{module} {_version(module)}" if there else f"not installed: pip install 'selfcluster[{extra}]'"

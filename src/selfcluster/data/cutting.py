@@ -140,7 +140,7 @@ class Cutter:
             try:
                 with decoding().hold(image.decode_bytes):
                     if boxes is None:
-                        job.pixels[0][slot] = self._center(image).transpose(2, 0, 1)
+                        self._center(image, job.pixels[0][slot])
                     else:
                         self._crops(image, boxes[:, k], job, slot)
             except BadImage as error:
@@ -154,10 +154,10 @@ class Cutter:
         with self._watch.reading(row):
             return open_row(self._source, row)
 
-    def _center(self, image: OpenedImage | ArrayImage) -> np.ndarray:
+    def _center(self, image: OpenedImage | ArrayImage, out: np.ndarray) -> None:
         size = self._image_size
         side = decoded_side(size, self._center_options["crop_pct"])
-        return center(image.pixels(self._channels, shrink_to=side), size, **self._center_options)
+        center(image.pixels(self._channels, shrink_to=side), size, **self._center_options, out=out)
 
     def _crops(self, image: OpenedImage | ArrayImage, boxes: np.ndarray, job: Job, slot: int) -> None:
         """Cut all views from one decode; a JPEG is decoded smaller if no view has to be enlarged for it."""
@@ -167,7 +167,7 @@ class Cutter:
         down, across = pixels.shape[0] / image.height, pixels.shape[1] / image.width
         boxes = boxes * np.array([down, across, down, across, 1], dtype=np.float32)
         for view, (box, group) in enumerate(zip(boxes, job.plan.views, strict=True)):
-            job.pixels[view][slot] = cut(pixels, box, group.size, group.interpolation).transpose(2, 0, 1)
+            cut(pixels, box, group.size, group.interpolation, out=job.pixels[view][slot])
 
     def _substitute(self, job: Job, index: np.ndarray, attempt: int) -> np.ndarray:
         high, low = randomness.draw(self._seed, "replace", job.step, index, attempt, 2).astype(np.float64).T

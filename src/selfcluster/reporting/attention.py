@@ -92,9 +92,9 @@ def _open(
 
     def look(decoded: np.ndarray) -> tuple[np.ndarray, Tensor, tuple[int, int]]:
         pixels = center(decoded, images.image_size, images.interpolation, images.crop_pct, images.crop_mode)
-        image = (torch.from_numpy(pixels).permute(2, 0, 1) / 255 - offset) / scale
+        image = (torch.from_numpy(pixels) / 255 - offset) / scale
         whole, grid = last_attention(network, image[None].to(target))
-        return pixels, class_maps(whole, grid)[0].cpu(), grid
+        return pixels.transpose(1, 2, 0), class_maps(whole, grid)[0].cpu(), grid
 
     return images, look
 

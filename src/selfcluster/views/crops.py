@@ -18,11 +18,11 @@ from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from selfcluster.devices import has_triton
 from selfcluster.randomness import Uniforms
+from selfcluster.views.resize import INTERPOLATIONS, resize
 
 TRIES = 10
 UNIFORMS = 2 * TRIES + 3  # area and aspect a try, then top, left, flip
@@ -100,7 +100,9 @@ def _central_shape(h: np.ndarray, w: np.ndarray, ratio: tuple[float, float]) -> 
     return np.maximum(height, 1), np.maximum(width, 1)
 
 
-def cut(image: np.ndarray, box: np.ndarray, size: int, interpolation: str = "bilinear") -> np.ndarray:
+def cut(
+    image: np.ndarray, box: np.ndarray, size: int, interpolation: str = "bilinear", out: np.ndarray | None = None
+) -> np.ndarray:
     """Return one view of one decoded image: crop, antialiased resize, flip. A loader thread calls it.
 
     Args:
@@ -108,14 +110,14 @@ def cut(image: np.ndarray, box: np.ndarray, size: int, interpolation: str = "bil
         box: (5,) a row of `random_boxes`.
         size: side of the view in pixels.
         interpolation: "bilinear" or "bicubic".
+        out: (C, size, size) uint8, contiguous, which receives the view; None: a new array.
 
     Returns:
-        (size, size, C) uint8, equal to torchvision's `resized_crop(antialias=True)` of the uint8 image. The channels
-        lie one after the other in memory.
+        (C, size, size) uint8, equal to torchvision's `resized_crop(antialias=True)` of the uint8 image.
     """
-    top, left, height, width, flip = (round(float(v)) for v in box)
-    view = _resize(image[top : top + height, left : left + width], size, size, interpolation)
-    return _channels_last(view.flip(2) if flip else view)
+    top, left, height, width, flip = (round(v) for v in box.tolist())
+    crop = image[top : top + height, left : left + width]
+    return resize(crop, (size, size), interpolation, flip=bool(flip), out=out)
 
 
 def center(
@@ -124,6 +126,7 @@ def center(
     interpolation: str = "bilinear",
     crop_pct: float | None = None,
     crop_mode: str = "center",
+    out: np.ndarray | None = None,
 ) -> np.ndarray:
     """Return the evaluation view: resize the image to `size / crop_pct` pixels and cut out its center, as timm does.
 
@@ -133,13 +136,13 @@ def center(
         interpolation: "bilinear" or "bicubic".
         crop_pct: `size` divided by the side after the resize; None: 0.875, and 1 up to 64 px.
         crop_mode: "center" resizes the shorter side; "squash" resizes both sides and changes the aspect ratio.
+        out: (C, size, size) uint8, contiguous, which receives the view; None: a new array.
 
     Returns:
-        (size, size, C) uint8, equal to torchvision's `resize` followed by `center_crop`. Laid out as `cut`'s result.
+        (C, size, size) uint8, equal to torchvision's `resize` followed by `center_crop`.
     """
     height, width, top, left = _center_shape(image.shape[0], image.shape[1], size, crop_pct, crop_mode)
-    resized = _resize(image, height, width, interpolation)
-    return _channels_last(resized[:, top : top + size, left : left + size])
+    return resize(image, (height, width), interpolation, corner=(top, left), part=(size, size), out=out)
 
 
 def decoded_side(size: int, crop_pct: float | None = None) -> int:
@@ -159,20 +162,6 @@ def _center_shape(
     longer = short if crop_mode == "squash" else int(short * max(height, width) / min(height, width))
     height, width = (longer, short) if height > width else (short, longer)
     return height, width, round((height - size) / 2), round((width - size) / 2)
-
-
-def _resize(image: np.ndarray, height: int, width: int, interpolation: str) -> Tensor:
-    """(H, W, C) uint8 to (C, height, width), contiguous."""
-    # torch's uint8 resize is Pillow's fixed-point arithmetic, vectorized (2 to 3 times faster, at most 1/255 apart).
-    # The copy is NumPy's: torch's would start a team of threads for each loader thread, and warns on read-only arrays.
-    pixels = torch.from_numpy(np.array(image, order="C"))
-    out = F.interpolate(pixels.permute(2, 0, 1)[None], size=(height, width), mode=_known(interpolation), antialias=True)
-    return out[0]
-
-
-def _channels_last(view: Tensor) -> np.ndarray:
-    """(C, h, w) to an array (h, w, C) of the same memory: moving three bytes a pixel costs as much as resizing."""
-    return view.permute(1, 2, 0).numpy()
 
 
 @torch.no_grad()
@@ -271,6 +260,6 @@ def _cubic(x: Tensor) -> Tensor:
 
 
 def _known(interpolation: str) -> str:
-    if interpolation not in ("bilinear", "bicubic"):
+    if interpolation not in INTERPOLATIONS:
         raise ValueError(f"interpolation={interpolation!r} is neither 'bilinear' nor 'bicubic'")
     return interpolation

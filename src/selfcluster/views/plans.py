@@ -205,7 +205,12 @@ class ViewPlan:
 def _normalize_(x: Tensor, mean: Sequence[float], std: Sequence[float]) -> None:
     if not len(mean) == len(std) == x.shape[-3]:
         raise ValueError(f"mean={tuple(mean)} and std={tuple(std)} are not {x.shape[-3]} numbers each, one per channel")
-    center, spread = (torch.tensor(v, dtype=torch.float32)[:, None, None] for v in (mean, std))
-    factor = (1 / (colors.WHITE * spread)).to(x.device, non_blocking=True)
-    offset = (-center / spread).to(x.device, non_blocking=True)
-    torch.addcmul(offset, x, factor, out=x)
+    center, spread = (torch.tensor(v, dtype=torch.float32) for v in (mean, std))
+    factor, offset = 1 / (colors.WHITE * spread), -center / spread
+    if x.device.type != "cpu":
+        factor, offset = (v[:, None, None].to(x.device, non_blocking=True) for v in (factor, offset))
+        torch.addcmul(offset, x, factor, out=x)
+        return
+    for channel, (a, b) in enumerate(zip(factor.tolist(), offset, strict=True)):  # on a CPU broadcasting costs 4 times
+        plane = x.select(-3, channel)
+        torch.add(b, plane, alpha=a, out=plane)

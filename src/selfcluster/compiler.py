@@ -1,0 +1,105 @@
+"""Builds the package's C++ kernels on first use, and tries each library in a separate process before it is used.
+
+Installation needs no compiler. Without a compiler, on another processor, or with SELFCLUSTER_NATIVE=0 in the
+environment, torch computes the same results. SELFCLUSTER_NATIVE=avx2, or another of `INSTRUCTIONS`, switches better
+instructions off; the results do not change. Libraries are in the user's cache folder, under a hash of their source.
+The separate process protects this one from a compiler or processor whose code crashes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+# what multiplies 8-bit numbers, by the levels of clustering/native.hpp, the best last
+INSTRUCTIONS = {"avx2": 1, "avxvnni": 2, "avx512": 3, "avx512vnni": 4, "amx": 5}
+BEST = max(INSTRUCTIONS.values())
+FAILURES = (OSError, subprocess.SubprocessError, AttributeError, RuntimeError)  # the last: no home folder
+building = threading.Lock()  # threads that ask for a kernel at once wait for one build
+_FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-pthread", "-fno-math-errno")
+_SECONDS = 120
+
+
+def allowed() -> int:
+    """Return the best level of `INSTRUCTIONS` that the environment allows, 0 for none.
+
+    Raises:
+        ValueError: SELFCLUSTER_NATIVE is neither 0 nor 1 nor one of `INSTRUCTIONS`.
+    """
+    limit = os.environ.get("SELFCLUSTER_NATIVE", "1")
+    if limit in ("0", "1"):
+        return BEST * int(limit)
+    if limit not in INSTRUCTIONS:
+        raise ValueError(f"SELFCLUSTER_NATIVE={limit}: set it to 0, 1, {' or '.join(INSTRUCTIONS)}, or unset it")
+    return INSTRUCTIONS[limit]
+
+
+def is_known_platform() -> bool:
+    """Whether the kernels are written for this operating system and processor."""
+    return sys.platform.startswith("linux") and platform.machine() == "x86_64"
+
+
+def has_flag(name: str) -> bool:
+    """Whether the processor names this set of instructions among its flags."""
+    return name in _processor_flags().split()
+
+
+def library(sources: Sequence[Path], *options: str) -> Path | None:
+    """Return the library of C++ sources and headers, built unless it is in the cache; None without a compiler.
+
+    If processes build it at once, the last rename wins.
+
+    Raises:
+        OSError, subprocess.SubprocessError, RuntimeError: it cannot be built or stored.
+    """
+    text = b"".join(path.read_bytes() for path in sources) + " ".join((*_FLAGS, *options)).encode()
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "selfcluster"
+    target = cache / f"native-{hashlib.sha256(text).hexdigest()[:16]}.so"
+    if target.exists():
+        return target
+    compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+    if compiler is None:
+        return None
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache) as folder:
+        built = Path(folder) / target.name
+        files = [str(path) for path in sources if path.suffix == ".cpp"]
+        command = [*compiler.split(), *_FLAGS, *options, *files, "-o", str(built)]
+        subprocess.run(command, check=True, capture_output=True, timeout=_SECONDS)
+        os.replace(built, target)
+    return target
+
+
+def survives(path: Path, trial: str, level: int = 1) -> bool:
+    """Whether a separate process can run `trial`, Python code whose arguments are a library's path and a level.
+
+    The answer is stored beside the library.
+    """
+    known, here = path.with_suffix(f".tried-{level}"), hashlib.sha256(_processor_flags().encode()).hexdigest()
+    with suppress(OSError):
+        if known.read_text() == here:
+            return True
+    if not sys.executable:  # an interpreter inside another program cannot be started again
+        return True
+    words = [sys.executable, "-c", trial, str(path), str(level)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    if subprocess.run(words, env=environment, capture_output=True, timeout=_SECONDS).returncode < 0:
+        return False  # ended by a signal: an illegal instruction or a bad address
+    with suppress(OSError):
+        known.write_text(here)
+    return True
+
+
+def _processor_flags() -> str:
+    """Return what identifies this processor's instructions, because different machines may share a home folder."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line for line in lines if line.startswith("flags")), "")
