@@ -251,7 +251,7 @@ def test_the_same_command_again_returns_the_run(run, folder, capsys):
     assert main(["train", "swav", str(folder), "--out", str(run), *FLAGS]) == 0
     assert "is finished" in capsys.readouterr().err
     assert main(["train", "swav", str(folder), "--out", str(run), "--epochs", "3"]) == 2
-    assert "--epochs was 2.0 and is now 3.0" in capsys.readouterr().err
+    assert "--epochs was 2 and is now 3" in capsys.readouterr().err
 
 
 def test_another_recipe_for_a_run_is_refused(run, folder, capsys):
@@ -414,6 +414,28 @@ def test_names_say_what_is_written(run, tmp_path, capsys, command, name):
 def test_an_accuracy_of_more_clusters_than_classes_is_explained(run, capsys):
     assert main(["evaluate", "clusters", str(run), "--k", "6", "--max-bad", "0.1"]) == 0
     assert "--k 4 makes as many clusters as classes" in capsys.readouterr().out
+
+
+def test_settings_are_told_as_one_writes_them(run, folder, capsys):
+    assert main(["train", "swav", str(folder), "--out", str(run), "--sobel", "--init", str(run)]) == 2
+    said = capsys.readouterr().err
+    assert "--init was not given and is now" in said
+    assert "--sobel was no and is now yes" in said
+
+
+@pytest.mark.parametrize("command", [["embed"], ["evaluate", "knn"]])
+def test_a_run_does_not_name_images_for_another_network(command, run, folder, tmp_path, capsys):
+    out = ["--out", str(tmp_path / "x.parquet")] if command == ["embed"] else []
+    assert main([*command, str(run), "--model", "starter", *out]) == 2
+    said = capsys.readouterr().err
+    assert f"{run} is a run folder, so it cannot be used with --model starter" in said
+    assert f"name them instead: {folder}" in said
+
+
+@pytest.mark.parametrize("switch", ["--batch-norm", "--no-batch-norm"])
+def test_a_switch_with_a_value_says_how_to_write_it(switch, folder, capsys):
+    assert main(["train", "dino", str(folder), switch, "True"]) == 2
+    assert f"{switch} takes no value: write --batch-norm or --no-batch-norm, without 'True'" in capsys.readouterr().err
 
 
 def test_a_part_of_the_images_needs_a_file_of_its_own(run, folder, tmp_path, capsys):

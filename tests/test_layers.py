@@ -96,6 +96,12 @@ def test_files_stay_readable():
         assert len(code) <= limit, f"{name}: {len(code)} lines of code, the aim is {limit}"
 
 
+def test_every_public_function_can_be_had_from_the_package():
+    from selfcluster import api
+
+    assert not [name for name in api.__all__ if getattr(selfcluster, name) is not getattr(api, name)]
+
+
 def test_the_readme_maps_every_file_once():
     """Each file has one row, under the row of its folder; a row without a file is an error, too."""
     text = (ROOT.parent.parent / "README.md").read_text().split("## File map")[1]

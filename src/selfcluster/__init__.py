@@ -25,6 +25,8 @@ _HOME = {
     "sort": "api",
     "sample": "api",
     "demo": "api",
+    "doctor": "api",
+    "verify": "api",
     "METHODS": "methods",
     "KMeans": "clustering.kmeans",
     "HierarchicalKMeans": "clustering.hierarchical",

@@ -1,4 +1,4 @@
-"""The public functions, one a command: re-exported from `commands/`."""
+"""The public functions, one per command: re-exported from `commands/`."""
 
 from selfcluster.commands.attention import attention
 from selfcluster.commands.audit import audit

@@ -65,6 +65,10 @@ class _Parser(argparse.ArgumentParser):
         found, unknown = super().parse_known_args(args, namespace)
         for word in unknown:
             if not word.startswith("-"):
+                before = args[args.index(word) - 1] if args and word != args[0] else ""
+                if isinstance(self._option_string_actions.get(before), argparse.BooleanOptionalAction):
+                    on = before.replace("--no-", "--", 1)
+                    self.error(f"{before} takes no value: write {on} or --no-{on.removeprefix('--')}, without {word!r}")
                 self.error(
                     f"Unexpected argument {word!r}: expected one path. Pass the folder itself, not a shell glob (*)."
                 )

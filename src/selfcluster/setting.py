@@ -212,6 +212,31 @@ def _problem(option: Option, value: object) -> str:
     return ""
 
 
+def in_words(value: object) -> str:
+    """Return a setting's value as a person writes it.
+
+    >>> in_words(True), in_words((0.25, 1.0)), in_words(None), in_words(1e-6)
+    ('yes', '0.25 1', 'not given', '1e-06')
+    """
+    if value is None or isinstance(value, bool):
+        return {None: "not given", True: "yes", False: "no"}[value]
+    if isinstance(value, list | tuple):
+        return " ".join(in_words(part) for part in value) or "none"
+    return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
+
+
+def as_typed(name: str, value: object) -> str:
+    """Return the flag that sets a setting to a value.
+
+    >>> as_typed("batch_norm", False), as_typed("global_scale", (0.25, 1.0))
+    ('--no-batch-norm', '--global-scale 0.25 1')
+    """
+    flag = name.replace("_", "-")
+    if isinstance(value, bool):
+        return f"--{flag}" if value else f"--no-{flag}"
+    return f"--{flag} {in_words(value)}"
+
+
 def _shown(value: object) -> str:
     text = " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
     return text if len(text) <= 60 else text[:57] + "..."

@@ -82,7 +82,7 @@ def test_auto_recommends_a_number_with_its_range(blobs):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ((0,), "--k 0: must be 1 to the number of images, 360"),
+        ((0,), "--k 0: must be from 1 to 360, the number of images"),
         ((361,), "--k 361"),
         ((3, "ward"), "choose from kmeans, hierarchical, pic"),
         ((3, "pic"), "finds the number of clusters itself"),

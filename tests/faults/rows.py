@@ -80,7 +80,7 @@ SECTIONS = {
     ],
     "Learning": [
         Row(44, "losses and gradients that are not finite", "the step is skipped and counted; ten in a row end the run, which names the images and keeps them and the weights in `diverged/`"),
-        Row(45, "collapse: one cluster, equal features, a loss at chance", "a warning says what to try: at the second bad report in a row at the latest; for a loss at chance, after 200 steps (5 % of a long run); empty clusters are filled"),
+        Row(45, "collapse: one cluster, equal features, a loss at chance", "a warning says what to try, after one or two bad reports in a row; for a loss at chance, after 5 % of the steps, and at least 200; empty clusters are filled"),
         Row(46, "features and images that no longer fit together", "every row has its own id, once, in order"),
     ],
 }  # fmt: skip

@@ -100,7 +100,7 @@ def test_modules_are_found_by_name_and_averaged():
     network = make_backbone("tiny_layout", channels=3, image_size=16)
     with pytest.raises(ValueError, match=r"--layer layer9: tiny_layout has no such layer; it has layer1, layer2"):
         output_of(network, torch.rand(2, 3, 16, 16), "layer9")
-    with pytest.raises(ValueError, match=r"--layer all: .*; `evaluate linear` takes all of them, one after the other"):
+    with pytest.raises(ValueError, match=r"--layer all: .*; only `evaluate linear` takes --layer all"):
         output_of(network, torch.rand(2, 3, 16, 16), "all")
     maps = torch.rand(2, 3, 4, 5)
     torch.testing.assert_close(averaged(maps), F.adaptive_avg_pool2d(maps, 1).flatten(1))

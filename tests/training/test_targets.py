@@ -169,7 +169,7 @@ def test_a_layer_is_for_all_teachers_or_one_each():
     assert layers_in("layer3", 2) == ["layer3", "layer3"]
     assert layers_in("layer3, blocks.11", 2) == ["layer3", "blocks.11"]
     assert layers_in("layer3,", 2) == ["layer3", None]  # the second's own features
-    with pytest.raises(ValueError, match="--teacher-layer a,b: 2 layers of 3 teachers; name one for all, or one each"):
+    with pytest.raises(ValueError, match="--teacher-layer a,b names 2 layers for 3 teachers; name one layer for all"):
         layers_in("a,b", 3)
 
 

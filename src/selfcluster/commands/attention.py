@@ -23,14 +23,14 @@ def attention(
     image_size: int | None = None,
     device: str = "auto",
 ) -> dict[str, Any]:
-    """What a vision transformer looks at: the attention of its last block, from the class token, as pictures.
+    """Draw the attention maps of a vision transformer: those of the class token in the last block.
 
     Args:
         run: a run folder, `timm:NAME`, a weights file, NETWORK=FILE or an exported backbone. A plain timm name is a
             network with random weights, which gives a warning.
         images: image files; the middle square of each is shown to the network.
-        out: folder for NAME-head-1.png and so on, a picture a head, and NAME-mask.png; default RUN/attention.
-        share: of the heads' mean attention that the mask holds, in as few patches as do.
+        out: folder for NAME-head-1.png and so on, one picture per head, and NAME-mask.png; default RUN/attention.
+        share: the mask is the smallest set of patches that holds this share of the mean attention of the heads.
         image_size: side in pixels of what the network gets; default: its own. A larger side gives finer maps.
         device: cpu, cuda or auto.
 

@@ -58,7 +58,7 @@ def audit(
         near: two images are near copies if their small gray versions correlate at least this much: 0.9 to 1.
         hashes: a file of SHA-256 of DATA's images: written where it does not exist, else compared. Bits that flip
             inside an image's pixels often decode without an error; only this finds them.
-        workers: threads; default one a core.
+        workers: threads; default: one per core.
         quiet: show no progress.
         **reading: limit, range, max_megapixels, labels_from, as `open_source` takes them.
 

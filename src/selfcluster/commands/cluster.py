@@ -232,7 +232,7 @@ def add_flags(parser: argparse.ArgumentParser, words: list[str]) -> None:
     parser.add_argument(
         "--out",
         help="for images: run folder (default runs/cluster-DATANAME); for a run or embeddings: Parquet file, with a "
-        "CSV of the same name (default: clusters.parquet in the same folder, which is replaced)",
+        "CSV of the same name (default: clusters.parquet in the same folder; an existing file is replaced)",
     )
     parser.add_argument("--seed", type=int, metavar="N", default=0, help="seed of the clustering")
     parser.add_argument("--quiet", action="store_true", help="print warnings only")

@@ -29,7 +29,7 @@ def compare(
     out: str | os.PathLike[str] | None = None,
     **settings: Any,
 ) -> Comparison:
-    """Return the kept results of runs in one table; with labeled images, measure what is missing first.
+    """Return the stored results of several runs in one table. With `train`, results that a run lacks are made first.
 
     Runs that differ only in their seed share a row. Numbers of other settings or images never share a column.
 
@@ -144,7 +144,11 @@ def add_flags(parser: argparse.ArgumentParser, words: list[str]) -> None:
         "--split", type=float, metavar="X", help="share of --train to hold out if --test is not given; default 0.2"
     )
     parser.add_argument("--layer", help="module of the networks whose output is scored; default: the features")
-    parser.add_argument("--labels-from", metavar="SOURCE", help="folders, column:NAME or a CSV file; default folders")
+    parser.add_argument(
+        "--labels-from",
+        metavar="SOURCE",
+        help="folders, voc, column:NAME, columns:A,B, tags:FILE.csv or a CSV file; default folders",
+    )
     parser.add_argument("--seed", type=int, metavar="N", help="seed of the split and of the protocol")
     parser.add_argument("--test-limit", type=int, metavar="N", help="use N test images only, drawn by the seed")
     add_network_flags(parser)

@@ -23,7 +23,7 @@ HELP = "train on digits without labels and compare the results in a table"
 @keeps_random_state
 @one_thread()
 def demo(out: str | os.PathLike[str] = "runs", *, seed: int = 0, quiet: bool = False) -> list[dict[str, Any]]:
-    """The digits, without their labels: raw pixels, an untrained network, SwAV and DeepCluster-v2, a row each.
+    """The digits, without their labels: raw pixels, an untrained network, SwAV and DeepCluster-v2, one row each.
 
     All of it uses one thread: on images of 8 x 8 pixels that is faster than two, and other programs disturb it less.
 

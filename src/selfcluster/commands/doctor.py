@@ -28,8 +28,8 @@ def doctor() -> dict[str, dict[str, str]]:
     """Return what was found on this machine and what is chosen for it, in sentences.
 
     Returns:
-        Groups by name (versions, processor, clustering, training, networks, images, disk), each a dict of a thing and
-        what is so about it. Nothing is written but the compiled kernels, where they are not built yet.
+        Groups by name (versions, processor, clustering, training, networks, images, disk), each a dict from a
+        name to a sentence. Nothing is written, except the compiled kernels if they have not been built yet.
     """
     import torch
 

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from selfcluster.commands.flags import add_model_flag, add_network_flags, names_images
+from selfcluster.commands.flags import add_model_flag, add_network_flags, check_names_images, names_images
 from selfcluster.commands.results import Embedded
 from selfcluster.data.sources import open_source
 from selfcluster.files import make_writable
@@ -37,10 +37,11 @@ def embed(
     timeout: float = 600.0,
     **subset: Any,
 ) -> Embedded:
-    """Features of images by a trained network, one row an image, in the order of their ids.
+    """Features of images by a trained network, one row per image, in the order of their ids.
 
     Args:
-        run: a run folder, an exported backbone folder or file, or a timm name.
+        run: a run folder, or another network, named as for `model` of `cluster` (a plain timm name gives random
+            weights); or images, to which `model` is applied.
         data: the images; default those the run was trained on.
         out: the Parquet file (id, path, vector), with a .quarantine.jsonl of unreadable images where there are any;
             default RUN/embeddings.parquet for the run's own images, for others none.
@@ -57,6 +58,7 @@ def embed(
         out, ids, paths, vectors (n, F) float32, labels (n,) int64 or None, and class_names.
     """
     if data is None and (model is not None or names_images(run)):
+        check_names_images(run, model)
         run, data = STARTER if model is None else model, run
     elif model is not None:
         raise ValueError(f"embed: {run} and --model {model} both name the network; give one of them")
@@ -100,7 +102,9 @@ def embed(
 def add_flags(parser: argparse.ArgumentParser, words: list[str]) -> None:
     parser.add_argument("run", metavar="RUN", help="run folder, images, or a network as for --model")
     parser.add_argument("data", metavar="DATA", nargs="?", help="images; default: the images of the run")
-    parser.add_argument("--out", help="Parquet file; default RUN/embeddings.parquet")
+    parser.add_argument(
+        "--out", help="Parquet file; needed unless all images of a run are embedded: default RUN/embeddings.parquet"
+    )
     add_model_flag(parser)
     add_network_flags(parser, "labels_from", "seed")
     parser.set_defaults(run_command=run_command)
@@ -113,7 +117,10 @@ def run_command(run: str, data: str | None, out: str | None, **settings: Any) ->
         or names_images(run)
         or settings.keys() & {"limit", "classes", "long_tail", "labels_from", "seed", "range", "max_megapixels"}
     ):
-        raise ValueError("embed: name the output file with --out FILE")
+        raise ValueError(
+            "embed: name the output file with --out FILE; only the embeddings of all images of a run have a default "
+            "file, RUN/embeddings.parquet"
+        )
     print(_EMBEDDING, file=sys.stderr)
     result = embed(run, data, out=out, **settings)
     rows, width = result["vectors"].shape

@@ -17,6 +17,7 @@ from selfcluster.commands.flags import (
     add_model_flag,
     add_network_flags,
     add_protocol_settings,
+    check_names_images,
     given,
     names_images,
 )
@@ -79,6 +80,7 @@ def evaluate(
     if model is not None or (train is None and names_images(run)):
         if train is not None:
             raise ValueError(f"evaluate: {run} and --train both name the labeled images; leave one of them out")
+        check_names_images(run, model)
         run, train = STARTER if model is None else model, run
     name = known(protocol)
     options = declarations(name)[1]

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from selfcluster.setting import in_words
 from selfcluster.settings.options import SHARED, Option
 
 _TYPES: dict[str, Callable[[str], Any]] = {"int": int, "float": float, "str": str}
@@ -76,7 +77,7 @@ def add_protocol_settings(parser: argparse.ArgumentParser, protocol: str) -> Non
 
     own = parser.add_argument_group(f"settings of {protocol}")
     for option in declarations(protocol)[1].values():
-        add_option(own, option, "" if option.default is None else f" (default {option.default})")
+        add_option(own, option, "" if option.default is None else f" (default: {in_words(option.default)})")
 
 
 def add_model_flag(parser: argparse.ArgumentParser) -> None:
@@ -110,6 +111,18 @@ def check_run_or_images(word: object) -> None:
 
     if not names_images(word) and not is_run(Path(str(word))):
         raise RunError(f"there is no run folder {word}; give a run folder, or images and their network with --model")
+
+
+def check_names_images(word: object, model: object) -> None:
+    """Raise RunError for a run folder, where `model` is the network and the word has to name its images."""
+    from selfcluster.runs.folder import RunError, is_run
+    from selfcluster.settings.files import run_config
+
+    if isinstance(word, str | os.PathLike) and is_run(Path(word)):
+        raise RunError(
+            f"{word} is a run folder, so it cannot be used with --model {model}. To use the images of the run with "
+            f"another network, name them instead: {run_config(Path(word))['data']}"
+        )
 
 
 def given(settings: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:

@@ -28,20 +28,20 @@ def sample(
     out: str | os.PathLike[str] | None = None,
     seed: int = 0,
 ) -> list[dict[str, Any]]:
-    """Return images that stand for all: from every cluster as many, and unlike one another within a cluster.
+    """Choose images to label: equally many from each cluster, and different from each other within a cluster.
 
     The first image of a cluster is the one nearest to its center, each next one the farthest from those before
     (Gonzalez 1985). Clusters that are marked as rubbish, and images in no cluster, take no part.
 
     Args:
         run: a run folder with clusters and embeddings.
-        n: how many images, fewer than there are.
+        n: number of images, at most as many as the clusters hold.
         by: clusters; random draws from all images alike, to compare with.
         out: a .csv file for the rows, or a .txt file for the paths alone, which `train` and `label` tools read.
         seed: of the random draw.
 
     Returns:
-        A row an image: id, path, cluster, name; clusters in order, each from its center outwards.
+        One row per image: id, path, cluster, name; clusters in order, each from its center outwards.
 
     Raises:
         ValueError: n is not between 1 and the number of images.

@@ -41,7 +41,7 @@ def search(
         out: also write the rows to this file: .csv, .parquet or .json.
 
     Returns:
-        A row an image, most alike first: rank, cosine (of the features), id, path, cluster.
+        One row per image, the most similar first: rank, cosine (of the features), id, path, cluster.
     """
     from selfcluster.runs.tables import table_name
 

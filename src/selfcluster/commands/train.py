@@ -20,6 +20,7 @@ from selfcluster.files import message_of
 from selfcluster.methods import NAMES, canonical
 from selfcluster.randomness import keeps_random_state
 from selfcluster.runs.folder import CHECKPOINTS, RunFolder, has_begun, read_status
+from selfcluster.setting import in_words
 from selfcluster.settings.files import open_for, read_settings
 from selfcluster.settings.options import SHARED, options_for
 from selfcluster.settings.recipes import RECIPES
@@ -244,20 +245,12 @@ def add_flags(parser: argparse.ArgumentParser, words: list[str]) -> None:
     shared, own = {option.name for option in SHARED}, parser.add_argument_group(f"settings of {schema.name}")
     common = parser.add_argument_group("shared settings")
     for name, option in options_for(schema).items():
-        value = _in_words(paper.get(name, option.default))
-        per = f" per {images_per_rate(schema)} images of the batch" if name in SCALED and value != "0" else ""
-        whose = [f"{'paper' if name in paper else 'default'}: {value}{per}"] if value else []
+        value = paper.get(name, option.default)
+        text = "" if value is None or value == () else in_words(value)
+        per = f" per {images_per_rate(schema)} images of the batch" if name in SCALED and value else ""
+        whose = [f"{'paper' if name in paper else 'default'}: {text}{per}"] if text else []
         whose += ["auto chooses"] if option.auto or name in schema.small else []
         add_option(common if name in shared else own, option, f" ({'; '.join(whose)})" if whose else "")
-
-
-def _in_words(value: object) -> str:
-    """A setting's value as the help shows it; nothing for None."""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, tuple):
-        return " ".join(f"{v:g}" for v in value)
-    return f"{value:g}" if isinstance(value, float) else "" if value is None else str(value)
 
 
 def run_command(method: str, data: str, **settings: Any) -> tuple[object, str]:

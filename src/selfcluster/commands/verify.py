@@ -26,8 +26,8 @@ def verify(run: str | os.PathLike[str]) -> list[dict[str, str]]:
         run: a run folder.
 
     Returns:
-        A dict for each file or checkpoint: name; state ("whole" by its hash, "read" where it has none and can be read,
-        "damaged"); why.
+        A dict for each file or checkpoint: name; state: "whole" (its hash is right), "read" (it has no hash, but can
+        be read) or "damaged"; why.
 
     Raises:
         RunError: the folder holds no run.

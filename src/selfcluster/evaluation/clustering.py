@@ -45,7 +45,7 @@ def cluster_vectors(
     Images that hdbscan puts in no cluster have cluster -1 and the distance to the nearest cluster's mean.
 
     Args:
-        vectors: (n, F) float32, one row an image.
+        vectors: (n, F) float32, one row per image.
         k: how many clusters; "auto" recommends a number; None is the square root of 2 n. pic and hdbscan find
             their own.
         algorithm: kmeans, hierarchical, pic or hdbscan.
@@ -122,7 +122,7 @@ def check_algorithm(algorithm: str, k: int | str | None, whiten: int | None) -> 
 def check_k(k: int, n: int) -> None:
     """Raise ValueError unless n images can be put into k clusters."""
     if not 1 <= k <= n:
-        raise ValueError(f"--k {k}: must be 1 to the number of images, {n}")
+        raise ValueError(f"--k {k}: must be from 1 to {n}, the number of images")
 
 
 def _fit(rows: np.ndarray, k: int, algorithm: str, seed: int) -> np.ndarray:

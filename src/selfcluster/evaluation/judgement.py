@@ -37,7 +37,7 @@ from selfcluster.views.plans import ViewGroup, ViewPlan
 
 START, HALF, END = "start", "half", "end"  # START and END also name the folders of the two networks
 _CROP = (0.25, 0.75)  # share of the image's area in the crops that are compared with the center view
-_SMALL = (0.1, 0.25)  # the same for the smaller crops, which training never sees: they show less than its views
+_SMALL = (0.1, 0.25)  # the same for the smaller crops, smaller than the training views of `auto`
 CROPS = 2  # crops of each kind
 _FEWEST = 16  # images
 

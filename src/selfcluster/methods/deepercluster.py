@@ -9,14 +9,19 @@ equally many images of each super-class, drawn uniformly over its clusters. With
 handles some super-classes and holds only their classifiers: shard i of c (`data.shard`) holds super-classes i S / c to
 (i + 1) S / c - 1. The loss of a sub-classifier is the mean over the samples of its own super-class. So its gradient is
 S times as large as its part in a mean over the whole batch. The result is the same on any number of processes.
-Departs: an epoch shows an image in one rotation (released: the ranks of the four rotations draw independently); a
-super-cluster of fewer than P images receives images from the largest one: half of those that the largest has beyond P,
-so that no super-class is empty; empty clusters are split by a factor 1 +- 1/1024 (released: 1e-7), donors drawn anew
-each time (released: the same always); VGG-16's linear layers start from N(0, 0.01) as DeepCluster's do (released:
-torch's uniform numbers); the paper names Jigsaw as another pretext task but trains none: here the tiles of the whole
-image change places, and the network sees them together, because clusters need the features of whole images; color
-images are not padded (released: by 1); images before the Sobel filters are padded by 2, as released, or by 1 before a
-transformer. Sampling and clustering are the same for the paper's alternatives of the loss.
+Sampling and clustering are the same for the paper's alternatives of the loss.
+Departs:
+
+- An epoch shows an image in one rotation (released: the ranks of the four rotations draw independently).
+- A super-cluster of fewer than P images gets images from the largest super-cluster, so that no super-class is empty.
+  The largest gives half of the images that it has beyond P.
+- Empty clusters are split by a factor 1 +- 1/1024 (released: 1e-7), and donors are drawn anew each time (released: they
+  are always the same).
+- VGG-16's linear layers start from N(0, 0.01), as DeepCluster's do (released: torch's uniform numbers).
+- The paper names Jigsaw as another pretext task, but trains none. Here the tiles of the whole image change places, and
+  the network sees them together, because clusters need the features of whole images.
+- Color images are not padded (released: by 1). Images before the Sobel filters are padded by 2, as released, or by 1
+  before a transformer.
 """
 
 from __future__ import annotations

@@ -359,7 +359,9 @@ def _check_patches(side: int | None, image_size: int) -> None:
         return
     below = image_size // side * side
     sizes = " or ".join(str(size) for size in (below, below + side) if size)
-    raise ValueError(f"--patch-size {side}: images of {image_size} px do not divide into it; use --image-size {sizes}")
+    raise ValueError(
+        f"--patch-size {side}: the image size, {image_size} px, is not a multiple of it; use --image-size {sizes}"
+    )
 
 
 def _with_edges(module: Backbone) -> Backbone:

@@ -5,6 +5,7 @@ What a word means is found from the file's tensors and from what timm and the fo
 
 from __future__ import annotations
 
+import difflib
 import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -138,6 +139,8 @@ def check_word(model: str | Path, also: str = "") -> None:
     `also`: what else the user can give, for the message.
     """
     word = str(model)
+    if difflib.get_close_matches(word, (STARTER,), cutoff=0.8) and word != STARTER and not Path(word).exists():
+        raise FileNotFoundError(f"there is no {word}; did you mean {STARTER}?")
     if not (Path(word).exists() or word == STARTER or ":" in word or "=" in word or is_network(word)):
         raise FileNotFoundError(f"there is no {word}; give {also}{_WORDS}{nearest_names(word)}")
 
@@ -232,7 +235,8 @@ def _folder(folder: Path) -> Origin:
         if (folder / name).is_file():
             return _file(folder / name, None)
     raise FileNotFoundError(
-        f"--model {folder}: the folder holds neither a run, nor an exported backbone, nor {' or '.join(_IN_FOLDER)}"
+        f"{folder}: the folder holds neither a run, nor an exported backbone, nor {' or '.join(_IN_FOLDER)}; "
+        "name a folder that does, or a file of weights"
     )
 
 

@@ -6,7 +6,6 @@ features are those that its authors get.
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -124,9 +123,6 @@ def _network(
 
 
 def _untrained(name: str, image_size: int | None, channels: int) -> Network:
-    name_only = difflib.get_close_matches(name, (STARTER,), n=1, cutoff=0.8)
-    if name_only:
-        raise ValueError(f"--model {name}: did you mean {STARTER}?")
     check_word(name)
     size = image_size or 224
     module = make_backbone(name, channels=channels, image_size=size)

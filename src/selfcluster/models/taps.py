@@ -17,7 +17,7 @@ def find_module(network: nn.Module, name: str, flag: str = "--layer") -> nn.Modu
     except AttributeError as error:
         names = ", ".join(child for child, _ in network.named_children())
         model = getattr(network, "spec", {}).get("model_name", "the network")
-        every = "; `evaluate linear` takes all of them, one after the other" if name == "all" else ""
+        every = "; only `evaluate linear` takes --layer all, which probes every depth" if name == "all" else ""
         raise ValueError(f"{flag} {name}: {model} has no such layer; it has {names}{every}") from error
 
 

@@ -250,7 +250,7 @@ _CIFAR: dict[str, dict[str, Any]] = {
 
 
 def cifar(schema: Schema, facts: DataSummary, said: Mapping[str, Any]) -> dict[str, Choice]:
-    """The common CIFAR setting: ResNet-18, two views of 32 px, 1,000 epochs, batch 256.
+    """The common CIFAR setting: ResNet-18, two views of 32 px, 1,000 epochs, batch 256; short runs as auto's.
 
     `selfcluster train swav cifar10/train --recipe cifar`: online linear probe as solo-learn publishes it, CIFAR-10 and
     CIFAR-100: SwAV 89.17 and 64.88 %, DeepCluster-v2 88.85 and 63.61, DINO 89.52 and 66.76, SimCLR 90.74 and 65.78,

@@ -63,7 +63,8 @@ def layers_in(named: str | None, count: int) -> list[str | None]:
     layers = [part.strip() for part in named.split(",")] if named else [None]
     if len(layers) not in (1, count):
         raise ValueError(
-            f"--teacher-layer {named}: {len(layers)} layers of {count} teachers; name one for all, or one each"
+            f"--teacher-layer {named} names {len(layers)} layers for {count} teachers; name one layer for all of them, "
+            "or one per teacher"
         )
     return [layer or None for layer in layers] * (count if len(layers) == 1 else 1)
 
@@ -90,7 +91,8 @@ def _check_classes(teacher: str, source: Source) -> None:
     if theirs.get("class_names", mine["class_names"]) != mine["class_names"]:
         raise ValueError(
             f"--target distill: the {theirs['classes']} classes of {teacher} are not the {mine['classes']} here "
-            f"({', '.join((source.class_names or [])[:3])}, ...); its predictions would contradict the labels"
+            f"({', '.join((source.class_names or [])[:3])}, ...); its predictions would contradict the labels. Give "
+            "labels of the same classes, or use --target kmeans"
         )
 
 

@@ -141,7 +141,9 @@ def _check(schema: Schema, config: RunSettings, facts: DataSummary) -> None:
             f"several small batches do not equal a large one. Use a smaller --batch-size{queue}"
         )
     if config["batch_size"] % config["accumulate"]:
-        raise ValueError(f"--batch-size {config['batch_size']} does not divide by --accumulate {config['accumulate']}")
+        raise ValueError(
+            f"--batch-size {config['batch_size']} must be a multiple of --accumulate {config['accumulate']}"
+        )
     if config["schedule"] in ("step", "multistep") and not config["milestones"]:
         raise ValueError(f"--schedule {config['schedule']} needs --milestones")
     if config["schedule"] not in ("step", "multistep") and config["milestones"]:

@@ -102,8 +102,8 @@ def assemble(config: RunSettings, num_images: int, run: Path | None = None) -> P
     world = distributed.world_size()
     if config["accumulate"] > 1 and config["batch_size"] % (config["accumulate"] * world):
         raise ValueError(
-            f"--batch-size {config['batch_size']} does not divide by --accumulate {config['accumulate']} "
-            f"times {world} processes"
+            f"--batch-size {config['batch_size']} must be a multiple of --accumulate {config['accumulate']} "
+            f"times {world} processes, {config['accumulate'] * world}"
         )
     count = gcd(kind.shards(settings), world)
     shard = (distributed.rank() * count // world, count)

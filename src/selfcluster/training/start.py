@@ -32,6 +32,7 @@ from selfcluster.runs.folder import (
     read_status,
 )
 from selfcluster.runs.formats import FORMAT
+from selfcluster.setting import as_typed, in_words
 from selfcluster.settings.files import deciding, run_config
 from selfcluster.settings.options import FREE
 from selfcluster.settings.recipes import DataSummary, warning_from_nothing
@@ -122,7 +123,7 @@ def open_run(
         console.say(f"settings that --recipe {recipe} chose for a run that starts from {begin}:")
     for name, reason in resolved.reasons.items():
         if resolved.config[name] is not None:
-            console.say(f"  --{name.replace('_', '-')} {_words(resolved.config[name])}: {reason}")
+            console.say(f"  {as_typed(name, resolved.config[name])}: {reason}")
     return folder, config
 
 
@@ -138,7 +139,7 @@ def _find_start(
     chosen = {"backbone": origin.name, "channels": origin.preprocessing.channels}
     chosen = {name: value for name, value in chosen.items() if flags.get(name) is None}
     for name, value in chosen.items():
-        console.say(f"  --{name} {value}: taken from the network of --init {init}")
+        console.say(f"  {as_typed(name, value)}: taken from the network of --init {init}")
     return {**given, **chosen}, {"input": {"architecture": origin.name, **origin.preprocessing.as_config()}}
 
 
@@ -201,7 +202,9 @@ def _same_run(
     wanted |= _absolute(wanted)
     changed = [n for n, value in wanted.items() if n not in FREE and value != config[n]]
     if changed:
-        differences = "; ".join(f"--{n.replace('_', '-')} was {config[n]} and is now {wanted[n]}" for n in changed)
+        differences = "; ".join(
+            f"--{n.replace('_', '-')} was {in_words(config[n])} and is now {in_words(wanted[n])}" for n in changed
+        )
         raise RunError(
             f"{path} holds a run with other settings: {differences}. Leave these flags out to resume, or "
             "choose another --out"
@@ -218,7 +221,9 @@ def _check_unedited(path: Path, settings: Mapping[str, Any]) -> None:
     before = newest_settings(path / CHECKPOINTS)
     edited = [name for name in before if name in settings and settings[name] != before[name]]
     if edited:
-        differences = "; ".join(f"{name} was {before[name]} and is now {settings[name]}" for name in edited)
+        differences = "; ".join(
+            f"{name} was {in_words(before[name])} and is now {in_words(settings[name])}" for name in edited
+        )
         raise RunError(
             f"{path / 'config.yaml'} was edited after the run began: {differences}. Restore it, or choose another --out"
         )
@@ -250,9 +255,3 @@ def absolute_word(name: str) -> str:
     network, equals, file = name.rpartition("=")
     is_path = Path(file).exists() or means_a_path(file)  # also for a file that is gone
     return f"{network}{equals}{Path(file).resolve()}" if is_path else name
-
-
-def _words(value: object) -> str:
-    if isinstance(value, tuple):
-        return " ".join(_words(part) for part in value) or "none"
-    return f"{value:g}" if isinstance(value, float) else str(value)

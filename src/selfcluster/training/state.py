@@ -131,7 +131,10 @@ class RunState:
             )
         steps = distributed.gather_objects(loaded.meta["step"] if loaded else 0)
         if len(set(steps)) > 1:
-            raise checkpoint.BrokenCheckpoint(f"{checkpoints}: the processes read checkpoints of the steps {steps}")
+            raise checkpoint.BrokenCheckpoint(
+                f"{checkpoints}: the processes see different checkpoints, of the steps {steps}. All of them need "
+                "the same run folder: check that --out is on storage that they share"
+            )
         if self.folder is not None:
             checkpoint.clean(self.folder.checkpoints, steps[0])
             self.folder.cut_metrics(loaded.meta["metrics_rows"] if loaded else 0)

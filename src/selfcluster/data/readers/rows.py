@@ -1,4 +1,4 @@
-"""Lists of images: a .txt with one path a line, or a .csv or .parquet table with one row an image."""
+"""Lists of images: a .txt with one path a line, or a .csv or .parquet table with one row per image."""
 
 from __future__ import annotations
 

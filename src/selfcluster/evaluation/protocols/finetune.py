@@ -61,7 +61,7 @@ class FinetuneSettings:
     tune: Literal["all", "fc", "head"] | None = setting(
         None, "what to train besides the classifier: all, fully connected layers (fc) or nothing (head)"
     )
-    epochs: int | None = setting(None, "passes over the training images; default the preset's", least=1)
+    epochs: int | None = setting(None, "passes over the training images; default: the preset's", least=1)
     trunk_rate: float | None = setting(
         None, "learning rate of the network, for the preset's batch; 0 freezes it", least=0
     )
@@ -69,7 +69,7 @@ class FinetuneSettings:
     weight_decay: float | None = setting(None, "weight decay; default: the preset's", least=0)
     dropout: float | None = setting(None, "dropout before the classifier; default: the preset's", least=0, most=0.95)
     tune_batch: int | None = setting(None, "images per step; default: the preset's", least=2)
-    test_crops: int | None = setting(None, "1 (the center) or 10; default the preset's", least=1, most=10)
+    test_crops: int | None = setting(None, "1 (the center) or 10; default: the preset's", least=1, most=10)
 
 
 class Finetune(Protocol):

@@ -32,11 +32,11 @@ class LinearSettings:
     preset: Literal["swav", "dino", "moco", "vissl", "deepcluster", "deepercluster", "odc"] = setting(
         "swav", "paper whose optimizer, schedule and length to use"
     )
-    epochs: int | None = setting(None, "passes over the training images; default the preset's", least=1)
+    epochs: int | None = setting(None, "passes over the training images; default: the preset's", least=1)
     learning_rate: float | None = setting(None, "learning rate for 256 images; default: the preset's", least=0)
     probe_batch: int = setting(256, "images per step", least=2)
     depths: int | None = setting(None, "with --layer all: only the last N depths of the network", least=1)
-    test_crops: int | None = setting(None, "1 (the center) or 10; default the preset's", least=1, most=10)
+    test_crops: int | None = setting(None, "1 (the center) or 10; default: the preset's", least=1, most=10)
 
 
 class Linear(Protocol):

@@ -52,7 +52,7 @@ class SemiSettings:
         "finetune", "fine-tune the network, or classify its frozen features"
     )
     preset: Literal["swav", "odc", "vissl"] = setting("swav", "paper whose rates, schedule and length to use")
-    epochs: int | None = setting(None, "passes over the kept images; default the preset's", least=1)
+    epochs: int | None = setting(None, "passes over the kept images; default: the preset's", least=1)
     trunk_rate: float | None = setting(None, "learning rate of the network for 256 images; 0 freezes it", least=0)
     head_rate: float | None = setting(None, "learning rate of the classifier for 256 images", least=0)
     weight_decay: float | None = setting(None, "weight decay; default: the preset's", least=0)

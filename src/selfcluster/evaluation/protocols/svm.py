@@ -32,7 +32,9 @@ from selfcluster.setting import setting
 class SVMSettings:
     costs: str = setting("vissl", "vissl (27 costs), openselfsup (19), or numbers separated by commas")
     choose: Literal["cross_validation", "test"] = setting(
-        "cross_validation", "images that choose the cost of a class; test makes the result too good"
+        "cross_validation",
+        "how the cost of each class is chosen: by cross-validation on the training images, or on the test images, "
+        "which makes the scores too high",
     )
     folds: int = setting(3, "number of folds of the cross-validation", least=2, most=20)
 
