@@ -4,8 +4,9 @@
 
 Both read the same JPEG files. The peer is what SwAV's released code does with one worker: PIL decodes, and each of the
 eight views is a random resized crop, a flip, color changes and a blur on PIL images by torchvision and PIL. The
-process is bound to one core, threads and all. "decode and crop" leaves color and blur out on both sides. Rounds are
-interleaved; a figure is the median of the rounds, a ratio the median of the rounds' ratios.
+process is bound to one core, threads and all, and keeps freed memory, as every command of selfcluster does. "decode
+and crop" leaves color and blur out on both sides. Rounds are interleaved; a figure is the median of the rounds, a ratio
+the median of the rounds' ratios.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import torch
 from PIL import Image, ImageFilter
 
 from record import RESULTS, append
+from selfcluster.allocation import keep_freed_memory
 from selfcluster.data.loader import Loader
 from selfcluster.data.sources import open_source
 from selfcluster.types import Crops
@@ -69,6 +71,7 @@ def main() -> None:
     options = parser.parse_args()
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     torch.set_num_threads(1)
+    keep_freed_memory()
     source = open_source(options.photographs, limit=options.images)
     root = source.root
     assert root is not None

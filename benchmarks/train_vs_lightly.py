@@ -122,7 +122,7 @@ class Ours:
         return steps * BATCH / (time.perf_counter() - start)
 
     def step(self, steps: int) -> float:
-        from selfcluster.models.convolution import quick_gradients
+        from selfcluster.models.convolution import quick_convolutions
         from selfcluster.training.build import assemble
         from selfcluster.training.embedding import to_layout
         from selfcluster.training.precision import autocast, prefers_products
@@ -134,7 +134,7 @@ class Ours:
         batch = replace(batch, views=to_layout(batch.views))
         products = prefers_products(parts.loop.device, parts.loop.precision)
         start = time.perf_counter()
-        with quick_gradients(method, products):  # as in `fit`
+        with quick_convolutions(method, products):  # as in `fit`
             for step in range(steps):
                 method.zero_grad(set_to_none=True)
                 with autocast(parts.loop.device, parts.loop.precision):

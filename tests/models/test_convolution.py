@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from selfcluster.models import convolution
-from selfcluster.models.convolution import convolve, quick_gradients, weight_gradient
+from selfcluster.models.convolution import convolve, convolve_densely, quick_convolutions, weight_gradient
 
 
 def random(*shape, seed=0, dtype=torch.float64):
@@ -39,13 +39,39 @@ def test_equals_torch_in_double_precision(kernel, stride, padding, block, monkey
         torch.testing.assert_close(mine.grad, other.grad, rtol=1e-12 if exact else 1e-5, atol=1e-12 if exact else 1e-5)
 
 
+def test_a_dense_layer_by_hand():
+    # two positions beside each other and a kernel of three: each output sees the middle weight and one neighbor's
+    images = torch.tensor([[[[1.0, 2.0]]]])
+    weight = torch.zeros(1, 1, 3, 3)
+    weight[0, 0, 1] = torch.tensor([3.0, 5.0, 7.0])
+    assert convolve_densely(images, weight, None, 1, 1).tolist() == [[[[1 * 5 + 2 * 7, 1 * 3 + 2 * 5]]]]
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 2), (3, 2), (4, 4)])
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding"), [(3, 1, 1), (3, 2, 1), (1, 1, 0), (5, 1, 2), (2, 2, 1), (4, 3, 2)]
+)
+def test_a_dense_layer_equals_torch_in_double_precision(kernel, stride, padding, size):
+    given = [random(5, 3, *size), random(4, 3, kernel, kernel, seed=1), random(4, seed=2)]
+    ours, theirs = ([tensor.clone().requires_grad_() for tensor in given] for _ in range(2))
+    output, expected = convolve_densely(*ours, stride, padding), F.conv2d(*theirs, stride=stride, padding=padding)
+    torch.testing.assert_close(output, expected, rtol=1e-12, atol=1e-12)
+    change = random(*output.shape, seed=3)
+    output.backward(change)
+    expected.backward(change)
+    for mine, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine.grad, other.grad, rtol=1e-12, atol=1e-12)
+
+
 def test_frozen_images_get_no_gradient_and_no_bias_is_needed():
     weight = random(4, 3, 3, 3, seed=1).requires_grad_()
     images = random(2, 3, 5, 5)
-    convolve(images, weight, None, 1, 1).sum().backward()
     again = weight.detach().clone().requires_grad_()
     F.conv2d(images, again, None, 1, 1).sum().backward()
-    torch.testing.assert_close(weight.grad, again.grad)
+    for ours in (convolve, convolve_densely):
+        weight.grad = None
+        ours(images, weight, None, 1, 1).sum().backward()
+        torch.testing.assert_close(weight.grad, again.grad)
 
 
 class Small(nn.Module):
@@ -70,7 +96,7 @@ def gradients(module, x):
 def test_a_step_in_bfloat16_has_the_same_loss_and_gradients():
     module, x = Small(), random(4, 3, 8, 8, dtype=torch.float32)
     loss, expected = gradients(module, x)
-    with quick_gradients(module, True):
+    with quick_convolutions(module, True):
         again, found = gradients(module, x)
     assert again == loss
     for name, gradient in expected.items():
@@ -82,15 +108,44 @@ def test_only_the_suitable_one_changes_and_only_in_the_block(monkeypatch):
     module, x, used = Small(), random(2, 3, 8, 8, dtype=torch.float32), []
     real = convolution.weight_gradient
     monkeypatch.setattr(convolution, "weight_gradient", lambda *args: used.append(args[0].shape) or real(*args))
-    with quick_gradients(module, True):
+    with quick_convolutions(module, True):
         assert [name for name, inner in module.named_children() if "_conv_forward" in vars(inner)] == ["many"]
         gradients(module, x)
-        assert used == [(2, 256, 8, 8)]
+        assert used == [(2, 256, 8, 8)]  # too few images for one product
         module(x).sum().backward()  # single precision: torch's own
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
             module(x)
     assert len(used) == 1
     assert not any("_conv_forward" in vars(inner) for inner in module.modules())
-    with quick_gradients(module, False):
+    with quick_convolutions(module, False):
         gradients(module, x)
     assert len(used) == 1
+
+
+@pytest.mark.parametrize(
+    ("count", "side", "low", "dense"),
+    [
+        (128, 2, True, True),
+        (128, 2, False, True),
+        (127, 2, True, False),  # too few images
+        (288, 3, True, True),
+        (288, 3, False, False),  # in float32 only up to 2 x 2
+        (512, 5, True, False),  # too many positions
+    ],
+)
+def test_a_layer_of_few_positions_and_many_images_is_one_product(count, side, low, dense, monkeypatch):
+    used = []
+    real = convolution.convolve_densely
+    monkeypatch.setattr(convolution, "convolve_densely", lambda *args: used.append(args[0].dtype) or real(*args))
+    layer = nn.Conv2d(256, 4, 3, padding=1)
+    x = random(count, 256, side, side, dtype=torch.float32)
+    results = []
+    for wanted in (False, True):
+        layer.zero_grad()
+        with quick_convolutions(layer, wanted), torch.autocast("cpu", torch.bfloat16, enabled=low):
+            out = layer(x)
+            out.float().square().mean().backward()
+        results.append((out.detach().float(), layer.weight.grad.clone()))
+    assert used == ([torch.bfloat16 if low else torch.float32] if dense else [])
+    for mine, other in zip(*reversed(results), strict=True):
+        assert (mine - other).norm() / other.norm() < (0.01 if low else 1e-5)  # eps of bfloat16: 0.008

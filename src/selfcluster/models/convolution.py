@@ -1,15 +1,20 @@
-"""Gradients of a convolution's weights as one matrix product, where oneDNN's own kernel is slow.
+"""Convolutions as matrix products, where oneDNN's own kernels are slow.
 
-On processors with AMX, oneDNN computes this gradient in bfloat16 2 to 7 times slower than its own matrix product does
-if a layer has many channels and few positions (512 channels, 4 x 4 positions, 256 images: 213 ms against 49 ms; 64
-channels, 32 x 32 positions: 41 ms against 135 ms). These are the last stages of a ResNet. Measured: docs/LOG.md,
-2026-11-28. The output of a layer and the gradient of its input stay oneDNN's.
+On processors with AMX, oneDNN computes the gradient of a convolution's weights in bfloat16 2 to 7 times slower than its
+own matrix product does if a layer has many channels and few positions (512 channels, 4 x 4 positions, 256 images: 213
+ms against 49 ms; 64 channels, 32 x 32 positions: 41 ms against 135 ms). These are the last stages of a ResNet.
+With very few positions the whole layer is faster as one product with a matrix of all pairs of an input and an output
+position, in float32, too: most of a kernel lies outside such small images. 512 channels, 2 x 2 positions, 512 images,
+output and both gradients: bfloat16 194 ms against 31 ms, float32 348 ms against 75 ms. Measured: docs/LOG.md,
+2026-11-28.
 
-B images, C channels in, O channels out, k kernel.
+B images, C channels in, O channels out, k kernel; I positions of the input, P of the output.
 """
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -19,7 +24,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-_CHANNELS = 256  # least number of input channels for which the product was faster in every shape tried
+_CHANNELS = 256  # least number of input channels for which products were faster in every shape tried
+_OUTPUTS = 9  # most positions of the output of a layer that is one product
+_INPUTS, _INPUTS_FLOAT32 = 16, 4  # and of its input
+_IMAGES = 32  # and least images for each position of the input, because making the matrix takes time
+_NUMBERS = 1 << 25  # most numbers in the matrix
 _BLOCK = 64 << 20  # bytes of the patches that are made at a time
 
 
@@ -77,12 +86,64 @@ def convolve(images: Tensor, weight: Tensor, bias: Tensor | None, stride: int, p
     return _Convolve.apply(images, weight, bias, stride, padding)  # pyright: ignore[reportReturnType]
 
 
-@contextmanager
-def quick_gradients(module: nn.Module, wanted: bool) -> Iterator[None]:
-    """In this block, convolutions of many channels get the gradients of their weights from a matrix product.
+class _Dense(torch.autograd.Function):
+    """A convolution as one product; its gradients are two more."""
 
-    It applies to bfloat16 on a CPU, when gradients are kept. At the end the modules have their own `_conv_forward`
-    back, so that copies and exports are torch's.
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int) -> Tensor:
+        (height, width), (out, channels, kernel, _) = images.shape[2:], weight.shape
+        down, across = ((side + 2 * padding - kernel) // stride + 1 for side in (height, width))
+        matrix = weight.new_zeros(down * across, out, height * width, channels)
+        taps = list(_taps(height, width, kernel, stride, padding))
+        for to, position, y, x in taps:
+            matrix[to, :, position] = weight[:, :, y, x]
+        matrix = matrix.flatten(2).flatten(0, 1)  # (P O, I C)
+        rows = images.permute(0, 2, 3, 1).reshape(len(images), -1)  # (B, I C)
+        ctx.save_for_backward(rows, matrix)
+        ctx.taps, ctx.shape, ctx.kernel, ctx.has_bias = taps, images.shape, kernel, bias is not None
+        made = rows @ matrix.T if bias is None else torch.addmm(bias.repeat(down * across), rows, matrix.T)
+        return made.view(len(images), down, across, out).permute(0, 3, 1, 2)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        rows, matrix = ctx.saved_tensors
+        count, channels, height, width = ctx.shape
+        outputs = gradients[0].permute(0, 2, 3, 1)  # (B, down, across, O)
+        wanted, out = outputs.reshape(count, -1), outputs.shape[3]
+        to_images = None
+        if ctx.needs_input_grad[0]:
+            to_images = (wanted @ matrix).view(count, height, width, channels).permute(0, 3, 1, 2)
+        pairs = (wanted.T @ rows).view(-1, out, height * width, channels)
+        total = pairs.new_zeros(
+            out, ctx.kernel, ctx.kernel, channels, dtype=torch.promote_types(pairs.dtype, torch.float32)
+        )
+        for to, position, y, x in ctx.taps:
+            total[:, y, x] += pairs[to, :, position]
+        to_bias = outputs.sum(dim=(0, 1, 2)) if ctx.has_bias else None
+        return to_images, total.to(rows.dtype).permute(0, 3, 1, 2), to_bias, None, None
+
+
+def convolve_densely(images: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int) -> Tensor:
+    """Return `F.conv2d` of images (B, C, h, w) with square kernels (O, C, k, k), for few positions h w."""
+    return _Dense.apply(images, weight, bias, stride, padding)  # pyright: ignore[reportReturnType]
+
+
+def _taps(height: int, width: int, kernel: int, stride: int, padding: int) -> Iterator[tuple[int, int, int, int]]:
+    """Yield position of the output, position of the input, and row and column of the weight that joins them."""
+    down, across = ((side + 2 * padding - kernel) // stride + 1 for side in (height, width))
+    for to, y, x in itertools.product(range(down * across), range(kernel), range(kernel)):
+        row, column = to // across * stride + y - padding, to % across * stride + x - padding
+        if 0 <= row < height and 0 <= column < width:
+            yield to, row * width + column, y, x
+
+
+@contextmanager
+def quick_convolutions(module: nn.Module, wanted: bool) -> Iterator[None]:
+    """In this block, convolutions of many channels are computed by matrix products where that is faster.
+
+    It applies to bfloat16 and float32 on a CPU, when gradients are kept. At the end the modules have their own
+    `_conv_forward` back, so that copies and exports are torch's.
 
     Args:
         module: contains the convolutions.
@@ -108,12 +169,23 @@ def _is_suitable(module: nn.Module) -> bool:
 
 def _chosen(convolution: nn.Conv2d) -> Any:
     own, stride, padding = convolution._conv_forward, convolution.stride[0], int(convolution.padding[0])
+    kernel, area = convolution.kernel_size[0], convolution.in_channels * convolution.out_channels
+
+    def is_dense(images: Tensor, most: int) -> bool:
+        sides = images.shape[2:]
+        inputs, outputs = math.prod(sides), math.prod((side + 2 * padding - kernel) // stride + 1 for side in sides)
+        few = inputs <= most and outputs <= _OUTPUTS and inputs * outputs * area <= _NUMBERS
+        return few and len(images) >= _IMAGES * inputs
 
     def forward(images: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         low = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
-        if not low or images.device.type != "cpu" or not torch.is_grad_enabled() or not weight.requires_grad:
+        if images.device.type != "cpu" or not torch.is_grad_enabled() or not weight.requires_grad:
             return own(images, weight, bias)
+        if not low:
+            dense = images.dtype == weight.dtype == torch.float32 and is_dense(images, _INPUTS_FLOAT32)
+            return convolve_densely(images, weight, bias, stride, padding) if dense else own(images, weight, bias)
         low_bias = None if bias is None else bias.bfloat16()
-        return convolve(images.bfloat16(), weight.bfloat16(), low_bias, stride, padding)
+        quick = convolve_densely if is_dense(images, _INPUTS) else convolve
+        return quick(images.bfloat16(), weight.bfloat16(), low_bias, stride, padding)
 
     return forward

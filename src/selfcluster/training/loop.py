@@ -24,7 +24,7 @@ from selfcluster.data.threads import ReadingStopped
 from selfcluster.distributed import at, rank
 from selfcluster.faults import fault_point
 from selfcluster.methods.base import Method
-from selfcluster.models.convolution import quick_gradients
+from selfcluster.models.convolution import quick_convolutions
 from selfcluster.runs.console import Console
 from selfcluster.runs.folder import RunFolder
 from selfcluster.training.compiled import compiled
@@ -120,7 +120,7 @@ def fit(
     console.start(total, state.step)
     at(lambda: f"step {state.step}" + (f", images {_first(batch.index, name_of, 4)}" if batch is not None else ""))
 
-    fast, quick = compiled(method, settings.compile), quick_gradients(method, products)
+    fast, quick = compiled(method, settings.compile), quick_convolutions(method, products)
     with StopRequest() as request, loader.watch.stopping(lambda: request.signal is not None), fast, quick:
         while state.step < total:
             step = state.step

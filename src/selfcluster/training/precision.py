@@ -33,8 +33,8 @@ def pick_precision(name: str, device: torch.device) -> str:
 
 
 def prefers_products(device: torch.device, precision: str) -> bool:
-    """Return whether gradients of weights should be matrix products, see `models/convolution.py`."""
-    return device.type == "cpu" and precision == "bf16" and has_amx()
+    """Return whether some convolutions should be matrix products, see `models/convolution.py`."""
+    return device.type == "cpu" and (precision == "fp32" or has_amx())
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
