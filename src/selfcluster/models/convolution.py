@@ -1,8 +1,8 @@
 """Convolutions as matrix products, where oneDNN's own kernels are slow.
 
-On processors with AMX, oneDNN computes the gradient of a convolution's weights in bfloat16 2 to 7 times slower than its
-own matrix product does if a layer has many channels and few positions (512 channels, 4 x 4 positions, 256 images: 213
-ms against 49 ms; 64 channels, 32 x 32 positions: 41 ms against 135 ms). These are the last stages of a ResNet.
+On processors with AMX, oneDNN computes the gradient of a convolution's weights in bfloat16 slowly if a layer has many
+channels and few positions: 2 to 7 times slower than its own matrix product (512 channels, 4 x 4 positions, 256 images:
+213 ms against 49 ms; 64 channels, 32 x 32 positions: 41 ms against 135 ms). These are the last stages of a ResNet.
 With very few positions the whole layer is faster as one product with a matrix of all pairs of an input and an output
 position, in float32, too: most of a kernel lies outside such small images. 512 channels, 2 x 2 positions, 512 images,
 output and both gradients: bfloat16 194 ms against 31 ms, float32 348 ms against 75 ms. Measured: docs/LOG.md,
