@@ -2,6 +2,8 @@
 PYTHON ?= python3
 IMAGES ?= cifar10/train-00000.tar
 PHOTOGRAPHS ?= photos
+# the tests start hundreds of processes, each of which would compile the sources again
+unexport PYTHONDONTWRITEBYTECODE
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt

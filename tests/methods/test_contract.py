@@ -56,6 +56,23 @@ def buffers(method: Method) -> dict[str, torch.Tensor]:
     return {name: b.clone() for name, b in own.items() if not name.endswith(("running_mean", "running_var", "tracked"))}
 
 
+@pytest.fixture(scope="session")
+def whole_runs(tmp_path_factory):
+    return tmp_path_factory.mktemp("whole")
+
+
+@pytest.fixture
+def whole_run(tiny, whole_runs):
+    """A function that returns the folder of a method's run that was never stopped; made once for all tests."""
+
+    def run(name):
+        if not (whole_runs / name).exists():
+            tiny(name, whole_runs / name, checkpoint_every=1)
+        return whole_runs / name
+
+    return run
+
+
 @pytest.mark.parametrize("name", NAMES)
 class TestEveryMethod:
     def test_first_epoch_is_finite(self, name, tiny, tmp_path):
@@ -80,9 +97,8 @@ class TestEveryMethod:
         changed = {n for n, tensor in fewer.items() if tensor.shape != more[n].shape}
         assert changed == set(METHODS[name].per_image)
 
-    def test_all_state_exists_at_construction(self, name, tiny, tmp_path):
-        tiny(name, tmp_path / "run")
-        loaded, _ = load_newest(tmp_path / "run/checkpoints")
+    def test_all_state_exists_at_construction(self, name, whole_run):
+        loaded, _ = load_newest(whole_run(name) / "checkpoints")
         stored = {k.removeprefix("method."): tuple(v.shape) for k, v in loaded.tensors.items() if k[:6] == "method"}
         assert stored == {k: tuple(v.shape) for k, v in make(name).state_dict().items()}
 
@@ -132,10 +148,10 @@ class TestEveryMethod:
         assert "arXiv" in module.__doc__
 
     @pytest.mark.parametrize("stop_at", [1, 4, 6])
-    def test_resume_is_exact(self, name, stop_at, tiny, tmp_path, monkeypatch):
+    def test_resume_is_exact(self, name, stop_at, tiny, whole_run, tmp_path, monkeypatch):
         """Stopped after any step, and with every tensor of the new process spoilt first, the run ends in the same
         bytes as one that was never stopped."""
-        tiny(name, tmp_path / "whole", checkpoint_every=1)
+        whole = whole_run(name)
         kind = METHODS[name]
         steps, end = [], kind.on_step_end
 
@@ -161,7 +177,7 @@ class TestEveryMethod:
         with monkeypatch.context() as patch:
             patch.setattr(kind, "__init__", spoilt)
             tiny(name, tmp_path / "cut", checkpoint_every=1)
-        assert_same_run(tmp_path / "whole", tmp_path / "cut")
+        assert_same_run(whole, tmp_path / "cut")
 
     @pytest.mark.slow
     def test_two_processes_are_one(self, name, ranks):
