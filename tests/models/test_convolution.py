@@ -39,6 +39,23 @@ def test_equals_torch_in_double_precision(kernel, stride, padding, block, monkey
         torch.testing.assert_close(mine.grad, other.grad, rtol=1e-12 if exact else 1e-5, atol=1e-12 if exact else 1e-5)
 
 
+@pytest.mark.parametrize("block", [1, 64 << 20])
+@pytest.mark.parametrize(("kernel", "stride", "padding"), [(3, 1, 1), (3, 2, 1), (1, 1, 0), (5, 2, 2), (2, 1, 1)])
+def test_the_parts_that_are_products_equal_torch_in_double_precision(kernel, stride, padding, block, monkeypatch):
+    monkeypatch.setattr(convolution, "_MANY", 1)  # as if 3 channels were many
+    monkeypatch.setattr(convolution, "_BLOCK", block)
+    given = [random(5, 3, 4, 4), random(4, 3, kernel, kernel, seed=1), random(4, seed=2)]
+    ours, theirs = ([tensor.clone().requires_grad_() for tensor in given] for _ in range(2))
+    output, expected = convolve(*ours, stride, padding), F.conv2d(*theirs, stride, padding)
+    torch.testing.assert_close(output, expected, rtol=1e-12, atol=1e-12)
+    change = random(*output.shape, seed=3)
+    output.backward(change)
+    expected.backward(change)
+    for mine, other in zip(ours, theirs, strict=True):
+        tolerance = 1e-12 if block > 1 else 1e-5  # sums over blocks are kept in single precision
+        torch.testing.assert_close(mine.grad, other.grad, rtol=tolerance, atol=tolerance)
+
+
 def test_a_dense_layer_by_hand():
     # two positions beside each other and a kernel of three: each output sees the middle weight and one neighbor's
     images = torch.tensor([[[[1.0, 2.0]]]])
@@ -102,6 +119,21 @@ def test_a_step_in_bfloat16_has_the_same_loss_and_gradients():
     for name, gradient in expected.items():
         distance = (found[name] - gradient).norm() / gradient.norm()
         assert distance < (0.01 if name.startswith("many") else 1e-6), name  # eps of bfloat16: 0.008
+
+
+@pytest.mark.parametrize("side", [4, 7])
+def test_a_layer_of_many_channels_has_the_same_output_and_gradients_in_bfloat16(side):
+    layer, images = nn.Conv2d(512, 8, 3, padding=1), random(2, 512, side, side, dtype=torch.float32)
+    results = []
+    for wanted in (False, True):
+        layer.zero_grad()
+        x = images.clone().requires_grad_()
+        with quick_convolutions(layer, wanted), torch.autocast("cpu", torch.bfloat16):
+            out = layer(x)
+        out.float().square().mean().backward()
+        results.append((out.detach(), x.grad, layer.weight.grad.clone(), layer.bias.grad.clone()))
+    for mine, other in zip(*reversed(results), strict=True):
+        assert (mine.float() - other.float()).norm() / other.float().norm() < 0.008  # eps of bfloat16
 
 
 def test_only_the_suitable_one_changes_and_only_in_the_block(monkeypatch):

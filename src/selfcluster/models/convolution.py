@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 _CHANNELS = 256  # least number of input channels for which products were faster in every shape tried
+_MANY = 512  # the same for the output and the images' gradient
 _OUTPUTS = 9  # most positions of the output of a layer that is one product
 _INPUTS, _INPUTS_FLOAT32 = 16, 4  # and of its input
 _IMAGES = 32  # and least images for each position of the input, because making the matrix takes time
@@ -42,31 +43,48 @@ def weight_gradient(images: Tensor, gradient: Tensor, kernel: int, stride: int, 
         gradient: (B, O, H, W) of its output.
         kernel, stride, padding: of the convolution, the same in both directions.
     """
-    rows = F.pad(images.permute(0, 2, 3, 1), (0, 0, padding, padding, padding, padding))  # (B, h, w, C)
-    outputs = gradient.permute(0, 2, 3, 1)  # (B, H, W, O)
-    _, height, width, out = outputs.shape
-    at_once = max(1, _BLOCK // (height * width * kernel**2 * images.shape[1] * images.element_size()))
+    outputs = gradient.permute(0, 2, 3, 1).flatten(0, 2)  # (B H W, O)
     total: Any = None
-    for part, wanted in zip(rows.split(at_once), outputs.split(at_once), strict=True):
-        count, _, _, channels = part.shape
-        image, down, right, channel = part.stride()
-        patches = part.as_strided(  # a view: (b, H, W, k, k, C)
-            (count, height, width, kernel, kernel, channels),
-            (image, down * stride, right * stride, down, right, channel),
-        ).reshape(count * height * width, -1)
-        product = wanted.reshape(-1, out).T @ patches
+    for patches in _patches(images, kernel, stride, padding):
+        wanted, outputs = outputs[: len(patches)], outputs[len(patches) :]
+        product = wanted.T @ patches
         total = product if total is None else total.float() + product
-    return total.to(images.dtype).view(out, kernel, kernel, -1).permute(0, 3, 1, 2)
+    return total.to(images.dtype).view(gradient.shape[1], kernel, kernel, -1).permute(0, 3, 1, 2)
+
+
+def as_product(images: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int) -> Tensor:
+    """Return `F.conv2d` of images (B, C, h, w) with kernels (O, C, k, k), as products of patches and weights."""
+    kernel = weight.shape[2]
+    matrix = weight.permute(2, 3, 1, 0).reshape(-1, len(weight))  # (k k C, O)
+    parts = _patches(images, kernel, stride, padding)
+    rows = [part @ matrix if bias is None else torch.addmm(bias, part, matrix) for part in parts]
+    down, across = ((side + 2 * padding - kernel) // stride + 1 for side in images.shape[2:])
+    return torch.cat(rows).view(len(images), down, across, -1).permute(0, 3, 1, 2)
+
+
+def _patches(images: Tensor, kernel: int, stride: int, padding: int) -> Iterator[Tensor]:
+    """Yield what each output position sees, a few images at a time: (positions, k k C)."""
+    rows = F.pad(images.permute(0, 2, 3, 1), (0, 0, padding, padding, padding, padding))  # (B, h, w, C)
+    down, across = ((side - kernel) // stride + 1 for side in rows.shape[1:3])
+    at_once = max(1, _BLOCK // (down * across * kernel**2 * images.shape[1] * images.element_size()))
+    for part in rows.split(at_once):
+        image, row, column, channel = part.stride()
+        yield part.as_strided(  # a view: (b, H, W, k, k, C)
+            (len(part), down, across, kernel, kernel, part.shape[3]),
+            (image, row * stride, column * stride, row, column, channel),
+        ).reshape(len(part) * down * across, -1)
 
 
 class _Convolve(torch.autograd.Function):
-    """A convolution whose weights get their gradient from `weight_gradient`."""
+    """A convolution whose weights get their gradient from `weight_gradient`, and other parts as products if faster."""
 
     @staticmethod
     def forward(ctx: Any, images: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int) -> Tensor:
         ctx.save_for_backward(images, weight)
         ctx.stride, ctx.padding, ctx.has_bias = stride, padding, bias is not None
-        return F.conv2d(images, weight, bias, stride, padding)
+        if weight.shape[1] < _MANY:
+            return F.conv2d(images, weight, bias, stride, padding)
+        return as_product(images, weight, bias, stride, padding)
 
     @staticmethod
     @once_differentiable
@@ -74,9 +92,13 @@ class _Convolve(torch.autograd.Function):
         images, weight = ctx.saved_tensors
         (gradient,) = gradients
         places = [ctx.stride] * 2, [ctx.padding] * 2, [1, 1], False, [0, 0], 1
-        asked = [ctx.needs_input_grad[0], False, ctx.has_bias]
+        few, kernel = math.prod(images.shape[2:]) <= _INPUTS, weight.shape[2]
+        turned = few and ctx.stride == 1 and weight.shape[1] >= _MANY and ctx.padding < kernel
+        asked = [ctx.needs_input_grad[0] and not turned, False, ctx.has_bias]
         sizes = [weight.shape[0]] if ctx.has_bias else None
         to_images, _, to_bias = torch.ops.aten.convolution_backward(gradient, images, weight, sizes, *places, asked)
+        if turned and ctx.needs_input_grad[0]:  # the convolution of the output's gradient with the turned kernels
+            to_images = as_product(gradient, weight.flip(2, 3).transpose(0, 1), None, 1, kernel - 1 - ctx.padding)
         to_weight = weight_gradient(images, gradient, weight.shape[2], ctx.stride, ctx.padding)
         return to_images, to_weight, to_bias, None, None
 
