@@ -39,7 +39,7 @@ COMMANDS = {
     "search": "find the images most similar to a given image",
     "attention": "draw the attention maps of a vision transformer",
     "figures": "draw a network's filters and a map of the classes",
-    "audit": "find duplicates, dark, blurred, constant and unreadable images, and leaks between two sets",
+    "audit": "find copies, near copies, dark, blurred, constant and unreadable images, and leaks between two sets",
     "export": "write the network or the clusters for other tools",
     "sort": "put the images into folders, one folder per cluster",
     "sample": "choose a small balanced set of images to label by hand",

@@ -55,7 +55,7 @@ SECTIONS = {
         Row(23, "no memory for an image", "the image is listed as bad, with the reason"),
         Row(24, "an output folder that is read-only, below a file, or full", "each command that writes there refuses before it starts, and names the place and the reason"),
         Row(25, "a disk that is full for metrics alone", "training goes on, with one warning; rows are written when there is room"),
-        Row(26, "a window that changes, an output that is closed, a clock that jumps", "no effect on training"),
+        Row(26, "a terminal that changes its size, standard output that is closed, a system clock that is set to another time", "no effect on training"),
     ],
     "Several processes": [
         Row(27, "processes that see different images, and so would make different numbers of steps", "refused before the first step"),

@@ -128,7 +128,7 @@ def test_without_cache_and_network_the_ways_on_are_named():
 
 
 def test_networks_without_published_weights_are_refused():
-    with pytest.raises(ValueError, match=r"timm has no weights for resnet18_small; it has some for resnet18\."):
+    with pytest.raises(ValueError, match=r"timm has no weights named resnet18_small; it has resnet18\."):
         load_network("timm:resnet18_small")
     with pytest.raises(ValueError, match="no backbone 'resnet5'"):
         load_network("timm:resnet5")

@@ -57,7 +57,7 @@ def test_the_network_half_way_is_named(tmp_path):
 @pytest.mark.parametrize("kept", ["start", "end"])
 @pytest.mark.parametrize(
     ("outcome", "headline"),
-    [("worse", "Not better than the start network"), ("unclear", "No clear difference from the start network")],
+    [("worse", "Worse than the start network"), ("unclear", "No clear difference from the start network")],
 )
 def test_not_better_than_the_start(tmp_path, kept, outcome, headline):
     end = {"retrieval": 0.7, "by_color": 0.05}
@@ -83,7 +83,7 @@ def test_clusters_that_follow_color(tmp_path, init, before, after, follows):
     assert verdict.level == ("look" if follows else "good")
     # the kept network counts, and not the one that was given up
     kept = judged(tmp_path, init, kept="start", better=False, start=start, end=end)
-    assert kept.headline == "Not better than the start network"
+    assert kept.headline == "Worse than the start network"
 
 
 def test_nothing_known_is_unknown(tmp_path):

@@ -56,7 +56,7 @@ def test_an_undo_takes_back_the_newest_action_that_is_left():
     rows = [row("rubbish", cluster=c) for c in (0, 1)] + [row("undo"), row("rubbish", cluster=2), row("undo")]
     assert in_force(rows) == [0]
     assert in_force([*rows, row("undo")]) == []
-    with pytest.raises(CurationError, match=r"here, line 7: undo finds no action"):
+    with pytest.raises(CurationError, match=r"here, line 7: there is no action before this undo"):
         replay([*rows, row("undo"), row("undo")], START, "here")
 
 

@@ -144,7 +144,7 @@ def test_every_recipe_makes_a_run_or_says_why_not(method, recipe, facts):
         ({"global_scale": (0.5, 0.1)}, "expects two numbers, the smaller first"),
         ({"milestones": (3, 4)}, "no effect under --schedule cosine"),
         ({"schedule": "step"}, "needs --milestones"),
-        ({"channels": 4}, "--channels 4: images have 1"),
+        ({"channels": 4}, "--channels 4: must be 1"),
         ({"batch_size": 2.5}, "--batch-size 2.5: expects a whole number"),
         ({"global_crops": 1}, "--global-crops 1: swav compares two full views"),
         ({"accumulate": 2}, "several small batches do not equal a large one"),

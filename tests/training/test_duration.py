@@ -4,10 +4,12 @@ import pytest
 import torch
 import yaml
 
+from selfcluster import api
 from selfcluster.training import duration
 from selfcluster.training.duration import in_words, spend
 from selfcluster.training.loop import LoopSettings, planned_steps
 from selfcluster.types import Training
+from tests.conftest import TINY, TINY_SETTINGS
 from tests.methods.test_contract import assert_same_run
 
 
@@ -28,14 +30,17 @@ def test_timing_a_step_changes_nothing(tiny, tmp_path, monkeypatch, method):
     assert_same_run(tmp_path / "timed", tmp_path / "plain")
 
 
-def test_minutes_set_the_length_once(tiny, tmp_path, monkeypatch):
+def test_minutes_set_the_length_once(tiny, pictures, tmp_path, monkeypatch):
     monkeypatch.setattr(duration, "seconds_per_step", lambda *arguments: 6.0)
-    first = tiny("swav", tmp_path / "run", minutes=0.4)
+    settings = {name: value for name, value in (TINY | TINY_SETTINGS["swav"]).items() if name != "epochs"}
+    first = api.train("swav", pictures, out=tmp_path / "run", minutes=0.4, **settings)
     assert first["steps"] == 4
     config = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
     assert config["minutes"] == 0.4
     with pytest.raises(ValueError, match="--minutes and --images-seen"):
-        tiny("swav", tmp_path / "other", minutes=1, images_seen=9)
+        api.train("swav", pictures, out=tmp_path / "other", minutes=1, images_seen=9, **settings)
+    with pytest.raises(ValueError, match="--minutes and --epochs both set the length"):
+        tiny("swav", tmp_path / "other", minutes=1, epochs=2)
 
 
 def test_words():

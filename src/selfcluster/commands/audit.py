@@ -16,7 +16,7 @@ from selfcluster.files import make_writable
 from selfcluster.randomness import keeps_random_state
 from selfcluster.settings.options import SHARED
 
-HELP = "find duplicates, dark, blurred, constant and unreadable images, and leaks between two sets"
+HELP = "find copies, near copies, dark, blurred, constant and unreadable images, and leaks between two sets"
 _SHOWN = 5  # examples that are printed; --json has all
 
 

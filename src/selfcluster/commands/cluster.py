@@ -49,8 +49,8 @@ def cluster(
             exported backbone or a run.
         k: number of clusters. "auto" recommends a number and a range. None: the trained run's own clusters if its
             method has clusters, else "auto".
-        algorithm: kmeans, hierarchical, pic or hdbscan. hdbscan chooses the number of clusters itself. It gives
-            images that belong to no cluster the number -1.
+        algorithm: kmeans, hierarchical, pic or hdbscan. pic and hdbscan choose the number of clusters
+            themselves and take no `k`. hdbscan gives images that belong to no cluster the number -1.
         whiten: number of principal components to keep and whiten before clustering; 0: no whitening. Default: 1.5 k
             (pic: a quarter of the images; hdbscan: n / 20, at most 32), and at most 256.
         out: for images: the run folder, default runs/cluster-DATANAME. Otherwise: the Parquet file (id, path, cluster,

@@ -31,7 +31,7 @@ def compare(
 ) -> Comparison:
     """Return the stored results of several runs in one table. With `train`, results that a run lacks are made first.
 
-    Runs that differ only in their seed share a row. Numbers of other settings or images never share a column.
+    Runs that differ only in their seed share a row. Results with different settings or images are in different columns.
 
     Args:
         *runs: run folders.
@@ -39,7 +39,7 @@ def compare(
             has no result of it yet.
         train: labeled images to measure on.
         out: an HTML file for the table.
-        **settings: as of `evaluate`: test, split, labels_from, seed, limit, the protocol's own.
+        **settings: the settings of `evaluate`: test, split, labels_from, seed, limit, the protocol's own.
 
     Raises:
         ValueError: no run, nothing to compare, or settings of a protocol without `protocol`.
@@ -147,7 +147,7 @@ def add_flags(parser: argparse.ArgumentParser, words: list[str]) -> None:
     parser.add_argument(
         "--labels-from",
         metavar="SOURCE",
-        help="folders, voc, column:NAME, columns:A,B, tags:FILE.csv or a CSV file; default folders",
+        help="folders, voc, column:NAME, columns:A,B, tags:FILE.csv or a CSV file; default: the run's, or folders",
     )
     parser.add_argument("--seed", type=int, metavar="N", help="seed of the split and of the protocol")
     parser.add_argument("--test-limit", type=int, metavar="N", help="use N test images only, drawn by the seed")

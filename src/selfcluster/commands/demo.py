@@ -23,12 +23,12 @@ HELP = "train on digits without labels and compare the results in a table"
 @keeps_random_state
 @one_thread()
 def demo(out: str | os.PathLike[str] = "runs", *, seed: int = 0, quiet: bool = False) -> list[dict[str, Any]]:
-    """The digits, without their labels: raw pixels, an untrained network, SwAV and DeepCluster-v2, one row each.
+    """Train SwAV and DeepCluster-v2 on the digits without labels; compare with raw pixels and an untrained network.
 
     All of it uses one thread: on images of 8 x 8 pixels that is faster than two, and other programs disturb it less.
 
     Args:
-        out: folder for the two runs, which are made anew.
+        out: folder for the two runs; existing runs are replaced.
         seed: of the runs.
         quiet: print nothing.
 

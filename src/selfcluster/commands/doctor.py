@@ -58,7 +58,7 @@ def _processor(torch: ModuleType) -> dict[str, str]:
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     found = {
         "name": name,
-        "cores": f"{usable} of {os.cpu_count()} may be used, torch takes {torch.get_num_threads()} threads",
+        "cores": f"{usable} of {os.cpu_count()} may be used; torch threads: {torch.get_num_threads()}",
         "instructions": ", ".join(each for each in _SETS if each in flags) or "not known here",
         "idle threads": _waiting(),
     }

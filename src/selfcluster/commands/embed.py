@@ -103,7 +103,7 @@ def add_flags(parser: argparse.ArgumentParser, words: list[str]) -> None:
     parser.add_argument("run", metavar="RUN", help="run folder, images, or a network as for --model")
     parser.add_argument("data", metavar="DATA", nargs="?", help="images; default: the images of the run")
     parser.add_argument(
-        "--out", help="Parquet file; needed unless all images of a run are embedded: default RUN/embeddings.parquet"
+        "--out", help="Parquet file; default for all images of a run: RUN/embeddings.parquet; needed in all other cases"
     )
     add_model_flag(parser)
     add_network_flags(parser, "labels_from", "seed")

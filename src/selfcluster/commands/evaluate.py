@@ -57,7 +57,8 @@ def evaluate(
         train, test: labeled images. Without `test`, a share of `train` is held out, drawn by the seed. Without both,
             the run's own images are used.
         split: share of the images to hold out.
-        labels_from: source of the labels, see `open_source`; default: folder names (for the digits: their labels).
+        labels_from: source of the labels, see `open_source`. Default: for the run's own images the source that the run
+            used. Otherwise folder names; for a VOC list its annotations, for the digits their labels.
         seed: seed of the split and of all random draws of the protocol.
         layer: a module of the network; its output, averaged over positions, replaces the features.
         image_size: side of the images; default: the network's.
@@ -166,7 +167,7 @@ def add_flags(parser: argparse.ArgumentParser, words: list[str]) -> None:
     parser.add_argument(
         "--labels-from",
         metavar="SOURCE",
-        help="folders, voc, column:NAME, columns:A,B, tags:FILE.csv or a CSV file; default folders",
+        help="folders, voc, column:NAME, columns:A,B, tags:FILE.csv or a CSV file; default: the run's, or folders",
     )
     parser.add_argument("--seed", type=int, metavar="N", default=0, help="seed of the split and of the protocol")
     parser.add_argument("--layer", help="module of the network whose output is scored; default: the features")

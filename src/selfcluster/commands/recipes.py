@@ -18,4 +18,4 @@ def run_command() -> tuple[object, str]:
 
     found = {name: inspect.getdoc(recipe) or "" for name, recipe in RECIPES.items()}
     lines = [f"{name:<24}{text.splitlines()[0]}" for name, text in found.items()]
-    return found, "\n".join([*lines, "", "Notes on each recipe: selfcluster recipes --json, and docs/fidelity.md"])
+    return found, "\n".join([*lines, "", "Notes on each recipe: selfcluster recipes --json"])

@@ -130,7 +130,7 @@ class Trained(dict[str, Any]):
 
 
 class Hits(list[dict[str, Any]]):
-    """The images most like a given one, best first: rank, cosine, id, path, cluster."""
+    """The images most similar to a given image, best first: rank, cosine, id, path, cluster."""
 
     def to_pandas(self) -> pd.DataFrame:
         """Return the rows as a pandas DataFrame; pandas must be installed."""

@@ -37,11 +37,12 @@ def sample(
         run: a run folder with clusters and embeddings.
         n: number of images, at most as many as the clusters hold.
         by: clusters; random draws from all images alike, to compare with.
-        out: a .csv file for the rows, or a .txt file for the paths alone, which `train` and `label` tools read.
+        out: a .csv file for the rows, or a .txt file with only the paths. `train` reads such a file, and many labeling
+            programs do.
         seed: of the random draw.
 
     Returns:
-        One row per image: id, path, cluster, name; clusters in order, each from its center outwards.
+        One row per image: id, path, cluster, name; sorted by cluster, and in each cluster in the order of choice.
 
     Raises:
         ValueError: n is not between 1 and the number of images.

@@ -1,4 +1,4 @@
-"""`selfcluster search`: the images that are most like a given one."""
+"""`selfcluster search`: the images that are most similar to a given image."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ def search(
     model: str | os.PathLike[str] | None = None,
     out: str | os.PathLike[str] | None = None,
 ) -> Hits:
-    """Return the images that are most like a given one.
+    """Return the images that are most similar to a given image.
 
     Args:
         run: a finished run folder, or images. Images are embedded first, once, as `cluster` embeds them.
-        image: an image file, one of those images or any other. The two may be given in either order.
+        image: an image file, one of those images or any other. `run` and `image` can be swapped.
         k: how many.
         device: as in training.
         model: for images, the network; see `cluster`.

@@ -258,5 +258,5 @@ def run_command(method: str, data: str, **settings: Any) -> tuple[object, str]:
     lines = [f"{key:>20}  {value}" for key, value in summary.items() if key != "judgement"]
     run = shlex.quote(summary["run"])
     lines += ["", f"selfcluster report {run}    shows the clusters"]
-    lines += [f"selfcluster search {run} IMAGE    finds the images most like one"]
+    lines += [f"selfcluster search {run} IMAGE    finds the images most similar to IMAGE"]
     return summary, "\n".join(lines)

@@ -293,7 +293,7 @@ def decide(start: Crops, end: Crops, pretrained: bool) -> tuple[str, str]:
     if changes[0].low > 0 and all(change.mean > 0 for change in changes):
         verdict, words = "better", "better than the start"
     elif any(change.high < 0 for change in changes):
-        verdict, words = "worse", "not better than the start"
+        verdict, words = "worse", "worse than the start"
     else:
         verdict, words = "unclear", "no clear difference from the start"
     return verdict, f"{words}; {'; '.join(told)}"
@@ -303,7 +303,7 @@ def describe(judgement: Mapping[str, Any]) -> str:
     """Return the judgement as lines for the console."""
     kept = {
         START: "the start network is kept",
-        HALF: "the mean of the weights of start and end is kept",
+        HALF: "the mean network is kept",
         END: "the trained network is kept",
     }[judgement["kept"]]
     lines = [f"{judgement['reason']}; {kept}"]
@@ -320,7 +320,7 @@ _SHOWN = {
     "retrieval": "images matched with their own crops",
     "small_retrieval": "images matched with their own smaller crops",
     "crop_overlap": "neighbors shared by an image and its crop",
-    "rankme": "dimensions in use (RankMe)",
+    "rankme": "dimensions in use, center views (RankMe)",
     "agreement": "agreement of clusterings over seeds (AMI)",
     "by_color": "clusters explained by color (AMI)",
     "by_file_size": "clusters explained by file size (AMI)",

@@ -83,11 +83,15 @@ class SwAV(Method):
 
     @classmethod
     def auto(cls, run: RunShape) -> dict[str, Choice]:
-        chosen = {} if run.layout else {"epsilon": Choice(0.03, "sharper codes: at 0.05 short runs stay at ln K")}
+        chosen = (
+            {}
+            if run.layout
+            else {"epsilon": Choice(0.03, "sharper codes: at 0.05 the loss of short runs stays at ln K")}
+        )
         chosen |= clusters_from_data(run)
         k, batch = run.given.get("num_prototypes", chosen["num_prototypes"].value), run.batch_size
         if k > batch:
-            why = f"{k} prototypes need more than {batch} images to fill"
+            why = f"a batch of {batch} images is too small to fill {k} prototypes"
             chosen["queue_length"] = Choice(ceil(2 * k / batch) * batch, why)
             chosen["queue_from_epoch"] = Choice(round(run.epochs * 0.1, 2), "a tenth of the run")
         return chosen | freezing(run)

@@ -39,8 +39,8 @@ def last_attention(backbone: Any, images: Tensor) -> tuple[Tensor, tuple[int, in
     plain = type(layer) is Attention and isinstance(getattr(backbone, "patch_embed", None), PatchEmbed)
     if not plain:
         raise ValueError(
-            f"{type(backbone).__name__}: attention maps need a vision transformer whose patches are timm's PatchEmbed "
-            "and whose last block has timm's Attention, such as vit_tiny_patch16_224"
+            f"{type(backbone).__name__}: attention maps need a vision transformer of a supported kind, such as "
+            "timm:vit_tiny_patch16_224"
         )
     if getattr(backbone, "cls_token", None) is None:  # the first token may be a register
         raise ValueError("the network has no class token, so there is no attention map of the whole image")

@@ -202,7 +202,7 @@ def read_description(folder: Path) -> dict[str, Any]:
     if foreign:
         raise ValueError(
             f"{path}: selfcluster does not write {', '.join(foreign)} there; such entries may load other files or "
-            "use the network. Remove them, or export the network again."
+            "open internet connections. Remove them, or export the network again."
         )
     if (folder / WEIGHTS).is_file():
         hashes = _hashes(folder / WEIGHTS)

@@ -169,7 +169,7 @@ def _timm_origin(name: str) -> Origin:
     if not timm.models.is_model_pretrained(name):
         family = name.split(".")[0].split("_")[0]
         published = timm.list_pretrained(f"{name.split('.')[0]}*") or timm.list_pretrained(f"{family}*")
-        raise ValueError(f"timm has no weights for {name}; it has some for {', '.join(published[:6])}")
+        raise ValueError(f"timm has no weights named {name}; it has {', '.join(published[:6])}")
     config = _config_of(name)
     source = config.get("hf_hub_id") or config.get("url") or "timm"
     note = f"weights of {source}, through timm"

@@ -104,7 +104,7 @@ def _judge_start(contents: Contents, look: list[str], good: list[str]) -> str | 
     elif unclear:
         look.append(f"{which} does not differ clearly from the start network{ending}: {finds}.")
     else:
-        look.append(f"{which} is not better than the start network{ending}: {finds}.")
+        look.append(f"{which} is worse than the start network{ending}: {finds}.")
     if "knn" in start and "knn" in end:
         name = "mean" if compared == "half" else "trained"
         good.append(
@@ -114,7 +114,7 @@ def _judge_start(contents: Contents, look: list[str], good: list[str]) -> str | 
         return f"The clusters agree with {surface[0][0]}"
     if better:
         return f"Better than the start network: {now} of images matched with their own crops, {before} before"
-    return "No clear difference from the start network" if unclear else "Not better than the start network"
+    return "No clear difference from the start network" if unclear else "Worse than the start network"
 
 
 def _followed(

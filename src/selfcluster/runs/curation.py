@@ -127,7 +127,7 @@ class Curation:
 def check_row(row: object) -> Row:
     """Return a row with its known fields only, or raise ValueError saying in a sentence what is wrong with it."""
     if not isinstance(row, dict):
-        raise ValueError("not an object with an action")
+        raise ValueError("not an object with the field action")
     action = row.get("action")
     if not isinstance(action, str) or action not in _FIELDS:
         raise ValueError(f"action {_short(action)} must be one of {', '.join(_FIELDS)}")
@@ -209,7 +209,7 @@ def in_force(rows: Sequence[Row]) -> list[int]:
         elif kept:
             kept.pop()
         else:
-            raise CurationError(f"line {position + 1}: undo finds no action to take back")
+            raise CurationError(f"line {position + 1}: there is no action before this undo")
     return kept
 
 

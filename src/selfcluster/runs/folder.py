@@ -184,7 +184,10 @@ def read_config(path: Path) -> dict[str, Any]:
         raise RunError(f"{file} is not a mapping of settings")
     for name, kind in (("method", str), ("data", str), ("about", dict)):
         if name in config and not isinstance(config[name], kind):
-            raise RunError(f"{file}: {name!r} is {_one_line(config.get(name))}, which no run writes")
+            raise RunError(
+                f"{file}: {name!r} is {_one_line(config.get(name))}, which a run never writes: the file was "
+                "edited or damaged"
+            )
     try:
         return modern_config(config)
     except FormatError as error:

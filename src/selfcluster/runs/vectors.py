@@ -81,7 +81,9 @@ def read_npy(path: Path) -> tuple[list[str], np.ndarray]:
         raise ValueError(f"{path}: not a NumPy array of numbers ({reason_of(error)})") from error
     if not isinstance(matrix, np.ndarray) or matrix.ndim != 2 or matrix.dtype.kind not in "fiu" or not matrix.shape[1]:
         shape = getattr(matrix, "shape", None)
-        raise ValueError(f"{path}: an array of shape {shape}; vectors are an array of numbers (images, features)")
+        raise ValueError(
+            f"{path}: an array of shape {shape}; needed is one row of numbers per image, (images, features)"
+        )
     ids = [str(row) for row in range(len(matrix))]
     return ids, check_matrix(matrix, ids, str(path))
 

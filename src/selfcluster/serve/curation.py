@@ -120,7 +120,7 @@ class CurationServer(ThreadingHTTPServer):
                 raise Refused(HTTPStatus.CONFLICT, str(error)) from error
             except OSError as error:
                 status, why = HTTPStatus.INSUFFICIENT_STORAGE, message_of(error)
-                raise Refused(status, f"the action was not kept: {why}") from error
+                raise Refused(status, f"the change was not saved: {why}") from error
 
     def image(self, name: str) -> tuple[bytes, str]:
         """Return an image's bytes and their type, by its id; raise Refused if the run has no such image."""
@@ -208,7 +208,7 @@ class _Handler(BaseHTTPRequestHandler):
             )
         body = self.rfile.read(int(length))
         if len(body) < int(length):
-            raise Refused(HTTPStatus.BAD_REQUEST, "the request was cut off; nothing was kept")
+            raise Refused(HTTPStatus.BAD_REQUEST, "the request was cut off; nothing was saved")
         try:
             rows = json.loads(body)
         except (ValueError, RecursionError):

@@ -124,7 +124,7 @@ def rotnet_vgg16() -> Values:
 
 @_of("deepcluster")
 def deepcluster_thesis() -> Values:
-    """DeepCluster as in the thesis: the classifier has momentum 0.9, too, and empty clusters move at random.
+    """DeepCluster as in the thesis: the classifier has momentum 0.9, too, and an empty cluster moves at random.
 
     Caron 2021, section 3.2.1; the released code has 0 and a fixed step. Not run here.
     """
@@ -133,7 +133,7 @@ def deepcluster_thesis() -> Values:
 
 @_of("sela")
 def sela_resnet50() -> Values:
-    """SeLa with the released code's ResNet-50: norms before convolutions, and neither norm nor ReLU after the stem.
+    """SeLa with the released code's ResNet-50: batch norm before convolutions, no norm or ReLU after the stem.
 
     Asano et al. 2020; timm's `resnetv2_50` is that network. 61.5 % linear probe, as published; not run here.
     """

@@ -175,7 +175,8 @@ SHARED = (
         "judge_sample",
         "int",
         1000,
-        "number of images for comparing start and end; 0: no comparison, and with --init name the network by --keep",
+        "number of images for comparing start and end; 0: no comparison, and with --init "
+        "also give --keep start, half or end",
         least=0,
     ),
     Option(

@@ -134,7 +134,7 @@ def auto(schema: Schema, facts: DataSummary, said: Mapping[str, object]) -> dict
         fits = "optimizer" not in said or kind == schema.small.get("optimizer", own_kind)
         for name, value in schema.small.items():
             if fits or name not in ("learning_rate", "weight_decay"):  # these two are for its own optimizer
-                choose(name, value, f"{schema.name} on small images and in short runs")
+                choose(name, value, f"the value of {schema.name} for small images and short runs")
     in_force = {"schedule": "cosine", **{name: choice.value for name, choice in out.items()}, **said}
     if "learning_rate" in out and in_force["schedule"] == "cosine":
         choose("final_learning_rate", in_force["learning_rate"] / 1000, "a thousandth of the highest rate")
@@ -250,7 +250,7 @@ _CIFAR: dict[str, dict[str, Any]] = {
 
 
 def cifar(schema: Schema, facts: DataSummary, said: Mapping[str, Any]) -> dict[str, Choice]:
-    """The common CIFAR setting: ResNet-18, two views of 32 px, 1,000 epochs, batch 256; short runs as auto's.
+    """The common CIFAR setting: ResNet-18, two views of 32 px, 1,000 epochs, batch 256; in short runs auto's values.
 
     `selfcluster train swav cifar10/train --recipe cifar`: online linear probe as solo-learn publishes it, CIFAR-10 and
     CIFAR-100: SwAV 89.17 and 64.88 %, DeepCluster-v2 88.85 and 63.61, DINO 89.52 and 66.76, SimCLR 90.74 and 65.78,

@@ -83,7 +83,9 @@ def _check_labels(who: str, source: Source) -> None:
         raise ValueError(f"{who} needs one label per image, but --labels-from gives several")
     if len(np.unique(source.labels[source.labels >= 0])) < 2:
         name = (source.class_names or ["?"])[int(source.labels.max())]
-        raise ValueError(f"{who} needs two labels or more: by --labels-from all {len(source)} images are {name!r}")
+        raise ValueError(
+            f"{who} needs at least two classes, but with --labels-from all {len(source)} images have the label {name!r}"
+        )
 
 
 def _check_classes(teacher: str, source: Source) -> None:

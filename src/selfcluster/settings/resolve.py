@@ -97,6 +97,8 @@ def resolve(
     config = {name: checked(options[name], values[name]) for name in options}
     settings = cast(RunSettings, config)  # each value has passed `checked`
     _check(schema, settings, facts)
+    if config["minutes"] is not None and said.get("epochs") is not None:
+        raise ValueError("--minutes and --epochs both set the length of the run; leave one of them out")
     METHODS[schema.name].check(settings, facts.num_images)
     _check_effect(schema, given or {}, config)
     return Resolved(config, reasons)
@@ -118,7 +120,7 @@ def _check(schema: Schema, config: RunSettings, facts: DataSummary) -> None:
             f"--image-size {config['image_size']}"
         )
     if config["channels"] not in (1, 3):
-        raise ValueError(f"--channels {config['channels']}: images have 1 (grayscale) or 3 (color)")
+        raise ValueError(f"--channels {config['channels']}: must be 1 (grayscale) or 3 (color)")
     if facts.num_images < 2:
         raise ValueError(f"{facts.num_images} image: training needs at least 2")
     keep = config["keep"]

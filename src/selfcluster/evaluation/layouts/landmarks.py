@@ -97,7 +97,8 @@ def _revisited(root: Path, file: Path) -> Landmarks:
         for kind, images in query.images.items():
             if len(images) and not 0 <= images.min() <= images.max() < len(database):
                 raise ValueError(
-                    f"{file}: {query.file.name} names an image beyond the {len(database)} of imlist, {kind}"
+                    f"{file}: the list {kind!r} of {query.file.name} has a number outside of imlist, "
+                    f"which has {len(database)} images"
                 )
     return Landmarks(database, found, "easy" in kinds)
 

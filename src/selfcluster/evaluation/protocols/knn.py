@@ -159,7 +159,9 @@ def knn_map(
     x, y = with_tags(train_features, train_labels, "train")
     queries, wanted = with_tags(test_features, test_labels, "test")
     if wanted.shape[1] < y.shape[1]:
-        raise ValueError(f"train has {y.shape[1]} classes and test {wanted.shape[1]}: number both by the same classes")
+        raise ValueError(
+            f"train has {y.shape[1]} classes and test {wanted.shape[1]}: use the same list of classes for both"
+        )
     ks, cosines, neighbors = _search(x, queries, ks, temperature, False)
     tags = F.pad((y > 0).to(cosines.dtype), (0, wanted.shape[1] - y.shape[1]))  # (N, L)
     scores = torch.zeros(len(ks), *wanted.shape, dtype=cosines.dtype, device=cosines.device)
