@@ -97,10 +97,11 @@ def resolve(
     config = {name: checked(options[name], values[name]) for name in options}
     settings = cast(RunSettings, config)  # each value has passed `checked`
     _check(schema, settings, facts)
-    if config["minutes"] is not None and said.get("epochs") is not None:
+    flags = given or {}
+    if flags.get("minutes") is not None and "epochs" in flags:  # a stored configuration may have both
         raise ValueError("--minutes and --epochs both set the length of the run; leave one of them out")
     METHODS[schema.name].check(settings, facts.num_images)
-    _check_effect(schema, given or {}, config)
+    _check_effect(schema, flags, config)
     return Resolved(config, reasons)
 
 
