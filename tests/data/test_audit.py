@@ -101,7 +101,7 @@ def test_the_command_prints_a_table_or_json(folder, capsys):
     assert main(["audit", str(folder)]) == 0
     table = capsys.readouterr().out
     assert f"{folder}: 28 images" in table
-    assert "equal files               1  03.png = copy of 03.png" in table
+    assert "exact copies              1  03.png = copy of 03.png" in table
     assert "1  pointer.jpg (Git LFS pointer: the image itself was not fetched; run: git lfs pull)" in table
     assert main(["audit", str(folder), str(folder), "--json"]) == 0
     result = json.loads(capsys.readouterr().out)["result"]

@@ -156,7 +156,7 @@ def run_command(**settings: Any) -> tuple[object, str]:
     lines = _table(result)  # pyright: ignore[reportArgumentType]
     if result["second"] is not None:
         lines += ["", *_table(result["second"]), "", f"leaks from {result['data']} to {result['second']['data']}"]
-        for name, words in (("exact_leaks", "equal files"), ("near_leaks", "near copies")):
+        for name, words in (("exact_leaks", "exact copies"), ("near_leaks", "near copies")):
             pairs = [" = ".join(pair) for pair in result[name]]
             lines.append(_line(words, len(pairs), pairs))
     if result["hashes"] is not None and "written" in result["hashes"]:
@@ -180,11 +180,10 @@ def _table(part: dict[str, Any]) -> list[str]:
     bad = sum(group["count"] for group in part["unreadable"])
     lines.append(_line("unreadable", bad, []))
     lines += [_line(f"  {g['reason']}", g["count"], g["ids"], g["detail"]) for g in part["unreadable"]]
-    for name, words in (("exact_duplicates", "equal files"), ("near_duplicates", "near copies")):
+    for name, words in (("exact_duplicates", "exact copies"), ("near_duplicates", "near copies")):
         extra = sum(len(group) - 1 for group in part[name])
         lines.append(_line(words, extra, [" = ".join(group[:3]) for group in part[name]]))
-    for name, words in (("dark", "nearly black"), ("constant", "nearly constant"), ("blurred", "blurred")):
-        lines.append(_line(words, len(part[name]), part[name]))
+    lines += [_line(name, len(part[name]), part[name]) for name in ("dark", "constant", "blurred")]
     if part["passed_over"]:
         lines.append("passed over: " + ", ".join(f"{count} {what}" for what, count in part["passed_over"].items()))
     return lines
