@@ -49,7 +49,7 @@ def test_other_image_sizes_have_their_own_positions():
 
 
 def test_images_that_do_not_divide_are_refused():
-    with pytest.raises(ValueError, match=r"--patch-size 5: images of 32 px .* use --image-size 30 or 35"):
+    with pytest.raises(ValueError, match=r"--patch-size 5: the image size, 32 px, .* use --image-size 30 or 35"):
         network(5, 32)
     with pytest.raises(ValueError, match="takes no patch_size"):
         make_backbone("resnet18", channels=3, image_size=30, patch_size=5)

@@ -209,7 +209,7 @@ def test_what_is_needed_is_asked_for_by_its_flag(tmp_path, pictures, kinds):
             check_needs(method, said, source)
         assert words in str(caught.value)
     one = open_source(pictures[:4], labels_from=str(one_label(tmp_path)))
-    with pytest.raises(ValueError, match="all 4 images are 'only'"):
+    with pytest.raises(ValueError, match="all 4 images have the label 'only'"):
         check_needs("supervised", {}, one)
 
 
