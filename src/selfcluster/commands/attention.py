@@ -23,7 +23,7 @@ def attention(
     image_size: int | None = None,
     device: str = "auto",
 ) -> dict[str, Any]:
-    """Draw the attention maps of a vision transformer: those of the class token in the last block.
+    """Draw how much each patch of an image is attended to by the class token in a vision transformer's last block.
 
     Args:
         run: a run folder, `timm:NAME`, a weights file, NETWORK=FILE or an exported backbone. A plain timm name is a

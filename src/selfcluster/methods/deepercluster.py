@@ -13,10 +13,8 @@ Sampling and clustering are the same for the paper's alternatives of the loss.
 Departs:
 
 - An epoch shows an image in one rotation (released: the ranks of the four rotations draw independently).
-- A super-cluster of fewer than P images gets images from the largest super-cluster, so that no super-class is empty.
-  The largest gives half of the images that it has beyond P.
-- Empty clusters are split by a factor 1 +- 1/1024 (released: 1e-7), and donors are drawn anew each time (released: they
-  are always the same).
+- A super-cluster of fewer than P images gets half of the largest one's images beyond P, so no super-class is empty.
+- Empty clusters are split by 1 +- 1/1024 (released: 1e-7), with donors drawn anew (released: always the same).
 - VGG-16's linear layers start from N(0, 0.01), as DeepCluster's do (released: torch's uniform numbers).
 - The paper names Jigsaw as another pretext task, but trains none. Here the tiles of the whole image change places, and
   the network sees them together, because clusters need the features of whole images.

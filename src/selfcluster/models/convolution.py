@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -58,14 +58,19 @@ def as_product(images: Tensor, weight: Tensor, bias: Tensor | None, stride: int,
     matrix = weight.permute(2, 3, 1, 0).reshape(-1, len(weight))  # (k k C, O)
     parts = _patches(images, kernel, stride, padding)
     rows = [part @ matrix if bias is None else torch.addmm(bias, part, matrix) for part in parts]
-    down, across = ((side + 2 * padding - kernel) // stride + 1 for side in images.shape[2:])
+    down, across = _outputs(images.shape[2:], kernel, stride, padding)
     return torch.cat(rows).view(len(images), down, across, -1).permute(0, 3, 1, 2)
+
+
+def _outputs(sides: Sequence[int], kernel: int, stride: int, padding: int) -> list[int]:
+    """Return the height and width of a convolution's output."""
+    return [(side + 2 * padding - kernel) // stride + 1 for side in sides]
 
 
 def _patches(images: Tensor, kernel: int, stride: int, padding: int) -> Iterator[Tensor]:
     """Yield what each output position sees, a few images at a time: (positions, k k C)."""
     rows = F.pad(images.permute(0, 2, 3, 1), (0, 0, padding, padding, padding, padding))  # (B, h, w, C)
-    down, across = ((side - kernel) // stride + 1 for side in rows.shape[1:3])
+    down, across = _outputs(images.shape[2:], kernel, stride, padding)
     at_once = max(1, _BLOCK // (down * across * kernel**2 * images.shape[1] * images.element_size()))
     for part in rows.split(at_once):
         image, row, column, channel = part.stride()
@@ -114,7 +119,7 @@ class _Dense(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, images: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int) -> Tensor:
         (height, width), (out, channels, kernel, _) = images.shape[2:], weight.shape
-        down, across = ((side + 2 * padding - kernel) // stride + 1 for side in (height, width))
+        down, across = _outputs((height, width), kernel, stride, padding)
         matrix = weight.new_zeros(down * across, out, height * width, channels)
         taps = list(_taps(height, width, kernel, stride, padding))
         for to, position, y, x in taps:
@@ -153,7 +158,7 @@ def convolve_densely(images: Tensor, weight: Tensor, bias: Tensor | None, stride
 
 def _taps(height: int, width: int, kernel: int, stride: int, padding: int) -> Iterator[tuple[int, int, int, int]]:
     """Yield position of the output, position of the input, and row and column of the weight that joins them."""
-    down, across = ((side + 2 * padding - kernel) // stride + 1 for side in (height, width))
+    down, across = _outputs((height, width), kernel, stride, padding)
     for to, y, x in itertools.product(range(down * across), range(kernel), range(kernel)):
         row, column = to // across * stride + y - padding, to % across * stride + x - padding
         if 0 <= row < height and 0 <= column < width:
@@ -195,7 +200,7 @@ def _chosen(convolution: nn.Conv2d) -> Any:
 
     def is_dense(images: Tensor, most: int) -> bool:
         sides = images.shape[2:]
-        inputs, outputs = math.prod(sides), math.prod((side + 2 * padding - kernel) // stride + 1 for side in sides)
+        inputs, outputs = math.prod(sides), math.prod(_outputs(sides, kernel, stride, padding))
         few = inputs <= most and outputs <= _OUTPUTS and inputs * outputs * area <= _NUMBERS
         return few and len(images) >= _IMAGES * inputs
 
