@@ -157,7 +157,7 @@ def test_the_rule(before, after, small_before, small_after, pretrained, verdict)
     )
     found, reason = decide(first, last, pretrained)
     assert found == verdict
-    assert f"{before / 100:.1%} before, {after / 100:.1%} now" in reason
+    assert f"start network {before / 100:.1%}, trained network {after / 100:.1%} (" in reason
 
 
 def test_without_given_weights_best_is_the_end(tiny, tmp_path):

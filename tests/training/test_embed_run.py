@@ -210,7 +210,9 @@ def test_every_command_takes_images_and_a_network(tmp_path, photos, network, mon
     for words in ([photos, f"{photos}/07.png"], [f"{photos}/07.png", photos]):
         assert main(["search", *words, "--model", network, "--k", "1"]) == 0
         assert "07.png" in capsys.readouterr().out
+    capsys.readouterr()
     assert main(["report", photos, "--model", network]) == 0
+    assert capsys.readouterr().err.count("have EXIF") == 1  # one page was made
     assert (tmp_path / "runs/cluster-photos-network/report.html").is_file()
     for words in (
         ["embed", network, photos, "--model", network, "--out", "e.parquet"],

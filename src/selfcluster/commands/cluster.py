@@ -72,33 +72,36 @@ def cluster(
             unused = ["--model"] if model is not None else [f"--{name.replace('_', '-')}" for name in settings]
             raise RunError(f"{unused[0]} has no effect: {data} is embedded already, by its own network")
         return _cluster_table(where, k, algorithm, whiten, out, seed, quiet)
-    return _cluster_images(data, model, k, algorithm, whiten, out, seed, quiet, settings)
-
-
-def _cluster_images(
-    data: Data,
-    model: str | os.PathLike[str] | None,
-    k: int | str | None,
-    algorithm: str,
-    whiten: int | None,
-    out: str | os.PathLike[str] | None,
-    seed: int,
-    quiet: bool,
-    settings: dict[str, Any],
-) -> Clustered:
-    """Embed images into a run folder, cluster them there and write the page."""
-    from selfcluster.evaluation.clustering import check_algorithm
-
-    check_algorithm(algorithm, k, whiten)
+    run, source, result = cluster_images(data, model, k, algorithm, whiten, out, seed, quiet, settings)
     from selfcluster.reporting.page import write_report
     from selfcluster.runs.console import Console
 
-    run, source = embed_images(data, model, out, seed=seed, quiet=quiet, **settings)
     console = Console(quiet)
-    result = _cluster_table(run, k, algorithm, whiten, None, seed, quiet)
     console.say("writing the page")
     page = write_report(run, source, progress=console.say)
     return replace(result, run=str(run), report=str(page))
+
+
+def cluster_images(
+    data: Data,
+    model: str | os.PathLike[str] | None = None,
+    k: int | str | None = None,
+    algorithm: str = "kmeans",
+    whiten: int | None = None,
+    out: str | os.PathLike[str] | None = None,
+    seed: int = 0,
+    quiet: bool = False,
+    settings: dict[str, Any] | None = None,
+) -> tuple[Path, Source, Clustered]:
+    """Embed images into a run folder and cluster them there; return the folder, the images and the result.
+
+    The arguments are those of `cluster`.
+    """
+    from selfcluster.evaluation.clustering import check_algorithm
+
+    check_algorithm(algorithm, k, whiten)
+    run, source = embed_images(data, model, out, seed=seed, quiet=quiet, **(settings or {}))
+    return run, source, _cluster_table(run, k, algorithm, whiten, None, seed, quiet)
 
 
 def embed_images(

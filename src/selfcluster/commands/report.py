@@ -101,9 +101,9 @@ def _prepare(
     """The run folder, made first where images are given, with the rows of a file applied; and its images."""
     check_run_or_images(run)
     if names_images(run):
-        from selfcluster.commands.cluster import cluster
+        from selfcluster.commands.cluster import cluster_images
 
-        run = cluster(run, model=model)["run"]
+        run = cluster_images(run, model)[0]
     elif model is not None:
         raise ValueError(f"--model has no effect: {run} is embedded already, by its own network")
     where = Path(run)

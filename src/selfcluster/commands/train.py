@@ -253,9 +253,12 @@ def add_flags(parser: argparse.ArgumentParser, words: list[str]) -> None:
         add_option(common if name in shared else own, option, f" ({'; '.join(whose)})" if whose else "")
 
 
+_TOLD = ("judgement", "rankme")  # values of the summary that the console has printed before, in words
+
+
 def run_command(method: str, data: str, **settings: Any) -> tuple[object, str]:
     summary = train(canonical(method), data, **settings)
-    lines = [f"{key:>20}  {value}" for key, value in summary.items() if key != "judgement"]
+    lines = [f"{key:>20}  {value}" for key, value in summary.items() if key not in _TOLD]
     run = shlex.quote(summary["run"])
     lines += ["", f"selfcluster report {run}    shows the clusters"]
     lines += [f"selfcluster search {run} IMAGE    finds the images most similar to IMAGE"]

@@ -163,7 +163,8 @@ class Judge:
             index, start, found = index[keep], start.take(keep), {name: v.take(keep) for name, v in found.items()}
         labels, seed = _labels(loader, index), self.loop.seed
         compared = HALF if HALF in found else END
-        verdict, reason = decide(start, found[compared], self.pretrained)
+        name = "mean network" if compared == HALF else "trained network"
+        verdict, reason = decide(start, found[compared], self.pretrained, name)
         measured = {name: unlabeled.measure(v, surface, start, labels, seed) for name, v in found.items()}
         return {
             "images": len(index),
@@ -270,8 +271,8 @@ def make_judge(config: RunSettings, source: Source, parts: Parts, run: Path, con
     return Judge(parts.method, loader, count, loop, parts.images, run, pretrained, writes, console)
 
 
-def decide(start: Crops, end: Crops, pretrained: bool) -> tuple[str, str]:
-    """Return the verdict "better", "worse" or "unclear", and the reason in words.
+def decide(start: Crops, end: Crops, pretrained: bool, network: str = "trained network") -> tuple[str, str]:
+    """Return the verdict "better", "worse" or "unclear", and the reason in words, in which `network` names the end.
 
     Better: more images find their own crops than at the start, and the 95 % interval of the paired difference lies
     above zero. Against a pretrained network the smaller crops must agree: more images must find them, too. Worse: the
@@ -287,7 +288,7 @@ def decide(start: Crops, end: Crops, pretrained: bool) -> tuple[str, str]:
         change = unlabeled.paired_change(*hits)
         changes.append(change)
         told.append(
-            f"images matched with their own {name}: {hits[0].mean():.1%} before, {hits[1].mean():.1%} now "
+            f"images matched with their own {name}: start network {hits[0].mean():.1%}, {network} {hits[1].mean():.1%} "
             f"({100 * change.mean:+.1f} points, 95 % interval {100 * change.low:+.1f} to {100 * change.high:+.1f})"
         )
     if changes[0].low > 0 and all(change.mean > 0 for change in changes):

@@ -162,7 +162,7 @@ def _judge_loss(contents: Contents, bad: list[str], look: list[str], good: list[
         good.append(f"The loss ended at {end:.3g}.")
     elif end >= (1 - AT_CHANCE) * chance:
         bad.append(
-            f"The loss ended at {end:.3g} and chance is {chance:.3g}: nothing was learned. Train longer. "
+            f"The loss ended at {end:.3g} and chance is {chance:.3g}: the training task was not learned. Train longer. "
             f"{_advice(contents)}"
         )
     else:

@@ -113,5 +113,5 @@ def _health_line(row: Mapping[str, object]) -> str:
         parts.append(f"clusters {row['used_codes']} used, {row['effective_clusters']:.0f} effective")
         parts.append(f"largest cluster {row['largest_share']:.1%}")
     if "rankme" in row:
-        parts.append(f"RankMe {row['rankme']:.0f}")
+        parts.append(f"RankMe of training views {row['rankme']:.0f}")
     return "  ".join(parts)

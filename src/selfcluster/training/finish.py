@@ -64,7 +64,7 @@ def finish(
     if state.step > 1 and last.get("loss", 0) >= (1 - AT_CHANCE) * last.get("chance_loss", float("inf")):
         console.warn(
             f"The loss ended at {last['loss']:.3f}, and chance is {last['chance_loss']:.3f}. The loss does not show "
-            f"that anything was learned. Train longer. {method.advice}"
+            f"that the training task was learned. Train longer. {method.advice}"
         )
     if folder.lost_rows:
         console.warn(f"{folder.lost_rows} rows of metrics could not be written to {folder.path}")
