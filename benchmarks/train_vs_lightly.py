@@ -7,6 +7,11 @@ everything in it, "step" is forward and backward on a batch that is ready. Round
 round is a number of steps from a running loader. Run on an otherwise idle machine:
 
     python benchmarks/train_vs_lightly.py --images ../shared/data/cifar10/train-00000.tar
+
+In float32, as a processor without bfloat16 trains; with the instructions limited to AVX2, if the processor has more:
+
+    ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=AVX2 SELFCLUSTER_NATIVE=avx2 \
+        python benchmarks/train_vs_lightly.py --images ../shared/data/cifar10/train-00000.tar --precision fp32
 """
 
 from __future__ import annotations
@@ -201,7 +206,8 @@ class Lightly:
 
 def rounds(folder: Path, small: int, what: str, arguments: argparse.Namespace, bf16: bool) -> Iterator[dict[str, Any]]:
     """The rows of a layout, all contestants in turn; `what` is "epoch" or "step"."""
-    runners = {"selfcluster": Ours(folder, "auto", small), "lightly as it ships": Lightly(folder, False, small)}
+    ours = Ours(folder, arguments.precision, small)
+    runners = {"selfcluster": ours, "lightly as it ships": Lightly(folder, False, small)}
     if bf16:
         runners["lightly, bf16 autocast"] = Lightly(folder, True, small)
         runners["selfcluster, fp32"] = Ours(folder, "fp32", small)
@@ -227,21 +233,24 @@ def main() -> None:
     parser.add_argument("--images", required=True, help="tar of 32 px JPEGs")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--precision", choices=("auto", "fp32"), default="auto", help="of selfcluster")
     parser.add_argument("--dry", action="store_true", help="keep no result")
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
     torch.manual_seed(0)
 
+    from selfcluster.allocation import keep_freed_memory
     from selfcluster.training.precision import pick_precision
 
-    bf16 = pick_precision("auto", torch.device("cpu")) == "bf16"
-    rows = []
+    keep_freed_memory()  # as every command does; lightly gains by it, too
+    bf16 = pick_precision(arguments.precision, torch.device("cpu")) == "bf16"
+    rows, instructions = [], os.environ.get("ONEDNN_MAX_CPU_ISA", "all")
     with tempfile.TemporaryDirectory() as temporary:
         folder = files_of(arguments.images, 2048, Path(temporary))
         for layout, small in LAYOUTS.items():
             for what in ("epoch", "step"):
                 for row in rounds(folder, small, what, arguments, bf16):
-                    rows.append({"crops": layout, "what": what, **row})
+                    rows.append({"crops": layout, "what": what, "instructions": instructions, **row})
                     print("  ".join(f"{name}: {value}" for name, value in rows[-1].items()), flush=True)
     if not arguments.dry:
         append(RESULTS / "train-vs-lightly.jsonl", "train", rows, torch.get_num_threads())

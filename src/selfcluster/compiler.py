@@ -19,6 +19,7 @@ import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Generic, Protocol, TypeVar
 
 # what multiplies 8-bit numbers, by the levels of clustering/native.hpp, the best last
 INSTRUCTIONS = {"avx2": 1, "avxvnni": 2, "avx512": 3, "avx512vnni": 4, "amx": 5}
@@ -27,6 +28,57 @@ FAILURES = (OSError, subprocess.SubprocessError, AttributeError, RuntimeError)  
 building = threading.Lock()  # threads that ask for a kernel at once wait for one build
 _FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-pthread", "-fno-math-errno")
 _SECONDS = 120
+
+
+class Kernel(Protocol):
+    """A built library: it is opened from its path, and can compare a few of its results with the right ones."""
+
+    def __init__(self, path: Path) -> None: ...
+
+    def agrees(self) -> bool: ...
+
+
+K = TypeVar("K", bound=Kernel)
+
+
+class OnDemand(Generic[K]):
+    """A kernel that is built, tried and checked when it is first asked for.
+
+    A call returns it, or None where it is switched off, cannot be built or run, or errs.
+
+    Args:
+        kernel: the class of the kernel, at the top of its module.
+        sources: C++ files and headers of one library.
+        options: of the compiler.
+        flags: instructions that the processor must have, by their names in /proc/cpuinfo.
+    """
+
+    def __init__(self, kernel: type[K], sources: Sequence[Path], options: Sequence[str], flags: Sequence[str]) -> None:
+        self._kernel, self._sources, self._options, self._flags = kernel, sources, options, flags
+        self._found: list[K | None] = []
+
+    def __call__(self) -> K | None:
+        if not allowed():
+            return None
+        with building:
+            if not self._found:
+                self._found.append(self.load())
+        return self._found[0]
+
+    def load(self) -> K | None:
+        """Return the kernel, or None. The answer is not kept."""
+        if not is_known_platform() or not all(map(has_flag, self._flags)):
+            return None
+        module, name = self._kernel.__module__, self._kernel.__name__
+        trial = f"import pathlib, sys, {module} as module; module.{name}(pathlib.Path(sys.argv[1])).agrees()"
+        try:
+            path = library(self._sources, *self._options)
+            if path is None or not survives(path, trial):
+                return None
+            kernel = self._kernel(path)
+            return kernel if kernel.agrees() else None
+        except FAILURES:
+            return None
 
 
 def allowed() -> int:

@@ -5,8 +5,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from selfcluster.models import convolution
-from selfcluster.models.convolution import convolve, convolve_densely, quick_convolutions, weight_gradient
+from selfcluster.models import convolution, winograd
+from selfcluster.models.backbones import make_backbone
+from selfcluster.models.convolution import (
+    convolve,
+    convolve_densely,
+    quick_convolutions,
+    uses_tiles,
+    weight_gradient,
+)
 
 
 def random(*shape, seed=0, dtype=torch.float64):
@@ -181,3 +188,43 @@ def test_a_layer_of_few_positions_and_many_images_is_one_product(count, side, lo
     assert used == ([torch.bfloat16 if low else torch.float32] if dense else [])
     for mine, other in zip(*reversed(results), strict=True):
         assert (mine - other).norm() / other.norm() < (0.01 if low else 1e-5)  # eps of bfloat16: 0.008
+
+
+@pytest.mark.skipif(winograd.chosen() is None, reason="no AVX2 here, or no C++ compiler")
+@pytest.mark.parametrize(
+    ("count", "channels", "out", "side", "stride", "low", "by_tiles"),
+    [
+        (16, 64, 64, 8, 1, False, True),
+        (15, 64, 64, 8, 1, False, False),  # too few tiles
+        (16, 56, 64, 8, 1, False, False),  # too few channels
+        (16, 64, 68, 8, 1, False, False),  # channels that the kernel cannot take
+        (16, 64, 64, 8, 2, False, False),
+        (64, 64, 64, 4, 1, False, True),
+        (64, 64, 64, 2, 1, False, False),  # most of a tile is outside the image
+        (16, 64, 64, 8, 1, True, False),
+        (64, 256, 64, 4, 1, False, True),  # too few images for one product
+    ],
+)
+def test_other_layers_in_float32_are_computed_by_tiles(count, channels, out, side, stride, low, by_tiles, monkeypatch):
+    used, real = [], winograd.convolve_by_tiles
+    monkeypatch.setattr(winograd, "convolve_by_tiles", lambda *args: used.append(args[0].shape) or real(*args))
+    layer = nn.Conv2d(channels, out, 3, stride, padding=1)
+    x = random(count, channels, side, side, dtype=torch.float32)
+    results = []
+    for wanted in (False, True):
+        layer.zero_grad()
+        images = x.clone().requires_grad_()
+        with quick_convolutions(layer, wanted), torch.autocast("cpu", torch.bfloat16, enabled=low):
+            made = layer(images)
+            made.float().square().mean().backward()
+        results.append((made.detach().float(), images.grad, layer.weight.grad.clone(), layer.bias.grad.clone()))
+    assert len(used) == by_tiles
+    for mine, other in zip(*reversed(results), strict=True):
+        assert (mine - other).norm() / other.norm() < (0.01 if low else 1e-5)  # eps of bfloat16: 0.008
+
+
+def test_whether_a_network_is_computed_by_tiles_is_known_before(monkeypatch):
+    large, small = (make_backbone(name, channels=3, image_size=16) for name in ("resnet18_small", "tiny_layout"))
+    assert uses_tiles(large) == (winograd.chosen() is not None)
+    monkeypatch.setattr(winograd, "chosen", lambda: pytest.fail("no kernel is built for a network without such layers"))
+    assert not uses_tiles(small)

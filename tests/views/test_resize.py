@@ -85,9 +85,9 @@ def test_it_can_be_turned_off(monkeypatch):
 
 @compiled
 def test_a_kernel_that_errs_is_not_used(monkeypatch):
-    kernel = module._chosen()
+    kernel = module.chosen()
     assert kernel is not None
-    assert module._agrees(kernel)
+    assert kernel.agrees()
     right = kernel.resize
 
     def wrong(image, shape, corner, out, interpolation="bilinear", flip=False):
@@ -95,16 +95,16 @@ def test_a_kernel_that_errs_is_not_used(monkeypatch):
         out[0, 0, 0] ^= 1
 
     monkeypatch.setattr(kernel, "resize", wrong)
-    assert not module._agrees(kernel)
+    assert not kernel.agrees()
 
 
 @compiled
 def test_a_compiler_that_fails_means_torch(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("CXX", "false")
-    assert module._kernel.__wrapped__() is None
+    assert module.chosen.load() is None
     monkeypatch.setattr(compiler, "is_known_platform", lambda: False)
-    assert module._kernel.__wrapped__() is None
+    assert module.chosen.load() is None
 
 
 OUTSIDE = """

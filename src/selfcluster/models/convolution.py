@@ -5,8 +5,9 @@ channels and few positions: 2 to 7 times slower than its own matrix product (512
 213 ms against 49 ms; 64 channels, 32 x 32 positions: 41 ms against 135 ms). These are the last stages of a ResNet.
 With very few positions the whole layer is faster as one product with a matrix of all pairs of an input and an output
 position, in float32, too: most of a kernel lies outside such small images. 512 channels, 2 x 2 positions, 512 images,
-output and both gradients: bfloat16 194 ms against 31 ms, float32 348 ms against 75 ms. Measured: docs/LOG.md,
-2026-11-28.
+output and both gradients: bfloat16 194 ms against 31 ms, float32 348 ms against 75 ms. Other layers of 3 x 3 kernels
+are computed by tiles in float32, see `winograd.py`: 1.5 to 3 times faster with AVX2, 1 to 3 times with AVX512.
+Measured: docs/LOG.md, 2026-11-28.
 
 B images, C channels in, O channels out, k kernel; I positions of the input, P of the output.
 """
@@ -24,6 +25,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from selfcluster.models import winograd
+
 _CHANNELS = 256  # least number of input channels for which products were faster in every shape tried
 _MANY = 512  # the same for the output and the images' gradient
 _OUTPUTS = 9  # most positions of the output of a layer that is one product
@@ -31,6 +34,7 @@ _INPUTS, _INPUTS_FLOAT32 = 16, 4  # and of its input
 _IMAGES = 32  # and least images for each position of the input, because making the matrix takes time
 _NUMBERS = 1 << 25  # most numbers in the matrix
 _BLOCK = 64 << 20  # bytes of the patches that are made at a time
+_TILED, _TILES = 64, 64  # least channels, in and out, and tiles of a batch, for which Winograd's products were faster
 
 
 def weight_gradient(images: Tensor, gradient: Tensor, kernel: int, stride: int, padding: int) -> Tensor:
@@ -167,7 +171,7 @@ def _taps(height: int, width: int, kernel: int, stride: int, padding: int) -> It
 
 @contextmanager
 def quick_convolutions(module: nn.Module, wanted: bool) -> Iterator[None]:
-    """In this block, convolutions of many channels are computed by matrix products where that is faster.
+    """In this block, convolutions of many channels are computed by matrix products or by tiles where that is faster.
 
     It applies to bfloat16 and float32 on a CPU, when gradients are kept. At the end the modules have their own
     `_conv_forward` back, so that copies and exports are torch's.
@@ -191,12 +195,26 @@ def _is_suitable(module: nn.Module) -> bool:
         return False
     shapes = (module.kernel_size, module.stride, module.padding, module.dilation)
     square = all(isinstance(pair, tuple) and pair[0] == pair[1] for pair in shapes)
-    return square and module.kernel_size[0] > 1 and module.dilation[0] == 1 and module.in_channels >= _CHANNELS
+    large = square and module.kernel_size[0] > 1 and module.dilation[0] == 1
+    return large and (module.in_channels >= _CHANNELS or _fits_tiles(module))
+
+
+def _fits_tiles(convolution: nn.Conv2d) -> bool:
+    channels = convolution.in_channels, convolution.out_channels
+    shape = convolution.kernel_size[0], convolution.stride[0], convolution.padding[0]
+    return shape == (3, 1, 1) and min(channels) >= _TILED and not any(size % winograd.LANES for size in channels)
+
+
+def uses_tiles(module: nn.Module) -> bool:
+    """Return whether `quick_convolutions` computes some convolutions of a module by tiles in float32."""
+    some = any(_is_suitable(inner) and _fits_tiles(inner) for inner in module.modules() if isinstance(inner, nn.Conv2d))
+    return some and winograd.chosen() is not None
 
 
 def _chosen(convolution: nn.Conv2d) -> Any:
     own, stride, padding = convolution._conv_forward, convolution.stride[0], int(convolution.padding[0])
     kernel, area = convolution.kernel_size[0], convolution.in_channels * convolution.out_channels
+    many, tiled = convolution.in_channels >= _CHANNELS, _fits_tiles(convolution)
 
     def is_dense(images: Tensor, most: int) -> bool:
         sides = images.shape[2:]
@@ -204,15 +222,27 @@ def _chosen(convolution: nn.Conv2d) -> Any:
         few = inputs <= most and outputs <= _OUTPUTS and inputs * outputs * area <= _NUMBERS
         return few and len(images) >= _IMAGES * inputs
 
+    def saves(images: Tensor) -> bool:
+        """Whether tiles, of which those at the edges are only partly used, need at most half of the products."""
+        tiles = winograd.tiles_of(*images.shape[2:])
+        enough = len(images) * tiles >= _TILES and 2 * tiles * 36 <= 9 * math.prod(images.shape[2:])
+        return tiled and enough and winograd.chosen() is not None
+
     def forward(images: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         low = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
         if images.device.type != "cpu" or not torch.is_grad_enabled() or not weight.requires_grad:
             return own(images, weight, bias)
-        if not low:
-            dense = images.dtype == weight.dtype == torch.float32 and is_dense(images, _INPUTS_FLOAT32)
-            return convolve_densely(images, weight, bias, stride, padding) if dense else own(images, weight, bias)
-        low_bias = None if bias is None else bias.bfloat16()
-        quick = convolve_densely if is_dense(images, _INPUTS) else convolve
-        return quick(images.bfloat16(), weight.bfloat16(), low_bias, stride, padding)
+        if low and many:
+            low_bias = None if bias is None else bias.bfloat16()
+            quick = convolve_densely if is_dense(images, _INPUTS) else convolve
+            return quick(images.bfloat16(), weight.bfloat16(), low_bias, stride, padding)
+        if low or images.dtype != torch.float32 or weight.dtype != torch.float32:
+            return own(images, weight, bias)
+        if many and is_dense(images, _INPUTS_FLOAT32):
+            return convolve_densely(images, weight, bias, stride, padding)
+        if not saves(images):
+            return own(images, weight, bias)
+        made = winograd.convolve_by_tiles(images, weight)
+        return made if bias is None else made + bias[:, None, None]
 
     return forward

@@ -105,7 +105,7 @@ def fit(
     )
     kept = PseudoLabels(method, loader.source.ids, loader.source.labels, device)
     products = prefers_products(device, settings.precision) and not settings.compile
-    layout = layout_of(device, settings.precision, loader.in_memory, settings.compile, products)
+    layout = layout_of(method, device, settings.precision, loader.in_memory, settings.compile, products)
     state = RunState(method, optimizer, health, kept, folder, layout, probe, loader.source, per_epoch)
     state.load(checkpoints, console)
     model = join_ranks(method, device)

@@ -15,6 +15,7 @@ from selfcluster import distributed
 from selfcluster.data.sources import Source
 from selfcluster.files import message_of
 from selfcluster.methods.base import Method
+from selfcluster.models.convolution import uses_tiles
 from selfcluster.runs import checkpoint
 from selfcluster.runs.console import Console
 from selfcluster.runs.folder import RunError, RunFolder
@@ -193,7 +194,7 @@ def section(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def layout_of(
-    device: torch.device, precision: str, in_memory: bool, compiled: bool = False, products: bool = False
+    method: Method, device: torch.device, precision: str, in_memory: bool, compiled: bool, products: bool
 ) -> dict[str, str | int]:
     """Return what must be the same so that a resumed run equals an uninterrupted one bit for bit."""
     return {
@@ -204,5 +205,6 @@ def layout_of(
         "in_memory": in_memory,
         **({"compiled": True} if compiled else {}),
         **({"weight_gradients": "products"} if products else {}),
+        **({"convolutions": "by tiles"} if products and precision == "fp32" and uses_tiles(method) else {}),
         "torch": str(torch.__version__),
     }

@@ -191,8 +191,6 @@ AVX2 void along_columns(const uint8_t* between, int64_t begin, int64_t width, co
 
 extern "C" {
 
-int64_t selfcluster_can_cut() { return __builtin_cpu_supports("avx2") ? 1 : 0; }
-
 // out (3, h, w): of an image resized to (tall, broad) the part from (top, left), mirrored left to right if `flip`.
 // Returns 0, or -1: no memory.
 int64_t selfcluster_cut(const uint8_t* pixels, int64_t height, int64_t width, int64_t stride, int64_t tall,

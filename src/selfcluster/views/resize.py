@@ -7,8 +7,6 @@ The kernel takes color images. It is several times faster than torch, and its pi
 from __future__ import annotations
 
 import ctypes
-import functools
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,14 +16,7 @@ import torch.nn.functional as F
 from selfcluster import compiler
 
 INTERPOLATIONS = ("bilinear", "bicubic")
-_SOURCES = [Path(__file__).parent / "native_cut.cpp"]
-_OPTIONS = ("-ffp-contract=off",)  # weights must be rounded as they are elsewhere
 _SIZE, _POINTER, _INT = ctypes.c_int64, ctypes.c_void_p, ctypes.c_int
-_TRIAL = """
-import pathlib, sys
-from selfcluster.views import resize
-list(resize.Kernel(pathlib.Path(sys.argv[1])).samples())
-"""
 
 
 def resize(
@@ -76,7 +67,7 @@ def by_torch(image: np.ndarray, shape: tuple[int, int], interpolation: str = "bi
 
 def has_kernel() -> bool:
     """Whether the compiled kernel is used here. The first call may compile it (some seconds, once per user)."""
-    return _chosen() is not None
+    return chosen() is not None
 
 
 class Kernel:
@@ -84,7 +75,6 @@ class Kernel:
 
     def __init__(self, path: Path) -> None:
         library = ctypes.CDLL(str(path))
-        self.is_able = bool(library.selfcluster_can_cut())
         self._cut = library.selfcluster_cut
         self._cut.argtypes = [_POINTER, *[_SIZE] * 9, _INT, _INT, _POINTER]
         self._cut.restype = _SIZE
@@ -118,45 +108,28 @@ class Kernel:
         ):
             raise MemoryError(f"not enough memory to resize an image of {height} x {width} pixels")
 
-    def samples(self) -> Iterator[tuple[np.ndarray, tuple[int, int], str, np.ndarray]]:
-        """Yield images, shapes, interpolations, and what the kernel makes of them: smaller and larger, odd sizes."""
+    def agrees(self) -> bool:
+        """Whether the results for a few images, smaller, larger and of odd sizes, equal torch's to the bit."""
         pixels = np.random.default_rng(0).integers(0, 256, (67, 53, 3), np.uint8)
         for image, shape in ((pixels, (24, 17)), (pixels[5:18, 3:14], (40, 33)), (pixels[:1, :1], (2, 3))):
-            for interpolation in ("bilinear", "bicubic"):
+            for interpolation in INTERPOLATIONS:
                 out = np.zeros((3, *shape), np.uint8)
                 self.resize(image, shape, (0, 0), out, interpolation)
-                yield image, shape, interpolation, out
+                if not np.array_equal(out, by_torch(image, shape, interpolation)):
+                    return False
+        return True
 
 
 def _kernel_for(image: np.ndarray) -> Kernel | None:
     """Return the kernel if it is available and can take this (H, W, C) image."""
     if image.dtype != np.uint8 or image.shape[2] != 3 or image.strides[1:] != (3, 1) or image.strides[0] <= 0:
         return None
-    return _chosen()
+    return chosen()
 
 
-def _chosen() -> Kernel | None:
-    if not compiler.allowed():
-        return None
-    with compiler.building:
-        return _kernel()
-
-
-@functools.cache
-def _kernel() -> Kernel | None:
-    if not compiler.is_known_platform():
-        return None
-    try:
-        path = compiler.library(_SOURCES, *_OPTIONS)
-        if path is None or not compiler.survives(path, _TRIAL):
-            return None
-        kernel = Kernel(path)
-        return kernel if kernel.is_able and _agrees(kernel) else None
-    except compiler.FAILURES:
-        return None
-
-
-def _agrees(kernel: Kernel) -> bool:
-    """Whether results on a few images equal torch's. If not, the compiler or processor has a bug."""
-    made = kernel.samples()
-    return all(np.array_equal(out, by_torch(image, shape, name)) for image, shape, name, out in made)
+chosen = compiler.OnDemand(
+    Kernel,
+    [Path(__file__).parent / "native_cut.cpp"],
+    ("-ffp-contract=off",),  # weights must be rounded as they are elsewhere
+    ("avx2",),
+)
