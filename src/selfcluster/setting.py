@@ -222,7 +222,7 @@ def in_words(value: object) -> str:
         return {None: "not given", True: "yes", False: "no"}[value]
     if isinstance(value, list | tuple):
         return " ".join(in_words(part) for part in value) or "none"
-    return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
+    return f"{value:.12g}" if isinstance(value, float) else str(value)  # 1e-07, not 1.0000000000000001e-07
 
 
 def as_typed(name: str, value: object) -> str:

@@ -121,6 +121,17 @@ def test_what_is_missing_is_measured_once(trained, capsys):
     assert "is not a run folder" in capsys.readouterr().err
 
 
+def test_a_result_of_the_run_itself_is_the_same_by_another_path(trained, tmp_path, monkeypatch, capsys):
+    run = tmp_path / "one"
+    shutil.copytree(trained / "one", run, ignore=shutil.ignore_patterns("evaluations"))
+    monkeypatch.chdir(trained)
+    api.evaluate("knn", run, train="photos", split=0.2)
+    capsys.readouterr()
+    assert main(["compare", str(run), "--protocol", "knn", "--train", str(trained / "photos")]) == 0
+    assert capsys.readouterr().err.count("knn of") == 1  # of the untrained network
+    assert len(api.compare(run).columns) == 1
+
+
 def test_the_untrained_network_is_the_runs_own(trained, tmp_path, capsys):
     """Same patches, blocks and preprocessing as the run's network; other weights, drawn by the seed."""
     run, photos = tmp_path / "vit", trained / "photos"

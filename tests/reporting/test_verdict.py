@@ -97,6 +97,15 @@ def test_a_loss_at_chance_is_bad(tmp_path, end, level):
     assert level == "good" or "the training task was not learned" in verdict.reasons[0]
 
 
+def test_the_loss_of_an_unfinished_run_has_not_ended(tmp_path):
+    contents = with_losses(tmp_path, [1.2 * np.log(30)] * 20)
+    contents.status["state"] = "preempted"
+    verdict = judge(contents)
+    assert verdict.level == "look"
+    assert not any("not learned" in reason or "ended at" in reason for reason in verdict.reasons)
+    assert any("At the last logged step the loss was 4.08" in reason for reason in verdict.reasons)
+
+
 def test_a_loss_that_is_not_finite(tmp_path):
     assert judge(with_losses(tmp_path, [2.0, None])).level == "bad"
     assert judge(with_losses(tmp_path, [None] + [2.0] * 40)).level == "look"

@@ -35,6 +35,15 @@ def test_the_commands_name_the_method_and_the_data(tmp_path):
     assert cluster.command == f"cluster {run}"
 
 
+@pytest.mark.parametrize("state", ["running", "preempted", "failed"])
+def test_what_an_unfinished_run_lacks_has_no_command(tmp_path, state):
+    run = make_run(tmp_path / "run", ["a", "b", "c"])
+    (run / "status.json").write_text(json.dumps({"state": state}))
+    (run / "clusters.parquet").unlink()
+    (run / "embeddings.parquet").unlink()
+    assert [m.command for m in read_contents(run).missing] == ["", ""]  # `embed` and `cluster` would refuse
+
+
 def test_commands_can_be_copied_into_a_shell(tmp_path):
     run = tmp_path / "my run; reboot"
     run.mkdir()

@@ -60,6 +60,19 @@ def test_what_a_finished_run_lacks_is_damage_and_json_lists_all(run, capsys):
     assert set(damaged(run)) == {"backbone.safetensors", "backbone.json", "clusters.parquet"}
 
 
+def test_the_networks_of_start_and_end_are_checked_too(run, tmp_path):
+    for folder in ("start", "end"):
+        (run / folder).mkdir(exist_ok=True)
+        for name in ("backbone.json", "backbone.safetensors"):
+            (run / folder / name).write_bytes((run / name).read_bytes())
+        flip_end(run / folder / "backbone.safetensors")
+    assert damaged(run) == {
+        f"{folder}/backbone.safetensors": "its tensors are not those that were written" for folder in ("start", "end")
+    }
+    (run / "end" / "backbone.json").write_text("{")
+    assert "end/backbone.json" in damaged(run)
+
+
 def test_weights_that_are_none_cannot_be_read(run):
     (run / "backbone.safetensors").write_bytes(b"x" * 20)
     assert "cannot be read" in damaged(run)["backbone.safetensors"]

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sys
 
 import pytest
 import timm
 import torch
 import yaml
 
-from selfcluster import api
+from selfcluster import api, distributed
 from selfcluster.models.backbones import make_backbone, save_backbone
 from selfcluster.models.preprocessing import Preprocessing
+from selfcluster.training import start as beginning
 from selfcluster.training.build import assemble, run_preprocessing
 from selfcluster.training.load import load_network
 
@@ -72,3 +75,36 @@ def test_a_start_that_does_not_exist_is_refused(tmp_path, tiny):
         tiny("swav", tmp_path / "run", init="nowhere/run")
     with pytest.raises(ValueError, match="tiny_layout is a network without weights"):
         tiny("swav", tmp_path / "run", init="tiny_layout")
+
+
+@pytest.mark.parametrize(
+    ("argv", "environment", "command"),
+    [
+        (["/bin/x/selfcluster", "train", "swav", "my photos"], {}, "/bin/x/selfcluster train swav 'my photos'"),
+        (["/lib/selfcluster/__main__.py", "train", "swav"], {}, "python -m selfcluster train swav"),
+        (["work.py", "a"], {}, "python work.py a"),
+        ([""], {}, "selfcluster.train, from Python"),
+        (
+            ["/lib/selfcluster/__main__.py", "train"],
+            {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"},
+            "torchrun --nproc-per-node 2 -m selfcluster train",
+        ),
+        (
+            ["/lib/selfcluster/__main__.py", "train"],
+            {"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"},
+            "torchrun --nnodes 2 --nproc-per-node 2 -m selfcluster train",
+        ),
+    ],
+)
+def test_the_command_that_is_kept_can_be_typed(argv, environment, command, monkeypatch):
+    monkeypatch.setattr(sys, "argv", argv)
+    monkeypatch.setattr(distributed, "world_size", lambda: int(environment.get("WORLD_SIZE", 1)))
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert beginning.command_line() == command
+
+
+def test_a_program_on_the_path_is_kept_by_its_name(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/bin/x/selfcluster", "demo"])
+    monkeypatch.setattr(shutil, "which", lambda name: f"/bin/x/{name}")
+    assert beginning.command_line() == "selfcluster demo"

@@ -78,6 +78,7 @@ def compare(
 def _measure(run: Path, protocol: str, train: Any, settings: dict[str, Any]) -> None:
     """Evaluate the run, its untrained network and its start; keep the three results in its folder."""
     from selfcluster.commands.evaluate import evaluate
+    from selfcluster.evaluation.comparison import with_whole_paths
     from selfcluster.evaluation.protocol import read_results
     from selfcluster.models.pretrained import UNTRAINED
     from selfcluster.settings.files import run_config
@@ -97,7 +98,11 @@ def _measure(run: Path, protocol: str, train: Any, settings: dict[str, Any]) -> 
             del models["start"]
     size = {"image_size": config["image_size"]} if config.get("image_size") else {}
     kept = [
-        (r["protocol"], s.get("role", "run"), {**(r.get("settings") or {}), **s})
+        (
+            r["protocol"],
+            s.get("role", "run"),
+            with_whole_paths({**(r.get("settings") or {}), **s, **_own_size(s, size)}),
+        )
         for r in read_results(run)
         if isinstance(s := r.get("subject"), dict)
         # an earlier version measured the plain network of that name, which may differ from the run's
@@ -105,6 +110,7 @@ def _measure(run: Path, protocol: str, train: Any, settings: dict[str, Any]) -> 
     ]
     every = {"seed": 0, **size, **settings, "train": str(train)}
     asked = {name: str(every[name]) if name == "test" else every[name] for name in every if name not in _READING}
+    asked = with_whole_paths(asked)
     for role, model in models.items():
         if any(p == protocol and r == role and asked.items() <= of.items() for p, r, of in kept):
             continue
@@ -112,6 +118,11 @@ def _measure(run: Path, protocol: str, train: Any, settings: dict[str, Any]) -> 
         result = evaluate(protocol, model, train=train, **{**size, **settings})
         subject = {**result.subject, "role": role}
         dataclasses.replace(result, subject=result.subject if role == "run" else subject).write(run)
+
+
+def _own_size(subject: Mapping[str, Any], size: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The run's own image size for a result that was asked for without one."""
+    return size if subject.get("image_size") is None else {}
 
 
 def _start_of(config: Mapping[str, Any]) -> str:
@@ -133,8 +144,8 @@ def add_flags(parser: argparse.ArgumentParser, words: list[str]) -> None:
     parser.add_argument(
         "--protocol",
         metavar="PROTOCOL",
-        help="show this protocol only; with --train, evaluate runs that lack it; compare --protocol PROTOCOL --help "
-        "lists its settings",
+        help="show this protocol only; with --train, evaluate runs that have no such result; "
+        "compare --protocol PROTOCOL --help lists its settings",
     )
     parser.add_argument(
         "--train", help="labeled images, on which each run, its start network and its untrained network are evaluated"

@@ -120,7 +120,20 @@ def _column(result: Mapping[str, Any], run: Path) -> tuple[str, dict[str, object
 
 
 def _key(result: Mapping[str, object], run: Path) -> str:
-    return json.dumps([result["protocol"], *_column(result, run)], sort_keys=True, default=str)
+    number, conditions = _column(result, run)
+    size = run_config(run).get("image_size")
+    same = {name: value for name, value in conditions.items() if (name, value) != ("image_size", size)}
+    return json.dumps([result["protocol"], number, with_whole_paths(same)], sort_keys=True, default=str)
+
+
+def with_whole_paths(conditions: Mapping[str, object]) -> dict[str, object]:
+    """Return a result's conditions with absolute paths of images: `photos` and `/home/ann/photos` may be the same."""
+    places = {
+        name: str(Path(word).resolve())
+        for name in ("train", "test")
+        if isinstance(word := conditions.get(name), str) and Path(word).exists()
+    }
+    return {**conditions, **places}
 
 
 def _cell(members: Sequence[Path], found: Mapping[Path, Any], key: str, number: str) -> Cell | None:

@@ -29,13 +29,13 @@ from selfcluster.methods.base import Method
 from selfcluster.models.backbones import WEIGHTS, save_backbone
 from selfcluster.models.preprocessing import Preprocessing
 from selfcluster.runs.console import Console
-from selfcluster.runs.folder import START_SAMPLE
+from selfcluster.runs.folder import END, START, START_SAMPLE
 from selfcluster.training.build import Parts, has_start
 from selfcluster.training.embedding import gather_rows, make_embed
 from selfcluster.training.loop import LoopSettings
 from selfcluster.views.plans import ViewGroup, ViewPlan
 
-START, HALF, END = "start", "half", "end"  # START and END also name the folders of the two networks
+HALF = "half"
 _CROP = (0.25, 0.75)  # share of the image's area in the crops that are compared with the center view
 _SMALL = (0.1, 0.25)  # the same for the smaller crops, smaller than the training views of `auto`
 CROPS = 2  # crops of each kind

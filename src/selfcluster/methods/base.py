@@ -165,7 +165,7 @@ def clusters_from_data(run: RunShape) -> dict[str, Choice]:
     root = round((1 if brief else 2) * sqrt(n) / 10) * 10
     k = max(10, min(3000, root, batch if brief else root))
     root_of = f"the square root of the number of images ({n})"
-    why = f"{root_of}, at most the batch size" if brief else f"twice {root_of}"
+    why = f"{root_of}, in tens, and at most the batch size" if brief else f"twice {root_of}, in tens"
     if n // 2 < k:
         k, why = max(2, n // 2), f"half the number of images ({n})"
     elif k == 10 and min(root, batch) < 10:

@@ -86,7 +86,11 @@ class SwAV(Method):
         chosen = (
             {}
             if run.layout
-            else {"epsilon": Choice(0.03, "sharper codes: at 0.05 the loss of short runs stays at ln K")}
+            else {
+                "epsilon": Choice(
+                    0.03, "sharper codes: at 0.05 the loss of small images and of short runs stays at ln K"
+                )
+            }
         )
         chosen |= clusters_from_data(run)
         k, batch = run.given.get("num_prototypes", chosen["num_prototypes"].value), run.batch_size

@@ -184,7 +184,8 @@ def _from_timm(name: str, arguments: dict[str, Any]) -> Backbone:
     except Exception as error:  # what huggingface_hub, urllib and timm raise offline is not one class
         raise RuntimeError(
             f"timm:{name}: timm has no copy of these weights in its cache and could not download them "
-            f"({type(error).__name__}). Offline, use --model starter or --model {name}=FILE"
+            f"({type(error).__name__}). Offline, write {name}=FILE in place of timm:{name}, with FILE the weights, or "
+            "use starter, which needs no download"
         ) from error
 
 

@@ -191,6 +191,7 @@ def render_report(
         evaluations=shown_results(results),
         marked=marked,
         place=run if not run.is_absolute() else Path(run.name),
+        private=any("…/" in shareable(text) for text in (str(about.get("command", "")), contents.data)),
     )
 
 

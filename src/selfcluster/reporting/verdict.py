@@ -139,7 +139,7 @@ def _judge_state(contents: Contents, bad: list[str], look: list[str]) -> None:
     detail = f": {message}" if message else ""
     if state in ("failed", "collapsed", "diverged"):
         bad.append(f"The run {state if state != 'failed' else 'has failed'}{detail}")
-    elif state and state not in ("finished", "done", "complete", "completed"):
+    elif contents.is_unfinished:
         about = contents.config.get("about")
         command = about.get("command") if isinstance(about, dict) else None
         resume = f". Resume it with: `{command}`" if command else ""
@@ -160,6 +160,10 @@ def _judge_loss(contents: Contents, bad: list[str], look: list[str], good: list[
     end, chance = float(np.nanmean(np.where(np.isfinite(tail), tail, np.nan))), contents.last("chance_loss")
     if chance is None or chance <= 0:
         good.append(f"The loss ended at {end:.3g}.")
+    elif contents.is_unfinished:
+        good.append(
+            f"At the last logged step the loss was {end:.3g}. A network that has learned nothing has {chance:.3g}."
+        )
     elif end >= (1 - AT_CHANCE) * chance:
         bad.append(
             f"The loss ended at {end:.3g} and chance is {chance:.3g}: the training task was not learned. Train longer. "

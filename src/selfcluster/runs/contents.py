@@ -30,7 +30,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Missing:
-    """A file that the page would have shown: its name, what it would give, why it is not there, what makes it."""
+    """A file that the page would have shown: its name, what it would give, why it is not there, what makes it.
+
+    `command` is empty if the run itself will make the file, because it has not finished.
+    """
 
     name: str
     gives: str
@@ -68,6 +71,11 @@ class Contents:
         if isinstance(data, dict):
             data = next((data[key] for key in ("path", "data", "folder", "source") if data.get(key)), None)
         return "DATA" if data is None else str(data)
+
+    @property
+    def is_unfinished(self) -> bool:
+        """Whether the run is known not to be at its end; other programs have other words for that end."""
+        return str(self.status.get("state") or "finished") not in ("finished", "done", "complete", "completed")
 
     def last(self, key: str) -> float | None:
         """The last finite value of a metric, or None."""
@@ -147,9 +155,12 @@ def read_contents(run: Path) -> Contents:
     contents.status = read("status.json", "how the run ended", train, _status) or {}
     if not is_untrained(contents.config) or (run / "metrics.jsonl").exists():
         contents.metrics = read("metrics.jsonl", "the curves", train, _metrics) or {}
-    embed = f"embed {place} {data} --out {shlex.quote(str(run / 'embeddings.parquet'))}"
+    later = contents.is_unfinished
+    embed = "" if later else f"embed {place} {data} --out {shlex.quote(str(run / 'embeddings.parquet'))}"
     contents.vectors = read("embeddings.parquet", "the map", embed, Vectors)
-    contents.clusters = read("clusters.parquet", "the gallery of clusters", f"cluster {place}", _clusters)
+    contents.clusters = read(
+        "clusters.parquet", "the gallery of clusters", "" if later else f"cluster {place}", _clusters
+    )
     if (run / "quarantine.jsonl").exists():  # no file: nothing was wrong
         contents.quarantine = read("quarantine.jsonl", "the bad files", train, _lines) or []
     return contents

@@ -15,7 +15,18 @@ from selfcluster.files import reason_of
 from selfcluster.models.backbones import ARCHITECTURE, WEIGHTS, check_weights, read_description
 from selfcluster.runs import checkpoint
 from selfcluster.runs.curation import CURATION, read_curation
-from selfcluster.runs.folder import CHECKPOINTS, CONFIG, METRICS, STATUS, RunError, check_run, read_config, read_status
+from selfcluster.runs.folder import (
+    CHECKPOINTS,
+    CONFIG,
+    END,
+    METRICS,
+    START,
+    STATUS,
+    RunError,
+    check_run,
+    read_config,
+    read_status,
+)
 from selfcluster.runs.labels import label_files, read_labels
 from selfcluster.runs.tables import CLUSTERS, EMBEDDINGS, check_table, clusters_of, has_hash
 
@@ -83,14 +94,18 @@ def _checkpoints(run: Path) -> Iterator[Verified]:
 
 
 def _networks(run: Path) -> Iterator[Verified]:
-    if (run / ARCHITECTURE).exists():
-        yield _tried(ARCHITECTURE, lambda: read_description(run))
-    for weights in sorted(run.glob("*.safetensors")):
-        try:
-            why = check_weights(weights)
-        except ValueError as error:
-            why = reason_of(error)
-        yield Verified(weights.name, "damaged" if why else "read" if why is None else "whole", why or "")
+    """Of the network that the run keeps, and of those of its start and end."""
+    for folder in (run, run / START, run / END):
+        if (folder / ARCHITECTURE).exists():
+            name = (folder / ARCHITECTURE).relative_to(run).as_posix()
+            yield _tried(name, lambda folder=folder: read_description(folder))
+        for weights in sorted(folder.glob("*.safetensors")):
+            try:
+                why = check_weights(weights)
+            except ValueError as error:
+                why = reason_of(error)
+            name = weights.relative_to(run).as_posix()
+            yield Verified(name, "damaged" if why else "read" if why is None else "whole", why or "")
 
 
 def _missing(run: Path) -> Iterator[Verified]:

@@ -96,7 +96,7 @@ def auto(schema: Schema, facts: DataSummary, said: Mapping[str, object]) -> dict
         if alone
         else "the paper's number, for long runs"
         if few
-        else "none in short runs"
+        else "none for images of 64 px or less, and none in short runs"
     )
     if choose("local_crops", few, why):
         by = 8 if size <= 64 else 16
@@ -113,7 +113,9 @@ def auto(schema: Schema, facts: DataSummary, said: Mapping[str, object]) -> dict
     steps = max(1, int(epochs * (n // max(1, batch))))
     adam = layout or short or small
     own_kind = "adamw" if adam else schema.paper.get("optimizer", "sgd")
-    kind = choose("optimizer", own_kind, "works well in short runs" if adam else "the paper's, for long runs")
+    kind = choose(
+        "optimizer", own_kind, "works well on small images and in short runs" if adam else "the paper's, for long runs"
+    )
     if adam or kind != own_kind:  # else rates and decay are the paper's, too
         rates = {"adamw": 4e-3 if layout else 1e-3 if small else 5e-4, "sgd": 0.06, "larc": 0.3, "lars": 0.3}
         choose("learning_rate", rates[kind], f"for {kind}")
@@ -125,7 +127,7 @@ def auto(schema: Schema, facts: DataSummary, said: Mapping[str, object]) -> dict
     if falls != "cosine" and (adam or falls != "constant"):
         choose("schedule", "cosine", "suits runs of any length")
         choose("milestones", (), "the cosine schedule has no milestones")
-    choose("warmup_epochs", round(min(10.0, epochs * 0.05), 2), "a twentieth of the run")
+    choose("warmup_epochs", round(min(10.0, epochs * 0.05), 2), "a twentieth of the run, and at most 10 epochs")
     choose("warmup_learning_rate", 0.0, "training begins with random weights")
 
     shape = RunShape(n, batch, epochs, steps, layout=layout, small=small, short=short, given=said)
@@ -160,7 +162,7 @@ def _from_network(schema: Schema, facts: DataSummary, said: Mapping[str, Any]) -
         "weight_decay": (1e-4, "for adamw"),
         "schedule": ("cosine", "suits runs of any length"),
         "milestones": ((), "the cosine schedule has no milestones"),
-        "warmup_epochs": (0.1, "a twentieth of the run"),
+        "warmup_epochs": (0.1, "a twentieth of two epochs"),
         "warmup_learning_rate": (0.0, "the new head begins with random weights"),
         "global_scale": ((0.25, 1.0), "the run is short"),
         "augment": ("gentle", "the run is short"),
@@ -179,7 +181,7 @@ def _from_network(schema: Schema, facts: DataSummary, said: Mapping[str, Any]) -
     out |= METHODS[schema.name].auto(shape)
     for name, value in schema.small.items():
         if name not in values:  # its rates are for training from random weights
-            out[name] = Choice(value, f"{schema.name} in short runs")
+            out[name] = Choice(value, f"the value of {schema.name} for short runs")
     return out
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import shlex
 import shutil
@@ -13,7 +14,7 @@ from typing import Any
 
 import torch
 
-from selfcluster import __version__
+from selfcluster import __version__, distributed
 from selfcluster.data.images import describe_images, remarks
 from selfcluster.data.listing import passed_over
 from selfcluster.data.sources import Source
@@ -231,10 +232,19 @@ def _check_unedited(path: Path, settings: Mapping[str, Any]) -> None:
 
 def command_line() -> str:
     """Return the command line that repeats this call."""
-    program = Path(sys.argv[0]).name
-    if program in ("selfcluster", "__main__.py"):
-        return shlex.join(sys.argv)
+    program, words = Path(sys.argv[0]).name, sys.argv[1:]
+    if program == "selfcluster":
+        return shlex.join(["selfcluster" if shutil.which("selfcluster") == sys.argv[0] else sys.argv[0], *words])
+    if program == "__main__.py":
+        start = ["python"] if distributed.world_size() == 1 else _torchrun()
+        return shlex.join([*start, "-m", "selfcluster", *words])
     return f"python {shlex.join(sys.argv)}" if program else "selfcluster.train, from Python"
+
+
+def _torchrun() -> list[str]:
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", distributed.world_size()))
+    machines = distributed.world_size() // here
+    return ["torchrun", *(["--nnodes", str(machines)] if machines > 1 else []), "--nproc-per-node", str(here)]
 
 
 def _absolute(config: Mapping[str, Any]) -> dict[str, Any]:
