@@ -4,10 +4,12 @@ import json
 import shutil
 
 import pytest
+import torch
 
 from selfcluster.cli import main
 from selfcluster.clustering import native
 from selfcluster.commands import doctor
+from selfcluster.models import winograd
 from selfcluster.views import resize
 
 
@@ -50,6 +52,14 @@ def test_the_resize_that_is_used_is_named(monkeypatch):
     assert doctor._images()["crop and resize"].startswith("torch")
     monkeypatch.setattr(resize, "has_kernel", lambda: True)
     assert doctor._images()["crop and resize"] == "compiled kernel"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="of a CPU")
+def test_the_convolutions_that_are_used_are_named(monkeypatch):
+    monkeypatch.setattr(winograd, "chosen", lambda: None)
+    assert doctor._training(torch)["convolutions in fp32"].startswith("torch")
+    monkeypatch.setattr(winograd, "chosen", lambda: object())
+    assert doctor._training(torch)["convolutions in fp32"].startswith("compiled kernel")
 
 
 def test_what_is_missing_comes_with_its_extra(monkeypatch):

@@ -111,7 +111,10 @@ def _training(torch: ModuleType) -> dict[str, str]:
             "Triton kernels are used" if has_triton() else "Triton is not installed, so torch's operations are used"
         )
         return {"device": f"{torch.cuda.get_device_name(device)}, {memory:,.0f} GB; {kernels}", **found}
-    return {"device": "cpu, because torch finds no CUDA device", **found}
+    from selfcluster.models.winograd import chosen
+
+    how = "compiled kernel (Winograd)" if chosen() is not None else "torch: the compiled kernel is not used here"
+    return {"device": "cpu, because torch finds no CUDA device", **found, "convolutions in fp32": how}
 
 
 def _networks() -> dict[str, str]:
