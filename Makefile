@@ -14,8 +14,8 @@ demo: $(VENV)/.core
 	$(BIN)/selfcluster demo
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest --doctest-modules src/selfcluster
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not faults"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not faults" --doctest-modules --ignore tests/compile_kernels.py \
+		src/selfcluster tests
 
 faults: $(VENV)/.dev
 	$(BIN)/python -m tests.faults.rows -n 2 --dist worksteal
