@@ -160,7 +160,7 @@ def test_the_untrained_network_keeps_sobel_filters_and_channels(tmp_path):
     images = torch.rand(2, 1, 16, 16)
     network.module.load_state_dict(module.state_dict())
     torch.testing.assert_close(network.module(images), module.eval()(images))
-    with pytest.raises(FileNotFoundError, match="not a saved backbone"):
+    with pytest.raises(FileNotFoundError, match="is not an export"):
         load_network(f"untrained:{tmp_path / 'nothing'}")
 
 

@@ -39,7 +39,7 @@ SECTIONS = {
         Row(9, "names that are not UTF-8, with line breaks, of 255 bytes", "kept exactly, and written with escapes"),
         Row(10, "a file that is removed or replaced during a run", "a removed file is listed as vanished; a replaced file is read, and the summary gives the number of such files (`changed_files`)"),
         Row(11, "temporary storage errors", "the read is repeated for a limited time; then the image is listed as bad, with the reason"),
-        Row(12, "copies and near copies", "`selfcluster audit` groups them, and so does the page"),
+        Row(12, "copies and near copies", "`selfcluster audit` groups them by their pixels, and the page by their embeddings"),
         Row(13, "no image, one image, fewer than a batch or than clusters", "refused in a second, with both numbers"),
         Row(14, "a tar that is cut inside a member", "the message names the member and the byte"),
         Row(15, "a tar that is cut between members, or has a damaged header", "the command stops and says that the tar is incomplete or damaged"),

@@ -24,9 +24,12 @@ def test_the_share_is_counted_over_images_that_have_a_label(tmp_path):
     write_labels(run, 4, 40, IDS, labels)
     (run / "status.json").write_text(json.dumps({"state": "finished", "summary": {"same_as_trained": 0.7273}}))
     text = which_clusters(read_contents(run)) or ""
-    assert "73% of 11 images are in the cluster of that label" in text
+    assert "73% of the 11 images that training put into a cluster are in the same one here" in text
     assert "labels/epoch-000004.parquet" in text
-    assert "73% of 11 images are in the cluster of that label" in write_report(run, None).read_text()
+    assert (
+        "73% of the 11 images that training put into a cluster are in the same one here"
+        in write_report(run, None).read_text()
+    )
 
 
 def test_clusters_made_later_are_recognized(tmp_path):

@@ -51,16 +51,16 @@ class KMeans(ClusterMixin, BaseEstimator):
         n_clusters: k.
         spherical: cluster directions: rows are scaled to length 1, centroids are means scaled to length 1, and
             squared distances are 2 - 2 cos.
-        init: "random" members (the default here and in faiss), "k-means++" over at most 65,536 rows, "k-means||", or
-            an array (k, d) of centroids.
+        init: "random" (k rows, drawn at random; the default here and in faiss), "k-means++" over at most 65,536 rows,
+            "k-means||", or an array (k, d) of centroids.
         max_iter: maximum number of centroid updates; one more assignment gives the labels.
         tol: stop if the inertia falls by this share or less in an iteration; 0: stop only if no label changes.
         empty: "split" gives an empty cluster half of a donor cluster. "split_randomly" puts its centroid beside the
             donor's centroid, in a random direction. "keep" does not move its centroid.
         donor: which cluster is split: drawn uniformly from the non-empty clusters ("uniform"), drawn in proportion to
             size ("size", as in faiss), or the largest one ("largest", as in ODC).
-        perturbation: p. A split makes two centroids from the donor's. The first is multiplied by 1 + p in even
-            dimensions and by 1 - p in odd ones, the second the other way round.
+        perturbation: p, by which a split moves the donor's centroid to make two of it. The first is multiplied by
+            1 + p in even dimensions and by 1 - p in odd ones, the second the other way round.
         max_points_per_centroid: iterate on at most k times this many rows drawn at random, then assign all rows;
             None uses all rows in every iteration (faiss's default is 256).
         subsample: iterate first on this many rows drawn at random (ClusterFit's two stages), then on all rows.

@@ -56,7 +56,7 @@ def cluster(
         out: for images: the run folder, default runs/cluster-DATANAME. Otherwise: the Parquet file (id, path, cluster,
             distance), default clusters.parquet beside the embeddings; a CSV of the same name is written, too.
         seed: of the clustering.
-        quiet: print nothing.
+        quiet: print warnings only.
         **settings: for images: image_size, batch_size, workers, device, precision, max_bad, allow_partial, timeout,
             and limit, classes, long_tail, labels_from, range, max_megapixels, as in training.
 
@@ -217,7 +217,7 @@ def add_flags(parser: argparse.ArgumentParser, words: list[str]) -> None:
         "--k",
         type=_number_or_auto,
         metavar="N|auto",
-        help="number of clusters, or auto. Default: auto; for a trained run: the clusters that training made",
+        help="number of clusters, or auto. Default: auto; for a trained run: the run's own clusters",
     )
     parser.add_argument(
         "--algorithm",
@@ -260,7 +260,8 @@ def run_command(**settings: Any) -> tuple[object, str]:
     files = f"{result['out']} and {result['csv']}"
     lines = [f"{inside} images in {result['clusters']} clusters of {sizes} images. Written: {files}"]
     if result["none"]:
-        lines.append(f"{result['none']} images belong to no cluster; they have the number -1")
+        few = "image belongs to no cluster; it has" if result["none"] == 1 else "images belong to no cluster; they have"
+        lines.append(f"{result['none']} {few} the number -1")
     if "report" in result:
         lines.append(f"{result['report']}: open it in a browser")
     shown = {name: value for name, value in result.items() if isinstance(value, str | int)}

@@ -30,7 +30,7 @@ def demo(out: str | os.PathLike[str] = "runs", *, seed: int = 0, quiet: bool = F
     Args:
         out: folder for the two runs; existing runs are replaced.
         seed: of the runs.
-        quiet: print nothing.
+        quiet: print no progress.
 
     Returns:
         Rows of features, knn (accuracy by 20 neighbors, leave one out), matching (of k-means with k = 10 by the best

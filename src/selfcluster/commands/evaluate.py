@@ -135,7 +135,9 @@ def _rank(protocol: str, runs: Sequence[Any], **settings: Any) -> Result:
                 raise ValueError(f"evaluate {protocol}: {run} is not a run or network; name images with --train")
         places = {str(run_config(Path(run))["data"]) for run in runs if is_run(Path(run))}
         if len(places) > 1:
-            raise ValueError(f"the runs were trained on {' and '.join(sorted(places))}; name one set with --train")
+            raise ValueError(
+                f"the runs have different images ({' and '.join(sorted(places))}); name one set with --train"
+            )
     return ranked([evaluate(protocol, run, **settings) for run in runs])
 
 

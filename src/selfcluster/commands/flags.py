@@ -84,8 +84,8 @@ def add_model_flag(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
         metavar="NETWORK",
-        help="network for images: starter (default), timm:NAME, a run, an export, a FILE of weights, NETWORK=FILE "
-        "(name of the network and its weights), or untrained:RUN (random weights)",
+        help="network to use if you give images, not a run: starter (default), timm:NAME, a run, an export, a FILE of "
+        "weights, NETWORK=FILE (name of the network and its weights), or untrained:RUN (random weights)",
     )
 
 

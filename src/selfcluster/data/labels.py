@@ -74,7 +74,8 @@ def from_folders(ids: Names, needed: np.ndarray | None = None) -> tuple[np.ndarr
         count = len(ids if must is None else must)
         raise LabelsError(
             f"labels from folders: {len(loose)} of {count} images lie in no folder, e.g. {loose[0]!r}; "
-            f"classes found: {_listed(classes)}"
+            f"classes found: {_listed(classes)}. Put each class into its own sub-folder, or name a table with "
+            "--labels-from FILE.csv"
         )
     order = sorted(numbers)
     rank = np.full(len(order) + 1, -1)  # the last place, which -1 reads, is for images without a label

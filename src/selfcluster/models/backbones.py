@@ -273,7 +273,7 @@ def load_backbone(path: str | Path) -> tuple[Backbone, tuple[float, ...], tuple[
     folder = Path(path) if Path(path).is_dir() else Path(path).parent
     for needed in (folder / ARCHITECTURE, folder / WEIGHTS):
         if not needed.is_file():
-            raise FileNotFoundError(f"{path} is not a saved backbone: {needed} is missing")
+            raise FileNotFoundError(f"{path} is not an export: {needed} is missing")
     spec = read_description(folder)
     check_name(full_name(spec))
     overlay = spec["pretrained_cfg_overlay"]
@@ -294,7 +294,7 @@ def untrained_backbone(folder: str | Path) -> Backbone:
     """
     path = Path(folder) / ARCHITECTURE
     if not path.is_file():
-        raise FileNotFoundError(f"{folder} is not a saved backbone: {path} is missing")
+        raise FileNotFoundError(f"{folder} is not an export: {path} is missing")
     spec = read_description(Path(folder))
     check_name(full_name(spec))
     channels, size, _ = spec["pretrained_cfg_overlay"]["input_size"]

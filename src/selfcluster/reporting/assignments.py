@@ -21,13 +21,13 @@ def which_clusters(contents: Contents) -> str | None:
     try:
         found = last_labels(contents.folder)
     except ValueError as error:
-        return f"The pseudo-labels of training cannot be read: {error}."
+        return f"The clusters of training cannot be read: {error}."
     if found is None or contents.clusters is None:
         return None
     epoch, trained = found
     labels = np.array([trained.get(name, -1) for name in contents.clusters.ids.to_pylist()], np.int64)
     name = Path("labels", label_files(contents.folder)[epoch].name)
-    text = f"In its last epoch, training used other labels ({name})"
+    text = f"In the last epoch, training itself had other clusters ({name})"
     both = labels >= 0
     summary = contents.status.get("summary")
     stored = summary.get("same_as_trained") if isinstance(summary, dict) else None
@@ -40,6 +40,6 @@ def which_clusters(contents: Contents) -> str | None:
             f"its center crop; {stored:.0%} of the images got the cluster of their last label in training."
         )
     return (
-        f"These clusters come from the final network and the center of each image. {text}; {share:.0%} of "
-        f"{both.sum():,} images are in the cluster of that label."
+        f"These clusters were made after training, by the final network, from the center of each image. {text}: "
+        f"{share:.0%} of the {both.sum():,} images that training put into a cluster are in the same one here."
     )

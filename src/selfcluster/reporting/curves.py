@@ -37,7 +37,10 @@ _TITLES = {
     "skipped_steps": ("Skipped steps", "steps so far whose loss or gradient was not finite"),
     "nmi_previous": ("NMI with the previous assignment", "agreement from 0 to 1; 1: the clusters no longer change"),
     "probe_accuracy": ("Online probe", "share of held-out images that a linear classifier of the features gets right"),
-    "nmi_labels": ("Agreement with the labels", "NMI of the pseudo-labels in training with the given classes"),
+    "nmi_labels": ("Agreement with the given labels", "NMI of the clusters of training with the given labels"),
+    "inertia": ("Inertia", "sum of the squared distances of the features to their centroids"),
+    "change_ratio": ("Changed labels", "share of the batch's images that changed their cluster"),
+    "remade_at_start": ("Clusters refilled at the start", "number of clusters that were too small after k-means"),
 }
 
 

@@ -167,7 +167,7 @@ SHARED = (
         "keep",
         "str",
         None,
-        "network to save: start, end (trained), half (mean of both weights) or best (half if it is clearly better, "
+        "network to keep: start, end (trained), half (mean of both weights) or best (half if it is clearly better, "
         "else start); start and half need --init; default: best with --init, else end",
         ("start", "half", "end", "best"),
     ),
@@ -175,7 +175,7 @@ SHARED = (
         "judge_sample",
         "int",
         1000,
-        "number of images for comparing start and end; 0: no comparison, and with --init "
+        "number of images for the comparison with the start network; 0: no comparison, and with --init "
         "also give --keep start, half or end",
         least=0,
     ),

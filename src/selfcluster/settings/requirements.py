@@ -15,7 +15,7 @@ from selfcluster.runs.folder import is_run, read_config, read_status
 # what ClusterFit's heads learn, and whether labels are needed for it
 TARGETS = {"kmeans": False, "per_label": True, "prototypes": True, "distill": True, "regress": False}
 AT_EACH_STEP = ("distill", "regress")  # the teacher is asked at each step
-_TEACHER = "starter, timm:NAME, a run folder, an exported backbone, FILE, NETWORK=FILE or an untrained network's name"
+_TEACHER = "starter, timm:NAME, a run folder, an export, FILE, NETWORK=FILE or an untrained network's name"
 
 
 def check_needs(method: str, said: Mapping[str, Any], source: Source) -> None:

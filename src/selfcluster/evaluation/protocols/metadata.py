@@ -25,7 +25,9 @@ from selfcluster.setting import setting
 
 @dataclass(frozen=True, kw_only=True)
 class MetadataSettings:
-    table: str | None = setting(None, "CSV with a column id or path, and further columns; default: EXIF of the images")
+    table: str | None = setting(
+        None, "CSV with a column id or path, and further columns, as for report --metadata; default: EXIF of the images"
+    )
     columns: str | None = setting(
         None, "columns to score, separated by commas; default: all columns with repeated values"
     )
