@@ -49,6 +49,15 @@ def test_better_than_the_start(tmp_path):
     assert any("85.0% of the searches" in reason and "80.0% before" in reason for reason in verdict.reasons)
 
 
+def test_the_crops_that_decided_are_named(tmp_path):
+    start, end = {"retrieval": 0.95, "small_retrieval": 0.678}, {"retrieval": 0.949, "small_retrieval": 0.652}
+    verdict = judged(tmp_path, better=False, verdict="worse", kept="start", start=start, end=end)
+    assert (
+        "in 94.9% of the searches (95.0% before), and with a smaller crop in 65.2% (67.8% before)"
+        in (verdict.reasons[0])
+    )
+
+
 def test_the_network_half_way_is_named(tmp_path):
     verdict = judged(tmp_path, kept="half", compared="half", half={"retrieval": 0.9})
     assert any("mean of start and trained weights" in r and "90.0%" in r for r in verdict.reasons)

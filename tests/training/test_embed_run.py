@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -13,7 +15,7 @@ from selfcluster.cli import main
 from selfcluster.models.backbones import make_backbone, save_backbone
 from selfcluster.models.preprocessing import Preprocessing
 from selfcluster.models.pretrained import load_network
-from selfcluster.runs.folder import RunError, read_status
+from selfcluster.runs.folder import RunError, read_config, read_status
 from selfcluster.runs.tables import read_clusters, read_embeddings
 from selfcluster.training import embed_run, features
 from selfcluster.training.kept import KeptRows
@@ -221,6 +223,19 @@ def test_every_command_takes_images_and_a_network(tmp_path, photos, network, mon
         ["evaluate", "knn", photos, "--model", network, "--train", photos],
     ):
         assert main(words) == 2, words
+
+
+def test_the_page_names_the_command_that_made_its_clusters(tmp_path, photos, network, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for words in (["--k", "2"], ["--k", "3"]):
+        command = ["cluster", photos, "--model", network, "--out", "run", *words]
+        monkeypatch.setattr(sys, "argv", ["selfcluster", *command])
+        assert main(command) == 0
+        assert read_config(tmp_path / "run")["about"]["command"].endswith(" ".join(words))
+    page = (tmp_path / "run" / "report.html").read_text("utf-8")
+    again = page[page.index("Do it again") :]
+    assert "A path that begins with … is shortened here" in again
+    assert again[: again.index("</pre>")].count("selfcluster cluster") == 1
 
 
 def test_images_that_cannot_be_read_are_named(tmp_path, network):

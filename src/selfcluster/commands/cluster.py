@@ -100,8 +100,12 @@ def cluster_images(
     from selfcluster.evaluation.clustering import check_algorithm
 
     check_algorithm(algorithm, k, whiten)
+    from selfcluster.training.embed_run import keep_command
+
     run, source = embed_images(data, model, out, seed=seed, quiet=quiet, **(settings or {}))
-    return run, source, _cluster_table(run, k, algorithm, whiten, None, seed, quiet)
+    result = _cluster_table(run, k, algorithm, whiten, None, seed, quiet)
+    keep_command(run)
+    return run, source, result
 
 
 def embed_images(

@@ -191,8 +191,14 @@ def render_report(
         evaluations=shown_results(results),
         marked=marked,
         place=run if not run.is_absolute() else Path(run.name),
-        private=any("…/" in shareable(text) for text in (str(about.get("command", "")), contents.data)),
+        private=any("…/" in shareable(str(text)) for text in _commands(contents, about)),
     )
+
+
+def _commands(contents: Contents, about: Mapping[str, object]) -> tuple[object, ...]:
+    """What the lines under “Do it again” are made of: a run without training has its own command, if it is known."""
+    command = about.get("command", "")
+    return (command,) if command and is_untrained(contents.config) else (command, contents.data)
 
 
 def shareable(text: str) -> str:

@@ -94,8 +94,11 @@ def _judge_start(contents: Contents, look: list[str], good: list[str]) -> str | 
     better, unclear = judgement.get("better") is True, judgement.get("verdict") == "unclear"
     which = "The mean of start and trained weights" if compared == "half" else "The trained network"
     now, before = f"{end.get('retrieval', 0.0):.1%}", f"{start['retrieval']:.1%}"
+    smaller = ""
+    if "small_retrieval" in start and "small_retrieval" in end:
+        smaller = f", and with a smaller crop in {end['small_retrieval']:.1%} ({start['small_retrieval']:.1%} before)"
     finds = (
-        f"an image is matched with a crop of itself in {now} of the searches ({before} before), among "
+        f"an image is matched with a crop of itself in {now} of the searches ({before} before){smaller}, among "
         f"{judgement.get('images', 0):,} images"
     )
     ending = ", so the start network was kept" if kept == "start" else ""

@@ -95,6 +95,18 @@ def embed_run(
     return path
 
 
+def keep_command(path: Path) -> None:
+    """Store the command line of this call in a run of `embed_run`: the page shows it as the way to its clusters."""
+    config = read_config(path)
+    about = {**config.get("about", {}), "command": command_line()}
+    if about != config.get("about"):
+        folder = RunFolder(path)
+        try:
+            folder.write_config({**config, "about": about})
+        finally:
+            folder.close()
+
+
 def _fill(path: Path, source: Source, network: Network, settings: EmbedSettings, console: Console) -> dict[str, object]:
     started = time.monotonic()
     if any(may_have_passed(entry) for entry in read_entries(path / _QUARANTINE)):  # those images are read again
