@@ -153,7 +153,7 @@ def test_huggingfaces_vit(tmp_path, prefix):
     theirs = {prefix + n: v for n, v in renamed(with_projections(dict(module.state_dict())), *HF_VIT, *blocks).items()}
     theirs |= {"classifier.weight": torch.zeros(5, 32), "vit.pooler.dense.weight": torch.zeros(32, 32)}
     report = loads_exactly(module, theirs, tmp_path / "w.bin", "vit_tiny_patch16_224", 64, **create)
-    assert "huggingface transformer names" in report
+    assert "parameter names as in Hugging Face's ViTModel and Dinov2Model" in report
 
 
 @pytest.mark.parametrize("registers", [True, False])

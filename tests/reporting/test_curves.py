@@ -66,6 +66,16 @@ def test_no_loss_no_curve(tmp_path):
     assert loss_curve(contents(tmp_path, [{"step": 0, "loss": None}])) is None
 
 
+def test_what_a_clustering_logs_has_a_title_and_a_meaning(tmp_path):
+    names = ("change_ratio", "remade_at_start", "inertia", "inertia_super", "clusters", "largest_cluster", "row_error")
+    curves = other_curves(contents(tmp_path, [{"step": i, **dict.fromkeys(names, float(i))} for i in range(2)]))
+    assert len(curves) == len(names)
+    assert all(curve.title not in names and curve.meaning for curve in curves)
+    assert ("Labels that changed", "share of the images of a step that moved to another cluster") in {
+        (curve.title, curve.meaning) for curve in curves
+    }
+
+
 def test_one_point_is_no_curve_and_steps_that_were_never_skipped_are_left_out(tmp_path):
     rows = [{"step": s, "loss": 1.0, "skipped_steps": 0, "rankme": 3.0 + s} for s in (1, 2)]
     rows[1]["nmi_previous"] = 0.5

@@ -70,6 +70,16 @@ def test_a_folder_of_images_becomes_groups_and_a_page(tmp_path, photos, network,
     np.testing.assert_allclose(table["vectors"], read_embeddings(run / "embeddings.parquet").vectors, rtol=1e-6)
 
 
+def test_one_image_without_a_cluster_is_one_image(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    vectors = np.repeat(np.eye(3), [20, 20, 1], axis=0) + 0.01 * rng.standard_normal((41, 3))
+    np.save(tmp_path / "vectors.npy", vectors)
+    assert main(["cluster", str(tmp_path / "vectors.npy"), "--algorithm", "hdbscan", "--whiten", "0"]) == 0
+    out = capsys.readouterr().out
+    assert "40 images in 2 clusters of 20 images" in out
+    assert "1 image belongs to no cluster; it has the number -1" in out
+
+
 def test_a_folder_of_something_else_is_refused(tmp_path, photos, network, tiny):
     run = tmp_path / "run"
     api.cluster(photos, model=network, k=2, out=run, quiet=True)

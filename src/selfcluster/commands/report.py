@@ -129,7 +129,10 @@ def apply_rows(run: Path, file: Path) -> int:
 
 def add_flags(parser: argparse.ArgumentParser, words: list[str]) -> None:
     parser.add_argument(
-        "run", metavar="RUN|DATA", help="run folder, or images: they are clustered first, as `cluster` does"
+        "run",
+        metavar="RUN|DATA",
+        help="run folder, or images: these are embedded and clustered first, as by `selfcluster cluster DATA`, and the "
+        "clusters in runs/cluster-DATANAME are replaced",
     )
     parser.add_argument("--data", help="new place of the images, if they have moved")
     parser.add_argument("--out", help="HTML file; default RUN/report.html")
@@ -139,8 +142,8 @@ def add_flags(parser: argparse.ArgumentParser, words: list[str]) -> None:
     parser.add_argument(
         "--metadata",
         metavar="FILE.csv",
-        help="table with a column id or path and columns of metadata, as for evaluate metadata --table; the page can "
-        "then sort the clusters by each of them; default: EXIF",
+        help="table with a column id or path and columns of metadata; the page can then sort the clusters by each of "
+        "them; the same file as `evaluate metadata --table`; default: EXIF",
     )
     parser.add_argument(
         "--serve", action="store_true", help="serve the page to a browser on this machine, and save edits made there"

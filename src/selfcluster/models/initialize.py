@@ -212,10 +212,10 @@ def places(content: object, wrappers: set[str] = _WRAPPERS) -> Iterator[tuple[st
             place = "".join(f", {word} {text!r}" for word, text in (("key", key), ("prefix", prefix)) if text)
             outside = [name for name in table if not name.startswith(prefix)]
             yield place, inside, outside
-            for layout in LAYOUTS:
+            for words, layout in LAYOUTS:
                 renamed = layout(inside)
                 if renamed is not None:
-                    yield f"{place}, {layout.__name__.replace('_', ' ')} names", renamed, outside
+                    yield f"{place}, parameter names as in {words}", renamed, outside
 
 
 def _converted(module: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor] | None:

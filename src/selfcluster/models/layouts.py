@@ -136,9 +136,9 @@ def _stages(tensors: Tensors) -> dict[int, tuple[int, int]]:
     return stages
 
 
-LAYOUTS: tuple[Callable[[Tensors], dict[str, Tensor] | None], ...] = (
-    sequential_resnet,
-    huggingface_resnet,
-    huggingface_transformer,
-    efficientnet_pytorch,
+LAYOUTS: tuple[tuple[str, Callable[[Tensors], dict[str, Tensor] | None]], ...] = (  # what a message calls each
+    ("torchvision's ResNet in nn.Sequential", sequential_resnet),
+    ("Hugging Face's ResNetModel", huggingface_resnet),
+    ("Hugging Face's ViTModel and Dinov2Model", huggingface_transformer),
+    ("efficientnet_pytorch", efficientnet_pytorch),
 )

@@ -38,9 +38,19 @@ _TITLES = {
     "nmi_previous": ("NMI with the previous assignment", "agreement from 0 to 1; 1: the clusters no longer change"),
     "probe_accuracy": ("Online probe", "share of held-out images that a linear classifier of the features gets right"),
     "nmi_labels": ("Agreement with the given labels", "NMI of the clusters of training with the given labels"),
-    "inertia": ("Inertia", "sum of the squared distances of the features to their centroids"),
-    "change_ratio": ("Changed labels", "share of the batch's images that changed their cluster"),
-    "remade_at_start": ("Clusters refilled at the start", "number of clusters that were too small after k-means"),
+    "change_ratio": ("Labels that changed", "share of the images of a step that moved to another cluster"),
+    "remade_at_start": (
+        "Clusters refilled at the start",
+        "number of small clusters that were refilled after the first k-means",
+    ),
+    "inertia": ("Inertia", "sum of squared distances to the centers, as of the last k-means"),
+    "inertia_super": (
+        "Inertia of the super-clusters",
+        "sum of squared distances to their centers, as of the last k-means",
+    ),
+    "clusters": ("Clusters with images", "number, as of the last clustering"),
+    "largest_cluster": ("Largest cluster", "number of images, as of the last clustering"),
+    "row_error": ("Imbalance of the labeling", "error of the balanced assignment when it stopped; 0: exact"),
 }
 
 

@@ -73,3 +73,7 @@ def test_runs_are_ranked_and_keep_their_results(tmp_path, folders):
         api.evaluate("knn", runs)
     with pytest.raises(ValueError, match="--layer layer1: unlabeled measures"):
         api.evaluate("unlabeled", runs[0], layer="layer1")
+    config = runs[1] / "config.yaml"
+    config.write_text(config.read_text().replace(f"data: {folders}", "data: elsewhere"))
+    with pytest.raises(ValueError, match=rf"the runs have different images \({folders} and elsewhere\); name one set"):
+        api.evaluate("unlabeled", runs)
