@@ -121,6 +121,19 @@ def test_a_gradient_of_one_number_is_taken_and_fixed_images_get_none():
     assert distance(weight.grad, again.grad) < 1e-5
 
 
+def test_the_callers_default_type_changes_nothing():
+    images, weight = random(3, 8, 6, 6).requires_grad_(), random(8, 8, 3, 3, seed=1).requires_grad_()
+    expected = torch.autograd.grad(convolve_by_tiles(images, weight).square().sum(), (images, weight))
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = torch.autograd.grad(convolve_by_tiles(images, weight).square().sum(), (images, weight))
+        assert winograd.chosen().agrees()
+    finally:
+        torch.set_default_dtype(before)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
 @pytest.mark.parametrize("name", ["input_to_planes", "output_to_planes", "planes_to_output", "planes_to_input"])
 def test_the_number_of_threads_changes_no_bit_and_nothing_outside_is_written(name):
     kernel, results = winograd.chosen(), []

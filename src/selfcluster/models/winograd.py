@@ -109,30 +109,30 @@ class _Winograd(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         images, weight = ctx.saved_tensors
-        kernel, shape = ctx.kernel, weight.shape
+        kernel = ctx.kernel
         images, change = (x.contiguous(memory_format=torch.channels_last) for x in (images, gradients[0]))
-        weights, to_images = _to_planes(weight), torch.empty_like(images)
-        total = weights.new_zeros(weights.shape)
+        weights = _to_planes(weight)
+        total, to_images = torch.zeros_like(weights), torch.empty_like(images) if ctx.needs_input_grad[0] else None
         for rows, planes, products in _blocks(images, len(weight)):
             kernel.call("output_to_planes", change[rows], products)
             kernel.call("input_to_planes", images[rows], planes)
             total.baddbmm_(products.transpose(1, 2), planes)
-            if ctx.needs_input_grad[0]:
+            if to_images is not None:
                 torch.bmm(products, weights, out=planes)
                 kernel.call("planes_to_input", to_images[rows], planes)
-        to_weight = (_spread().T @ total.flatten(1)).view(3, 3, *shape[:2]).permute(2, 3, 0, 1)
-        return to_images if ctx.needs_input_grad[0] else None, to_weight, None
+        to_weight = (_spread(weight).T @ total.flatten(1)).view(3, 3, *weight.shape[:2]).permute(2, 3, 0, 1)
+        return to_images, to_weight, None
 
 
-def _spread() -> Tensor:
+def _spread(weight: Tensor) -> Tensor:
     """Return the matrix (36, 9) that makes G g G^T of a kernel g."""
-    matrix = torch.tensor(_G, dtype=torch.float64)
-    return torch.kron(matrix, matrix).float()
+    matrix = weight.new_tensor(_G, dtype=torch.float64)
+    return torch.kron(matrix, matrix).to(weight.dtype)
 
 
 def _to_planes(weight: Tensor) -> Tensor:
     """Return G g G^T of kernels (O, C, 3, 3): (36, O, C)."""
-    return (_spread() @ weight.permute(2, 3, 0, 1).reshape(9, -1)).view(_PLANES, *weight.shape[:2])
+    return (_spread(weight) @ weight.permute(2, 3, 0, 1).reshape(9, -1)).view(_PLANES, *weight.shape[:2])
 
 
 def _blocks(images: Tensor, channels: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
@@ -144,12 +144,12 @@ def _blocks(images: Tensor, channels: int) -> Iterator[tuple[slice, Tensor, Tens
     for first in range(0, count, at_once):
         rows = min(at_once, count - first) * tiles
         if planes.shape[1] != rows:
-            planes, products = (_room(rows, size) for size in (images.shape[1], channels))
+            planes, products = (_room(images, rows, size) for size in (images.shape[1], channels))
         yield slice(first, first + at_once), planes, products
 
 
-def _room(rows: int, channels: int) -> Tensor:
-    return torch.empty_strided((_PLANES, rows, channels), (rows * channels + _APART, channels, 1))
+def _room(images: Tensor, rows: int, channels: int) -> Tensor:
+    return images.new_empty_strided((_PLANES, rows, channels), (rows * channels + _APART, channels, 1))
 
 
 chosen = compiler.OnDemand(
