@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import io
 import logging
 import subprocess
@@ -23,7 +24,7 @@ from selfcluster.data.loader import Loader
 from selfcluster.data.problems import Finding, accepting_share, grouped, listed
 from selfcluster.data.quarantine import Quarantine, TooManyBadImages
 from selfcluster.data.sources import open_source
-from selfcluster.data.threads import DaemonThreads, ReadingStopped, ReadTimeout
+from selfcluster.data.threads import DaemonThreads, ReadingStopped, ReadTimeout, result_of
 
 SMOOTH = np.add.outer(np.arange(64), np.arange(64)).astype(np.uint8)
 
@@ -313,6 +314,23 @@ def test_a_run_that_is_asked_to_stop_does_not_wait_for_a_read(hanging, monkeypat
     with hanging.watch.stopping(lambda: True), pytest.raises(ReadingStopped):
         list(hanging.iterate_all())
     hanging.close()
+
+
+def test_ctrl_c_of_the_instant_before_a_wait_ends_it():
+    """Another thread sets Python's flag, which wakes no lock: as a signal that comes just before the lock is taken."""
+    pool, end = DaemonThreads(1, "test"), threading.Event()
+    threading.Timer(0.1, _thread.interrupt_main).start()
+    try:
+        future = pool.submit(end.wait, 30)
+        with pytest.raises(KeyboardInterrupt):
+            result_of(future)
+        assert not future.done()
+    finally:
+        end.set()
+        pool.shutdown()
+    assert result_of(DaemonThreads(1, "test").submit(lambda: 3)) == 3
+    with pytest.raises(ZeroDivisionError):
+        result_of(DaemonThreads(1, "test").submit(lambda: 1 // 0))
 
 
 def test_threads_that_work_while_the_program_ends_do_not_abort_it():

@@ -9,7 +9,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor, Future, wait
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -96,6 +96,13 @@ class DaemonThreads(Executor):
             except BaseException as error:
                 future.set_exception(error)
             del task, future, call  # or the last result would stay alive while the thread waits
+
+
+def result_of(future: Future[T]) -> T:
+    """Return the future's result. The wait has steps: a Ctrl-C of the instant before a wait is seen only after it."""
+    while not future.done():
+        wait([future], _POLL)
+    return future.result()
 
 
 def in_time(call: Callable[[], T], name: str, timeout: float | None = TIMEOUT) -> T:

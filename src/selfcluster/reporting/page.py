@@ -26,7 +26,7 @@ from markupsafe import Markup, escape
 
 from selfcluster.clustering.scores import rankme
 from selfcluster.data.sources import Source
-from selfcluster.data.threads import DaemonThreads
+from selfcluster.data.threads import DaemonThreads, result_of
 from selfcluster.evaluation.protocol import read_results
 from selfcluster.files import make_writable, write_atomically
 from selfcluster.reporting.album import Album, build_album, rows_of
@@ -136,7 +136,7 @@ def render_report(
     try:
         placing = pool.submit(place_images, album, landmarks, progress)
         reading = read_images(album, source, progress, with_exif=columns is None)
-        places = placing.result()
+        places = result_of(placing)
     finally:  # t-SNE cannot be stopped: Ctrl-C and errors do not wait for it
         pool.shutdown(wait=False)
     if columns is None:
