@@ -325,12 +325,13 @@ def test_ctrl_c_of_the_instant_before_a_wait_ends_it():
         with pytest.raises(KeyboardInterrupt):
             result_of(future)
         assert not future.done()
+        end.set()
+        assert result_of(pool.submit(lambda: 3)) == 3
+        with pytest.raises(ZeroDivisionError):
+            result_of(pool.submit(lambda: 1 // 0))
     finally:
         end.set()
         pool.shutdown()
-    assert result_of(DaemonThreads(1, "test").submit(lambda: 3)) == 3
-    with pytest.raises(ZeroDivisionError):
-        result_of(DaemonThreads(1, "test").submit(lambda: 1 // 0))
 
 
 def test_threads_that_work_while_the_program_ends_do_not_abort_it():
