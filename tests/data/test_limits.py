@@ -5,6 +5,7 @@ from __future__ import annotations
 import _thread
 import io
 import logging
+import signal
 import subprocess
 import sys
 import threading
@@ -319,6 +320,7 @@ def test_a_run_that_is_asked_to_stop_does_not_wait_for_a_read(hanging, monkeypat
 def test_ctrl_c_of_the_instant_before_a_wait_ends_it():
     """Another thread sets Python's flag, which wakes no lock: as a signal that comes just before the lock is taken."""
     pool, end = DaemonThreads(1, "test"), threading.Event()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     threading.Timer(0.1, _thread.interrupt_main).start()
     try:
         future = pool.submit(end.wait, 30)
@@ -330,6 +332,7 @@ def test_ctrl_c_of_the_instant_before_a_wait_ends_it():
         with pytest.raises(ZeroDivisionError):
             result_of(pool.submit(lambda: 1 // 0))
     finally:
+        signal.signal(signal.SIGINT, before)
         end.set()
         pool.shutdown()
 

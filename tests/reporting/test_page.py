@@ -287,9 +287,10 @@ def test_ctrl_c_does_not_wait_for_the_map(tmp_path):
     """The map is placed by a thread that nothing can stop: here it sleeps for ten minutes."""
     make_run(tmp_path / "run", names())
     code = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from selfcluster.reporting import page
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 def read(*arguments, **more):
     found = read_images(*arguments, **more)
     print("waiting for the map", flush=True)
