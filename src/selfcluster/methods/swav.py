@@ -83,15 +83,8 @@ class SwAV(Method):
 
     @classmethod
     def auto(cls, run: RunShape) -> dict[str, Choice]:
-        chosen = (
-            {}
-            if run.layout
-            else {
-                "epsilon": Choice(
-                    0.03, "sharper codes: at 0.05 the loss of small images and of short runs stays at ln K"
-                )
-            }
-        )
+        sharper = Choice(0.03, "sharper codes: at 0.05 the loss of small images and of short runs stays at ln K")
+        chosen = {} if run.layout else {"epsilon": sharper}
         chosen |= clusters_from_data(run)
         k, batch = run.given.get("num_prototypes", chosen["num_prototypes"].value), run.batch_size
         if k > batch:

@@ -2,8 +2,8 @@
 
 Lavin and Gray 2016, arXiv 1509.09308: Y = A^T [(G g G^T) . (B^T d B)] A for a tile Y of 4 x 4 outputs, the 6 x 6 inputs
 d that it sees, and a kernel g. The product of 36 numbers becomes 36 matrix products once it is summed over channels.
-Gradients are those of the same formula. The compiled kernel native_winograd.cpp transforms images and gradients, torch
-multiplies. In float32 the results differ from those of F.conv2d by a few millionths of their norm.
+Gradients are those of the same formula. The compiled kernel native_winograd.cpp transforms images and gradients. The
+matrix products are torch's. In float32 the results differ from those of F.conv2d by a few millionths of their norm.
 `selfcluster.compiler` builds the kernel. When it pays is decided in `convolution.py`.
 
 B images, C channels in, O channels out, T tiles an image.
@@ -25,6 +25,7 @@ from selfcluster import compiler
 
 LANES = 8  # the numbers of channels must be multiples of it
 _PLANES = 36
+_TRANSFORMS = ("input_to_planes", "output_to_planes", "planes_to_output", "planes_to_input")
 _BLOCK = 32 << 20  # bytes of the planes of inputs, and of those of outputs, that are held at a time
 _APART = 80  # numbers between planes: those whose distance is a power of 2 would fight for the same cache lines
 _G = [
@@ -42,21 +43,24 @@ class Kernel:
     """The functions of a built library."""
 
     def __init__(self, path: Path) -> None:
-        self._library = ctypes.CDLL(str(path))
+        library = ctypes.CDLL(str(path))
+        self._functions = {name: getattr(library, f"selfcluster_{name}") for name in _TRANSFORMS}
+        for function in self._functions.values():
+            function.argtypes, function.restype = [_POINTER, *[_SIZE] * 4, _POINTER, _SIZE, _INT], _SIZE
 
     def call(self, name: str, images: Tensor, planes: Tensor) -> None:
         """Transform images to planes, or planes to images.
 
         Args:
-            name: input_to_planes, output_to_planes, planes_to_output or planes_to_input.
+            name: one of `_TRANSFORMS`.
             images: (B, C, h, w) float32 with the channels of a position next to each other.
             planes: (36, B T, C) float32.
         """
-        function = getattr(self._library, f"selfcluster_{name}")
-        function.argtypes, function.restype = [_POINTER, *[_SIZE] * 4, _POINTER, _SIZE, _INT], _SIZE
         count, channels, height, width = images.shape
         threads = torch.get_num_threads()
-        if function(images.data_ptr(), count, height, width, channels, planes.data_ptr(), planes.stride(0), threads):
+        if self._functions[name](
+            images.data_ptr(), count, height, width, channels, planes.data_ptr(), planes.stride(0), threads
+        ):
             raise RuntimeError("no thread could be started; SELFCLUSTER_NATIVE=0 uses torch instead")
 
     def agrees(self) -> bool:

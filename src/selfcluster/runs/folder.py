@@ -27,7 +27,7 @@ from selfcluster.runs.formats import FormatError, modern_config
 
 CONFIG, STATUS, METRICS, CHECKPOINTS = "config.yaml", "status.json", "metrics.jsonl", "checkpoints"
 START, END = "start", "end"  # folders of the network before and after training
-START_SAMPLE = "start/sample.safetensors"  # features of a sample by the start network, which the end is compared with
+START_SAMPLE = f"{START}/sample.safetensors"  # features of a sample by the start network, for the comparison
 
 
 class RunError(ValueError):
